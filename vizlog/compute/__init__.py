@@ -1,0 +1,1 @@
+"""Pure tensor functions: tensors in, tensors or arrays out, no state."""

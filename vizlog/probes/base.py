@@ -1,0 +1,116 @@
+"""What a probe is: one view of a model, turned into records on its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vizlog.schedules import Schedule, as_schedule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from vizlog.batch import FixedBatch
+    from vizlog.capture import Request, Survey
+    from vizlog.records import Record
+
+__all__ = ["Context", "Figures", "Probe"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a probe may look at when it is due.
+
+    Args:
+        step, epoch: of the step that is due; epoch is None where no source of epochs is known.
+        models: name -> bare module (wrappers taken off, in the state after the step); one model alone is named "".
+        optimizers: the watched optimizers, whose `param_groups` hold the learning rates.
+        captured: what `wants` asked for: key -> {canonical name: what the reducer returned}.
+        batch: the fixed batch, or None.
+        rank, world: this process among those that train together; 0 and 1 alone.
+    """
+
+    step: int
+    epoch: int | None
+    models: Mapping[str, nn.Module]
+    optimizers: tuple[torch.optim.Optimizer, ...] = ()
+    captured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    batch: FixedBatch | None = None
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def model(self) -> nn.Module:
+        """The only model, or the first of several."""
+        return next(iter(self.models.values()))
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """One per parameter group, over all optimizers."""
+        return tuple(float(group["lr"]) for o in self.optimizers for group in o.param_groups if "lr" in group)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A health figure of each layer, in order of depth; what a step's probes yield of one kind is drawn together.
+
+    Args:
+        kind: "dead_units", "zeros", "saturated", "nonfinite", "gradient_norm" or "update_ratio".
+        values: layer -> figure; NaN where it has none.
+        worst: whether the highest or the lowest figure is the worst.
+        source: what was looked at, where one kind has several ("weights", "gradients", "activations").
+    """
+
+    kind: str
+    values: Mapping[str, float]
+    caption: str = ""
+    source: str = ""
+
+
+class Probe:
+    """One view of a model, turned into records on its schedule.
+
+    A probe of one's own subclasses this and gives `measure` and `finish`; `wants` only if it looks at gradients or at what passes
+    through the model.
+
+    Args:
+        every: a number of steps, or a schedule.
+    """
+
+    slow: ClassVar[bool] = False
+    """Whether `finish` may take seconds: it then never holds up other records."""
+
+    reads_only: ClassVar[bool] = False
+    """Whether `measure` does nothing but pass on what was captured, so that it needs no isolation."""
+
+    def __init__(self, *, every: int | Schedule = 100) -> None:
+        self.schedule = as_schedule(every)
+
+    @property
+    def name(self) -> str:
+        """How messages and `health/vizlog_seconds/…` call it."""
+        return type(self).__name__
+
+    def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
+        """Called once before the first step, with what a pass over the fixed batch met (None: no batch).
+
+        Raises:
+            ValueError: what was asked for does not exist in these models, or needs a batch; says what to do.
+        """
+
+    def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
+        """What must be captured while the step runs: a key of one's own -> a request. Called at each due step."""
+        return {}
+
+    def measure(self, context: Context) -> Any:
+        """Small tensors, arrays and plain data that go to `finish`; runs on the training thread, after the step, isolated.
+
+        Tensors may lie on any device, nested in dicts, lists, tuples and dataclasses: they reach `finish` on the CPU, as copies.
+        """
+        return context.captured
+
+    def finish(self, measured: Any) -> Iterable[Record | Figures]:
+        """Turns what was measured into records; runs on the worker."""
+        raise NotImplementedError(f"{self.name} needs a finish(measured) that yields records")

@@ -1,0 +1,1 @@
+"""Records drawn: `raster` as pixels, `figures` as interactive figures."""
