@@ -1,0 +1,323 @@
+"""The fixed batch: the held-out examples that pictures are made of, and how to run the model on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vizlog.records import Pixels
+
+__all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "describe"]
+
+Tree: TypeAlias = Any
+"""A tensor, or tuples, lists and mappings of tensors; anything else in it passes through."""
+
+MOST = 256
+"""The most examples a batch keeps."""
+
+PICTURES = 8
+"""How many of the first examples pictures are made of."""
+
+CHUNK = 32
+"""How many examples go through the model at once, and how many activations are counted on."""
+
+
+class BatchDoesNotFit(ValueError):
+    """The model could not be run on the fixed batch, or its output could not be read; says what came and what to give."""
+
+
+class FixedBatch:
+    """Examples to look at the model with, the same at every step.
+
+    At most 256 are kept, balanced over the classes; they are put in the order class 0, 1, 2 …, 0, 1, 2 …, so that the first few already
+    show every class. `ids` says which example of the given ones each is.
+
+    Args:
+        inputs: what the model takes, examples along dimension 0. A mapping goes in as `model(**inputs)`, a tuple as `model(*inputs)`,
+            anything else as `model(inputs)`. What is no tensor, or has another length, passes through.
+        targets: (N,) class numbers, or whatever `loss` takes; by default `inputs["labels"]` of a mapping.
+        forward: (model, inputs) -> output, where the model is called in another way; with several models it is given all of them as a dict.
+        score: output -> (N, classes) logits, where they cannot be found in the output.
+        loss: (output, targets) -> scalar or (N,), what examples are scored by where there are no classes.
+        class_names: a name for each class number.
+        tokens: how token ids read: a sequence of strings by id, a tokenizer, or a function of a list of ids.
+        mean, std: per channel, what the inputs were normalised with; only for showing them.
+
+    Raises:
+        TypeError, ValueError: what was given is no batch; says what was expected.
+    """
+
+    def __init__(
+        self,
+        inputs: Tree,
+        targets: Any = None,
+        *,
+        forward: Callable[[Any, Any], Any] | None = None,
+        score: Callable[[Any], Tensor] | None = None,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        class_names: Sequence[str] | None = None,
+        tokens: Any = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+    ) -> None:
+        for name, value in (("forward", forward), ("score", score), ("loss", loss)):
+            if value is not None and not callable(value):
+                raise TypeError(f"FixedBatch({name}=) takes a function, got {type(value).__name__}")
+        tensors = _tensors(inputs)
+        if not tensors:
+            raise TypeError(f"a fixed batch needs at least one tensor with examples along dimension 0, got {describe(inputs)}")
+        number = len(tensors[0])
+        if number == 0:
+            raise ValueError(f"a fixed batch needs at least one example, got {describe(inputs)}")
+        if targets is None and isinstance(inputs, Mapping):
+            targets = inputs.get("labels")
+        if isinstance(targets, Tensor) and (targets.ndim == 0 or len(targets) != number):
+            raise ValueError(f"targets must be one for each of the {number} examples, got {describe(targets)}")
+        self.ids = _balanced(targets, number)
+        self.inputs: Tree = _take(inputs, self.ids, number)
+        self.targets: Any = _take(targets, self.ids, number)
+        self.forward, self.score, self.loss = forward, score, loss
+        self.class_names = tuple(str(name) for name in class_names) if class_names is not None else ()
+        self.tokens = tokens
+        self.mean, self.std = mean, std
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"FixedBatch({describe(self.inputs)}, targets={describe(self.targets)})"
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(N,) int64 class numbers on the CPU, or None where the targets are no classes."""
+        targets = self.targets
+        if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+            return None
+        return targets.detach().cpu().long()
+
+    def class_name(self, number: int) -> str:
+        """What a class is called: its name where one was given, else its number."""
+        return self.class_names[number] if 0 <= number < len(self.class_names) else str(number)
+
+    def part(self, start: int, stop: int, device: torch.device | None = None) -> FixedBatch:
+        """Examples start … stop of this batch, on `device`."""
+        part = object.__new__(FixedBatch)
+        part.__dict__.update(self.__dict__)
+        rows = torch.arange(len(self))[start:stop]
+        part.ids = self.ids[start:stop]
+        part.inputs = _move(_take(self.inputs, rows, len(self)), device)
+        part.targets = _move(_take(self.targets, rows, len(self)), device)
+        return part
+
+    def with_inputs(self, inputs: Tree) -> FixedBatch:
+        """The same examples with other inputs (noisy ones, or ones that require a gradient)."""
+        other = object.__new__(FixedBatch)
+        other.__dict__.update(self.__dict__)
+        other.inputs = inputs
+        return other
+
+    def run(self, models: Mapping[str, nn.Module]) -> Any:
+        """The output of the model on these examples, in whatever mode the caller has put it."""
+        model = next(iter(models.values()))
+        if self.forward is not None:
+            return self.forward(model if len(models) == 1 else dict(models), self.inputs)
+        if isinstance(self.inputs, Mapping):
+            return model(**self.inputs)
+        if isinstance(self.inputs, tuple):
+            return model(*self.inputs)
+        return model(self.inputs)
+
+    def logits(self, output: Any) -> Tensor | None:
+        """(N, classes) pre-softmax scores found in `output`, or None where there are none.
+
+        Scores at every position (N, T, classes) of token inputs are taken at the last position that is no padding.
+        """
+        if self.score is not None:
+            logits = self.score(output)
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(self):
+                raise BatchDoesNotFit(
+                    f"FixedBatch(score=) must return (N, classes) with N={len(self)}, got {describe(logits)}"
+                )
+            return logits
+        found = _logits(output, len(self))
+        if found is None or (self.labels is None and any(found.shape == x.shape for x in self._rows)):
+            return None  # an output shaped like an input is a reconstruction, no class scores
+        if found.ndim == 3:
+            if self.token_ids is None or found.shape[1] != self.token_ids.shape[1]:
+                return None
+            found = found[torch.arange(len(found), device=found.device), self.last_positions.to(found.device)]
+        return found
+
+    def losses(self, output: Any) -> Tensor | None:
+        """(N,) loss of each example, a scalar loss of all, or None where there is no way to tell."""
+        if self.loss is not None:
+            return self.loss(output, self.targets)
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        return loss if isinstance(loss, Tensor) else None
+
+    @property
+    def images(self) -> Tensor | None:
+        """The input that is images, (N, C, H, W) floating with C 1, 3 or 4, or None."""
+        return next(
+            (x for x in self._rows if x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.is_floating_point() and x.shape[2] > 1),
+            None,
+        )
+
+    @property
+    def token_ids(self) -> Tensor | None:
+        """The input that is token ids, (N, T) integers, or None."""
+        if isinstance(self.inputs, Mapping) and isinstance(self.inputs.get("input_ids"), Tensor):
+            ids: Tensor = self.inputs["input_ids"]
+            return ids
+        return next(
+            (x for x in self._rows if x.ndim == 2 and x.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)),
+            None,
+        )
+
+    @property
+    def token_mask(self) -> Tensor:
+        """(N, T) bool on the CPU, False where a token is padding (a mapping's `attention_mask`)."""
+        ids = self.token_ids
+        assert ids is not None, "only for token inputs"
+        mask = self.inputs.get("attention_mask") if isinstance(self.inputs, Mapping) else None
+        if isinstance(mask, Tensor) and mask.shape == ids.shape:
+            return mask.detach().cpu().bool()
+        return torch.ones(ids.shape, dtype=torch.bool)
+
+    @property
+    def last_positions(self) -> Tensor:
+        """(N,) the last position of each example that is no padding."""
+        mask = self.token_mask
+        positions = torch.arange(mask.shape[1]).expand(mask.shape)
+        return positions.masked_fill(~mask, 0).amax(1)
+
+    def token_names(self, example: int) -> list[str]:
+        """The tokens of one example as strings, padding included."""
+        ids = self.token_ids
+        assert ids is not None, "only for token inputs"
+        row = ids[example].tolist()
+        if self.tokens is None:
+            return [str(token) for token in row]
+        if hasattr(self.tokens, "convert_ids_to_tokens"):
+            return [str(token) for token in self.tokens.convert_ids_to_tokens(row)]
+        if callable(self.tokens):
+            return [str(token) for token in self.tokens(row)]
+        return [str(self.tokens[token]) if 0 <= token < len(self.tokens) else str(token) for token in row]
+
+    def thumbnails(self, number: int | None = None) -> Pixels | None:
+        """The first `number` image inputs as (N, H, W, C) uint8, or None where the inputs are no images.
+
+        De-normalised by `mean` and `std` where given; else values in [0, 1] are taken as they are and others stretched over their range.
+        """
+        images = self.images
+        if images is None:
+            return None
+        values = images[:number].detach().float().cpu().numpy()
+        if self.mean is not None or self.std is not None:
+            values = values * _per_channel(self.std, 1.0) + _per_channel(self.mean, 0.0)
+        else:
+            finite = images.detach().float().cpu().numpy()
+            finite = finite[np.isfinite(finite)]
+            low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+            if low < 0 or high > 1:
+                values = (values - low) / max(high - low, 1e-12)
+        values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
+        pixels: Pixels = (values * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+        return pixels
+
+    @property
+    def _rows(self) -> list[Tensor]:
+        return [tensor for tensor in _tensors(self.inputs) if len(tensor) == len(self)]
+
+
+def as_fixed_batch(batch: Any) -> FixedBatch | None:
+    """What a person gave as `batch=` -> a FixedBatch.
+
+    Raises:
+        TypeError: it is neither a FixedBatch, (inputs, targets), a tensor, nor a mapping.
+    """
+    if batch is None or isinstance(batch, FixedBatch):
+        return batch
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return FixedBatch(*batch)
+    if isinstance(batch, (Tensor, Mapping)):
+        return FixedBatch(batch)
+    raise TypeError(
+        f"batch= takes (inputs, targets), a vizlog.FixedBatch or a function that returns one, got {describe(batch)}"
+    )
+
+
+def describe(value: Any) -> str:
+    """A value in a few words, for messages: `float32 (8, 3, 32, 32)`."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {describe(part)}" for name, part in list(value.items())[:8]) + "}"
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(describe(part) for part in value[:8]) + (", …)" if len(value) > 8 else ")")
+    return "None" if value is None else type(value).__name__
+
+
+def _balanced(targets: Any, number: int) -> Tensor:
+    """Which examples to keep, in which order: round-robin over the classes where there are classes, else evenly spread."""
+    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+        return torch.linspace(0, number - 1, min(number, MOST)).round().long()
+    labels = targets.detach().cpu().long()
+    turn = torch.zeros_like(labels)
+    for label in labels.unique():
+        rows = labels == label
+        turn[rows] = torch.arange(int(rows.sum()))
+    order = sorted(range(number), key=lambda row: (int(turn[row]), int(labels[row])))
+    return torch.tensor(order[:MOST])
+
+
+def _tensors(tree: Tree) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree] if tree.ndim else []
+    if isinstance(tree, Mapping):
+        return [tensor for part in tree.values() for tensor in _tensors(part)]
+    if isinstance(tree, (tuple, list)):
+        return [tensor for part in tree for tensor in _tensors(part)]
+    return []
+
+
+def _map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {name: _map(function, part) for name, part in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_map(function, part) for part in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_map(function, part) for part in tree)
+    return tree
+
+
+def _take(tree: Tree, rows: Tensor, number: int) -> Tree:
+    return _map(lambda x: x[rows.to(x.device)] if x.ndim and len(x) == number else x, tree)
+
+
+def _move(tree: Tree, device: torch.device | None) -> Tree:
+    return tree if device is None else _map(lambda x: x.to(device, non_blocking=True), tree)
+
+
+def _logits(output: Any, number: int) -> Tensor | None:
+    """The first (N, classes) or (N, T, classes) tensor of an output, `.logits` first."""
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    parts = [named] if isinstance(named, Tensor) else [output] if isinstance(output, Tensor) else None
+    if parts is None:
+        parts = list(output.values()) if isinstance(output, Mapping) else list(output) if isinstance(output, (tuple, list)) else []
+    for part in parts:
+        if isinstance(part, Tensor) and part.ndim in (2, 3) and len(part) == number and part.is_floating_point():
+            return part
+    return None
+
+
+def _per_channel(value: float | Sequence[float] | None, default: float) -> NDArray[np.float32]:
+    array = np.asarray(default if value is None else value, dtype=np.float32)
+    return array.reshape(-1, 1, 1)

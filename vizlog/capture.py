@@ -1,0 +1,435 @@
+"""Taking tensors from a forward: the only file that hooks modules or torch functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
+from vizlog.selection import named_modules
+
+__all__ = [
+    "AttentionCalls",
+    "Call",
+    "Capture",
+    "Gradients",
+    "Layer",
+    "Outputs",
+    "Request",
+    "Survey",
+    "Updates",
+    "Weights",
+    "replaced",
+    "survey",
+]
+
+
+# What a probe may ask for ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters after the step. `reduce` takes a list of tensors and gives a small result for each; `names` are canonical."""
+
+    names: tuple[str, ...]
+    reduce: Callable[[list[Tensor]], list[Any]]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients as the optimizer uses them: unscaled, clipped, summed over ranks. Parameters without one are left out."""
+
+    names: tuple[str, ...]
+    reduce: Callable[[list[Tensor]], list[Any]]
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Parameters before and after the step; `reduce` takes (before, after), of which the first is a copy of ours."""
+
+    names: tuple[str, ...]
+    reduce: Callable[[Tensor, Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Outputs of modules and of functional activations; captured is a list for each layer: one result a call of the forward.
+
+    Args:
+        matches: (layer, module or None for a functional activation) -> whether it is wanted.
+        reduce: run inside the forward, under no_grad; what it returns must be small and its own.
+        examples: how many of the fixed batch's examples to run.
+        live: whether the training forward is looked at instead of a pass over the fixed batch.
+    """
+
+    matches: Callable[[str, nn.Module | None], bool]
+    reduce: Callable[[Call], Any]
+    examples: int = 32
+    live: bool = False
+
+
+@dataclass(frozen=True)
+class AttentionCalls:
+    """Calls of attention functions and of softmax; those for which `reduce` returns None are no attention."""
+
+    reduce: Callable[[Call], Any]
+    examples: int = 2
+    live: ClassVar[bool] = False
+
+
+Request: TypeAlias = Weights | Gradients | Updates | Outputs | AttentionCalls
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module or function, seen from inside the forward.
+
+    Args:
+        layer: canonical name; a second call in one forward is `name@2`. A functional call is named by enclosing module and function.
+        module: the module called, None for a function.
+        function: the function called, None for a module.
+        args, kwargs: what it was called with.
+        output: what it returned.
+        channel_dim: the dimension of `tensor` that counts units: 1 for convolutions and what follows them, else −1.
+    """
+
+    layer: str
+    module: nn.Module | None
+    function: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+    channel_dim: int = -1
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The first tensor of the output."""
+        return first_tensor(self.output)
+
+    @property
+    def input(self) -> Tensor | None:
+        """The first tensor that it was called with."""
+        found = first_tensor(self.args)
+        return found if found is not None else first_tensor(dict(self.kwargs))
+
+    @property
+    def kind(self) -> str:
+        """The module's class name or the function's name: "Conv2d", "relu"."""
+        if self.module is not None:
+            return type(self.module).__name__
+        return _ACTIVATIONS.get(self.function, getattr(self.function, "__name__", "function"))  # type: ignore[arg-type]
+
+
+# Capturing -------------------------------------------------------------------------------------------------------------------------
+
+
+class Capture:
+    """Results of requests for outputs and attention, filled while `attached`.
+
+    Args:
+        models: name -> bare module.
+        requests: anything hashable -> what is wanted.
+
+    `results[key][layer]` is a list, one result a call; `errors[key]` is the first exception that a reducer raised, kept from the forward.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], requests: Mapping[Any, Outputs | AttentionCalls]) -> None:
+        self.models = models
+        self.results: dict[Any, dict[str, list[Any]]] = {key: {} for key in requests}
+        self.errors: dict[Any, Exception] = {}
+        self._outputs = {key: request for key, request in requests.items() if isinstance(request, Outputs)}
+        self._attention = {key: request for key, request in requests.items() if isinstance(request, AttentionCalls)}
+        self._mode = _Functions(self)
+        self._stack: list[tuple[str, nn.Module]] = []
+        self._calls: Counter[str] = Counter()
+        self._channel_dims: dict[tuple[int, ...], int] = {}
+        self._last_functional: Any = None
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Around one forward: hooks go on before and come off after it, whatever it raises."""
+        self.restart()
+        with ExitStack() as stack:
+            self.attach(stack)
+            with self._mode:
+                yield
+
+    def attach(self, stack: ExitStack) -> None:
+        """Hooks the modules until `stack` closes."""
+        for name, module in named_modules(self.models).items():
+            for handle in (
+                module.register_forward_pre_hook(_Hook(self._enter, name), with_kwargs=True),
+                module.register_forward_hook(_Hook(self._leave, name), with_kwargs=True, always_call=True),
+            ):
+                stack.callback(handle.remove)
+
+    def restart(self) -> None:
+        """Before each forward: call numbers count from one again."""
+        self._calls.clear()
+        self._channel_dims.clear()
+        self._stack.clear()
+        self._last_functional = None
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._stack.append((name, module))
+
+    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        # A forward that raised leaves entries above this one.
+        while self._stack and self._stack.pop()[1] is not module:
+            pass
+        if output is None or not name:
+            return
+        tensor = first_tensor(output)
+        if tensor is None:
+            return
+        dim = self._channel_dim(module, tensor)
+        layer = self._numbered(name)
+        if tensor is self._last_functional and not module._modules:
+            return  # a module that only calls a function: its output was seen there
+        self._reduce(self._outputs, Call(layer, module, None, args, kwargs, output, dim))
+
+    def function_called(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        """A torch function returned `output`."""
+        name, module = self._stack[-1] if self._stack else ("", None)
+        if self._attention and function in _MAY_BE_ATTENTION:
+            self._reduce(self._attention, Call(name, None, function, args, kwargs, output))
+        kind = _ACTIVATIONS.get(function)
+        if kind is None or not isinstance(output, Tensor) or _is_activation(module):
+            return
+        layer = self._numbered(f"{name}.{kind}" if name else kind)
+        self._last_functional = output
+        self._reduce(self._outputs, Call(layer, None, function, args, kwargs, output, self._channel_dim(None, output)))
+
+    def _reduce(self, requests: Mapping[Any, Outputs | AttentionCalls], call: Call) -> None:
+        for key, request in requests.items():
+            if key in self.errors:
+                continue
+            try:
+                if isinstance(request, Outputs) and not request.matches(call.layer, call.module):
+                    continue
+                with torch.no_grad(), torch._C.DisableTorchFunction():
+                    result = request.reduce(call)
+            except Exception as error:  # it must not reach the forward, which may be the user's own
+                self.errors[key] = error
+                continue
+            if result is not None:
+                layer = call.layer if isinstance(request, Outputs) else self._numbered_attention(key, call.layer)
+                self.results[key].setdefault(layer, []).append(result)
+
+    def _numbered(self, name: str) -> str:
+        self._calls[name] += 1
+        return name if self._calls[name] == 1 else f"{name}@{self._calls[name]}"
+
+    def _numbered_attention(self, key: Any, name: str) -> str:
+        number = self._calls[f"attention {id(key)} {name}"] = self._calls[f"attention {id(key)} {name}"] + 1
+        name = name or "attention"
+        return name if number == 1 else f"{name}@{number}"
+
+    def _channel_dim(self, module: nn.Module | None, tensor: Tensor) -> int:
+        shape = tuple(tensor.shape)
+        if isinstance(module, _CHANNELS_FIRST) and tensor.ndim > 2:
+            dim = 1
+        elif isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding)):
+            dim = -1
+        else:  # an activation or a block: units lie where they lay in the last output of this shape
+            dim = self._channel_dims.get(shape, 1 if tensor.ndim > 3 else -1)
+        self._channel_dims[shape] = dim
+        return dim
+
+
+class _Functions(TorchFunctionMode):
+    """Tells a capture of every torch function the forward calls; what those call themselves is not seen."""
+
+    def __init__(self, capture: Capture) -> None:
+        super().__init__()
+        self._capture = capture
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _WATCHED:
+            return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        self._capture.function_called(func, args, kwargs, output)
+        return output
+
+
+class _Hook:
+    """A hook that does not travel: copies and pickles of a hooked model carry one that does nothing."""
+
+    def __init__(self, function: Callable[..., None], name: str) -> None:
+        self._function, self._name = function, name
+
+    def __call__(self, *args: Any) -> None:
+        self._function(self._name, *args)
+
+    def __deepcopy__(self, memo: Any) -> _Nothing:
+        return _Nothing()
+
+    def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
+        return _Nothing, ()
+
+
+class _Nothing:
+    def __call__(self, *args: Any) -> None:
+        return None
+
+
+@contextmanager
+def replaced(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the output of `module` (its first tensor) is what `function` makes of it; for gradients with respect to it."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return function(output)
+        if isinstance(output, tuple) and isinstance(output[0], Tensor):
+            return (function(output[0]), *output[1:])
+        raise TypeError(f"{type(module).__name__} returns {describe(output)}; its first part must be a tensor")
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# A first look ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call met in a forward: its name, module (None: a functional activation), and the shapes of input and output."""
+
+    name: str
+    module: nn.Module | None
+    kind: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    channel_dim: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one forward over the first examples of the fixed batch met.
+
+    Args:
+        batch: the fixed batch.
+        layers: modules and functional activations in the order they ran.
+        attention: names of the layers in which an attention function ran.
+        scored: "logits", "loss" or "" : what examples can be scored by.
+    """
+
+    batch: FixedBatch
+    layers: tuple[Layer, ...]
+    attention: tuple[str, ...]
+    scored: str
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    def of_type(self, *types: type[nn.Module]) -> list[Layer]:
+        """Layers of these module types, in the order they ran."""
+        return [layer for layer in self.layers if isinstance(layer.module, types)]
+
+
+def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
+    """Runs the first two examples once and notes what ran; the caller isolates.
+
+    Raises:
+        BatchDoesNotFit: the model could not be run on them; says which shapes came and what it raised.
+    """
+    layers: list[Layer] = []
+    attention: list[str] = []
+
+    def note(call: Call) -> None:
+        tensor, given = call.tensor, call.input
+        layers.append(
+            Layer(
+                call.layer,
+                call.module,
+                call.kind,
+                tuple(given.shape) if given is not None else (),
+                tuple(tensor.shape) if tensor is not None else (),
+                call.channel_dim,
+            )
+        )
+
+    def note_attention(call: Call) -> None:
+        attention.append(call.layer)
+
+    capture = Capture(models, {"o": Outputs(lambda name, module: True, note), "a": AttentionCalls(note_attention)})
+    first = batch.part(0, 2, device_of(models))
+    try:
+        with torch.no_grad(), capture.forward():
+            output = first.run(models)
+    except Exception as error:
+        model = next(iter(models.values()))
+        raise BatchDoesNotFit(
+            f"{type(model).__name__} could not be run on the fixed batch: its inputs are {describe(first.inputs)}, and the model "
+            f"raised {type(error).__name__}: {error}. Give inputs as the model takes them, or say how to run it with FixedBatch(forward=…)"
+        ) from error
+    for error in capture.errors.values():
+        raise error
+    scored = "logits" if first.logits(output) is not None else "loss" if first.losses(output) is not None else ""
+    return Survey(batch, tuple(layers), tuple(dict.fromkeys(attention)), scored)
+
+
+def device_of(models: Mapping[str, nn.Module]) -> torch.device:
+    """Where the first parameter of the models lies; the CPU where there is none."""
+    return next((parameter.device for model in models.values() for parameter in model.parameters()), torch.device("cpu"))
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first tensor in nested tuples, lists, dicts, model outputs and dataclasses."""
+    if isinstance(value, Tensor):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, part.name) for part in dataclasses.fields(value)]
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            return leaf
+    return None
+
+
+def _is_activation(module: nn.Module | None) -> bool:
+    return (
+        module is not None
+        and type(module).__module__ == "torch.nn.modules.activation"
+        and not isinstance(module, nn.MultiheadAttention)
+    )
+
+
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
+
+_NAMES = (
+    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish hardswish hardtanh hardtanh_ hardsigmoid "
+    "sigmoid sigmoid_ tanh tanh_ softmax softplus softsign prelu rrelu rrelu_ glu"
+).split()
+_ACTIVATIONS: dict[Any, str] = {
+    getattr(home, name): name.rstrip("_") for name in _NAMES for home in (F, torch, Tensor) if hasattr(home, name)
+}
+
+_MAY_BE_ATTENTION: set[Any] = {
+    F.scaled_dot_product_attention,
+    F.multi_head_attention_forward,
+    F.softmax,
+    torch.softmax,
+    Tensor.softmax,
+}
+
+_WATCHED = _MAY_BE_ATTENTION | set(_ACTIVATIONS)

@@ -1,0 +1,139 @@
+"""The guard: run a model again so that training cannot tell."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["isolated"]
+
+
+@contextmanager
+def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, the models are in eval mode and run eagerly; afterwards everything is as it was before, whatever was raised.
+
+    Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy; the contents of every buffer and
+    other tensor attribute (metric states); every module's attributes, lists and dicts, each training flag separately (a frozen
+    BatchNorm stays frozen); every `.grad`, which is None inside. A LightningModule's `log` does nothing inside.
+
+    What cannot be kept: objects of other kinds that a forward changes from within, such as a key-value cache.
+    """
+    models = list(models)
+    modules = list({id(module): module for model in models for module in model.modules()}.values())
+    with ExitStack() as stack:
+        stack.enter_context(_random_states(models))
+        stack.enter_context(_eager())
+        stack.enter_context(_gradients(models))
+        stack.enter_context(_tensors(modules))
+        stack.enter_context(_attributes(modules))
+        for module in modules:
+            # Through __dict__: a user's __setattr__ or a metric's must not see it.
+            module.__dict__["training"] = False
+            for name in ("log", "log_dict"):
+                if hasattr(type(module), name) and hasattr(type(module), "training_step"):
+                    module.__dict__[name] = _silent
+        yield
+
+
+@contextmanager
+def _random_states(models: list[nn.Module]) -> Iterator[None]:
+    devices = {parameter.device for model in models for parameter in model.parameters()}
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    legacy = numpy.random.get_state() if numpy is not None else None
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for kind in {device.type for device in devices} - {"cpu", "meta"}:
+            indices = [device.index or 0 for device in devices if device.type == kind]
+            stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            if numpy is not None:
+                numpy.random.set_state(legacy)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    # Calling a compiled module in another mode or shape would add a graph for each. Where dynamo was never imported nothing is compiled.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def _gradients(models: list[nn.Module]) -> Iterator[None]:
+    kept = [(parameter, parameter.grad) for model in models for parameter in model.parameters()]
+    for parameter, gradient in kept:
+        if gradient is not None:
+            parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in kept:
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+
+
+@contextmanager
+def _tensors(modules: list[nn.Module]) -> Iterator[None]:
+    kept = {
+        id(tensor): (tensor, tensor.detach().clone())
+        for module in modules
+        for values in (module._buffers, module.__dict__)
+        for tensor in values.values()
+        if isinstance(tensor, Tensor) and not tensor.is_meta
+    }
+    try:
+        yield
+    finally:
+        for tensor, copy in kept.values():
+            # `.data` leaves the version counter alone: a graph that saved this buffer can still run its backward.
+            tensor.data.copy_(copy)
+
+
+@contextmanager
+def _attributes(modules: list[nn.Module]) -> Iterator[None]:
+    kept = []
+    for module in modules:
+        attributes = dict(module.__dict__)
+        containers = [(value, value.copy()) for value in attributes.values() if type(value) in _CONTAINERS]
+        kept.append((module.__dict__, attributes, containers))
+    try:
+        yield
+    finally:
+        for current, attributes, containers in kept:
+            if not _same(current, attributes):
+                current.clear()
+                current.update(attributes)
+            for container, copy in containers:
+                _put_back(container, copy)
+
+
+_CONTAINERS = (list, dict, set)
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return len(a) == len(b) and all(a.get(name, a) is value for name, value in b.items())
+
+
+def _put_back(container: Any, copy: Any) -> None:
+    if isinstance(container, list):
+        if len(container) != len(copy) or any(a is not b for a, b in zip(container, copy, strict=True)):
+            container[:] = copy
+    elif isinstance(container, set):
+        if container != copy:
+            container.clear()
+            container.update(copy)
+    elif not _same(container, copy):
+        container.clear()
+        container.update(copy)
+
+
+def _silent(*args: Any, **kwargs: Any) -> None:
+    """Stands in for LightningModule.log, which would add our pass to the run's own metrics."""

@@ -1,0 +1,196 @@
+"""Which modules and parameters: names, patterns and types -> what a probe looks at.
+
+Canonical names are those of `named_modules()` with every wrapper's part taken out, so that an eager, a compiled and a distributed run
+write the same tags. With several models each name begins with the model's own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from torch import nn
+
+__all__ = [
+    "Select",
+    "bare",
+    "check_select",
+    "matcher",
+    "named_models",
+    "named_modules",
+    "named_parameters",
+    "nothing_matches",
+    "spread",
+]
+
+Select: TypeAlias = (
+    "str | re.Pattern[str] | type[nn.Module] | Callable[[str, Any], bool] | Sequence[Select] | None"
+)
+"""A glob over canonical names, `"re:…"` or a compiled pattern, a module type, a function of (name, module or parameter), a list of
+these (any of them), or None for everything."""
+
+Matcher: TypeAlias = Callable[[str, Any], bool]
+T = TypeVar("T")
+
+# Where a wrapper keeps what it wraps: torch.compile, FSDP1, activation checkpointing, DDP / DataParallel.
+_WRAPPED_AS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """`model` without the wrappers of torch.compile, DataParallel and DistributedDataParallel around it."""
+    while True:
+        inner = model._modules.get("_orig_mod")
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def named_models(model: Any) -> dict[str, nn.Module]:
+    """What a person gave as model -> {name: bare module}; one alone is named "".
+
+    Raises:
+        TypeError: it is neither a module, nor a list or dict of modules.
+    """
+    if isinstance(model, nn.Module) and not isinstance(model, (nn.ModuleList, nn.ModuleDict)):
+        return {"": bare(model)}
+    if isinstance(model, (Mapping, nn.ModuleDict)):
+        models = {str(name): part for name, part in model.items()}
+    elif isinstance(model, (Sequence, nn.ModuleList)) and not isinstance(model, str):
+        models = {str(number): part for number, part in enumerate(model)}
+    else:
+        raise TypeError(f"model must be an nn.Module, a list or a dict of them, got {type(model).__name__}")
+    wrong = [f"{name}: {type(part).__name__}" for name, part in models.items() if not isinstance(part, nn.Module)]
+    if wrong or not models:
+        raise TypeError(f"every model must be an nn.Module, got {', '.join(wrong) or 'none at all'}")
+    return {name: bare(part) for name, part in models.items()}
+
+
+def named_modules(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Canonical name -> module, in order of definition; wrappers left out, a shared module once, under its first name."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    for name, model in models.items():
+        _walk(name, model, found, seen)
+    return found
+
+
+def named_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Canonical name -> parameter, in order of definition; a shared parameter once, under its first name."""
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for prefix, module in named_modules(models).items():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[_join(prefix, name)] = parameter
+    return found
+
+
+def matcher(select: Select) -> Matcher:
+    """A function of (canonical name, module or parameter) that says whether `select` means it.
+
+    A glob or regex matches a parameter by its own name or its module's.
+    """
+    if select is None:
+        return lambda name, value: True
+    if isinstance(select, type) and issubclass(select, nn.Module):
+        return lambda name, value: isinstance(value, select)
+    if isinstance(select, str) and not select.startswith("re:"):
+        return _by_name(re.compile(fnmatch.translate(select)).match)
+    if isinstance(select, str):
+        return _by_name(_compiled(select[3:]).fullmatch)
+    if isinstance(select, re.Pattern):
+        return _by_name(select.fullmatch)
+    if isinstance(select, Sequence):
+        parts = [matcher(part) for part in select]
+        return lambda name, value: any(part(name, value) for part in parts)
+    if callable(select):
+        return lambda name, value: bool(select(name, value))
+    raise TypeError(
+        "select takes a glob such as 'encoder.*', 're:…', a compiled pattern, a module type, "
+        f"a function of (name, module), or a list of these, got {select!r}"
+    )
+
+
+def check_select(select: Select, names: Iterable[str], found: Iterable[str], what: str) -> None:
+    """Raises where a pattern found nothing.
+
+    Args:
+        names: what could have been found, for the near names of the message.
+        found: what was found.
+        what: "module", "parameter" …, in the message.
+
+    Raises:
+        ValueError: `no module matches 'encodr.*'; the nearest names are 'encoder.0', 'encoder.1'`.
+    """
+    if select is None or any(True for _ in found):
+        return
+    raise ValueError(nothing_matches(select, names, what))
+
+
+def nothing_matches(select: Select, names: Iterable[str], what: str) -> str:
+    """The message for a selection that found nothing, with the nearest names there are."""
+    names = [name for name in names if name]
+    wanted = [part for part in (select if isinstance(select, (list, tuple)) else [select]) if part is not None]
+    shown = " or ".join(repr(part) if isinstance(part, str) else getattr(part, "__name__", str(part)) for part in wanted)
+    stems = [part.removeprefix("re:").strip("*. ") for part in wanted if isinstance(part, str)]
+    near = [name for stem in stems for name in difflib.get_close_matches(stem, names, n=4, cutoff=0.4)] or names[:4]
+    if not near:
+        return f"no {what} matches {shown}; there is none"
+    return f"no {what} matches {shown}; the nearest names are {', '.join(repr(name) for name in dict.fromkeys(near))}"
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of `items`, evenly spread and always with the first and the last."""
+    if len(items) <= most:
+        return list(items)
+    if most == 1:
+        return [items[0]]
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def _by_name(match: Callable[[str], Any]) -> Matcher:
+    def matches(name: str, value: Any) -> bool:
+        if match(name) is not None:
+            return True
+        return isinstance(value, nn.Parameter) and match(name.rpartition(".")[0]) is not None
+
+    return matches
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"'re:{pattern}' is not a regular expression: {error}") from error
+
+
+def _walk(name: str, module: nn.Module, found: dict[str, nn.Module], seen: set[int]) -> None:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    inner = _wrapped(module)
+    if inner is not None:
+        _walk(name, inner, found, seen)
+        return
+    found[name] = module
+    for part, child in module._modules.items():
+        if child is not None:
+            _walk(_join(name, part), child, found, seen)
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """What a wrapper wraps: its only child, kept under a wrapper's name, beside no parameters of its own."""
+    if len(module._modules) != 1 or module._parameters:
+        return None
+    (name, inner), = module._modules.items()
+    return inner if name in _WRAPPED_AS else None
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix and name else prefix or name
