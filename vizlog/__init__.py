@@ -1,15 +1,19 @@
 """vizlog: see inside a network while it trains.
 
-Public names are imported on first use (PEP 562): `import vizlog` alone imports neither torch nor a backend, so that a `tensorboard`
-process that finds vizlog installed starts as fast as before.
+Public names are imported on first use (PEP 562): `import vizlog` alone imports neither torch nor a backend, so that a
+`tensorboard` process that finds vizlog installed starts as fast as before.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+# Type checkers take a constant of this name for true. Importing `typing` for it takes ten times
+# as long as the rest of this file.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from vizlog.backends.fanout import FanOut as FanOut
     from vizlog.backends.memory import Memory as Memory
     from vizlog.backends.tensorboard import TensorBoard as TensorBoard
