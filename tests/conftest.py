@@ -1,0 +1,99 @@
+"""What every test gets: fixed seeds, a folder of its own to write in, W&B kept to itself; and a little real data."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+
+Digits: TypeAlias = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Sums come out the same on every machine, and tests do not wait for each other's threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 -- what a person's own training code draws from
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test writes to a relative path stays out of the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _own_wandb(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B is offline, writes to a folder of this test, and knows nothing of the account of who started the tests."""
+    home = tmp_path_factory.mktemp("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for kind in ("DIR", "CONFIG_DIR", "CACHE_DIR", "DATA_DIR", "ARTIFACT_DIR"):
+        folder = home / kind.lower()
+        folder.mkdir()
+        monkeypatch.setenv(f"WANDB_{kind}", str(folder))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_CONSOLE", "off")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB__DISABLE_STATS", "true")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _wandb_service_ends() -> Iterator[None]:
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
+
+
+@pytest.fixture(scope="session")
+def _all_digits() -> Digits:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return torch.from_numpy(data.images).float().unsqueeze(1) / 16, torch.from_numpy(data.target).long()
+
+
+@pytest.fixture
+def digits(_all_digits: Digits) -> Digits:
+    """1797 real handwritten digits: images (1797, 1, 8, 8) float32 in [0, 1], and their classes (1797,) int64."""
+    images, labels = _all_digits
+    return images.clone(), labels.clone()
+
+
+@pytest.fixture
+def small_cnn() -> Callable[[], nn.Sequential]:
+    """Makes an untrained CNN for `digits`, with BatchNorm and dropout, which training and evaluation run differently."""
+
+    def make() -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(64, 10),
+        )
+
+    return make
