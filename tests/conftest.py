@@ -81,7 +81,7 @@ def digits(_all_digits: Digits) -> Digits:
 
 @pytest.fixture
 def small_cnn() -> Callable[[], nn.Sequential]:
-    """Makes an untrained CNN for `digits`, with BatchNorm and dropout, which training and evaluation run differently."""
+    """Makes an untrained CNN for `digits`; its BatchNorm and dropout tell training from evaluation."""
 
     def make() -> nn.Sequential:
         return nn.Sequential(
