@@ -67,7 +67,7 @@ def metadata(wheel: Path) -> Message:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs code in a new virtual environment that holds the wheel alone; `beside=True` adds the packages of this one."""
+    """Runs code in a new virtual environment that holds the wheel; `beside=True` adds the packages of this one."""
     home = tmp_path_factory.mktemp("installed")
     _run(sys.executable, "-m", "venv", "--without-pip", home / "venv", cwd=home)
     python = home / "venv" / "bin" / "python"
