@@ -1,0 +1,287 @@
+"""Attention probabilities of any model: read from the calls its forward makes, for a few examples, heads and tokens.
+
+Fused kernels keep no probabilities: they are computed again from what a kernel was given, in float32, without dropout.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._ops import HigherOrderOperator
+
+from vizlog.selection import spread
+
+__all__ = ["AttentionCall", "Shown", "attention_probabilities", "by_identity"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The part of the probabilities that is wanted.
+
+    Args:
+        examples: numbers along the batch dimension; what a call does not have is left out.
+        heads: at most so many, spread over all of them.
+        tokens: at most so many queries and so many keys, the first ones.
+        batch: how many examples there are, where known: tells apart heads that are folded into the batch dimension.
+    """
+
+    examples: Sequence[int] = range(2)
+    heads: int = 8
+    tokens: int = 128
+    batch: int | None = None
+
+    def of(self, total_examples: int, total_heads: int) -> tuple[list[int], list[int]]:
+        """The numbers of the examples and of the heads shown."""
+        return [i for i in self.examples if i < total_examples], spread(range(total_heads), self.heads)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """What one call of an attention function attended to.
+
+    Args:
+        weights: (examples, heads, queries, keys) float32. A row sums to 1 over all keys; one that sees no key is 0.
+        examples, heads: the numbers of those shown.
+        total_examples, total_heads, total_queries, total_keys: of the call itself.
+    """
+
+    weights: Tensor
+    examples: tuple[int, ...]
+    heads: tuple[int, ...]
+    total_examples: int
+    total_heads: int
+    total_queries: int
+    total_keys: int
+
+
+def attention_probabilities(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, shown: Shown
+) -> AttentionCall | None:
+    """The probabilities behind `output = function(*args, **kwargs)`, or None where that is no attention.
+
+    Read are `F.scaled_dot_product_attention`; `F.multi_head_attention_forward`, which nn.MultiheadAttention calls;
+    flex_attention, as a `TorchFunctionMode` sees it under `torch.compiler.set_stance("force_eager")`; and, where
+    attention is written out, a softmax over the last dimension of (N, heads, L, S) or of a square (N, L, L). The softmax
+    of a classifier or a router, (N, classes) or (N, T, classes), is neither.
+
+    Dropout is left out, no gradient is kept, and nothing waits for the device. Nested tensors are not read.
+    """
+    read = _flex if _is_flex(function) else _READ.get(function)
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    if read is None or not tensors or any(tensor.is_nested for tensor in tensors):
+        return None
+    with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+        return read(_Seen(function, args, kwargs, output), shown)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A function call, after it returned."""
+
+    function: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+    def arguments(self, signature: inspect.Signature) -> dict[str, Any]:
+        bound = signature.bind(*self.args, **self.kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+
+def by_identity(
+    attend: Callable[[Tensor], Tensor],
+    keys: int,
+    head_dim: int,
+    *,
+    first: int | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Attention probabilities out of any attention kernel, by what it makes of an identity matrix as values.
+
+    The output is softmax(…)V: with V = I it is the probabilities. A kernel takes `head_dim` columns of I at a time.
+
+    Args:
+        attend: values (keys, head_dim) -> output (..., head_dim): the kernel on given queries and keys, which expands
+            the values over batch and heads.
+        first: only the first so many keys.
+
+    Returns:
+        (..., keys), or (..., first).
+    """
+    wanted = keys if first is None else min(first, keys)
+    identity = torch.eye(keys, wanted, device=device, dtype=dtype)
+    # A kernel may take one head_dim only: the last block is filled up with zeros.
+    blocks = [F.pad(block, (0, head_dim - block.shape[1])) for block in torch.split(identity, head_dim, dim=1)]
+    return torch.cat([attend(block) for block in blocks], dim=-1)[..., :wanted]
+
+
+def _scaled_dot_product(seen: _Seen, shown: Shown) -> AttentionCall | None:
+    call = seen.arguments(_SCALED_DOT_PRODUCT)
+    query: Tensor = call["query"]
+    key: Tensor = call["key"]
+    attn_mask: Tensor | None = call["attn_mask"]
+    scale: float = query.shape[-1] ** -0.5 if call["scale"] is None else call["scale"]
+    if attn_mask is not None:
+        lead = (*max(query, key, key=Tensor.numel).shape[:-3], *query.shape[-3:-2])
+        attn_mask = _four_dimensional(attn_mask.expand(*lead, *attn_mask.shape[-2:]), shown.batch)
+    query, key = _four_dimensional(query, shown.batch), _four_dimensional(key, shown.batch)
+    totals = (max(len(query), len(key)), query.shape[1])
+    examples, heads = shown.of(*totals)
+    if not examples:
+        return None
+    weights = []
+    for example in examples:  # one at a time: a row over all keys is long
+        q = _pick(query, example, heads, totals)[:, : shown.tokens].float()
+        scores = (q * scale) @ _pick(key, example, heads, totals).float().transpose(-2, -1)
+        if call["is_causal"]:  # aligned at the top left, whatever the two lengths are
+            scores = scores.masked_fill(~scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
+        if attn_mask is not None:
+            scores = scores + _additive(_pick(attn_mask, example, heads, totals)[:, : shown.tokens])
+        weights.append(_softmax(scores)[..., : shown.tokens])
+    return AttentionCall(torch.stack(weights), tuple(examples), tuple(heads), *totals, query.shape[-2], key.shape[-2])
+
+
+def _multi_head(seen: _Seen, shown: Shown) -> AttentionCall | None:
+    """nn.MultiheadAttention arrives as one call, (L, N, E) or (L, E): run again, an example at a time, with weights."""
+    call = seen.arguments(_MULTI_HEAD)
+    if call["query"].ndim == 2:
+        call |= {name: call[name].unsqueeze(1) for name in ("query", "key", "value")}
+        if call["key_padding_mask"] is not None:
+            call["key_padding_mask"] = call["key_padding_mask"].unsqueeze(0)
+    (total_queries, total_examples, _), total_heads = call["query"].shape, call["num_heads"]
+    examples, heads = shown.of(total_examples, total_heads)
+    if not examples or call["static_k"] is not None:
+        return None
+    rows = [_multi_head_example(call, example, shown.tokens) for example in examples]
+    weights = torch.stack([torch.stack([row[head] for head in heads]) for row in rows])
+    totals = (total_examples, total_heads, total_queries, weights.shape[-1])
+    return AttentionCall(weights[..., : shown.tokens], tuple(examples), tuple(heads), *totals)
+
+
+def _multi_head_example(call: Mapping[str, Any], example: int, queries: int) -> Tensor:
+    """(heads, queries, keys) of one example."""
+    mask = _multi_head_mask(call, example, queries)
+    again = dict(call)
+    again["query"] = call["query"][:queries, example : example + 1]
+    again |= {name: call[name][:, example : example + 1] for name in ("key", "value")}
+    again = {name: a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for name, a in again.items()}
+    again |= {"training": False, "need_weights": True, "average_attn_weights": False, "is_causal": False}
+    again |= {"attn_mask": mask, "key_padding_mask": None}
+    weights: Tensor = F.multi_head_attention_forward(**again)[1]  # type: ignore[assignment]
+    # A row that may attend to nothing: the fused kernel, which runs where no weights are needed, makes it 0.
+    if mask is not None and weights.shape[-1] == mask.shape[-1] and not call["need_weights"]:
+        weights = weights.masked_fill(mask.isneginf().all(-1, keepdim=True), 0.0)
+    return weights[0]
+
+
+def _multi_head_mask(call: Mapping[str, Any], example: int, queries: int) -> Tensor | None:
+    """Both masks of one example as one to be added, (heads, queries, keys)."""
+    mask, padding, heads = call["attn_mask"], call["key_padding_mask"], call["num_heads"]
+    shape = (heads, min(queries, len(call["query"])), len(call["key"]))
+    device = call["query"].device
+    if call["is_causal"] and padding is None and not call["need_weights"]:
+        # Here `is_causal` is taken at its word, and the mask beside it never looked at.
+        mask = torch.ones(shape[1:], dtype=torch.bool, device=device).triu(1)
+    if mask is None and padding is None:
+        return None
+    total = torch.zeros(shape, device=device)
+    if mask is not None:
+        own = mask[example * heads : (example + 1) * heads] if mask.ndim == 3 and len(mask) > 1 else mask
+        total = total + _additive(own[..., :queries, :], true_means_attend=False)
+    if padding is not None:
+        total = total + _additive(padding[example], true_means_attend=False)
+    return total
+
+
+def _flex(seen: _Seen, shown: Shown) -> AttentionCall | None:
+    query: Tensor = seen.args[0]
+    key: Tensor = seen.args[1]
+    settings = seen.args[3:]
+    total_examples, total_heads, total_queries, _ = query.shape
+    total_keys = key.shape[-2]
+    examples, heads = shown.of(total_examples, total_heads)
+    if not examples:
+        return None
+    # score_mod and mask_mod see the numbers of examples, heads and tokens, so only what comes after the last can go.
+    query = query[: max(examples) + 1, :, : shown.tokens].float()
+    key = key[: max(examples) + 1].float()
+
+    def attend(values: Tensor) -> Tensor:
+        output: Tensor = seen.function(query, key, values.expand(*key.shape[:2], -1, -1), *settings, **seen.kwargs)[0]
+        return output
+
+    keys_shown = min(shown.tokens, total_keys)
+    weights = by_identity(attend, total_keys, keys_shown, first=keys_shown, device=key.device)
+    totals = (total_examples, total_heads)
+    weights = torch.stack([_pick(weights, example, heads, weights.shape[:2]) for example in examples])
+    return AttentionCall(weights, tuple(examples), tuple(heads), *totals, total_queries, total_keys)
+
+
+def _softmax_written_out(seen: _Seen, shown: Shown) -> AttentionCall | None:
+    output, dim = seen.output, seen.kwargs.get("dim", seen.args[1] if len(seen.args) > 1 else None)
+    square = output.ndim == 3 and output.shape[-2] == output.shape[-1]
+    if dim not in (-1, output.ndim - 1) or not (output.ndim == 4 or square):
+        return None
+    everything = _four_dimensional(output.detach(), shown.batch)
+    examples, heads = shown.of(*everything.shape[:2])
+    if not examples:
+        return None
+    part = everything[..., : shown.tokens, : shown.tokens]
+    weights = torch.stack([_pick(part, example, heads, part.shape[:2]) for example in examples]).float()
+    return AttentionCall(weights, tuple(examples), tuple(heads), *everything.shape)
+
+
+def _four_dimensional(tensor: Tensor, batch: int | None) -> Tensor:
+    """(..., L, S) -> (N, heads, L, S)."""
+    if tensor.ndim == 2:
+        return tensor[None, None]
+    if tensor.ndim == 3 and batch and len(tensor) % batch == 0:
+        return tensor.view(batch, -1, *tensor.shape[1:])
+    return tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.flatten(0, -4)
+
+
+def _pick(tensor: Tensor, example: int, heads: Sequence[int], totals: Sequence[int]) -> Tensor:
+    """(heads, ...) of one example; a dimension smaller than `totals` is shared evenly (broadcast, grouped queries).
+
+    Picked one by one: indexing with a list would wait for the device.
+    """
+    entry = tensor[example * tensor.shape[0] // totals[0]]
+    return torch.stack([entry[head * tensor.shape[1] // totals[1]] for head in heads])
+
+
+def _additive(mask: Tensor, *, true_means_attend: bool = True) -> Tensor:
+    """A mask to be added to the scores: float32, −inf where it says no."""
+    if mask.dtype != torch.bool:
+        return mask.float()
+    forbidden = ~mask if true_means_attend else mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(forbidden, -torch.inf)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    nothing_allowed = scores.isneginf().all(-1, keepdim=True)
+    return scores.softmax(-1).masked_fill(nothing_allowed, 0.0)
+
+
+def _is_flex(function: Callable[..., Any]) -> bool:
+    # By name: the operator cannot be looked up before flex_attention is imported, which takes a second.
+    return isinstance(function, HigherOrderOperator) and function.__name__ == "flex_attention"
+
+
+_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+# A builtin, which has no signature to look at.
+_SCALED_DOT_PRODUCT = inspect.signature(
+    lambda query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False: None
+)
+_READ: dict[Any, Callable[[_Seen, Shown], AttentionCall | None]] = {
+    F.scaled_dot_product_attention: _scaled_dot_product,
+    F.multi_head_attention_forward: _multi_head,
+    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax), _softmax_written_out),
+}
