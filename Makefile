@@ -4,7 +4,7 @@ PYTHON ?= python3
 BACKEND ?= tensorboard
 
 bin := .venv/bin
-pip := $(bin)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+pip := $(bin)/python -m pip --disable-pip-version-check install --quiet --quiet --constraint constraints.txt
 
 .PHONY: help demo test bench format clean
 
