@@ -67,8 +67,8 @@ def attention_probabilities(
 
     Read are `F.scaled_dot_product_attention`; `F.multi_head_attention_forward`, which nn.MultiheadAttention calls;
     flex_attention, as a `TorchFunctionMode` sees it under `torch.compiler.set_stance("force_eager")`; and, where
-    attention is written out, a softmax over the last dimension of (N, heads, L, S) or of a square (N, L, L). The softmax
-    of a classifier or a router, (N, classes) or (N, T, classes), is neither.
+    attention is written out, a softmax over the last dimension of (N, heads, L, S), or of (N, L, L). The softmax of a
+    classifier or of a router, (N, classes) or (N, T, classes), is neither.
 
     Dropout is left out, no gradient is kept, and nothing waits for the device. Nested tensors are not read.
     """
