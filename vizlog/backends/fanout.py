@@ -1,0 +1,60 @@
+"""Several destinations as one: each gets every record, and none can stop the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vizlog.backends.base import Backend
+
+if TYPE_CHECKING:
+    from vizlog.records import Record
+
+__all__ = ["FanOut"]
+
+_log = logging.getLogger("vizlog")
+
+
+class FanOut:
+    """Writes the same records to several backends.
+
+    A backend that raises is named in one warning, closed and left out from then on; the others go on.
+
+    Raises:
+        TypeError, ValueError: no backend was given, or something that has no `write` and `close`.
+    """
+
+    def __init__(self, *backends: Backend) -> None:
+        if not backends:
+            raise ValueError("FanOut needs at least one backend, got none")
+        for backend in backends:
+            if not isinstance(backend, Backend):
+                raise TypeError(f"FanOut takes backends, which have write and close, got {backend!r}")
+        self._backends = list(backends)
+
+    def write(self, step: int, records: Sequence[Record]) -> None:
+        for backend in tuple(self._backends):
+            try:
+                backend.write(step, records)
+            except Exception as error:  # noqa: BLE001 -- whatever one destination raises, the others shall not miss a record
+                self._backends.remove(backend)
+                _report(backend, f"failed at step {step} and gets nothing more", error)
+                _close(backend)
+
+    def close(self) -> None:
+        """Closes every backend, also where one of them raises."""
+        for backend in self._backends:
+            _close(backend)
+
+
+def _close(backend: Backend) -> None:
+    try:
+        backend.close()
+    except Exception as error:  # noqa: BLE001 -- the next one must be closed too
+        _report(backend, "could not be closed", error)
+
+
+def _report(backend: Backend, what: str, error: Exception) -> None:
+    _log.warning("%s %s: %s: %s", type(backend).__name__, what, type(error).__name__, error)
+    _log.debug("where it was raised", exc_info=error)

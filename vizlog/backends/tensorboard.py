@@ -1,0 +1,244 @@
+"""TensorBoard as a destination: a run directory of vizlog's own, or the user's SummaryWriter."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vizlog.backends.event_file import EventFile, event_files, steps
+from vizlog.backends.projector import project
+from vizlog.backends.summaries import Summaries
+from vizlog.records import Embedding, Record
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+__all__ = ["TensorBoard"]
+
+_log = logging.getLogger("vizlog")
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FLUSH_SECONDS = 10.0
+
+
+class TensorBoard:
+    """Writes to a TensorBoard run: scalars, histograms, text, pictures, and embeddings to the Projector tab too.
+
+    With a path, vizlog keeps an event file of its own there, and what was written is on disk when `write` returns.
+
+    A writer stays yours, and open. It is flushed after histograms and pictures, and every ten seconds of writing
+    scalars. (torch's computes checksums in Python, at 3 MB/s: for pictures a path is faster.) Where you close it first,
+    what is still under way goes to an event file of vizlog's beside yours.
+
+    A histogram becomes rows of left edge, right edge and count, finite values only; where a tensor has had others,
+    their number is the scalar TAG/nonfinite. TensorBoard keeps the caption of a tag's first step alone.
+
+    Where the disk is full, one warning says so, and writing goes on once there is space.
+
+    Args:
+        path_or_writer: the run's directory, or a SummaryWriter of torch's or tensorboardX's; under Lightning, the
+            TensorBoardLogger's `experiment`.
+        resume: go on in a directory that already holds later steps. Otherwise "runs/a" becomes "runs/a-2" (or -3 …),
+            and one line says so.
+
+    Raises:
+        ImportError: tensorboard is not installed.
+        OSError: the directory cannot be made or written.
+        TypeError, ValueError: neither a local path nor a writer, or a writer that is closed.
+    """
+
+    def __init__(self, path_or_writer: str | os.PathLike[str] | Any, *, resume: bool = False) -> None:
+        _require_tensorboard()
+        self._sink: _Sink
+        if isinstance(path_or_writer, (str, os.PathLike)):
+            self._sink = _Directory(_local(os.fspath(path_or_writer)), resume=resume)
+        elif resume:
+            raise ValueError("resume=True goes with a path: a writer of your own decides where it goes on")
+        else:
+            self._sink = _Writer(path_or_writer)
+        self._summaries = Summaries()
+        self._full_since: int | None = None
+        self._closed = False
+
+    def write(self, step: int, records: Sequence[Record]) -> None:
+        if self._closed:
+            raise ValueError("this TensorBoard is closed: make a new one (resume=True goes on in the same directory)")
+        try:
+            self._sink.add(step, [self._summaries.of(record) for record in records])
+            for record in records:
+                if isinstance(record, Embedding) and self._sink.directory is not None:
+                    project(self._sink.directory, step, record)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            self._report_full(step, error)
+        else:
+            self._report_space(step)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._sink.close()
+
+    def _report_full(self, step: int, error: OSError) -> None:
+        self._summaries.caption_again()
+        if self._full_since is None:
+            self._full_since = step
+            _log.warning("TensorBoard has no space at step %d (%s): what is logged is lost until there is", step, error)
+
+    def _report_space(self, step: int) -> None:
+        if self._full_since is not None:
+            _log.warning(
+                "TensorBoard has space again at step %d; records since step %d were lost", step, self._full_since
+            )
+            self._full_since = None
+
+
+class _Sink(Protocol):
+    """Where summaries go."""
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the files of the Projector go, once something was added; None where no local directory is known."""
+
+    def add(self, step: int, summaries: Sequence[Summary]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Directory:
+    """A run directory with an event file of our own, which is made when the first step is written."""
+
+    def __init__(self, directory: Path, *, resume: bool) -> None:
+        _check_writable(directory)
+        self.directory = directory
+        # As it is now: what others write beside us from here on belongs to the same run.
+        self._earlier = {} if resume else _sizes(directory)
+        self._file: EventFile | None = None
+
+    def add(self, step: int, summaries: Sequence[Summary]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        if self._file is None:
+            self.directory, self._earlier = _free_directory(self.directory, self._earlier, step), {}
+            self._file = EventFile(self.directory)
+        now = time.time()
+        self._file.append(Event(wall_time=now, step=step, summary=summary) for summary in summaries)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class _Writer:
+    """A SummaryWriter of the user's."""
+
+    def __init__(self, writer: Any) -> None:
+        if getattr(writer, "all_writers", self) is None:
+            raise ValueError("this SummaryWriter is closed: give one that is open, or a path")
+        self._writer = writer
+        file_writer = self._file_writer()
+        if not hasattr(file_writer, "add_summary"):
+            raise TypeError(
+                "TensorBoard takes a path or a SummaryWriter (torch's, tensorboardX's, or the experiment of a Lightning "
+                f"TensorBoardLogger), got {writer!r}"
+            )
+        log_dir = str(file_writer.get_logdir())
+        self.directory = None if "://" in log_dir else Path(log_dir)
+        self._flushed = time.monotonic()
+        self._late: _Directory | None = None
+
+    def add(self, step: int, summaries: Sequence[Summary]) -> None:
+        if self._writer.all_writers is None and self._late is None:
+            self._late = self._beside()
+        if self._late is not None:
+            self._late.add(step, summaries)
+            return
+        file_writer = self._file_writer()
+        for summary in summaries:
+            file_writer.add_summary(self._as_theirs(summary), step)
+        if not all(map(_is_scalar, summaries)) or time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush()
+
+    def close(self) -> None:
+        if self._late is not None:
+            self._late.close()
+        elif self._writer.all_writers is not None:
+            self._flush()
+
+    def _beside(self) -> _Directory:
+        """Where to go on once the user has closed the writer: adding to it would open it again, for nobody to close."""
+        if self.directory is None:
+            raise RuntimeError("the SummaryWriter was closed before vizlog was: close vizlog first")
+        return _Directory(self.directory, resume=True)
+
+    def _flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def _file_writer(self) -> Any:
+        """What takes ready-made summaries, which a SummaryWriter has no public way to; None where this is none."""
+        return getattr(self._writer, "_get_file_writer", lambda: None)()
+
+    def _as_theirs(self, summary: Summary) -> Any:
+        """The summary in the writer's own class: tensorboardX brings a copy of TensorBoard's protos."""
+        if not any(kind.__module__.startswith("tensorboardX.") for kind in type(self._writer).__mro__):
+            return summary
+        from tensorboardX.proto.summary_pb2 import Summary as TheirSummary
+
+        return TheirSummary.FromString(summary.SerializeToString())
+
+
+def _is_scalar(summary: Summary) -> bool:
+    return all(value.metadata.plugin_data.plugin_name == "scalars" for value in summary.value)
+
+
+def _require_tensorboard() -> None:
+    try:
+        import tensorboard.compat.proto.event_pb2  # noqa: F401 -- found out now, not at the first write
+    except ImportError as error:
+        raise ImportError("the TensorBoard backend needs tensorboard: pip install 'vizlog[tensorboard]'") from error
+
+
+def _local(path: str) -> Path:
+    if "://" in path:
+        raise ValueError(f"TensorBoard writes to local directories, got {path!r}: give it a SummaryWriter instead")
+    # Not resolve(): a link stays a link, but "." gets a name that "-2" can be added to.
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
+
+
+def _check_writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        reason = "it is a file" if directory.is_file() else error.strerror
+        message = f"TensorBoard cannot write to {str(directory)!r} ({reason}): give a directory that can be"
+        raise OSError(error.errno, message) from error
+
+
+def _sizes(directory: Path) -> Mapping[Path, int]:
+    return {path: path.stat().st_size for path in event_files(directory)}
+
+
+def _free_directory(directory: Path, earlier: Mapping[Path, int], first: int) -> Path:
+    """`directory`, or the first of directory-2, -3 … that holds no step above `first`."""
+    chosen, number = directory, 1
+    while any(step > first for path, size in earlier.items() for step in steps(path, size)):
+        number += 1
+        chosen = directory.with_name(f"{directory.name}-{number}")
+        chosen.mkdir(exist_ok=True)
+        earlier = _sizes(chosen)
+    if chosen != directory:
+        _log.warning(
+            "%s holds steps above %d: writing to %s (TensorBoard(path, resume=True) goes on in the old one)",
+            *(directory, first, chosen),
+        )
+    return chosen
