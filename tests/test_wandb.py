@@ -1,0 +1,587 @@
+"""What reaches a W&B run: real offline runs of the real client, read back from the file that it wrote."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from wandb_file import WrittenRun, read_run
+
+from vizlog.backends.wandb import WandB, _FileBudget, _short_edges
+from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Scalar, Surface, Text
+from vizlog.views.raster import raster
+
+if TYPE_CHECKING:
+    import wandb
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., wandb.Run]]:
+    """Starts offline runs, and finishes those that a test left open."""
+    import wandb
+
+    runs = []
+
+    def init(**options: Any) -> wandb.Run:
+        runs.append(wandb.init(project="test", reinit="create_new", **options))
+        return runs[-1]
+
+    yield init
+    for run in runs:
+        run.finish()
+
+
+@pytest.fixture
+def run(start: Callable[..., wandb.Run]) -> wandb.Run:
+    return start()
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What vizlog has told the person so far."""
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "vizlog"]
+
+
+def finish(run: wandb.Run) -> WrittenRun:
+    folder = Path(run.dir).parent
+    run.finish()
+    return read_run(folder)
+
+
+def histogram(tag: str, values: np.ndarray, bins: int = 64) -> Histogram:
+    values = np.asarray(values, dtype=float)
+    finite = values[np.isfinite(values)]
+    counts, edges = np.histogram(finite, bins)
+    return Histogram(
+        tag,
+        edges=edges,
+        counts=counts,
+        count=len(values),
+        zeros=int((values == 0).sum()),
+        nans=int(np.isnan(values).sum()),
+        pos_infs=int((values == np.inf).sum()),
+        neg_infs=int((values == -np.inf).sum()),
+        min=float(finite.min()),
+        max=float(finite.max()),
+        mean=float(finite.mean()),
+        std=float(finite.std()),
+        quantiles={},
+    )
+
+
+def picture(tag: str = "filters/conv1", shade: int = 0) -> Images:
+    pixels = np.random.default_rng(shade).integers(0, 256, (6, 5, 5, 3), dtype=np.uint8)
+    return Images(tag, pixels=pixels, titles=[str(i) for i in range(6)], limits=(-1.0, 1.0), caption="six filters")
+
+
+def embedding(number: int = 12, dimensions: int = 4) -> Embedding:
+    rng = np.random.default_rng(0)
+    return Embedding(
+        "embeddings/fc.1",
+        vectors=rng.normal(size=(number, dimensions)).astype(np.float32),
+        layouts={"pca": rng.normal(size=(number, 2))},
+        layouts_3d={},
+        labels=np.arange(number) % 3 - 1,
+        class_names=["cat", "dog"],
+        ids=np.arange(number) * 7,
+        scores={"knn_accuracy": 0.75},
+        caption="twelve examples",
+    )
+
+
+def curves(tag: str = "health/dead_units") -> Curves:
+    ys = {"conv": np.array([0.0, np.nan, 0.5])}
+    return Curves(tag, x=np.arange(3), ys=ys, x_label="layer", y_label="share", x_names=["a", "b", "c"], caption="dead")
+
+
+def every_kind() -> list[Any]:
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(2, 6, 6)).astype(np.float32)
+    attention = rng.dirichlet(np.ones(4), size=(1, 2, 4)).astype(np.float32)
+    tokens = [["the", "cat", "sat", "."]]
+    return [
+        Scalar("loss/train", value=0.25),
+        histogram("weights/layer1.0.conv", rng.normal(size=1000)),
+        picture(),
+        Heatmaps(
+            "saliency/gradient", values=maps, titles=["a", "b"], notes=["", ""], limits=(-3, 3), colormap="diverging"
+        ),
+        Attention(
+            "attention/h.0", weights=attention, examples=[3], heads=[0, 1], query_tokens=tokens, key_tokens=tokens
+        ),
+        embedding(),
+        curves(),
+        Surface(
+            "landscape",
+            x=np.arange(3.0),
+            y=np.arange(2.0),
+            z=np.ones((2, 3)),
+            path=None,
+            x_label="a",
+            y_label="b",
+            z_label="loss",
+        ),
+        Text("text/notes", text="# Title\n\n| a | b |\n|---|---|\n| 1 | <script>x</script> |\n"),
+    ]
+
+
+# What each record becomes
+
+
+def test_every_kind_of_record_arrives_in_its_native_form(run: wandb.Run) -> None:
+    backend = WandB(run)
+    backend.write(7, every_kind())
+    backend.close()
+    written = finish(run)
+
+    (row,) = written.rows
+    kinds = {key: value["_type"] for key, value in row.items() if isinstance(value, dict) and "_type" in value}
+    assert kinds == {
+        "weights/layer1/0/conv": "histogram",
+        "filters/conv1": "image-file",
+        "saliency/gradient": "image-file",
+        "attention/h/0": "image-file",
+        "embeddings/fc/1": "image-file",
+        "embeddings/fc/1/table": "table-file",
+        "health/dead_units": "plotly-file",
+        "landscape": "plotly-file",
+        "text/notes": "html-file",
+    }
+    numbers = {key: value for key, value in row.items() if key not in kinds and not key.startswith("_")}
+    assert numbers == {
+        "vizlog/step": 7,
+        "vizlog/nonfinite_scalars": 0,
+        "loss/train": 0.25,
+        "embeddings/fc/1/knn_accuracy": 0.75,
+    }
+
+
+def test_each_key_has_its_own_x_axis_and_none_is_filled_in(run: wandb.Run) -> None:
+    backend = WandB(run)
+    backend.write(0, every_kind())
+    backend.write(1, every_kind())
+    written = finish(run)
+
+    ours = {"step_metric": "vizlog/step", "step_sync": False, "hidden": False}
+    assert written.metrics.pop("vizlog/step")["hidden"]
+    assert written.metrics == dict.fromkeys(written.keys - {"vizlog/step"}, ours)
+
+
+def test_a_picture_is_one_lossless_file_of_the_raster_with_its_caption(run: wandb.Run) -> None:
+    record = picture()
+    WandB(run).write(0, [record])
+    written = finish(run)
+
+    (value,) = written.of("filters/conv1")
+    with Image.open(written.directory / "files" / value["path"]) as image:
+        assert np.array_equal(np.asarray(image), raster(record))
+    assert value["caption"] == "six filters"
+    assert len(written.media) == 1
+
+
+def test_a_histogram_is_numpys_and_short(run: wandb.Run) -> None:
+    values = np.random.default_rng(1).normal(size=5000)
+    WandB(run).write(0, [histogram("weights/a", values)])
+    (value,) = finish(run).of("weights/a")
+
+    counts, edges = np.histogram(values, 64)
+    assert value["values"] == counts.tolist()
+    np.testing.assert_allclose(value["bins"], edges, rtol=5e-5)
+    assert len(json.dumps(value)) < 1200
+
+
+def test_more_than_64_bins_are_merged_without_moving_a_count(run: wandb.Run) -> None:
+    values = np.random.default_rng(2).integers(0, 150, size=1000)  # 149 bins: groups of 3, and a last one of 2
+    WandB(run).write(0, [histogram("weights/a", values, bins=149)])
+    (value,) = finish(run).of("weights/a")
+
+    assert len(value["values"]) == 50
+    np.testing.assert_allclose(value["bins"][:3] + value["bins"][-1:], [0, 3, 6, 149], rtol=1e-5)
+    counts, _ = np.histogram(values, [*range(0, 148, 3), 149])
+    assert value["values"] == counts.tolist()
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        np.linspace(999.9999, 1000.0001, 65),
+        np.linspace(-1e-30, 1e-30, 65),
+        np.linspace(1.0, np.nextafter(1.0, 2.0), 2),
+        np.array([-3.4e38, 0.0, 3.4e38]),
+    ],
+)
+def test_short_edges_stay_apart(edges: np.ndarray) -> None:
+    short = _short_edges(edges)
+    assert np.all(np.diff(short) > 0)
+    np.testing.assert_allclose(short, edges, rtol=5e-5)
+
+
+def test_interpolated_counts_keep_their_sum(run: wandb.Run) -> None:
+    whole = histogram("weights/a", np.arange(100.0), bins=4)
+    shares = np.array([10 / 3, 20 / 3, 30.0, 60.0])
+    WandB(run).write(0, [Histogram(**{**vars(whole), "counts": shares})])
+    (value,) = finish(run).of("weights/a")
+    assert value["values"] == [3.3333, 6.6667, 30, 60]
+
+
+def test_nonfinite_values_of_a_tensor_are_counted_beside_its_histogram_until_they_are_gone(run: wandb.Run) -> None:
+    backend = WandB(run)
+    clean = np.arange(10.0)
+    for step, values in enumerate([clean, np.append(clean, [np.nan, np.nan, np.inf, -np.inf, np.inf]), clean]):
+        backend.write(step, [histogram("gradients/a", values)])
+    written = finish(run)
+
+    assert [sum(value["values"]) for value in written.of("gradients/a")] == [10, 10, 10]
+    assert written.of("gradients/a/nans") == [2, 0]
+    assert written.of("gradients/a/infs") == [3, 0]
+
+
+def test_a_nan_never_reaches_the_summary_but_is_counted_and_said_once(
+    run: wandb.Run, said: Callable[[], list[str]]
+) -> None:
+    backend = WandB(run)
+    for step, value in enumerate([1.0, float("nan"), float("-inf"), 2.0]):
+        backend.write(step, [Scalar("loss/train", value=value)])
+    summary = dict(run.summary)
+    written = finish(run)
+
+    assert written.of("loss/train") == [1.0, 2.0]
+    assert written.of("vizlog/nonfinite_scalars") == [0, 1, 2, 2]
+    assert summary["loss/train"] == 2.0
+    assert summary["vizlog/nonfinite_scalars"] == 2
+    (line,) = said()
+    assert "loss/train is nan at step 1" in line
+
+
+def test_an_embedding_is_a_table_with_a_numeric_column_for_each_dimension(run: wandb.Run) -> None:
+    record = embedding()
+    WandB(run).write(0, [record])
+    written = finish(run)
+
+    (value,) = written.of("embeddings/fc/1/table")
+    table = json.loads((written.directory / "files" / value["path"]).read_text())
+    assert table["columns"] == ["id", "label", "x0", "x1", "x2", "x3"]
+    assert [row[0] for row in table["data"]] == record.ids.tolist()
+    assert [row[1] for row in table["data"]][:4] == ["", "cat", "dog", ""]
+    assert np.array_equal(np.array([row[2:] for row in table["data"]], dtype=np.float32), record.vectors)
+
+
+def test_a_chart_is_plain_lists_that_any_plotly_reads(run: wandb.Run) -> None:
+    WandB(run).write(0, [curves()])
+    written = finish(run)
+
+    (value,) = written.of("health/dead_units")
+    text = (written.directory / "files" / value["path"]).read_text()
+    assert "bdata" not in text
+    assert "NaN" not in text
+    ys = [trace["y"] for trace in json.loads(text)["data"]]
+    assert [0.0, None, 0.5] in ys
+
+
+def test_without_plotly_a_chart_is_a_picture(run: wandb.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "plotly")
+    WandB(run).write(0, [curves()])
+    (value,) = finish(run).of("health/dead_units")
+    assert value["_type"] == "image-file"
+
+
+def test_text_is_a_page_that_loads_nothing_and_runs_nothing(run: wandb.Run) -> None:
+    WandB(run).write(0, [every_kind()[-1]])
+    written = finish(run)
+
+    page = (written.directory / "files" / written.of("text/notes")[0]["path"]).read_text()
+    assert "<h1>Title</h1>" in page
+    assert "<td>1</td>" in page
+    assert "&lt;script&gt;" in page
+    assert "http" not in page
+
+
+# Rows: the owner's are whole, and ours are too
+
+
+def test_rows_beside_an_owner_who_logs_without_step(run: wandb.Run) -> None:
+    backend = WandB(run)
+    for step in range(6):
+        run.log({"loss": step / 2, "extra": step})
+        if step % 2 == 0:
+            backend.write(step, [Scalar("health/x", value=float(step)), histogram("weights/a", np.arange(9.0) + step)])
+    backend.close()
+    run.log({"after": 1})
+    written = finish(run)
+
+    assert written.of("loss") == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert written.of("extra") == [0, 1, 2, 3, 4, 5]
+    assert written.of("after") == [1]
+    assert [(row["vizlog/step"], row["health/x"]) for row in written.rows if "health/x" in row] == [
+        (0, 0),
+        (2, 2),
+        (4, 4),
+    ]
+    assert [value["bins"][0] for value in written.of("weights/a")] == [0, 2, 4]
+
+
+def test_rows_that_the_owner_has_begun_are_kept(run: wandb.Run) -> None:
+    backend = WandB(run)
+    for step in range(4):
+        run.log({"loss": step}, commit=False)
+        backend.write(step, [Scalar("health/x", value=float(step))])
+        run.log({"accuracy": -step})
+    written = finish(run)
+
+    assert written.of("loss") == [0, 1, 2, 3]
+    assert written.of("accuracy") == [0, -1, -2, -3]
+    assert written.of("health/x") == [0, 1, 2, 3]
+
+
+def test_an_owner_who_passes_step_loses_nothing_and_shares_his_rows(run: wandb.Run) -> None:
+    backend = WandB(run)
+    for step in range(6):
+        if step % 2 == 0:
+            backend.write(step, [Scalar("health/x", value=float(step))])  # before his row of this step is there
+        run.log({"loss": step}, step=step)
+        run.log({"accuracy": -step}, step=step)
+    backend.close()
+    run.log({"after": 1}, step=6)
+    written = finish(run)
+
+    assert [(row["_step"], row["loss"], row["accuracy"]) for row in written.rows if "loss" in row] == [
+        (step, step, -step) for step in range(6)
+    ]
+    assert written.of("after") == [1]
+    assert [(row["vizlog/step"], row["health/x"]) for row in written.rows if "health/x" in row] == [
+        (0, 0),
+        (2, 2),
+        (4, 4),
+    ]
+
+
+def test_an_owner_who_counts_epochs_with_step_loses_nothing(run: wandb.Run, said: Callable[[], list[str]]) -> None:
+    backend = WandB(run)
+    run.log({}, step=0)
+    for step in range(0, 1000, 100):  # 500 steps an epoch
+        backend.write(step, [Scalar("health/x", value=float(step))])
+        if step % 500 == 400:
+            run.log({"accuracy": 0.5}, step=step // 500)
+            run.log({"f1": 0.25}, step=step // 500)
+    written = finish(run)
+
+    assert [row["_step"] for row in written.rows if "accuracy" in row and "f1" in row] == [0, 1]
+    assert [(row["vizlog/step"], row["health/x"]) for row in written.rows if "health/x" in row][-1] == (900, 900)
+    (line,) = said()
+    assert "keeps one row for each such step" in line
+
+
+def test_an_owner_who_passes_step_seldom_costs_us_few_rows(run: wandb.Run) -> None:
+    backend = WandB(run)
+    for step in range(0, 4000, 10):
+        if step % 100 == 0:
+            backend.write(step, [Scalar("health/x", value=float(step))])
+        if step % 500 == 0:
+            run.log({"loss": step}, step=step)
+            run.log({"accuracy": step}, step=step)
+    written = finish(run)
+
+    assert [row["_step"] for row in written.rows if "accuracy" in row and "loss" in row] == list(range(0, 4000, 500))
+    ours = [row["vizlog/step"] for row in written.rows if "health/x" in row]
+    assert ours[-30:] == list(range(1000, 4000, 100))
+    assert written.of("health/x") == ours
+
+
+def test_the_first_row_is_not_lost_where_nobody_else_logs(start: Callable[..., wandb.Run]) -> None:
+    for closes in (True, False):
+        run = start()
+        backend = WandB(run)
+        backend.write(0, [Scalar("health/x", value=1.0)])
+        if closes:
+            backend.close()
+            WandB(run).write(0, [Scalar("health/x", value=2.0)])
+        assert finish(run).of("health/x") == ([1.0, 2.0] if closes else [1.0])
+
+
+def test_under_lightnings_logger_rows_carry_its_step(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    from lightning.pytorch.loggers import WandbLogger
+
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    run = logger.experiment
+    backend = WandB(run, step_key="trainer/global_step")
+    for step in range(0, 30, 10):
+        backend.write(step, [Scalar("health/x", value=float(step))])
+        logger.log_metrics({"loss": step / 2}, step=step + 9)
+    written = finish(run)
+
+    where = "trainer/global_step"
+    assert [(row[where], row["loss"]) for row in written.rows if "loss" in row] == [(9, 0), (19, 5), (29, 10)]
+    ours = [(row["vizlog/step"], row["health/x"]) for row in written.rows if "health/x" in row]
+    assert ours == [(0, 0), (10, 10), (20, 20)]
+    assert [row[where] for row in written.rows if "health/x" in row] == [0, 10, 20]
+
+
+def test_two_runs_in_one_process_have_the_same_keys(start: Callable[..., wandb.Run]) -> None:
+    keys = []
+    for _ in range(2):
+        run = start()
+        WandB(run).write(0, every_kind())
+        keys.append(finish(run).keys)
+    assert keys[0] == keys[1]
+
+
+def test_rows_come_whole_from_a_thread_while_the_owner_logs(run: wandb.Run) -> None:
+    backend = WandB(run)
+
+    def work() -> None:
+        for step in range(50):
+            backend.write(step, [Scalar("health/x", value=float(step)), histogram("weights/a", np.arange(5.0))])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for step in range(200):
+        run.log({"loss": step, "accuracy": -step})
+    thread.join()
+    written = finish(run)
+
+    assert [(row["loss"], row["accuracy"]) for row in written.rows if "loss" in row] == [(s, -s) for s in range(200)]
+    assert [(row["vizlog/step"], row["health/x"]) for row in written.rows if "health/x" in row] == [
+        (s, s) for s in range(50)
+    ]
+
+
+# Files are bounded
+
+
+def test_files_stay_within_the_limit_and_the_rest_is_counted(run: wandb.Run, said: Callable[[], list[str]]) -> None:
+    backend = WandB(run, max_files=12)
+    for step in range(0, 400, 10):
+        backend.write(step, [picture(shade=step), curves(), Scalar("loss/train", value=1.0)])
+    written = finish(run)
+
+    drawn = len(written.of("filters/conv1")) + len(written.of("health/dead_units"))
+    assert len(written.media) == drawn <= 12
+    assert written.of("vizlog/files_left_out")[-1] == 80 - drawn
+    assert len(written.of("loss/train")) == 40
+    assert ["at most 12 files" in line for line in said()] == [True]
+
+
+def test_a_long_run_is_thinned_evenly_and_not_cut_off() -> None:
+    files = _FileBudget(1000)
+    taken: dict[str, list[int]] = {f"filters/{i}": [] for i in range(25)}
+    for step in range(0, 450_000, 900):
+        for key, steps in taken.items():
+            if files.take(step, key):
+                steps.append(step)
+
+    assert 500 < sum(map(len, taken.values())) <= 1000
+    assert max(map(len, taken.values())) - min(map(len, taken.values())) <= 2
+    assert all(max(steps) > 250_000 for steps in taken.values())
+    assert files.left_out == 25 * 500 - sum(map(len, taken.values()))
+
+
+def test_tables_are_kept_when_the_step_has_doubled() -> None:
+    files = _FileBudget(1000)
+    taken = [step for step in range(0, 10_000, 100) if files.take(step, "embeddings/fc/table", files=2, growth=2.0)]
+    assert taken == [0, 100, 200, 400, 800, 1600, 3200, 6400]
+    assert files.left_out == 0
+
+
+def test_steps_that_start_over_are_drawn_again() -> None:
+    files = _FileBudget(1000)
+    assert [files.take(step, "a/table", growth=2.0) for step in (0, 500, 0, 100, 150)] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+# The run is its owner's
+
+
+def test_the_run_stays_open(run: wandb.Run) -> None:
+    backend = WandB(run)
+    backend.write(0, [Scalar("loss/train", value=1.0)])
+    backend.close()
+    backend.close()
+    backend.write(1, [Scalar("loss/train", value=2.0)])
+    run.log({"mine": 3})
+    written = finish(run)
+    assert written.of("mine") == [3]
+    assert written.of("loss/train") == [1.0]
+
+
+def test_the_active_run_is_taken_where_none_is_given() -> None:
+    import wandb
+
+    with wandb.init(project="test") as run:
+        WandB().write(0, [Scalar("loss/train", value=1.0)])
+        assert finish(run).of("loss/train") == [1.0]
+
+
+def test_no_active_run_says_what_to_call() -> None:
+    with pytest.raises(RuntimeError, match=r"call wandb\.init\(\) first"):
+        WandB()
+
+
+def test_a_finished_run_is_refused_when_built(run: wandb.Run) -> None:
+    run.finish()
+    with pytest.raises(RuntimeError, match=f"{run.id} is already finished"):
+        WandB(run)
+
+
+def test_a_run_that_its_owner_finishes_is_one_warning(run: wandb.Run, said: Callable[[], list[str]]) -> None:
+    backend = WandB(run)
+    backend.write(0, [Scalar("loss/train", value=1.0)])
+    written = finish(run)
+    for step in (1, 2):
+        backend.write(step, [Scalar("loss/train", value=2.0)])
+    backend.close()
+
+    assert written.of("loss/train") == [1.0]
+    (line,) = said()
+    assert f"{run.id} was finished before vizlog: what came from step 1 on is not in it" in line
+
+
+def test_ranks_that_do_not_log_write_nothing(start: Callable[..., wandb.Run]) -> None:
+    pytest.importorskip("lightning")
+    from lightning.fabric.loggers.logger import _DummyExperiment
+
+    for run in (_DummyExperiment(), start(mode="disabled")):
+        backend = WandB(run)
+        backend.write(0, every_kind())
+        backend.close()
+
+
+def test_what_is_no_run_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"takes a wandb\.Run .* got str"):
+        WandB("runs/a")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [-1, 1.5, True])
+def test_a_limit_that_is_no_number_of_files_is_refused(run: wandb.Run, number: Any) -> None:
+    with pytest.raises(ValueError, match="max_files >= 0, got"):
+        WandB(run, max_files=number)
+
+
+def test_without_wandb_the_error_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "wandb")
+    with pytest.raises(ImportError, match=r"pip install 'vizlog\[wandb\]'"):
+        WandB()
+
+
+def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Makes imports of `package` fail from here on."""
+    real = builtins.__import__
+
+    def refuse(name: str, *args: Any, **options: Any) -> Any:
+        if name == package or name.startswith(f"{package}."):
+            raise ImportError(name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)

@@ -1,0 +1,425 @@
+"""Weights & Biases: each record as the panel that W&B draws best, in rows that leave the owner's own rows whole."""
+
+from __future__ import annotations
+
+import base64
+import html
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from typing_extensions import assert_never
+
+from vizlog.records import (
+    Attention,
+    Curves,
+    Embedding,
+    Heatmaps,
+    Histogram,
+    Images,
+    Record,
+    Scalar,
+    Surface,
+    Text,
+)
+from vizlog.views.raster import raster
+
+if TYPE_CHECKING:
+    import wandb
+    from numpy.typing import NDArray
+
+__all__ = ["WandB"]
+
+_log = logging.getLogger("vizlog")
+
+_STEP = "vizlog/step"
+_NONFINITE = "vizlog/nonfinite_scalars"
+_LEFT_OUT = "vizlog/files_left_out"
+_MOST_BINS = 64
+_DIGITS = 5
+_STYLE = """
+body { font: 14px/1.5 sans-serif; color: #222; background: #fff; margin: 12px }
+td, th { padding: 2px 12px 2px 0; text-align: left }
+"""
+
+
+class WandB:
+    """Writes to a W&B run that its owner started and will finish.
+
+    One call of `write` makes one row of the run's history, with `vizlog/step` as its x-axis. Dots in tags become `/`:
+    W&B takes dots for nesting. What a record becomes:
+
+    - Scalar: a number. Sweeps read the summary, which must stay finite: NaN and infinite values are left out, counted
+      in `vizlog/nonfinite_scalars`, and the first one is said.
+    - Histogram: a native one of at most 64 bins; from the first non-finite value on also `TAG/nans` and `TAG/infs`.
+    - Images, Heatmaps, Attention: one PNG with the caption.
+    - Curves, Surface: an interactive Plotly chart, or a PNG where plotly is not installed.
+    - Embedding: a PNG of its layouts, its scores as `TAG/SCORE`, and a table `TAG/table` (id, label, a column for each
+      dimension) for W&B's "2D Projection". Tables are artifacts, and slow: one is kept when the step has doubled.
+    - Text: a page of HTML.
+
+    Where the owner logs with `step=`, W&B keeps one row for each of his steps and refuses to go back; vizlog then
+    writes into his rows. Its first row waits for his first, to learn which way he logs. Where his comes later than the
+    second of vizlog's, `run.log({}, step=0)` before training says it in time.
+
+    Args:
+        run: a `wandb.Run`, such as Lightning's `WandbLogger.experiment`; None: the active one. A disabled run, and what
+            Lightning hands to ranks that do not log, are taken, and nothing is written.
+        step_key: a second key for the step in every row. Lightning's logger makes `trainer/global_step` the x-axis of
+            every key, and W&B would fill in a stale one.
+        max_files: pictures, charts and tables are files. The first half goes to whatever comes; after that each tenfold
+            of the steps takes half of what is left, evenly over tags. `vizlog/files_left_out` counts the rest.
+
+    Raises:
+        ImportError: wandb is not installed.
+        RuntimeError: no run is active, or this one is finished.
+        TypeError: `run` is not a run.
+        ValueError: `max_files` is no number of files.
+    """
+
+    def __init__(self, run: wandb.Run | None = None, *, step_key: str | None = None, max_files: int = 1000) -> None:
+        if isinstance(max_files, bool) or not isinstance(max_files, int) or max_files < 0:
+            raise ValueError(f"WandB needs max_files >= 0, got {max_files!r}")
+        opened = _open_run(run)
+        # Who charts by a key does not number rows by `step=`, so there is nothing to wait for.
+        self._rows = None if opened is None else _Rows(opened, waits=step_key is None)
+        self._step_keys = (_STEP,) if step_key is None else (_STEP, step_key)
+        self._files = _FileBudget(max_files)
+        self._defined = set(self._step_keys)
+        self._with_nonfinite: set[str] = set()
+        self._nonfinite_scalars = 0
+
+    def write(self, step: int, records: Sequence[Record]) -> None:
+        if self._rows is None or not records:
+            return
+        from wandb.errors import UsageError
+
+        if _is_finished(self._rows.run):
+            self._give_up(self._rows.run, step)
+            return
+        row = dict(value for record in records for value in self._values(step, record))
+        row |= self._counts(records)
+        try:
+            self._define(self._rows.run, row)
+            self._rows.add(step, row | dict.fromkeys(self._step_keys, step))
+        except UsageError:  # finished while we drew
+            self._give_up(self._rows.run, step)
+
+    def close(self) -> None:
+        """Lets go of the run, which stays open: it is its owner's."""
+        if self._rows is not None and not _is_finished(self._rows.run):
+            self._rows.end_first()
+        self._rows = None
+
+    def _give_up(self, run: wandb.Run, step: int) -> None:
+        self._rows = None
+        _log.warning(
+            "the W&B run %s was finished before vizlog: what came from step %d on is not in it "
+            "(close the monitor before the run)",
+            run.id,
+            step,
+        )
+
+    def _values(self, step: int, record: Record) -> Iterator[tuple[str, Any]]:
+        key = _key(record.tag)
+        match record:
+            case Scalar():
+                yield from self._scalar(step, key, record.value)
+            case Histogram():
+                yield key, _histogram(record)
+                yield from self._nonfinite(key, record)
+            case Images() | Heatmaps() | Attention():
+                if self._files.take(step, key):
+                    yield key, _picture(record)
+            case Curves() | Surface():
+                if self._files.take(step, key):
+                    yield key, _chart(record)
+            case Embedding():
+                yield from self._embedding(step, key, record)
+            case Text():
+                if self._files.take(step, key):
+                    yield key, _page(record)
+            case _:
+                assert_never(record)
+
+    def _scalar(self, step: int, key: str, value: float) -> Iterator[tuple[str, float]]:
+        if math.isfinite(value):
+            yield key, float(value)
+            return
+        self._nonfinite_scalars += 1
+        if self._nonfinite_scalars == 1:
+            _log.warning(
+                "%s is %s at step %d: W&B gets finite scalars only; such ones are counted in %s",
+                key,
+                value,
+                step,
+                _NONFINITE,
+            )
+
+    def _nonfinite(self, key: str, record: Histogram) -> Iterator[tuple[str, int]]:
+        nans, infs = record.nans, record.pos_infs + record.neg_infs
+        if nans or infs:
+            self._with_nonfinite.add(key)
+        if key in self._with_nonfinite:  # that they are gone is worth seeing too
+            yield f"{key}/nans", nans
+            yield f"{key}/infs", infs
+
+    def _embedding(self, step: int, key: str, record: Embedding) -> Iterator[tuple[str, Any]]:
+        if self._files.take(step, key):
+            yield key, _picture(record)
+        if self._files.take(step, f"{key}/table", files=2, growth=2.0):  # the table and its artifact
+            yield f"{key}/table", _table(record)
+        for name, score in record.scores.items():
+            yield from self._scalar(step, f"{key}/{_key(name)}", score)
+
+    def _counts(self, records: Iterable[Record]) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        if any(isinstance(record, Scalar) for record in records):
+            counts[_NONFINITE] = self._nonfinite_scalars  # 0 too: the runs of a sweep must have the same keys
+        if self._files.left_out:
+            counts[_LEFT_OUT] = self._files.left_out
+        return counts
+
+    def _define(self, run: wandb.Run, row: Iterable[str]) -> None:
+        """Gives each new key its x-axis under its exact name: which of several matching globs wins is chance in W&B."""
+        if self._defined == set(self._step_keys):
+            run.define_metric(_STEP, hidden=True)
+        for key in row:
+            if key not in self._defined:
+                run.define_metric(key, step_metric=_STEP, step_sync=False)
+                self._defined.add(key)
+
+
+class _Rows:
+    """Places our rows in a history that its owner writes too, so that he loses no value, whichever way he logs.
+
+    W&B numbers rows. `run.log(row)` takes the next number and closes the row; `run.log(row, step=s)` writes into row s,
+    which stays open until a higher number comes, and lower ones are refused from then on. Rows of our own are right
+    beside an owner who logs the first way. One who logs the second way would find his rows closed; there the only call
+    that can never harm him is `commit=False`, which writes into the row that is open.
+    """
+
+    def __init__(self, run: wandb.Run, *, waits: bool) -> None:
+        self.run = run
+        self._waits = waits
+        # In shared mode the service numbers the rows: there is no `step=`, and no number to ask for.
+        self._numbered = getattr(run.settings, "mode", None) != "shared"
+        self._first: int | None = None  # the number of our first row while it is open
+        self._last_step = -1
+        self._last_number = -1
+        self._owner_steps = False
+        self._owner_counts_as_we_do = False
+        self._said_replaced = False
+
+    def add(self, step: int, row: dict[str, Any]) -> None:
+        if not self._numbered:
+            self.run.log(row)
+        elif self._owner_passes_step():
+            self._join(step, row)
+        elif self._waits:
+            self._waits = False
+            self._first = self.run.step
+            self.run.log(row, commit=False)
+        else:
+            self.end_first()
+            self.run.log(row)
+        self._last_step = step
+
+    def end_first(self) -> None:
+        """Closes our first row, unless the owner has done so, or has made it his."""
+        if self._first is not None and not self._owner_passes_step() and self.run.step == self._first:
+            self.run.log({}, commit=True)
+        self._first = None
+
+    def _owner_passes_step(self) -> bool:
+        # The client tells only its telemetry. Latched: `_join` passes `step=` too.
+        feature = getattr(getattr(self.run, "_telemetry_obj", None), "feature", None)
+        self._owner_steps = self._owner_steps or bool(getattr(feature, "set_step_log", False))
+        return self._owner_steps
+
+    def _join(self, step: int, row: dict[str, Any]) -> None:
+        number = self.run.step
+        # He may count epochs where we count steps: going ahead of him is safe only once his number has passed our last.
+        self._owner_counts_as_we_do |= 0 < step <= 2 * self._last_step <= 2 * number
+        if number < step and self._owner_counts_as_we_do:
+            self.run.log({_STEP: step}, step=step)
+            number = step
+        elif number == self._last_number and step != self._last_step:
+            self._say_replaced(number)
+        self._last_number = number
+        self.run.log(row, commit=False)
+
+    def _say_replaced(self, number: int) -> None:
+        if not self._said_replaced:
+            self._said_replaced = True
+            _log.warning(
+                "the W&B run %s is logged to with step= and stands at %d: W&B keeps one row for each such step, where "
+                "later values of vizlog replace earlier ones; log without step= (run.define_metric gives an x-axis) "
+                "to keep them all",
+                self.run.id,
+                number,
+            )
+
+
+class _FileBudget:
+    """Spreads at most `most` files over a run whose length nobody knows, evenly over keys, from the step alone."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._left = most
+        self._last: dict[str, int] = {}
+        self.left_out = 0
+
+    def take(self, step: int, key: str, *, files: int = 1, growth: float = 1.0) -> bool:
+        """Whether something of `key` may be written: files are left, and the step has grown enough since the last one.
+
+        What its own `growth` (a factor) leaves out is by design, and not counted.
+        """
+        last = self._last.get(key, -1)
+        starts = last < 0 or step < last  # a step that goes back starts a new count
+        if not starts and step < growth * last:
+            return False
+        if self._left < files or not (starts or step >= self._growth() * last):
+            self._leave_out(step)
+            return False
+        self._last[key] = step
+        self._left -= files
+        return True
+
+    def _growth(self) -> float:
+        if 2 * self._left > self._most:
+            return 1.0
+        # 1.5 times the keys in the exponent: a tenfold of the steps leaves exp(-1 / 1.5), about half, of what is left.
+        return float(10 ** (1.5 * len(self._last) / self._left))
+
+    def _leave_out(self, step: int) -> None:
+        self.left_out += 1
+        if self.left_out == 1:
+            _log.warning(
+                "vizlog writes at most %d files into a W&B run: from step %d on pictures are thinned, and %s counts "
+                "what is left out; WandB(max_files=...) sets the limit",
+                self._most,
+                step,
+                _LEFT_OUT,
+            )
+
+
+def _open_run(run: Any) -> wandb.Run | None:
+    """The run to write to, or None where there is nothing to write."""
+    try:
+        import wandb
+    except ImportError:
+        raise ImportError("the W&B backend needs wandb: pip install 'vizlog[wandb]'") from None
+    run = wandb.run if run is None else run
+    if run is None:
+        raise RuntimeError("no W&B run is active: call wandb.init() first, or pass a run: vizlog.WandB(run)")
+    if type(run).__name__.endswith("DummyExperiment"):  # Lightning's, on ranks that do not log
+        return None
+    if not isinstance(run, wandb.Run):
+        raise TypeError(
+            f"WandB takes a wandb.Run (a Lightning logger's is logger.experiment), got {type(run).__name__}"
+        )
+    if run.disabled:
+        return None
+    if _is_finished(run):
+        raise RuntimeError(f"the W&B run {run.id} is already finished: call wandb.init() for a new one")
+    return run
+
+
+def _is_finished(run: wandb.Run) -> bool:
+    return bool(getattr(run, "_is_finished", False))
+
+
+def _key(tag: str) -> str:
+    return tag.replace(".", "/")
+
+
+def _histogram(record: Histogram) -> wandb.Histogram:
+    import wandb
+
+    edges, counts = _at_most_64_bins(np.asarray(record.edges), np.asarray(record.counts))
+    columns: Any = (_short_counts(counts), _short_edges(edges))
+    return wandb.Histogram(np_histogram=columns)
+
+
+def _at_most_64_bins(edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Merges neighbouring bins where there are more; no count crosses an edge that is kept."""
+    starts = np.arange(0, len(counts), -(-len(counts) // _MOST_BINS))
+    return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
+
+
+def _short_edges(edges: NDArray[Any]) -> list[float]:
+    """Edges to 5 significant digits, or as many as keep them apart: they are sent as text, and stay in the summary."""
+    for digits in range(_DIGITS, 17):
+        short = [float(f"{edge:.{digits}g}") for edge in edges.tolist()]
+        if all(low < high for low, high in pairwise(short)):
+            return short
+    return [float(edge) for edge in edges]
+
+
+def _short_counts(counts: NDArray[Any]) -> list[float]:
+    """Whole counts as they are, interpolated ones to 5 significant digits."""
+    return [int(count) if count == int(count) else float(f"{count:.{_DIGITS}g}") for count in counts.tolist()]
+
+
+def _picture(record: Images | Heatmaps | Attention | Embedding | Curves | Surface) -> wandb.Image:
+    import wandb
+
+    return wandb.Image(raster(record), caption=record.caption or None)
+
+
+def _chart(record: Curves | Surface) -> wandb.Plotly | wandb.Image:
+    import wandb
+
+    try:
+        from plotly.graph_objects import Figure
+    except ImportError:
+        return _picture(record)
+    from vizlog.views.figures import figure
+
+    # plotly packs arrays as base64, which plotly.js reads from 2.35 on, and W&B's page brings a plotly.js of its own.
+    return wandb.Plotly(Figure(_unpacked(figure(record).to_plotly_json()), skip_invalid=True))
+
+
+def _unpacked(value: Any) -> Any:
+    """A figure's JSON with lists in the place of arrays, packed or not, and None in the place of NaN."""
+    match value:
+        case {"bdata": str(data), "dtype": str(dtype), **rest}:
+            array = np.frombuffer(base64.b64decode(data), dtype)
+            shape = str(rest.get("shape", array.size)).split(",")
+            return _unpacked(array.reshape([int(size) for size in shape]))
+        case dict():
+            return {key: _unpacked(item) for key, item in value.items()}
+        case np.ndarray() | list() | tuple():
+            return [_unpacked(item) for item in value]
+        case np.generic():
+            return _unpacked(value.item())
+        case float() if math.isnan(value):
+            return None
+        case _:
+            return value
+
+
+def _table(record: Embedding) -> wandb.Table:
+    import wandb
+
+    names = dict(enumerate(record.class_names)) | {-1: ""}
+    labels = [names.get(label, str(label)) for label in record.labels.tolist()]
+    vectors = record.vectors.astype(float).tolist()
+    return wandb.Table(
+        columns=["id", "label", *(f"x{dimension}" for dimension in range(record.vectors.shape[1]))],
+        data=[[*row, *vector] for *row, vector in zip(record.ids.tolist(), labels, vectors, strict=True)],
+    )
+
+
+def _page(record: Text) -> wandb.Html:
+    """Markdown as a page that needs nothing from outside; tags in the text are shown, not obeyed."""
+    import wandb
+    from markdown_it import MarkdownIt  # comes with rich
+
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(record.text)
+    page = f"<!doctype html><meta charset='utf-8'><title>{html.escape(record.tag)}</title><style>{_STYLE}</style>{body}"
+    return wandb.Html(page, inject=False)
