@@ -10,8 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vizlog.records import Pixels
-
 __all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "describe"]
 
 Tree: TypeAlias = Any
@@ -169,6 +167,11 @@ class FixedBatch:
         )
 
     @property
+    def float_inputs(self) -> list[Tensor]:
+        """All floating inputs with one row an example."""
+        return [x for x in self._rows if x.is_floating_point()]
+
+    @property
     def token_ids(self) -> Tensor | None:
         """The input that is token ids, (N, T) integers, or None."""
         if isinstance(self.inputs, Mapping) and isinstance(self.inputs.get("input_ids"), Tensor):
@@ -209,7 +212,7 @@ class FixedBatch:
             return [str(token) for token in self.tokens(row)]
         return [str(self.tokens[token]) if 0 <= token < len(self.tokens) else str(token) for token in row]
 
-    def thumbnails(self, number: int | None = None) -> Pixels | None:
+    def thumbnails(self, number: int | None = None) -> NDArray[np.uint8] | None:
         """The first `number` image inputs as (N, H, W, C) uint8, or None where the inputs are no images.
 
         De-normalised by `mean` and `std` where given; else values in [0, 1] are taken as they are and others stretched over their range.
@@ -227,7 +230,7 @@ class FixedBatch:
             if low < 0 or high > 1:
                 values = (values - low) / max(high - low, 1e-12)
         values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
-        pixels: Pixels = (values * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+        pixels: NDArray[np.uint8] = (values * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
         return pixels
 
     @property
