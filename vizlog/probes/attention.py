@@ -1,0 +1,147 @@
+"""Attention maps: what each token looks at, head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vizlog.capture import AttentionCalls, Call, Request, Survey
+from vizlog.compute.attention import AttentionCall, Shown, attention_probabilities
+from vizlog.probes.base import Context, Probe
+from vizlog.records import Attention, Floats
+from vizlog.schedules import LogSpaced, Schedule
+from vizlog.selection import Select, check_select, matcher, named_modules, spread
+
+__all__ = ["AttentionMaps"]
+
+
+class AttentionMaps(Probe):
+    """Attention probabilities of each head on the first examples of the fixed batch: tags `attention/LAYER`.
+
+    Any model, with nothing changed in it: `F.scaled_dot_product_attention`, `nn.MultiheadAttention`,
+    `nn.TransformerEncoder`, Hugging Face models on their default implementation, flex_attention, and attention that is
+    written out with a softmax.
+
+    Args:
+        select: which layers, by the module that calls an attention function; None: all.
+        every: a number of steps, or a schedule.
+        layers: how many of them to draw, spread over the depth.
+        heads: how many heads of each, spread over all.
+        examples: how many examples.
+        tokens: how many queries and keys, the first ones.
+    """
+
+    def __init__(
+        self,
+        select: Select = None,
+        *,
+        every: int | Schedule = LogSpaced(every=100),  # noqa: B008 (frozen)
+        layers: int = 6,
+        heads: int = 8,
+        examples: int = 2,
+        tokens: int = 128,
+    ) -> None:
+        super().__init__(every=every)
+        for name, value in (("layers", layers), ("heads", heads), ("examples", examples), ("tokens", tokens)):
+            if value < 1:
+                raise ValueError(f"AttentionMaps({name}=) needs a number >= 1, got {value}")
+        self._select, self._matches = select, matcher(select)
+        self._most_layers = layers
+        self._shown = Shown(range(examples), heads, tokens)
+        self._layers: list[str] = []
+        self._total_layers = 0
+        self._ids: list[int] = []
+        self._tokens: list[list[str]] = []
+        self._longest = 0
+
+    def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
+        if survey is None:
+            raise ValueError("AttentionMaps needs examples to run the model on: give batch=(inputs, targets)")
+        modules = named_modules(models)
+        matching = [name for name in survey.attention if self._matches(name, modules.get(name))]
+        check_select(self._select, survey.attention, matching, "layer with attention")
+        if not matching:
+            raise ValueError("AttentionMaps found no attention in the model; leave it out")
+        self._layers, self._total_layers = spread(matching, self._most_layers), len(survey.attention)
+        shown = survey.batch.part(0, len(self._shown.examples))
+        self._ids = shown.ids.tolist()
+        if shown.token_ids is not None and not _two_texts(shown.inputs, shown.token_ids):
+            self._tokens = [shown.token_names(example) for example in range(len(shown))]
+            self._longest = int(shown.last_positions.max()) + 1
+
+    def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
+        return {"attention": AttentionCalls(self._read, examples=len(self._shown.examples))}
+
+    def measure(self, context: Context) -> dict[str, AttentionCall]:
+        found = {layer: calls[0] for layer, calls in context.captured["attention"].items()}
+        if not found:
+            raise ValueError(f"no attention ran in {', '.join(self._layers)}, where it ran before")
+        return {layer: found[layer] for layer in spread(list(found), self._most_layers)}
+
+    def finish(self, measured: Mapping[str, AttentionCall]) -> Iterable[Attention]:
+        for layer, call in measured.items():
+            queries, keys = call.weights.shape[-2:]
+            if self._are_tokens(call.total_queries):
+                queries = min(queries, self._longest)
+            if self._are_tokens(call.total_keys):
+                keys = min(keys, self._longest)
+            weights = call.weights[..., :queries, :keys].float().numpy()
+            yield Attention(
+                f"attention/{layer}",
+                weights,
+                [self._ids[row] if row < len(self._ids) else row for row in call.examples],
+                call.heads,
+                [self._labels(row, call.total_queries, queries) for row in call.examples],
+                [self._labels(row, call.total_keys, keys) for row in call.examples],
+                caption=self._caption(call, weights),
+            )
+
+    def _read(self, call: Call) -> AttentionCall | None:
+        if call.function is None or call.layer not in self._layers:
+            return None
+        return attention_probabilities(call.function, call.args, call.kwargs, call.output, self._shown)
+
+    def _are_tokens(self, total: int) -> bool:
+        return bool(self._tokens) and total == len(self._tokens[0])
+
+    def _labels(self, example: int, total: int, shown: int) -> list[str]:
+        """Tokens where the positions are those of the input's tokens, else their numbers."""
+        if example < len(self._tokens):
+            names = self._tokens[example]
+            if total == len(names):
+                return names[:shown]
+            if total == len(names) + 1:  # one key more than tokens, learnt or zero, that takes what goes nowhere
+                return [*names, "sink"][:shown]
+        return [str(position) for position in range(shown)]
+
+    def _caption(self, call: AttentionCall, weights: Floats) -> str:
+        _, heads, queries, keys = weights.shape
+        parts = ["attention probabilities (softmax over the keys), without dropout"]
+        if heads < call.total_heads:
+            parts.append(f"{heads} of {call.total_heads} heads, spread over all")
+        if queries < call.total_queries or keys < call.total_keys:
+            parts.append(
+                f"the first {queries} of {call.total_queries} queries and the first {keys} of {call.total_keys} keys"
+            )
+        if keys < call.total_keys and (sums := weights.sum(-1)[weights.any(-1)]).size:
+            parts.append(f"{1 - sums.mean():.1%} of the attention goes to keys not shown")
+        if len(self._layers) < self._total_layers:
+            parts.append(f"{len(self._layers)} of {self._total_layers} layers with attention are drawn")
+        return "; ".join(parts)
+
+
+def _two_texts(inputs: Any, ids: Tensor) -> bool:
+    """Whether a second text of the same length goes in (a decoder's), so that lengths do not tell them apart."""
+    if isinstance(inputs, Mapping):
+        others = [inputs.get("decoder_input_ids")]
+    else:
+        others = [part for part in inputs if part is not ids] if isinstance(inputs, (tuple, list)) else []
+    return any(
+        isinstance(other, Tensor)
+        and other.shape == ids.shape
+        and not other.is_floating_point()
+        and int(other.max()) > 1  # a mask has zeros and ones
+        for other in others
+    )
