@@ -20,6 +20,7 @@ from vizlog.selection import named_modules
 
 __all__ = [
     "AttentionCalls",
+    "AutocastSeen",
     "Call",
     "Capture",
     "Gradients",
@@ -59,6 +60,8 @@ class Updates:
 
     names: tuple[str, ...]
     reduce: Callable[[Tensor, Tensor], Any]
+    rows: Mapping[str, slice] = field(default_factory=dict)
+    """Which rows to look at, of parameters too large to copy whole."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ class Capture:
         self._calls: Counter[str] = Counter()
         self._channel_dims: dict[tuple[int, ...], int] = {}
         self._last_functional: Any = None
+        self._on = True
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -173,6 +177,33 @@ class Capture:
             ):
                 stack.callback(handle.remove)
 
+    def attach_live(self, stack: ExitStack, root: nn.Module) -> None:
+        """Looks at the forwards of `root` itself until `stack` closes.
+
+        Left out: an evaluation (eval mode and grad off), what a checkpoint computes again during backward, and what is being compiled or
+        recorded into a CUDA graph.
+        """
+        self.attach(stack)
+        self._on = False
+        entered = ExitStack()
+
+        def start(name: str, module: nn.Module, *rest: Any) -> None:
+            evaluates = not module.training and not torch.is_grad_enabled()
+            records = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+            if self._on or evaluates or records:
+                return
+            self.restart()
+            self._on = True
+            entered.enter_context(self._mode)
+
+        def stop(name: str, module: nn.Module, *rest: Any) -> None:
+            self._on = False
+            entered.close()
+
+        stack.callback(entered.close)
+        stack.callback(root.register_forward_pre_hook(_Hook(start, ""), prepend=True).remove)
+        stack.callback(root.register_forward_hook(_Hook(stop, ""), always_call=True).remove)
+
     def restart(self) -> None:
         """Before each forward: call numbers count from one again."""
         self._calls.clear()
@@ -181,9 +212,12 @@ class Capture:
         self._last_functional = None
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._stack.append((name, module))
+        if self._on:
+            self._stack.append((name, module))
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if not self._on:
+            return
         # A forward that raised leaves entries above this one.
         while self._stack and self._stack.pop()[1] is not module:
             pass
@@ -270,6 +304,8 @@ class _Hook:
         self._function, self._name = function, name
 
     def __call__(self, *args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return  # inert inside a graph
         self._function(self._name, *args)
 
     def __deepcopy__(self, memo: Any) -> _Nothing:
@@ -282,6 +318,30 @@ class _Hook:
 class _Nothing:
     def __call__(self, *args: Any) -> None:
         return None
+
+
+class AutocastSeen:
+    """The autocast that a training forward runs under, learnt from the next one.
+
+    Call it for a context like that one: entered, it never leaves casts behind in autocast's cache, where a cast made without a gradient
+    would cut the training forward's.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._enabled, self._dtype = False, torch.get_autocast_dtype(device)
+
+    def __call__(self) -> torch.autocast:
+        return torch.autocast(self._device, self._dtype, enabled=self._enabled, cache_enabled=False)
+
+    def attach(self, stack: ExitStack, root: nn.Module) -> None:
+        """Looks at the next forwards of `root` until `stack` closes."""
+        stack.callback(root.register_forward_pre_hook(_Hook(self._look, "")).remove)
+
+    def _look(self, name: str, module: nn.Module, args: Any) -> None:
+        if torch.is_grad_enabled():
+            self._enabled = torch.is_autocast_enabled(self._device)
+            self._dtype = torch.get_autocast_dtype(self._device)
 
 
 @contextmanager
@@ -332,7 +392,6 @@ class Survey:
     layers: tuple[Layer, ...]
     attention: tuple[str, ...]
     scored: str
-    names: Mapping[int, str] = field(default_factory=dict)
 
     def of_type(self, *types: type[nn.Module]) -> list[Layer]:
         """Layers of these module types, in the order they ran."""

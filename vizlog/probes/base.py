@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +30,8 @@ class Context:
         optimizers: the watched optimizers, whose `param_groups` hold the learning rates.
         captured: what `wants` asked for: key -> {canonical name: what the reducer returned}.
         batch: the fixed batch, or None.
+        forward_context: makes the context a forward over the batch runs under (the training forward's autocast).
+        skipped: for each step that a gradient scaler's fused optimizer may have skipped, a tensor > 0 where it did.
         rank, world: this process among those that train together; 0 and 1 alone.
     """
 
@@ -38,6 +41,8 @@ class Context:
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
     captured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     batch: FixedBatch | None = None
+    forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    skipped: tuple[torch.Tensor, ...] = ()
     rank: int = 0
     world: int = 1
 
@@ -54,12 +59,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Figures:
-    """A health figure of each layer, in order of depth; what a step's probes yield of one kind is drawn together.
+    """A health figure of each layer, in order of depth, of which the highest is the worst; what a step's probes yield of one kind is
+    drawn together.
 
     Args:
         kind: "dead_units", "zeros", "saturated", "nonfinite", "gradient_norm" or "update_ratio".
         values: layer -> figure; NaN where it has none.
-        worst: whether the highest or the lowest figure is the worst.
+        caption: what was computed, over which examples.
         source: what was looked at, where one kind has several ("weights", "gradients", "activations").
     """
 
@@ -82,8 +88,11 @@ class Probe:
     slow: ClassVar[bool] = False
     """Whether `finish` may take seconds: it then never holds up other records."""
 
-    reads_only: ClassVar[bool] = False
-    """Whether `measure` does nothing but pass on what was captured, so that it needs no isolation."""
+    picture: ClassVar[bool] = True
+    """Whether what it finds may be dropped where drawing cannot keep up with training."""
+
+    needs_optimizer: ClassVar[bool] = False
+    """Whether it sees something only where the optimizer is watched."""
 
     def __init__(self, *, every: int | Schedule = 100) -> None:
         self.schedule = as_schedule(every)

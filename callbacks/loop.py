@@ -1,0 +1,67 @@
+"""A training loop of one's own: `watch` before it, and the body stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from vizlog.batch import FixedBatch
+from vizlog.monitor import Monitor
+from vizlog.probes.base import Probe
+from vizlog.schedules import Schedule
+
+__all__ = ["watch"]
+
+
+def watch(
+    model: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+    optimizer: Any = None,
+    *,
+    to: Any,
+    probes: Sequence[Probe] | None = None,
+    batch: FixedBatch | tuple[Any, Any] | Callable[[], Any] | None = None,
+    every: int | Schedule | None = None,
+    step: int | Callable[[], int] | None = None,
+    epoch: Callable[[], int] | None = None,
+    budget: float | None = None,
+) -> Monitor:
+    """Watches a model in a loop of one's own; steps begin and end with the optimizer's.
+
+    ```python
+    monitor = vizlog.watch(model, optimizer, to="runs/a", batch=(x, y))
+    for inputs, targets in loader:
+        ...                                    # as before
+    monitor.close()
+    ```
+
+    Args:
+        model: a module, a list or a dict of modules.
+        optimizer: one, a list, or what holds them. None: put `with monitor.step():` around forward and backward.
+        to: a path (TensorBoard there), a SummaryWriter, a W&B run, a backend, a list of these, or None: write nothing.
+        probes: what to look at; None lets `vizlog.standard` choose.
+        batch: a FixedBatch, (inputs, targets), or a function that returns one.
+        every: for the standard probes, how many steps between histograms.
+        step: the number to start from (a resumed run), or a function that returns the number of the step under way; None counts from 0.
+        epoch: a function that returns the epoch, for schedules that go by epochs.
+        budget: the share of training time that may be spent (0.01: one percent).
+
+    Returns:
+        A monitor; `monitor.log({...})` writes numbers, `monitor.close()` finishes (at exit it closes itself).
+
+    Raises:
+        TypeError, ValueError: what was given does not fit; says what to do. Later nothing of ours is raised.
+    """
+    if step is not None and not callable(step) and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+        raise TypeError(f"step= takes the number to start from or a function that returns it, got {step!r}")
+    if epoch is not None and not callable(epoch):
+        raise TypeError(f"epoch= takes a function that returns the epoch, got {epoch!r}")
+    monitor = Monitor(model, probes, to=to, batch=batch, optimizer=optimizer, every=every, budget=budget)
+    if optimizer is not None:
+        try:
+            monitor.follow(step, epoch)
+        except ValueError:
+            monitor.close()
+            raise
+    return monitor

@@ -1,0 +1,131 @@
+"""From what was measured to what is written: finishes on the worker, keeps tags unique, survives what fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vizlog.backends.base import Backend
+from vizlog.compute.transfer import Pending, to_host
+from vizlog.due import Turn
+from vizlog.probes.base import Figures
+from vizlog.probes.health import draw
+from vizlog.records import Record, Scalar
+from vizlog.worker import Worker
+
+__all__ = ["Delivery"]
+
+_LOG = logging.getLogger("vizlog")
+_TOGETHER = 64
+"""How many calls of `log` share one copy to the host."""
+
+
+class Delivery:
+    """Takes measured results and numbers, and has the worker turn them into records and write them."""
+
+    def __init__(self, backend: Backend | None, failed: Callable[[Turn, str, Exception], None]) -> None:
+        self._backend = backend
+        self._failed = failed
+        self._worker = Worker()
+        self._scalars: list[tuple[int, dict[str, Any]]] = []
+
+    def send(self, step: int, measured: Sequence[tuple[Turn, Any]], seconds: Mapping[str, float]) -> None:
+        """Starts one copy to the host and queues what is left to do: numbers and histograms together, each picture by itself."""
+        self._send_scalars()
+        pending = to_host([tree for _, tree in measured])
+        written: set[str] = set()
+        numbers = [(number, turn) for number, (turn, _) in enumerate(measured) if not turn.probe.picture]
+        self._worker.submit(lambda: self._write(step, self._finish(pending, numbers) + _seconds(seconds), written))
+        for number, (turn, _) in enumerate(measured):
+            if turn.probe.picture:
+                self._send_picture(step, pending, number, turn, written)
+
+    def log(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Keeps numbers for the next copy; tensors are cloned, since training may change them in place."""
+        self._scalars.append((step, {tag: _owned(value) for tag, value in scalars.items()}))
+        if len(self._scalars) >= _TOGETHER:
+            self._send_scalars()
+
+    def flush(self) -> None:
+        """Waits until everything has been written."""
+        self._send_scalars()
+        self._worker.flush()
+
+    def close(self) -> None:
+        """Writes what is left and closes the backend."""
+        self._send_scalars()
+        self._worker.close()
+        if self._worker.dropped:
+            _LOG.warning("vizlog dropped %d pictures that came due faster than they could be drawn", self._worker.dropped)
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            try:
+                backend.close()
+            except Exception as error:
+                _LOG.warning("vizlog could not close %s: %s", type(backend).__name__, error)
+
+    def _send_picture(self, step: int, pending: Pending, number: int, turn: Turn, written: set[str]) -> None:
+        def finish() -> None:
+            records = self._finish(pending, [(number, turn)])
+            if turn.probe.slow:  # only the fast lane writes
+                self._worker.submit(lambda: self._write(step, records, written))
+            else:
+                self._write(step, records, written)
+
+        self._worker.submit(finish, picture=True, slow=turn.probe.slow)
+
+    def _send_scalars(self) -> None:
+        scalars, self._scalars = self._scalars, []
+        if not scalars or self._backend is None:
+            return
+        pending = to_host([values for _, values in scalars])
+
+        def write() -> None:
+            for (step, _), values in zip(scalars, pending.wait(), strict=True):
+                self._write(step, [Scalar(tag, value) for tag, value in values.items()], set())
+
+        self._worker.submit(write)
+
+    def _finish(self, pending: Pending, wanted: Iterable[tuple[int, Turn]]) -> list[Record]:
+        """Runs `finish` of these probes; health figures of one kind become records together."""
+        trees = pending.wait()
+        records: list[Record] = []
+        figures: list[Figures] = []
+        for number, turn in wanted:
+            try:
+                for found in turn.probe.finish(trees[number]):
+                    (figures if isinstance(found, Figures) else records).append(found)  # type: ignore[arg-type]
+            except Exception as error:
+                self._failed(turn, "finish()", error)
+        return records + draw(figures)
+
+    def _write(self, step: int, records: Sequence[Record], written: set[str]) -> None:
+        new = []
+        for record in records:
+            if record.tag not in written:
+                written.add(record.tag)
+                new.append(record)
+        backend = self._backend
+        if backend is None or not new:
+            return
+        try:
+            backend.write(step, new)
+        except Exception as error:
+            self._backend = None
+            _LOG.warning(
+                "vizlog: %s could not write and is off from now on: %s: %s", type(backend).__name__, type(error).__name__, error
+            )
+
+
+def _owned(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _seconds(seconds: Mapping[str, float]) -> list[Record]:
+    return [
+        Scalar(f"health/vizlog_seconds/{name}", value, caption="seconds this probe took from the training thread at this step")
+        for name, value in seconds.items()
+    ]

@@ -1,0 +1,215 @@
+"""One due step: what its probes asked for, and what has been captured so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vizlog.batch import CHUNK, FixedBatch
+from vizlog.capture import AttentionCalls, Capture, Gradients, Outputs, Request, Updates, Weights, device_of
+from vizlog.probes.base import Probe
+from vizlog.schedules import Schedule
+from vizlog.selection import named_parameters
+
+__all__ = ["DueStep", "Turn"]
+
+Key = tuple["Turn", str]
+R = TypeVar("R", bound=Request)
+
+
+class Turn:
+    """A probe and when it is due next."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.next_step: int | None = -1
+        self.next_epoch: int | None = None
+        self.stretch = 1
+        self.seconds = 0.0
+        self.latest_seconds = 0.0
+        self.disabled = False
+
+    def due(self, step: int, epoch: int | None) -> bool:
+        """Whether a due number has been reached."""
+        if self.disabled:
+            return False
+        if self.next_step is not None and step >= self.next_step:
+            return True
+        return self.next_epoch is not None and epoch is not None and epoch >= self.next_epoch
+
+    def plan(self, step: int, epoch: int | None) -> None:
+        """After a due step: finds the next, `stretch` due numbers on."""
+        self.next_step, self.next_epoch = step, epoch
+        schedule: Schedule = self.probe.schedule
+        for _ in range(self.stretch):
+            if self.next_step is not None:
+                self.next_step = schedule.next_step(self.next_step)
+            if self.next_epoch is not None:
+                self.next_epoch = schedule.next_epoch(self.next_epoch)
+
+    def interval(self, step: int) -> int:
+        """Steps from `step` to the next due one, were nothing stretched."""
+        following = self.probe.schedule.next_step(step)
+        return max(1, following - step) if following is not None else 1 << 60
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds what happens inside to the seconds this probe has cost the training thread."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds += spent
+            self.latest_seconds += spent
+
+
+class DueStep:
+    """What is captured at one due step.
+
+    Args:
+        turns: the probes that are due.
+        models: name -> bare module.
+        failed: called with (turn, what it was doing, error) when a probe fails; the probe is left out from then on.
+    """
+
+    def __init__(
+        self,
+        turns: Iterable[Turn],
+        models: Mapping[str, nn.Module],
+        failed: Callable[[Turn, str, Exception], None],
+    ) -> None:
+        self.step: int | None = None  # None until it has begun
+        self.epoch: int | None = None
+        self.models = models
+        self.turns = list(turns)
+        self.parameters = named_parameters(models)
+        self.waiting: set[int] = set()
+        self.skipped: list[Tensor] = []
+        self._failed = failed
+        self._asked: dict[Key, Request] = {}
+        self._results: dict[Key, dict[str, Any]] = {}
+        self._before: dict[Key, dict[str, Tensor]] = {}
+        self._live: Capture | None = None
+        for turn in list(self.turns):
+            with self.guarded(turn, "wants()"), turn.timed():
+                turn.latest_seconds = 0.0
+                for key, request in turn.probe.wants(models).items():
+                    self._asked[turn, key] = request
+
+    @contextmanager
+    def guarded(self, turn: Turn, doing: str) -> Iterator[None]:
+        """Keeps an error of this probe from everything else."""
+        try:
+            yield
+        except Exception as error:
+            if turn in self.turns:
+                self.turns.remove(turn)
+            self._asked = {key: request for key, request in self._asked.items() if key[0] is not turn}
+            self._failed(turn, doing, error)
+
+    def captured(self, turn: Turn) -> dict[str, dict[str, Any]]:
+        """What this probe asked for."""
+        return {key: self._results.get((turn, key), {}) for other, key in self._asked if other is turn}
+
+    # Parameters ----------------------------------------------------------------------------------------------------------------------
+
+    def keep_weights(self, owned: Collection[int]) -> None:
+        """Before an update: copies what `Updates` requests will compare with."""
+        for key, request in self._requests(Updates):
+            with self.guarded(key[0], "a copy of the weights"), key[0].timed(), torch.no_grad():
+                for name in self._mine(request.names, owned):
+                    rows = request.rows.get(name, ...)
+                    self._before.setdefault(key, {})[name] = self.parameters[name].detach()[rows].clone()
+
+    def read_gradients(self, owned: Collection[int] | None = None) -> None:
+        """Reduces the gradients of the owned parameters (None: of all)."""
+        self._reduce(
+            Gradients,
+            {name: p.grad for name, p in self.parameters.items() if p.grad is not None and (owned is None or id(p) in owned)},
+        )
+
+    def read_weights(self, owned: Collection[int] | None = None) -> None:
+        """Reduces the owned parameters (None: those not read yet), and their updates."""
+        self._reduce(Weights, {name: p for name, p in self.parameters.items() if owned is None or id(p) in owned})
+        for key, request in self._requests(Updates):
+            with self.guarded(key[0], "updates"), key[0].timed(), torch.no_grad():
+                before = self._before.get(key, {})
+                for name in self._mine([name for name in request.names if name in before], owned):
+                    after = self.parameters[name].detach()[request.rows.get(name, ...)]
+                    self._results.setdefault(key, {})[name] = request.reduce(before.pop(name), after)
+
+    def _reduce(self, kind: type[Weights] | type[Gradients], tensors: Mapping[str, Tensor]) -> None:
+        """Each reduction of a tensor is made once, however many probes ask for it."""
+        done: dict[Any, dict[str, Any]] = {}
+        for key, request in self._requests(kind):
+            with self.guarded(key[0], f"the {kind.__name__.lower()}"), key[0].timed(), torch.no_grad():
+                mine = self._results.setdefault(key, {})
+                shared = done.setdefault(request.reduce, {})
+                new = [name for name in request.names if name in tensors and name not in mine and name not in shared]
+                shared.update(zip(new, request.reduce([tensors[name].detach() for name in new]), strict=True))
+                mine.update({name: shared[name] for name in request.names if name in shared and name not in mine})
+
+    def _mine(self, names: Iterable[str], owned: Collection[int] | None) -> list[str]:
+        return [name for name in names if name in self.parameters and (owned is None or id(self.parameters[name]) in owned)]
+
+    def _requests(self, *kinds: type[R]) -> list[tuple[Key, R]]:
+        return [(key, request) for key, request in self._asked.items() if isinstance(request, kinds)]
+
+    # Forwards ------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def wants_live(self) -> bool:
+        """Whether a probe asks for the training forward itself."""
+        return any(request.live for _, request in self._requests(Outputs))
+
+    def attach_live(self, stack: ExitStack, roots: Iterable[nn.Module]) -> None:
+        """Looks at the training forwards until `stack` closes."""
+        self._live = Capture(self.models, {key: request for key, request in self._requests(Outputs) if request.live})
+        for root in roots:
+            self._live.attach_live(stack, root)
+
+    def take_live(self) -> None:
+        """Takes over what the training forwards showed."""
+        if self._live is not None:
+            self._take(self._live)
+
+    @property
+    def wants_batch(self) -> bool:
+        """Whether a probe asks for a pass over the fixed batch."""
+        return any(not request.live for _, request in self._requests(Outputs, AttentionCalls))
+
+    def run_batch(self, batch: FixedBatch, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Runs the models over as many examples as were asked for, once for all probes; the caller isolates."""
+        asked = {key: request for key, request in self._requests(Outputs, AttentionCalls) if not request.live}
+        most = min(len(batch), max((request.examples for request in asked.values()), default=0))
+        device = device_of(self.models)
+        for start in range(0, most, CHUNK):
+            wanted = {key: request for key, request in asked.items() if request.examples > start and key in self._asked}
+            if not wanted:
+                return
+            capture = Capture(self.models, wanted)
+            began = time.perf_counter()
+            part = batch.part(start, min(start + CHUNK, most), device)
+            with torch.no_grad(), context(), capture.forward():
+                part.run(self.models)
+            for turn in {key[0] for key in wanted}:
+                share = (time.perf_counter() - began) / len({key[0] for key in wanted})
+                turn.seconds += share
+                turn.latest_seconds += share
+            self._take(capture)
+
+    def _take(self, capture: Capture) -> None:
+        for key, error in capture.errors.items():
+            with self.guarded(key[0], "what passed through the model"):
+                raise error
+        for key, layers in capture.results.items():
+            if key in self._asked:
+                mine = self._results.setdefault(key, {})
+                for layer, results in layers.items():
+                    mine.setdefault(layer, []).extend(results)

@@ -1,0 +1,445 @@
+"""The monitor: models, their optimizers, probes and a backend; runs what is due and keeps our errors to ourselves."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from vizlog.backends.open import open_backend
+from vizlog.batch import FixedBatch, as_fixed_batch
+from vizlog.budget import stretches
+from vizlog.capture import AutocastSeen, Survey, device_of, survey
+from vizlog.compute.transfer import to_host
+from vizlog.delivery import Delivery
+from vizlog.due import DueStep, Turn
+from vizlog.isolation import isolated
+from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
+from vizlog.probes.base import Context, Probe
+from vizlog.probes.standard import standard_for
+from vizlog.schedules import Schedule
+from vizlog.selection import named_models, named_parameters
+
+__all__ = ["Monitor"]
+
+_LOG = logging.getLogger("vizlog")
+_NEVER = float("inf")
+
+
+class Monitor:
+    """Looks inside models while they train.
+
+    ```python
+    monitor = vizlog.Monitor(model, to="runs/a", batch=(x, y))
+    for x, y in data:
+        with monitor.step():
+            loss_fn(model(x), y).backward()
+        optimizer.step()
+    monitor.close()
+    ```
+
+    Args:
+        model: a module, a list or a dict of modules.
+        probes: what to look at; None lets `vizlog.standard` choose.
+        to: a path (TensorBoard there), a SummaryWriter, a W&B run, a backend, a list of these, or None: write nothing.
+        batch: a FixedBatch, (inputs, targets), or a function that returns one.
+        optimizer: an optimizer, several, or what holds them: gradients are then read as it uses them, and weights after it. Without
+            one, both are read at `end()`: gradients before clipping and scaled as the loss was.
+        every: for the standard probes, how many steps between histograms.
+        budget: the share of training time that may be spent (0.01: one percent); schedules are stretched to keep it. None: never.
+        forward_context: makes the context that a forward runs under; None takes over the autocast of the training forward.
+
+    Raises:
+        TypeError, ValueError: what was given does not fit; says what to do. After construction nothing of ours is raised.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+        probes: Sequence[Probe] | None = None,
+        *,
+        to: Any,
+        batch: FixedBatch | tuple[Any, Any] | Callable[[], Any] | None = None,
+        optimizer: Any = None,
+        every: int | Schedule | None = None,
+        budget: float | None = None,
+        forward_context: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        self._models = named_models(model)
+        self._roots = [model] if isinstance(model, nn.Module) else list(self._models.values())
+        self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
+        _check_owned(self._models, self._optimizers)
+        if budget is not None and not 0 < budget <= 1:
+            raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
+        self._budget = budget
+        self._autocast = AutocastSeen(device_of(self._models).type)
+        self._forward_context = forward_context or self._autocast
+        with isolated(self._models.values()), torch.no_grad():
+            given = batch() if callable(batch) and not isinstance(batch, FixedBatch) else batch
+            self._batch = as_fixed_batch(given)
+            with forward_context() if forward_context is not None else nullcontext():
+                met = survey(self._models, self._batch) if self._batch is not None else None
+        chosen = _checked(probes) if probes is not None else self._standard(met, every or 100)
+        for probe in chosen:
+            probe.bind(self._models, met)
+            if probe.needs_optimizer and not self._optimizers:
+                raise ValueError(f"{probe.name} compares weights before and after a step: give optimizer= as well")
+        self._turns = [Turn(probe) for probe in chosen]
+        self._delivery = Delivery(open_backend(to) if to is not None else None, self._disable)
+        self._rounds: Rounds | None = None
+        self._sources: tuple[Callable[[], int] | None, Callable[[], int] | None] = (None, None)
+        self._count = 0  # of the step to come
+        self._latest = 0  # the latest step begun
+        self._epoch: int | None = None
+        self._next_step: float = -1
+        self._due: DueStep | None = None
+        self._ended = False
+        self._attached = ExitStack()
+        self._state_only: int | None = None
+        self._started: float | None = None
+        self._steps = 0
+        self._closed = False
+        self._warned: set[str] = set()
+        self._hooks = StepHooks(
+            self._optimizers, before=self._before_step, gradients=self._gradients_ready, after=self._after_step
+        )
+        _close_at_exit(self)
+
+    # What a person calls -------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def step(self, step: int | None = None, epoch: int | None = None) -> Iterator[None]:
+        """Around forward and backward of one step; an exception inside cancels it and passes through.
+
+        Args:
+            step: its number; None counts.
+            epoch: its epoch, for schedules that go by epochs.
+        """
+        self.begin(step, epoch)
+        try:
+            yield
+        except BaseException:
+            self.cancel()
+            raise
+        self.end()
+
+    def begin(self, step: int | None = None, epoch: int | None = None) -> None:
+        """Before the forward of a step; nothing happens where nothing is due, or where this step has begun already."""
+        if step is None:
+            step = self._count
+        self._begin(step, epoch)
+        if self._due is not None:
+            self._ended = False
+
+    def end(self) -> None:
+        """After the backward of a step; what is due is finished here, or once the watched optimizers have stepped."""
+        self._count = self._latest + 1
+        self._ended = True
+        due = self._due
+        if due is None:
+            return
+        if not self._optimizers:
+            due.read_gradients()
+        if not due.waiting:
+            self._finish(due)
+
+    def cancel(self) -> None:
+        """Forgets the step that was begun."""
+        self._due = None
+        self._attached.close()
+
+    def follow(self, step: int | Callable[[], int] | None = None, epoch: Callable[[], int] | None = None) -> None:
+        """From now on steps begin and end by themselves, as the optimizers step.
+
+        Args:
+            step: the number to count from, or a function that returns the number of the step under way.
+            epoch: a function that returns the epoch.
+
+        Raises:
+            ValueError: a schedule goes by epochs and there is no source of them.
+        """
+        by_epochs = [probe.name for probe in self.probes if probe.schedule.needs_epochs]
+        if by_epochs and epoch is None:
+            raise ValueError(f"{by_epochs[0]} goes by epochs (EveryEpoch): say which epoch it is with epoch=lambda: ...")
+        self._rounds = Rounds()
+        self._sources = (step if callable(step) else None, epoch)
+        self._count = step if isinstance(step, int) else 0
+        self._arm(self._count)
+
+    def log(self, scalars: Mapping[str, Any]) -> None:
+        """Writes numbers at the latest step begun: `monitor.log({"loss/train": loss})`.
+
+        Tensors are taken as they are, on any device, without synchronising; they are read later, on the worker.
+
+        Args:
+            scalars: tag -> a number or a tensor of one element.
+        """
+        if not self._closed:
+            self._delivery.log(self._latest, scalars)
+
+    def flush(self) -> None:
+        """Waits until everything under way has been written."""
+        self._delivery.flush()
+
+    def close(self) -> None:
+        """Finishes what is under way, closes what vizlog opened, and says what it cost; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._due is not None and self._ended:
+            self._finish(self._due)
+        self.cancel()
+        self._hooks.remove()
+        self._delivery.close()
+        self._say_cost()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """What is looked at."""
+        return tuple(turn.probe for turn in self._turns)
+
+    def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
+        chosen = standard_for(self._models, met, every=every)
+        return [probe for probe in chosen if self._optimizers or not probe.needs_optimizer]
+
+    # The optimizer's step ------------------------------------------------------------------------------------------------------------
+
+    def _before_step(self, optimizer: Optimizer) -> bool:
+        if makes_state_only(optimizer):
+            self._state_only = id(optimizer)
+            return False
+        if self._rounds is not None and self._rounds.starts(optimizer):
+            with self._contained("the start of a step"):
+                step, epoch = self._sources
+                self._begin(step() if step else self._count, epoch() if epoch else None)
+                self._count, self._ended = self._latest + 1, True
+        due = self._due
+        if due is None or id(optimizer) not in due.waiting:
+            return False
+        with self._contained("a copy of the weights"):
+            due.keep_weights(_owned(optimizer))
+        return True
+
+    def _gradients_ready(self, optimizer: Optimizer) -> None:
+        if self._due is not None:
+            with self._contained("the gradients"):
+                self._due.read_gradients(_owned(optimizer))
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        if self._state_only == id(optimizer):
+            self._state_only = None
+            return
+        if self._rounds is not None:
+            self._rounds.stepped(optimizer)
+        due = self._due
+        if due is not None and id(optimizer) in due.waiting:
+            with self._contained("the weights"):
+                due.read_weights(_owned(optimizer))
+                due.waiting.discard(id(optimizer))
+                if (found := skipped(optimizer)) is not None:
+                    due.skipped.append(found)
+                if self._ended and not due.waiting:
+                    self._finish(due)
+        if self._rounds is not None and self._due is None:
+            with self._contained("the next step"):
+                self._arm(self._count)
+
+    # One due step --------------------------------------------------------------------------------------------------------------------
+
+    def _begin(self, step: int, epoch: int | None) -> None:
+        if self._closed or (step == self._latest and self._started is not None):
+            return
+        self._latest = step
+        self._steps += 1
+        if self._started is None:
+            self._started = time.perf_counter()
+        if step < self._next_step and epoch == self._epoch:
+            return
+        self._epoch = epoch
+        turns = [turn for turn in self._turns if turn.due(step, epoch)]
+        if not turns:
+            return
+        if self._due is not None and self._due.step is not None:
+            self._close_late(self._due)
+        if self._due is None or self._due.turns != turns:
+            self.cancel()
+            self._open(turns)
+        if self._due is not None:
+            self._due.step, self._due.epoch = step, epoch
+            self._due.waiting = {id(optimizer) for optimizer in self._optimizers}
+
+    def _arm(self, step: int) -> None:
+        """Between steps: if something will be due at `step`, attaches what must see its forward."""
+        turns = [turn for turn in self._turns if turn.due(step, None)] if step >= self._next_step else []
+        if turns and self._due is None and not self._closed:
+            self._open(turns)
+
+    def _open(self, turns: Sequence[Turn]) -> None:
+        self._due = DueStep(turns, self._models, self._disable)
+        if self._forward_context is self._autocast:
+            for root in self._roots:
+                self._autocast.attach(self._attached, root)
+        if self._due.wants_live:
+            self._due.attach_live(self._attached, self._roots)
+
+    def _close_late(self, due: DueStep) -> None:
+        _LOG.warning(
+            "vizlog: step %s was due, but %d of %d watched optimizers had not stepped when the next one came due; "
+            "their parameters are left out",
+            due.step,
+            len(due.waiting),
+            len(self._optimizers),
+        )
+        self._finish(due)
+
+    def _finish(self, due: DueStep) -> None:
+        """Everything that happens once the step is complete: passes over the fixed batch, measuring, sending."""
+        self._attached.close()
+        self._due = None
+        assert due.step is not None
+        with self._contained("a due step"):
+            due.read_weights()
+            due.take_live()
+            measured = self._measure(due)
+            for turn in due.turns:
+                turn.plan(due.step, due.epoch)
+            self._stretch(due.step)
+            self._delivery.send(due.step, measured, {turn.probe.name: turn.latest_seconds for turn in due.turns})
+        # Also after an error of ours: what is due next must not be this step again.
+        for turn in self._turns:
+            if turn.due(due.step, due.epoch):
+                turn.plan(due.step, due.epoch)
+        self._next_step = min((t.next_step for t in self._turns if not t.disabled and t.next_step is not None), default=_NEVER)
+
+    def _measure(self, due: DueStep) -> list[tuple[Turn, Any]]:
+        looks = due.wants_batch or any(type(turn.probe).measure is not Probe.measure for turn in due.turns)
+        measured = []
+        with ExitStack() as stack, torch.no_grad():
+            if looks:
+                stack.enter_context(isolated(self._models.values()))
+            if due.wants_batch and self._batch is not None:
+                due.run_batch(self._batch, self._forward_context)
+            for turn in list(due.turns):
+                with due.guarded(turn, "measure()"), turn.timed():
+                    measured.append((turn, turn.probe.measure(self._context(due, turn))))
+        return [(turn, to_host(tree)) for turn, tree in measured]
+
+    def _context(self, due: DueStep, turn: Turn) -> Context:
+        assert due.step is not None
+        return Context(
+            due.step,
+            due.epoch,
+            self._models,
+            tuple(self._optimizers),
+            due.captured(turn),
+            self._batch,
+            self._forward_context,
+            skipped=tuple(due.skipped),
+        )
+
+    def _stretch(self, step: int) -> None:
+        if self._budget is None or self._started is None or self._steps < 2:
+            return
+        seconds_a_step = (time.perf_counter() - self._started) / self._steps
+        live = [turn for turn in self._turns if not turn.disabled and turn.next_step is not None]
+        shares = [turn.latest_seconds / (turn.interval(step) * seconds_a_step) for turn in live]
+        for turn, factor in zip(live, stretches(shares, self._budget), strict=True):
+            turn.stretch = factor
+
+    # Errors of ours ------------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _contained(self, doing: str) -> Iterator[None]:
+        """Keeps an error of ours from the training loop: the step is given up, with one warning."""
+        try:
+            yield
+        except Exception as error:
+            self._due = None
+            self._attached.close()
+            if doing not in self._warned:
+                self._warned.add(doing)
+                _LOG.warning("vizlog failed at %s: %s: %s; training goes on", doing, type(error).__name__, error, exc_info=error)
+
+    def _disable(self, turn: Turn, doing: str, error: Exception) -> None:
+        if not turn.disabled:
+            turn.disabled = True
+            _LOG.warning(
+                "vizlog: %s failed at %s and is off from now on: %s: %s",
+                turn.probe.name,
+                doing,
+                type(error).__name__,
+                error,
+                exc_info=error,
+            )
+
+    def _say_cost(self) -> None:
+        if self._started is None:
+            return
+        elapsed = time.perf_counter() - self._started
+        spent = sum(turn.seconds for turn in self._turns)
+        most = max(self._turns, key=lambda turn: turn.seconds, default=None)
+        if most is not None and elapsed > 0:
+            _LOG.info(
+                "vizlog took %.2g%% of %.0f s of training (%d steps); most of it %s, %.2g s",
+                100 * spent / elapsed,
+                elapsed,
+                self._steps,
+                most.probe.name,
+                most.seconds,
+            )
+
+
+def _owned(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
+    """Raises where an optimizer has nothing to do with the models, and says which parameters none of them trains."""
+    parameters = named_parameters(models)
+    known = {id(parameter) for parameter in parameters.values()}
+    trained: set[int] = set()
+    for number, optimizer in enumerate(optimizers):
+        mine = _owned(optimizer)
+        if not mine & known:
+            raise ValueError(
+                f"optimizer {number} ({type(optimizer).__name__}) has none of the model's parameters; watch the model and the optimizer "
+                "that train together, after prepare() or fully_shard() if you use them"
+            )
+        trained |= mine
+    left = [name for name, parameter in parameters.items() if parameter.requires_grad and id(parameter) not in trained]
+    if optimizers and left:
+        shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+        _LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", shown)
+
+
+def _checked(probes: Sequence[Probe]) -> list[Probe]:
+    wrong = [probe for probe in probes if not isinstance(probe, Probe)]
+    if wrong:
+        raise TypeError(f"probes= takes a list of probes such as vizlog.WeightHistograms(), got {wrong[0]!r} in it")
+    return list(probes)
+
+
+def _close_at_exit(monitor: Monitor) -> None:
+    reference = weakref.ref(monitor)
+
+    def close() -> None:
+        alive = reference()
+        if alive is not None:
+            alive.close()
+
+    atexit.register(close)
+    weakref.finalize(monitor, atexit.unregister, close)

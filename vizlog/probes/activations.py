@@ -1,0 +1,129 @@
+"""Histograms of activations, and what they say of a layer's health: dead units, zeros, saturation."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vizlog.capture import Call, Outputs, Request, Survey
+from vizlog.compute.health import alive_units, saturated
+from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histogram
+from vizlog.probes.base import Context, Figures, Probe
+from vizlog.records import Record
+from vizlog.schedules import Schedule, Thinning
+from vizlog.selection import Matcher, Select, check_select, matcher, named_modules, spread
+
+__all__ = ["ActivationHistograms"]
+
+_LOG = logging.getLogger("vizlog")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One call of a layer, reduced: the counts of its output, which units were ever non-zero, how many values were saturated."""
+
+    counts: BitCounts | None
+    alive: Any
+    saturated: Any
+    skipped: str = ""
+
+
+class ActivationHistograms(Probe):
+    """How the outputs of modules and of functional activations are distributed: tags `activations/…`.
+
+    On the fixed batch they come from a pass in eval mode after the step, over its first 32 examples, so that they compare from step to
+    step; the live forward is looked at where there is no batch, or where `source="live"` asks for it. Also `health/dead_units` (units that
+    are zero for every example and position; a unit is a channel of a convolution, else an entry of the last dimension), `health/zeros` and
+    `health/saturated` (within 2% of the range of either limit of a sigmoid, tanh or hard variant; softmax: rows whose maximum is over
+    0.98), and `health/nonfinite`.
+
+    Args:
+        select: which layers; None: leaf modules and functional activations (`F.relu`, `torch.tanh` …, named by enclosing module and call).
+        every: a number of steps, or a schedule.
+        source: "batch", "live", or "auto": the batch if there is one, else the live forward. On a compiled model "live" runs the steps
+            looked at eagerly, which changes their rounding and random draws.
+        most: how many layers to draw, spread over the depth (None: all); health figures cover all.
+    """
+
+    picture = False
+
+    def __init__(
+        self,
+        select: Select = None,
+        *,
+        every: int | Schedule = Thinning(),  # noqa: B008 (frozen)
+        source: Literal["auto", "batch", "live"] = "auto",
+        most: int | None = 64,
+    ) -> None:
+        super().__init__(every=every)
+        if source not in ("auto", "batch", "live"):
+            raise ValueError(f"{self.name}(source=) takes 'auto', 'batch' or 'live', got {source!r}")
+        self._select, self._source, self._most = select, source, most
+        self._matches: Matcher = matcher(select) if select is not None else _leaf_or_function
+        self._live = source == "live"
+        self._drawn: list[str] = []
+        self._warned = False
+
+    def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
+        if survey is None and self._source == "batch":
+            raise ValueError(f"{self.name}(source='batch') needs batch=(inputs, targets) or a vizlog.FixedBatch")
+        self._live = self._source == "live" or survey is None
+        modules = named_modules(models)
+        if survey is None or self._live:
+            check_select(self._select, modules, [name for name, module in modules.items() if self._matches(name, module)], "module")
+        else:
+            names = {layer.name: layer.module for layer in survey.layers}
+            found = [name for name, module in names.items() if self._matches(name, module)]
+            check_select(self._select, names, found, "layer that runs on the batch")
+
+    def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
+        return {"seen": Outputs(self._wanted, _reduce, live=self._live)}
+
+    def measure(self, context: Context) -> Any:
+        if not context.captured["seen"] and not self._warned:
+            self._warned = True
+            _LOG.warning(
+                "vizlog: %s selected layers but captured nothing: %s",
+                self.name,
+                "a compiled model does not show its live forward; give batch=" if self._live else "none of them ran on the batch",
+            )
+        return context.captured["seen"]
+
+    def finish(self, measured: Mapping[str, list[_Seen]]) -> Iterable[Record | Figures]:
+        layers = {name: _together(calls) for name, calls in measured.items()}
+        counted = {name: seen for name, seen in layers.items() if seen.counts is not None and seen.counts.count}
+        chosen = [name for name in self._drawn if name in counted]
+        if not chosen and counted:
+            chosen = self._drawn = spread(list(counted), self._most or len(counted))
+        where = "live forward of this step" if self._live else "first examples of the fixed batch, eval mode"
+        skipped = [f"{name}: {seen.skipped}" for name, seen in layers.items() if seen.skipped]
+        left_out = f"; {len(skipped)} layers skipped ({skipped[0]})" if skipped else ""
+        for name in chosen:
+            yield histogram(f"activations/{name}", counted[name].counts, caption=f"output of {name}, {where}{left_out}")
+        yield from _figures(counted, where)
+
+    def _wanted(self, layer: str, module: nn.Module | None) -> bool:
+        return self._matches(layer, module)
+
+
+def _leaf_or_function(name: str, module: Any) -> bool:
+    return module is None or not module._modules
+
+
+def _reduce(call: Call) -> _Seen | None:
+    tensor = call.tensor
+    if tensor is None or tensor.numel() == 0:
+        return None
+    try:
+        counts = count_bits(tensor)
+    except Uncountable as reason:
+        return _Seen(None, None, None, str(reason))
+    limits = call.module if call.module is not None else call.kind
+    return _Seen(counts, alive_units(tensor, call.channel_dim), saturated(tensor, limits))

@@ -1,0 +1,104 @@
+"""Feature maps: what convolutions make of one example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vizlog.capture import Call, Outputs, Request, Survey
+from vizlog.probes.base import Context, Probe
+from vizlog.records import Heatmaps, Record
+from vizlog.schedules import LogSpaced, Schedule
+from vizlog.selection import Select, check_select, matcher, spread
+
+__all__ = ["FeatureMaps"]
+
+_SIDE = 64
+"""Larger maps are averaged down to this many pixels a side before they leave the device."""
+
+
+class FeatureMaps(Probe):
+    """The output of convolutions for a fixed example, its channels tiled, on a scale of each layer's own: tags `feature_maps/…`.
+
+    Args:
+        select: which layers (any whose output is (N, C, H, W)); None: four convolutions spread over the depth.
+        every: a number of steps, or a schedule.
+        example: which example of the fixed batch.
+        channels: how many channels to draw, the first ones.
+    """
+
+    def __init__(
+        self,
+        select: Select = None,
+        *,
+        every: int | Schedule = LogSpaced(every=100),  # noqa: B008 (frozen)
+        example: int = 0,
+        channels: int = 32,
+    ) -> None:
+        super().__init__(every=every)
+        if channels < 1:
+            raise ValueError(f"{self.name}(channels=) needs a number >= 1, got {channels}")
+        self._select, self._example, self._channels = select, example, channels
+        self._layers: set[str] = set()
+
+    def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
+        if survey is None:
+            raise ValueError(f"{self.name} needs batch=: feature maps are made of an example")
+        if not 0 <= self._example < len(survey.batch):
+            raise ValueError(f"{self.name}(example=) needs one of the batch's {len(survey.batch)} examples, got {self._example}")
+        maps = {layer.name: layer for layer in survey.layers if len(layer.output_shape) == 4}
+        if self._select is None:
+            convolutions = [layer.name for layer in survey.of_type(nn.Conv2d, nn.ConvTranspose2d) if layer.name in maps]
+            if not convolutions:
+                raise ValueError("no 2-D convolution ran on the batch")
+            self._layers = set(spread(convolutions, 4))
+            return
+        matches = matcher(self._select)
+        found = [name for name, layer in maps.items() if matches(name, layer.module)]
+        check_select(self._select, maps, found, "layer with (N, C, H, W) output")
+        self._layers = set(found)
+
+    def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
+        return {"maps": Outputs(lambda layer, module: layer in self._layers, self._reduce, examples=self._example + 1)}
+
+    def measure(self, context: Context) -> Any:
+        assert context.batch is not None
+        return {"maps": context.captured["maps"], "id": int(context.batch.ids[self._example])}
+
+    def finish(self, measured: Any) -> Iterable[Record]:
+        for layer, calls in measured["maps"].items():
+            yield self._heatmaps(layer, calls[0], measured["id"])
+
+    def _reduce(self, call: Call) -> dict[str, Any] | None:
+        tensor = call.tensor
+        # A batch is run in chunks: only the one that holds the example is of use.
+        if tensor is None or tensor.ndim != 4 or len(tensor) <= self._example % 32:
+            return None
+        maps = tensor[self._example % 32, : self._channels].float()
+        if max(maps.shape[1:]) > _SIDE:
+            sides = [min(_SIDE, side) for side in maps.shape[1:]]
+            maps = torch.nn.functional.adaptive_avg_pool2d(maps, sides)
+        return {"maps": maps.clone(), "channels": tensor.shape[1], "side": tuple(tensor.shape[2:])}
+
+    def _heatmaps(self, layer: str, seen: Mapping[str, Any], example: int) -> Heatmaps:
+        maps: Tensor = seen["maps"]
+        values = maps.numpy()
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        signed = low < 0
+        most = max(abs(low), abs(high)) or 1.0
+        shrunk = f", averaged down from {seen['side'][0]}x{seen['side'][1]}" if tuple(values.shape[1:]) != seen["side"] else ""
+        return Heatmaps(
+            f"feature_maps/{layer}",
+            values,
+            [f"channel {number}" for number in range(len(values))],
+            [""] * len(values),
+            (-most, most) if signed else (0.0, most),
+            "diverging" if signed else "sequential",
+            caption=f"output of {layer} for example {example}, eval mode: {len(values)} of {seen['channels']} channels{shrunk}; "
+            "one scale for this layer at this step",
+        )

@@ -1,0 +1,50 @@
+"""Histograms of gradients, and the gradient norm of each layer."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from vizlog.capture import Gradients
+from vizlog.compute.histogram import BitCounts
+from vizlog.probes.base import Context, Figures
+from vizlog.probes.health import layer_of
+from vizlog.probes.parameters import ParameterHistograms
+from vizlog.records import Record
+
+__all__ = ["GradientHistograms"]
+
+
+class GradientHistograms(ParameterHistograms):
+    """How the gradient of each parameter is distributed, as the optimizer used it: tags `gradients/…`.
+
+    Gradients are read where they are final: unscaled, clipped, accumulated, summed over ranks. Where no optimizer is watched they are
+    read before it, and the caption says so. Also `health/gradient_norm`: the Euclidean norm over a layer's parameters.
+    """
+
+    kind = "gradients"
+    request = Gradients
+
+    def measure(self, context: Context) -> Any:
+        return {**context.captured, "watched": bool(context.optimizers), "skipped": list(context.skipped)}
+
+    def finish(self, measured: Any) -> Iterable[Record | Figures]:
+        self._how = "as the optimizer used it" if measured["watched"] else "before the optimizer: not clipped, scaled as the loss was"
+        if any(bool(torch.any(found > 0)) for found in measured["skipped"]):
+            self._how += "; the gradient scaler skipped this step"
+        yield from super().finish(measured)
+
+    def caption(self, name: str, number: int) -> str:
+        return f"gradient of {name}, {self._how}"
+
+    def figures(self, counts: Mapping[str, BitCounts]) -> Iterable[Figures]:
+        yield from super().figures(counts)
+        squares: dict[str, float] = defaultdict(float)
+        for name, count in counts.items():
+            squares[layer_of(name)] += count.norm**2
+        norms = {layer: math.sqrt(square) for layer, square in squares.items()}
+        yield Figures("gradient_norm", norms, caption=f"Euclidean norm of each layer's gradient, {self._how}")

@@ -1,0 +1,52 @@
+"""Health figures drawn: of each kind the worst and the mean over layers, and all layers in order of depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vizlog.probes.base import Figures
+from vizlog.records import Curves, Record, Scalar
+
+__all__ = ["draw", "layer_of"]
+
+
+def layer_of(parameter: str) -> str:
+    """The layer that a parameter belongs to: `conv1.weight` -> `conv1`."""
+    return parameter.rpartition(".")[0] or parameter
+
+
+def draw(figures: Sequence[Figures]) -> list[Record]:
+    """Figures -> for each kind two scalars and one `Curves` over the layers, one line a source."""
+    records: list[Record] = []
+    for kind in dict.fromkeys(part.kind for part in figures):
+        records.extend(_draw_kind(kind, [part for part in figures if part.kind == kind and part.values]))
+    return records
+
+
+def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
+    if not parts:
+        return []
+    layers = list(dict.fromkeys(layer for part in parts for layer in part.values))
+    ys = {part.source or kind: np.array([part.values.get(layer, np.nan) for layer in layers]) for part in parts}
+    everything = np.concatenate(list(ys.values()))
+    known = everything[~np.isnan(everything)]
+    caption = "; ".join(dict.fromkeys(part.caption for part in parts if part.caption))
+    records: list[Record] = []
+    if known.size:
+        worst = f"health/{kind}_worst"
+        records.append(Scalar(worst, float(known.max()), caption=f"the highest of {len(layers)} layers; {caption}"))
+        records.append(Scalar(f"health/{kind}_mean", float(known.mean()), caption=f"over {len(layers)} layers; {caption}"))
+    records.append(
+        Curves(
+            f"health/{kind}",
+            np.arange(len(layers)),
+            ys,
+            "layer, in order of depth",
+            kind.replace("_", " "),
+            layers,
+            caption=caption,
+        )
+    )
+    return records

@@ -1,0 +1,93 @@
+"""What histograms of weights and of gradients have in common: which parameters, counted how, drawn which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from vizlog.capture import Gradients, Request, Survey, Weights
+from vizlog.compute.histogram import BitCounts, Uncountable, count_each, histogram
+from vizlog.probes.base import Figures, Probe
+from vizlog.probes.health import layer_of
+from vizlog.records import Record
+from vizlog.schedules import Schedule, Thinning
+from vizlog.selection import Select, check_select, matcher, named_parameters, spread
+
+__all__ = ["ParameterHistograms"]
+
+
+class ParameterHistograms(Probe):
+    """Histograms of something that each parameter has.
+
+    Args:
+        select: which parameters, by their own or their module's name; None: all.
+        every: a number of steps, or a schedule.
+        most: how many tensors to draw, spread over the depth (None: all that were selected); health figures cover all.
+    """
+
+    picture = False
+    kind: ClassVar[str]
+    request: ClassVar[type[Weights] | type[Gradients]]
+
+    def __init__(
+        self, select: Select = None, *, every: int | Schedule = Thinning(), most: int | None = 64  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(every=every)
+        if most is not None and most < 1:
+            raise ValueError(f"{self.name}(most=) needs a number >= 1 or None, got {most}")
+        self._select, self._matches, self._most = select, matcher(select), most
+        self._drawn: list[str] = []
+
+    def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
+        found = self._names(models)
+        check_select(self._select, named_parameters(models), found, "parameter")
+
+    def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
+        return {"counts": self.request(tuple(self._names(models)), count_or_skip)}
+
+    def finish(self, measured: Any) -> Iterable[Record | Figures]:
+        counts = {name: count for name, count in measured["counts"].items() if isinstance(count, BitCounts)}
+        skipped = {name: reason for name, reason in measured["counts"].items() if isinstance(reason, str)}
+        left_out = f"; {len(skipped)} skipped ({next(iter(skipped.values()))})" if skipped else ""
+        for name in self._choose(list(counts)):
+            yield histogram(f"{self.kind}/{name}", counts[name], caption=self.caption(name, len(counts)) + left_out)
+        yield from self.figures(counts)
+
+    def caption(self, name: str, number: int) -> str:
+        """What one histogram's caption says."""
+        raise NotImplementedError
+
+    def figures(self, counts: Mapping[str, BitCounts]) -> Iterable[Figures]:
+        """Health figures of all counted tensors: here the share that is not finite, of each layer's worst tensor."""
+        share: dict[str, float] = {}
+        for name, count in counts.items():
+            layer = layer_of(name)
+            share[layer] = max(share.get(layer, 0.0), count.nonfinite / count.count if count.count else 0.0)
+        yield Figures("nonfinite", share, caption="share of elements that are NaN or infinite", source=self.kind)
+
+    def _names(self, models: Mapping[str, nn.Module]) -> list[str]:
+        return [name for name, parameter in named_parameters(models).items() if self._matches(name, parameter)]
+
+    def _choose(self, names: Sequence[str]) -> list[str]:
+        # Once chosen, a tensor stays: histograms of one tag are compared over time.
+        chosen = [name for name in self._drawn if name in set(names)]
+        if not chosen:
+            chosen = self._drawn = spread(names, self._most or len(names)) if names else []
+        return chosen
+
+
+def count_or_skip(tensors: list[Tensor]) -> list[BitCounts | str]:
+    """The counts of each tensor, or the reason why it has none."""
+    try:
+        return list(count_each(tensors))
+    except Uncountable:
+        return [_one(tensor) for tensor in tensors]
+
+
+def _one(tensor: Tensor) -> BitCounts | str:
+    try:
+        return count_each([tensor])[0]
+    except Uncountable as reason:
+        return str(reason)

@@ -1,0 +1,86 @@
+"""`standard`: the right pictures for a model it has never seen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from vizlog.batch import FixedBatch, as_fixed_batch
+from vizlog.capture import Survey, survey
+from vizlog.isolation import isolated
+from vizlog.probes.activations import ActivationHistograms
+from vizlog.probes.attention import AttentionMaps
+from vizlog.probes.base import Probe
+from vizlog.probes.embeddings import Embeddings
+from vizlog.probes.feature_maps import FeatureMaps
+from vizlog.probes.filters import FilterImages
+from vizlog.probes.gradients import GradientHistograms
+from vizlog.probes.saliency import SaliencyMaps
+from vizlog.probes.updates import UpdateRatios
+from vizlog.probes.weights import WeightHistograms
+from vizlog.schedules import LogSpaced, Schedule, Thinning
+from vizlog.selection import named_models
+
+__all__ = ["standard", "standard_for"]
+
+_LOG = logging.getLogger("vizlog")
+
+
+def standard(
+    model: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+    batch: FixedBatch | tuple[Any, Any] | None = None,
+    *,
+    every: int | Schedule = 100,
+) -> list[Probe]:
+    """Probes that suit a model and a batch never seen before; a list to add to or take from.
+
+    Args:
+        model: a module, a list or a dict of modules.
+        batch: the fixed batch, or (inputs, targets); without one only weights, gradients, updates, filters and live activations.
+        every: how many steps between histograms, thinned by doubling so that a run keeps about 500 of each; pictures are log-spaced from
+            it, about 60 a run. A schedule is taken for all as it is.
+
+    Raises:
+        BatchDoesNotFit: the model cannot be run on the batch.
+    """
+    models = named_models(model)
+    fixed = as_fixed_batch(batch)
+    met = None
+    if fixed is not None:
+        with isolated(models.values()):
+            met = survey(models, fixed)
+    return standard_for(models, met, every=every)
+
+
+def standard_for(models: Mapping[str, nn.Module], met: Survey | None, *, every: int | Schedule = 100) -> list[Probe]:
+    """`standard` where the batch has been run already."""
+    numbers = every if isinstance(every, Schedule) else Thinning(every=every)
+    pictures = every if isinstance(every, Schedule) else LogSpaced(every=every)
+    candidates: list[Callable[[], Probe]] = [
+        lambda: WeightHistograms(every=numbers),
+        lambda: GradientHistograms(every=numbers),
+        lambda: UpdateRatios(every=numbers),
+        lambda: ActivationHistograms(every=numbers),
+        lambda: FilterImages(every=pictures),
+        lambda: FeatureMaps(every=pictures),
+        lambda: SaliencyMaps(every=pictures),
+        lambda: Embeddings(every=pictures),
+        lambda: AttentionMaps(every=pictures),
+    ]
+    chosen: list[Probe] = []
+    left_out: list[str] = []
+    for make in candidates:
+        probe = make()
+        try:
+            probe.bind(models, met)
+        except ValueError as reason:
+            left_out.append(f"{probe.name} ({reason})")
+        else:
+            chosen.append(probe)
+    _LOG.info("vizlog looks at %s", ", ".join(probe.name for probe in chosen))
+    if left_out:
+        _LOG.info("vizlog leaves out %s", "; ".join(left_out))
+    return chosen

@@ -1,0 +1,116 @@
+"""How large each update is beside the weight it changes."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vizlog.capture import Request, Survey, Updates
+from vizlog.probes.base import Context, Figures, Probe
+from vizlog.probes.health import layer_of
+from vizlog.records import Record, Scalar
+from vizlog.schedules import Schedule, Thinning
+from vizlog.selection import Select, check_select, matcher, named_parameters, spread
+
+__all__ = ["UpdateRatios"]
+
+_CHUNK_BYTES = 48 << 20
+"""How much is copied before a step: with the differences made from it, and what else lies about, below 64 MB."""
+
+
+class UpdateRatios(Probe):
+    """The ratio ‖Δw‖ / ‖w‖ of each step's update to the weight it changed: tags `updates/…`.
+
+    Around 1e-3 is usual; 1e-5 hardly learns, 1e-1 is unstable. `health/update_ratio` has it for each layer, over all its parameters.
+    Models too large to be copied at once are looked at in turns: each due step takes the next 48 MB of parameters (of a larger one, the
+    next rows), and the caption says how many.
+
+    Args:
+        select: which parameters, by their own or their module's name; None: all that are trained.
+        every: a number of steps, or a schedule.
+        most: how many tensors get a scalar of their own, spread over the depth; None: all.
+    """
+
+    picture = False
+    needs_optimizer = True
+
+    def __init__(
+        self, select: Select = None, *, every: int | Schedule = Thinning(), most: int | None = 64  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(every=every)
+        self._select, self._matches, self._most = select, matcher(select), most
+        self._position: tuple[str, int] = ("", 0)
+        self._all: list[str] = []
+
+    def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
+        check_select(self._select, named_parameters(models), self._found(models), "parameter")
+
+    def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
+        found = self._found(models)
+        self._all = list(found)
+        names, rows = self._next_chunk(found)
+        return {"norms": Updates(tuple(names), _norms, rows)}
+
+    def measure(self, context: Context) -> Any:
+        return {"norms": context.captured["norms"], "all": self._all}
+
+    def finish(self, measured: Any) -> Iterable[Record | Figures]:
+        squares = {name: [norm**2 for norm in pair.tolist()] for name, pair in measured["norms"].items()}
+        looked = "" if len(squares) == len(measured["all"]) else f"; {len(squares)} of {len(measured['all'])} tensors this time, in turn"
+        drawn = set(spread(measured["all"], self._most or len(measured["all"]))) if measured["all"] else set()
+        layers: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for name, (update, weight) in squares.items():
+            if name in drawn:
+                yield Scalar(f"updates/{name}", _ratio(update, weight), caption=f"‖Δw‖ / ‖w‖ of {name}")
+            layers[layer_of(name)][0] += update
+            layers[layer_of(name)][1] += weight
+        ratios = {layer: _ratio(*pair) for layer, pair in layers.items()}
+        yield Figures("update_ratio", ratios, caption="‖Δw‖ / ‖w‖ over each layer's parameters" + looked)
+
+    def _found(self, models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in named_parameters(models).items() if p.requires_grad and self._matches(name, p)}
+
+    def _next_chunk(self, parameters: Mapping[str, nn.Parameter]) -> tuple[list[str], dict[str, slice]]:
+        """The parameters whose turn it is, at most a chunk of bytes, and the rows of one that is larger than that alone."""
+        names = list(parameters)
+        sizes = {name: p.numel() * p.element_size() for name, p in parameters.items()}
+        if sum(sizes.values()) <= _CHUNK_BYTES:
+            return names, {}
+        start, row = self._position
+        first = names.index(start) if start in names else 0
+        taken: list[str] = []
+        rows: dict[str, slice] = {}
+        left = _CHUNK_BYTES
+        for name in names[first:] + names[:first]:
+            if sizes[name] > _CHUNK_BYTES:
+                if taken:
+                    break
+                height = parameters[name].shape[0]
+                step = max(1, height * _CHUNK_BYTES // sizes[name])
+                stop = min(height, row + step)
+                rows[name] = slice(row, stop)
+                following = names[(names.index(name) + 1) % len(names)]
+                self._position = (name, stop) if stop < height else (following, 0)
+                return [name], rows
+            if sizes[name] > left:
+                break
+            taken.append(name)
+            left -= sizes[name]
+        self._position = (names[(first + len(taken)) % len(names)], 0)
+        return taken, rows
+
+
+def _norms(before: Tensor, after: Tensor) -> Tensor:
+    """(2,) float32: the norms of the update and of the weight before it; `before` is ours and is overwritten."""
+    weight = torch.linalg.vector_norm(before, dtype=torch.float32)
+    update = torch.linalg.vector_norm(before.sub_(after), dtype=torch.float32)
+    return torch.stack([update, weight])
+
+
+def _ratio(update: float, weight: float) -> float:
+    return math.sqrt(update / weight) if weight > 0 else math.nan

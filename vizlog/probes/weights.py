@@ -1,0 +1,18 @@
+"""Histograms of weights."""
+
+from __future__ import annotations
+
+from vizlog.capture import Weights
+from vizlog.probes.parameters import ParameterHistograms
+
+__all__ = ["WeightHistograms"]
+
+
+class WeightHistograms(ParameterHistograms):
+    """How the values of each parameter are distributed after the step: tags `weights/…`."""
+
+    kind = "weights"
+    request = Weights
+
+    def caption(self, name: str, number: int) -> str:
+        return f"values of {name} after the step"
