@@ -270,7 +270,7 @@ def test_an_embedding_is_a_table_with_a_numeric_column_for_each_dimension(run: w
     assert table["columns"] == ["id", "label", "x0", "x1", "x2", "x3"]
     assert [row[0] for row in table["data"]] == record.ids.tolist()
     assert [row[1] for row in table["data"]][:4] == ["", "cat", "dog", ""]
-    assert np.array_equal(np.array([row[2:] for row in table["data"]], dtype=np.float32), record.vectors)
+    np.testing.assert_allclose([row[2:] for row in table["data"]], record.vectors, rtol=5e-5)
 
 
 def test_a_chart_is_plain_lists_that_any_plotly_reads(run: wandb.Run) -> None:

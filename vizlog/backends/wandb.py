@@ -354,10 +354,14 @@ def _at_most_64_bins(edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray
 def _short_edges(edges: NDArray[Any]) -> list[float]:
     """Edges to 5 significant digits, or as many as keep them apart: they are sent as text, and stay in the summary."""
     for digits in range(_DIGITS, 17):
-        short = [float(f"{edge:.{digits}g}") for edge in edges.tolist()]
+        short = _short(edges.tolist(), digits)
         if all(low < high for low, high in pairwise(short)):
             return short
     return [float(edge) for edge in edges]
+
+
+def _short(values: Iterable[float], digits: int = _DIGITS) -> list[float]:
+    return [float(f"{value:.{digits}g}") for value in values]
 
 
 def _short_counts(counts: NDArray[Any]) -> list[float]:
@@ -408,11 +412,16 @@ def _table(record: Embedding) -> wandb.Table:
 
     names = dict(enumerate(record.class_names)) | {-1: ""}
     labels = [names.get(label, str(label)) for label in record.labels.tolist()]
-    vectors = record.vectors.astype(float).tolist()
-    return wandb.Table(
-        columns=["id", "label", *(f"x{dimension}" for dimension in range(record.vectors.shape[1]))],
-        data=[[*row, *vector] for *row, vector in zip(record.ids.tolist(), labels, vectors, strict=True)],
-    )
+    rows = [
+        [example, label, *_short(vector)]
+        for example, label, vector in zip(record.ids.tolist(), labels, record.vectors.tolist(), strict=True)
+    ]
+    columns: list[str | int] = ["id", "label", *(f"x{dimension}" for dimension in range(record.vectors.shape[1]))]
+    table = wandb.Table(columns=columns, data=rows[:1])
+    table.data.extend(
+        rows[1:]
+    )  # all are typed as the first: the client's check of each number is most of a table's cost
+    return table
 
 
 def _page(record: Text) -> wandb.Html:
