@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vizlog.capture import is_attention
 from vizlog.compute.attention import AttentionCall, Shown, attention_probabilities, by_identity
 
 EVERYTHING = Shown(range(99), heads=99, tokens=999)
@@ -27,9 +28,9 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **kwargs or {})
-        call = attention_probabilities(func, args, kwargs or {}, output, self.shown)
-        if call is not None:
-            self.calls.append(call)
+        if is_attention(func, args, kwargs or {}, output):
+            call = attention_probabilities(func, args, kwargs or {}, output, self.shown)
+            self.calls += [] if call is None else [call]
         return output
 
 
@@ -55,11 +56,6 @@ def written_out(query: Tensor, key: Tensor, allowed: Tensor | None = None, bias:
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
     torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def qkv(*, queries: int = 5, keys: int = 7, heads: int = 4, key_heads: int = 4) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -30,6 +31,7 @@ __all__ = [
     "Survey",
     "Updates",
     "Weights",
+    "is_attention",
     "replaced",
     "survey",
 ]
@@ -83,7 +85,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class AttentionCalls:
-    """Calls of attention functions and of softmax; those for which `reduce` returns None are no attention."""
+    """Calls of attention functions, by the layer that calls them (see `is_attention`); None from `reduce` is left out."""
 
     reduce: Callable[[Call], Any]
     examples: int = 2
@@ -130,7 +132,7 @@ class Call:
         """The module's class name or the function's name: "Conv2d", "relu"."""
         if self.module is not None:
             return type(self.module).__name__
-        return _ACTIVATIONS.get(self.function, getattr(self.function, "__name__", "function"))  # type: ignore[arg-type]
+        return _ACTIVATIONS.get(self.function, getattr(self.function, "__name__", "function"))
 
 
 # Capturing -------------------------------------------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ class Capture:
     def function_called(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         """A torch function returned `output`."""
         name, module = self._stack[-1] if self._stack else ("", None)
-        if self._attention and function in _MAY_BE_ATTENTION:
+        if self._attention and is_attention(function, args, kwargs, output):
             self._reduce(self._attention, Call(name, None, function, args, kwargs, output))
         kind = _ACTIVATIONS.get(function)
         if kind is None or not isinstance(output, Tensor) or _is_activation(module):
@@ -290,7 +292,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _WATCHED:
+        if func not in _WATCHED and not isinstance(func, HigherOrderOperator):
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
         self._capture.function_called(func, args, kwargs, output)
@@ -434,8 +436,8 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
             f"{type(model).__name__} could not be run on the fixed batch: its inputs are {describe(first.inputs)}, and the model "
             f"raised {type(error).__name__}: {error}. Give inputs as the model takes them, or say how to run it with FixedBatch(forward=…)"
         ) from error
-    for error in capture.errors.values():
-        raise error
+    for unexpected in capture.errors.values():
+        raise unexpected
     scored = "logits" if first.logits(output) is not None else "loss" if first.losses(output) is not None else ""
     return Survey(batch, tuple(layers), tuple(dict.fromkeys(attention)), scored)
 
@@ -455,6 +457,22 @@ def first_tensor(value: Any) -> Tensor | None:
         if isinstance(leaf, Tensor):
             return leaf
     return None
+
+
+def is_attention(function: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> bool:
+    """Whether a call is attention: fused, flex_attention, or written out.
+
+    Written out it is a softmax over the last dimension of (N, heads, L, S), or of a square (N, L, L); the softmax of a
+    classifier or of a router, (N, classes) or (N, T, classes), is neither.
+    """
+    if function in _SOFTMAX:
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        square = output.ndim == 3 and output.shape[-2] == output.shape[-1]
+        return bool(dim in (-1, output.ndim - 1) and (output.ndim == 4 or square))
+    if isinstance(function, HigherOrderOperator):
+        # By name: the operator cannot be looked up before flex_attention is imported, which takes a second.
+        return bool(function.__name__ == "flex_attention")
+    return function in _FUSED_ATTENTION
 
 
 def _is_activation(module: nn.Module | None) -> bool:
@@ -483,12 +501,7 @@ _ACTIVATIONS: dict[Any, str] = {
     getattr(home, name): name.rstrip("_") for name in _NAMES for home in (F, torch, Tensor) if hasattr(home, name)
 }
 
-_MAY_BE_ATTENTION: set[Any] = {
-    F.scaled_dot_product_attention,
-    F.multi_head_attention_forward,
-    F.softmax,
-    torch.softmax,
-    Tensor.softmax,
-}
+_FUSED_ATTENTION: set[Any] = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
+_SOFTMAX: set[Any] = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
 
-_WATCHED = _MAY_BE_ATTENTION | set(_ACTIVATIONS)
+_WATCHED = _FUSED_ATTENTION | _SOFTMAX | set(_ACTIVATIONS)

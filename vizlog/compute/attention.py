@@ -63,16 +63,15 @@ class AttentionCall:
 def attention_probabilities(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, shown: Shown
 ) -> AttentionCall | None:
-    """The probabilities behind `output = function(*args, **kwargs)`, or None where that is no attention.
+    """The probabilities behind `output = function(*args, **kwargs)`, or None where they cannot be read.
 
-    Read are `F.scaled_dot_product_attention`; `F.multi_head_attention_forward`, which nn.MultiheadAttention calls;
-    flex_attention, as a `TorchFunctionMode` sees it under `torch.compiler.set_stance("force_eager")`; and, where
-    attention is written out, a softmax over the last dimension of (N, heads, L, S), or of (N, L, L). The softmax of a
-    classifier or of a router, (N, classes) or (N, T, classes), is neither.
+    Read are `F.scaled_dot_product_attention`; `F.multi_head_attention_forward`, which nn.MultiheadAttention calls; the
+    operator of flex_attention; and the softmax of attention that is written out, (N, heads, L, S) or (N, L, S). Other
+    functions and nested tensors are not read.
 
-    Dropout is left out, no gradient is kept, and nothing waits for the device. Nested tensors are not read.
+    Dropout is left out, no gradient is kept, and nothing waits for the device.
     """
-    read = _flex if _is_flex(function) else _READ.get(function)
+    read = _flex if isinstance(function, HigherOrderOperator) else _READ.get(function)
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     if read is None or not tensors or any(tensor.is_nested for tensor in tensors):
         return None
@@ -226,11 +225,7 @@ def _flex(seen: _Seen, shown: Shown) -> AttentionCall | None:
 
 
 def _softmax_written_out(seen: _Seen, shown: Shown) -> AttentionCall | None:
-    output, dim = seen.output, seen.kwargs.get("dim", seen.args[1] if len(seen.args) > 1 else None)
-    square = output.ndim == 3 and output.shape[-2] == output.shape[-1]
-    if dim not in (-1, output.ndim - 1) or not (output.ndim == 4 or square):
-        return None
-    everything = _four_dimensional(output.detach(), shown.batch)
+    everything = _four_dimensional(seen.output.detach(), shown.batch)
     examples, heads = shown.of(*everything.shape[:2])
     if not examples:
         return None
@@ -268,11 +263,6 @@ def _additive(mask: Tensor, *, true_means_attend: bool = True) -> Tensor:
 def _softmax(scores: Tensor) -> Tensor:
     nothing_allowed = scores.isneginf().all(-1, keepdim=True)
     return scores.softmax(-1).masked_fill(nothing_allowed, 0.0)
-
-
-def _is_flex(function: Callable[..., Any]) -> bool:
-    # By name: the operator cannot be looked up before flex_attention is imported, which takes a second.
-    return isinstance(function, HigherOrderOperator) and function.__name__ == "flex_attention"
 
 
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)

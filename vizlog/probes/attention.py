@@ -87,14 +87,15 @@ class AttentionMaps(Probe):
                 queries = min(queries, self._longest)
             if self._are_tokens(call.total_keys):
                 keys = min(keys, self._longest)
-            weights = call.weights[..., :queries, :keys].float().numpy()
+            sink = self._are_tokens(call.total_queries) and call.total_keys == call.total_queries + 1
+            weights = call.weights[..., :queries, :keys].numpy()
             yield Attention(
                 f"attention/{layer}",
                 weights,
                 [self._ids[row] if row < len(self._ids) else row for row in call.examples],
                 call.heads,
                 [self._labels(row, call.total_queries, queries) for row in call.examples],
-                [self._labels(row, call.total_keys, keys) for row in call.examples],
+                [self._labels(row, call.total_keys, keys, sink=sink) for row in call.examples],
                 caption=self._caption(call, weights),
             )
 
@@ -106,15 +107,14 @@ class AttentionMaps(Probe):
     def _are_tokens(self, total: int) -> bool:
         return bool(self._tokens) and total == len(self._tokens[0])
 
-    def _labels(self, example: int, total: int, shown: int) -> list[str]:
-        """Tokens where the positions are those of the input's tokens, else their numbers."""
-        if example < len(self._tokens):
-            names = self._tokens[example]
-            if total == len(names):
-                return names[:shown]
-            if total == len(names) + 1:  # one key more than tokens, learnt or zero, that takes what goes nowhere
-                return [*names, "sink"][:shown]
-        return [str(position) for position in range(shown)]
+    def _labels(self, example: int, total: int, shown: int, *, sink: bool = False) -> list[str]:
+        """Tokens where the positions are those of the input's tokens, else their numbers.
+
+        A sink is one key more than there are tokens, learnt or zero, for what should go nowhere.
+        """
+        names = self._tokens[example] if example < len(self._tokens) else []
+        names = [*names, "sink"] if sink else names
+        return names[:shown] if total == len(names) else [str(position) for position in range(shown)]
 
     def _caption(self, call: AttentionCall, weights: Floats) -> str:
         _, heads, queries, keys = weights.shape

@@ -1,0 +1,192 @@
+"""AttentionMaps as a person meets it: which layers, which labels, what the caption owns up to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vizlog.batch import FixedBatch
+from vizlog.capture import Capture, survey
+from vizlog.compute.transfer import to_host
+from vizlog.probes.attention import AttentionMaps
+from vizlog.probes.base import Context
+from vizlog.records import Attention
+
+
+class Encoder(nn.Module):
+    """Token ids (N, T) -> logits (N, 2)."""
+
+    def __init__(self, layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 24)
+        layer = nn.TransformerEncoderLayer(24, heads, 32, batch_first=True)
+        self.blocks = nn.TransformerEncoder(layer, layers)
+        self.head = nn.Linear(24, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        padding = None if attention_mask is None else attention_mask == 0
+        return self.head(self.blocks(self.embed(input_ids), src_key_padding_mask=padding).mean(1))
+
+
+def maps(probe: AttentionMaps, model: nn.Module, batch: FixedBatch) -> dict[str, Attention]:
+    """The records of one pass, by tag."""
+    models = {"": model.eval()}
+    probe.bind(models, survey(models, batch))
+    capture = Capture(models, probe.wants(models))
+    with torch.no_grad(), capture.forward():
+        batch.run(models)
+    assert not capture.errors, capture.errors
+    measured = probe.measure(Context(0, None, models, captured=capture.results, batch=batch))
+    return {record.tag: record for record in probe.finish(to_host(measured).wait())}
+
+
+def ids(length: int = 6, number: int = 4) -> Tensor:
+    return torch.randint(2, 20, (number, length))
+
+
+def test_each_layer_is_a_record_with_the_probabilities_of_the_first_examples():
+    model, x = Encoder(), ids()
+    records = maps(AttentionMaps(), model, FixedBatch(x))
+    assert list(records) == ["attention/blocks.layers.0.self_attn", "attention/blocks.layers.1.self_attn"]
+    record = records["attention/blocks.layers.0.self_attn"]
+    hidden = model.embed(x)
+    expected = model.blocks.layers[0].self_attn(hidden, hidden, hidden, average_attn_weights=False)[1]
+    torch.testing.assert_close(torch.from_numpy(record.weights), expected[:2], rtol=0, atol=1e-6)
+    assert (list(record.examples), list(record.heads)) == ([0, 1], [0, 1, 2, 3])
+    assert "of" not in record.caption.split()  # nothing was left out, so nothing is said about it
+
+
+def test_what_is_left_out_stands_in_the_caption():
+    torch.manual_seed(0)
+    probe = AttentionMaps(layers=2, heads=2, examples=1, tokens=4)
+    records = maps(probe, Encoder(layers=5), FixedBatch(ids(length=9)))
+    assert list(records) == ["attention/blocks.layers.0.self_attn", "attention/blocks.layers.4.self_attn"]
+    record = records["attention/blocks.layers.4.self_attn"]
+    assert record.weights.shape == (1, 2, 4, 4)
+    assert list(record.heads) == [0, 3]
+    assert "2 of 4 heads" in record.caption
+    assert "the first 4 of 9 queries and the first 4 of 9 keys" in record.caption
+    assert f"{1 - record.weights.sum(-1).mean():.1%} of the attention goes to keys not shown" in record.caption
+    assert "2 of 5 layers" in record.caption
+
+
+def test_tokens_are_named_and_padding_behind_the_longest_example_is_not_shown():
+    names = [f"word{number}" for number in range(20)]
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
+    x = {"input_ids": ids(number=2), "attention_mask": mask}
+    (record,) = maps(AttentionMaps(), Encoder(layers=1), FixedBatch(x, tokens=names)).values()
+    assert record.weights.shape[-2:] == (4, 4)
+    expected = [[names[token] for token in row[:4]] for row in x["input_ids"].tolist()]
+    assert record.query_tokens == record.key_tokens == expected
+
+
+def test_positions_are_numbered_where_two_texts_could_be_meant():
+    class Translate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(20, 8)
+            self.cross = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, source: Tensor, target: Tensor) -> Tensor:
+            memory = self.embed(source)
+            return self.cross(self.embed(target), memory, memory)[0]
+
+    def labels(source: Tensor, target: Tensor) -> tuple[Any, Any]:
+        (record,) = maps(AttentionMaps(examples=1), Translate(), FixedBatch((source, target))).values()
+        return record.query_tokens[0], record.key_tokens[0]
+
+    source = ids(length=3)
+    own = [str(token) for token in source[0].tolist()]
+    assert labels(source, ids(length=3)) == (["0", "1", "2"], ["0", "1", "2"])
+    assert labels(source, ids(length=4)) == (["0", "1", "2", "3"], own)
+
+
+def test_a_key_that_is_no_token_is_called_a_sink():
+    class Sink(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(20, 8)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True, add_zero_attn=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            return self.attention(x, x, x)[0]
+
+    (record,) = maps(AttentionMaps(examples=1), Sink(), FixedBatch(ids(length=3))).values()
+    assert record.key_tokens[0] == [*record.query_tokens[0], "sink"]
+
+
+class Head(nn.Module):
+    """A single causal head in plain tensor code, as courses teach it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(-2, -1) / 2
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).tril() == 0, -torch.inf)
+        return F.softmax(scores, dim=-1) @ self.value(x)
+
+
+class WrittenOut(nn.Module):
+    """Two heads, and a classifier's softmax behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.heads = nn.Embedding(20, 8), nn.ModuleList([Head(), Head()])
+        self.out = nn.Linear(8, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return F.softmax(self.out(torch.cat([head(x) for head in self.heads], -1)), dim=-1)
+
+
+def test_heads_written_out_are_seen_and_the_classifier_is_not():
+    records = maps(AttentionMaps(), WrittenOut(), FixedBatch(ids()))
+    assert list(records) == ["attention/heads.0", "attention/heads.1"]
+    weights = torch.from_numpy(records["attention/heads.0"].weights)
+    assert weights.shape == (2, 1, 6, 6)
+    assert weights.triu(1).max() == 0
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 1, 6))
+
+
+def test_a_layer_that_runs_twice_has_a_record_for_each_call():
+    model = Encoder(layers=1)
+    again = nn.Sequential(model.embed, model.blocks.layers[0], model.blocks.layers[0])
+    assert list(maps(AttentionMaps(), again, FixedBatch(ids()))) == ["attention/1.self_attn", "attention/1.self_attn@2"]
+
+
+def test_layers_are_selected_by_name_and_by_type():
+    batch = FixedBatch(ids())
+    assert list(maps(AttentionMaps("*.1.*"), Encoder(), batch)) == ["attention/blocks.layers.1.self_attn"]
+    assert len(maps(AttentionMaps(nn.MultiheadAttention), Encoder(), batch)) == 2
+
+
+def test_a_selection_that_finds_nothing_raises_and_shows_near_names():
+    models = {"": Encoder()}
+    with pytest.raises(
+        ValueError, match=r"no layer with attention matches 'blocks.layer.0.*'.*'blocks.layers.0.self_attn'"
+    ):
+        AttentionMaps("blocks.layer.0*").bind(models, survey(models, FixedBatch(ids())))
+
+
+def test_a_model_without_attention_raises():
+    models = {"": nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Softmax(-1))}
+    with pytest.raises(ValueError, match="AttentionMaps found no attention in the model"):
+        AttentionMaps().bind(models, survey(models, FixedBatch(torch.randn(4, 4))))
+
+
+def test_no_batch_raises():
+    with pytest.raises(ValueError, match="AttentionMaps needs examples"):
+        AttentionMaps().bind({"": Encoder()}, None)
+
+
+@pytest.mark.parametrize("option", ["layers", "heads", "examples", "tokens"])
+def test_numbers_below_one_raise(option):
+    with pytest.raises(ValueError, match=rf"AttentionMaps\({option}=\) needs a number >= 1, got 0"):
+        AttentionMaps(**{option: 0})
