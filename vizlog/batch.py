@@ -104,19 +104,25 @@ class FixedBatch:
 
     def part(self, start: int, stop: int, device: torch.device | None = None) -> FixedBatch:
         """Examples start … stop of this batch, on `device`."""
-        part = object.__new__(FixedBatch)
-        part.__dict__.update(self.__dict__)
-        rows = torch.arange(len(self))[start:stop]
-        part.ids = self.ids[start:stop]
-        part.inputs = _move(_take(self.inputs, rows, len(self)), device)
-        part.targets = _move(_take(self.targets, rows, len(self)), device)
+        part = self.take(torch.arange(len(self))[start:stop])
+        part.inputs = _move(part.inputs, device)
+        part.targets = _move(part.targets, device)
         return part
 
-    def with_inputs(self, inputs: Tree) -> FixedBatch:
-        """The same examples with other inputs (noisy ones, or ones that require a gradient)."""
+    def take(self, rows: Tensor) -> FixedBatch:
+        """The examples of these rows (an int64 tensor on the CPU) in their order; one may come several times."""
+        part = object.__new__(FixedBatch)
+        part.__dict__.update(self.__dict__)
+        part.ids = self.ids[rows]
+        part.inputs = _take(self.inputs, rows, len(self))
+        part.targets = _take(self.targets, rows, len(self))
+        return part
+
+    def substitute(self, old: Tensor, new: Tensor) -> FixedBatch:
+        """The same examples with `new` in the place of the input `old` (noisy ones, or ones that require a gradient)."""
         other = object.__new__(FixedBatch)
         other.__dict__.update(self.__dict__)
-        other.inputs = inputs
+        other.inputs = _map(lambda x: new if x is old else x, self.inputs)
         return other
 
     def run(self, models: Mapping[str, nn.Module]) -> Any:

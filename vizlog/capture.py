@@ -159,7 +159,7 @@ class Capture:
         self._calls: Counter[str] = Counter()
         self._channel_dims: dict[tuple[int, ...], int] = {}
         self._last_functional: Any = None
-        self._on = True
+        self._live: ExitStack | None = None  # holds the function mode while a live forward runs
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -179,32 +179,15 @@ class Capture:
             ):
                 stack.callback(handle.remove)
 
-    def attach_live(self, stack: ExitStack, root: nn.Module) -> None:
-        """Looks at the forwards of `root` itself until `stack` closes.
+    def attach_live(self, stack: ExitStack) -> None:
+        """Looks at the training's own forwards until `stack` closes.
 
         Left out: an evaluation (eval mode and grad off), what a checkpoint computes again during backward, and what is being compiled or
         recorded into a CUDA graph.
         """
+        self._live = ExitStack()
+        stack.callback(self._live.close)
         self.attach(stack)
-        self._on = False
-        entered = ExitStack()
-
-        def start(name: str, module: nn.Module, *rest: Any) -> None:
-            evaluates = not module.training and not torch.is_grad_enabled()
-            records = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-            if self._on or evaluates or records:
-                return
-            self.restart()
-            self._on = True
-            entered.enter_context(self._mode)
-
-        def stop(name: str, module: nn.Module, *rest: Any) -> None:
-            self._on = False
-            entered.close()
-
-        stack.callback(entered.close)
-        stack.callback(root.register_forward_pre_hook(_Hook(start, ""), prepend=True).remove)
-        stack.callback(root.register_forward_hook(_Hook(stop, ""), always_call=True).remove)
 
     def restart(self) -> None:
         """Before each forward: call numbers count from one again."""
@@ -214,15 +197,21 @@ class Capture:
         self._last_functional = None
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._on:
-            self._stack.append((name, module))
+        if self._live is not None and not self._stack:
+            if _is_no_training_forward(module):
+                return
+            self.restart()
+            self._live.enter_context(self._mode)
+        self._stack.append((name, module))
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-        if not self._on:
-            return
+        if not any(entered is module for _, entered in self._stack):
+            return  # of a forward that is not looked at
         # A forward that raised leaves entries above this one.
-        while self._stack and self._stack.pop()[1] is not module:
+        while self._stack.pop()[1] is not module:
             pass
+        if self._live is not None and not self._stack:
+            self._live.close()
         if output is None or not name:
             return
         tensor = first_tensor(output)
@@ -388,12 +377,14 @@ class Survey:
         layers: modules and functional activations in the order they ran.
         attention: names of the layers in which an attention function ran.
         scored: "logits", "loss" or "" : what examples can be scored by.
+        classes: how many classes the logits have; 0 where there are none.
     """
 
     batch: FixedBatch
     layers: tuple[Layer, ...]
     attention: tuple[str, ...]
     scored: str
+    classes: int = 0
 
     def of_type(self, *types: type[nn.Module]) -> list[Layer]:
         """Layers of these module types, in the order they ran."""
@@ -438,8 +429,10 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         ) from error
     for unexpected in capture.errors.values():
         raise unexpected
-    scored = "logits" if first.logits(output) is not None else "loss" if first.losses(output) is not None else ""
-    return Survey(batch, tuple(layers), tuple(dict.fromkeys(attention)), scored)
+    logits = first.logits(output)
+    scored = "logits" if logits is not None else "loss" if first.losses(output) is not None else ""
+    classes = logits.shape[1] if logits is not None else 0
+    return Survey(batch, tuple(layers), tuple(dict.fromkeys(attention)), scored, classes)
 
 
 def device_of(models: Mapping[str, nn.Module]) -> torch.device:
@@ -473,6 +466,13 @@ def is_attention(function: Any, args: Any, kwargs: Mapping[str, Any], output: An
         # By name: the operator cannot be looked up before flex_attention is imported, which takes a second.
         return bool(function.__name__ == "flex_attention")
     return function in _FUSED_ATTENTION
+
+
+def _is_no_training_forward(module: nn.Module) -> bool:
+    evaluates = not module.training and not torch.is_grad_enabled()
+    computes_again = torch._C._current_graph_task_id() != -1  # a checkpoint, inside backward
+    records = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return evaluates or computes_again or records
 
 
 def _is_activation(module: nn.Module | None) -> bool:
