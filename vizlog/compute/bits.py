@@ -1,0 +1,301 @@
+"""Counts by the upper bits of a float: the bins, the counts of one tensor, and how two of them add up.
+
+A float's sign, exponent and first six mantissa bits number a bin that is 1/64 to 1/128 of its value wide. The bins are the same for every
+tensor, so counts add up exactly over calls, micro-batches and ranks. Zeros have bin 0 to themselves, positive values the bins above it, negative
+values the bins below it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["GRIDS", "LINEAR_BINS", "BitCounts", "Grid", "Linear", "added_moments", "fine", "linear_exponent", "settled", "steps"]
+
+MANTISSA_BITS = 6
+LINEAR_BINS = 4096
+
+Whole: TypeAlias = "NDArray[np.int64] | torch.Tensor"
+Real: TypeAlias = "NDArray[np.float64] | torch.Tensor"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The bins of one float type.
+
+    Args:
+        shift: how many low bits of the pattern a bin ignores.
+        first_negative: how many bins either sign has, non-finite ones too: the upper bits of −0.0.
+        top: the upper bits of +inf, so bins 1 to `top` hold the positive finite values.
+    """
+
+    name: Literal["float32", "float64"]
+    real: type[np.floating[Any]]
+    signed: type[np.signedinteger[Any]]
+    unsigned: type[np.unsignedinteger[Any]]
+    shift: int
+    first_negative: int
+    top: int
+
+    def lower_edges(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(K,) the smallest value in each of the `bins`, which run to one above the highest bin."""
+        upper_bits = np.abs(bins) - (bins > 0)
+        edges = (upper_bits.astype(self.unsigned) << self.unsigned(self.shift)).view(self.real)
+        edges = np.where(bins == 1, np.finfo(self.real).smallest_subnormal, edges)
+        # A negative bin ends just before the next one's largest value: its lower edge is the neighbouring float, nearer zero.
+        edges = np.where(bins < 0, np.nextafter(-edges, self.real(0)), edges)
+        return np.minimum(edges, np.finfo(self.real).max).astype(np.float64)
+
+    def bins_of(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        """(K,) the bin of each finite value."""
+        patterns = np.ascontiguousarray(values.astype(self.real)).view(self.unsigned)
+        return self.number(patterns >> self.unsigned(self.shift)) * (values != 0)
+
+    def number(self, upper_bits: NDArray[Any]) -> NDArray[np.int64]:
+        """(K,) the bin of what has these upper bits, zeros aside."""
+        k = upper_bits.astype(np.int64)
+        return np.where(k < self.first_negative, k + 1, self.first_negative - 1 - k)
+
+    def occupied(self, table: NDArray[Any], zeros: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Bins, rising, and counts, from a table (2·first_negative,) by upper bits in which no zeros are counted."""
+        upper_bits = np.flatnonzero(table)
+        upper_bits = upper_bits[upper_bits % self.first_negative < self.top]
+        zero_bin = np.zeros(int(zeros > 0), np.int64)
+        return _merged(self.number(upper_bits), table[upper_bits], zero_bin, zero_bin + zeros)
+
+
+GRIDS = {
+    "float32": Grid("float32", np.float32, np.int32, np.uint32, 23 - MANTISSA_BITS, 1 << 14, 255 << MANTISSA_BITS),
+    "float64": Grid("float64", np.float64, np.int64, np.uint64, 52 - MANTISSA_BITS, 1 << 17, 2047 << MANTISSA_BITS),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """Counts in bins of equal width 2**exponent, at most `LINEAR_BINS` over the range of the values.
+
+    The width is a power of two and bin k is [k, k+1)·width, so two of these add up exactly: the finer one's bins are merged first.
+
+    Args:
+        exponent: a whole number, on a device a 0-d tensor.
+        bins: (K,) int64, rising. counts: (K,) int64; only on a device may some be 0.
+    """
+
+    exponent: int | torch.Tensor
+    bins: Whole
+    counts: Whole
+
+
+@dataclass(frozen=True, eq=False)
+class BitCounts:
+    """One tensor's values, counted: small arrays of our own, or small tensors on the device that the values were on.
+
+    Properties read a host's memory; on a device they would wait for it, so move the fields first (`dataclasses.replace`).
+
+    Args:
+        grid: whose bins these are.
+        tallies: (5,) int64: elements, zeros, NaNs, +infs, −infs.
+        moments: (4,) float64, of the finite values: minimum, maximum, sum, sum of squares about the mean.
+        bins: (K,) int64, rising, the occupied ones. On a device None: `counts` are then in the order of the upper bits.
+        counts: (K,) int64.
+        linear: None where bins alone show the distribution well.
+        note: what was counted, where that is not the elements themselves.
+    """
+
+    grid: Literal["float32", "float64"]
+    tallies: Whole
+    moments: Real
+    bins: Whole | None
+    counts: Whole
+    linear: Linear | None = None
+    note: str = ""
+
+    @property
+    def count(self) -> int:
+        """Elements, non-finite ones too."""
+        return int(self.tallies[0])
+
+    @property
+    def zeros(self) -> int:
+        """Elements equal to 0, −0.0 too."""
+        return int(self.tallies[1])
+
+    @property
+    def nans(self) -> int:
+        return int(self.tallies[2])
+
+    @property
+    def pos_infs(self) -> int:
+        return int(self.tallies[3])
+
+    @property
+    def neg_infs(self) -> int:
+        return int(self.tallies[4])
+
+    @property
+    def nonfinite(self) -> int:
+        """Elements that are NaN or infinite."""
+        return self.nans + self.pos_infs + self.neg_infs
+
+    @property
+    def finite(self) -> int:
+        return self.count - self.nonfinite
+
+    @property
+    def min(self) -> float:
+        """Of the finite elements, as are `max`, `mean` and `std`; NaN where there are none."""
+        return float(self.moments[0]) if self.finite else math.nan
+
+    @property
+    def max(self) -> float:
+        return float(self.moments[1]) if self.finite else math.nan
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.finite if self.finite else math.nan
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation."""
+        return math.sqrt(float(self.moments[3]) / self.finite) if self.finite else math.nan
+
+    @property
+    def total(self) -> float:
+        """Sum of the finite elements."""
+        return float(self.moments[2])
+
+    @property
+    def squares(self) -> float:
+        """Sum of squares of the finite elements."""
+        return float(self.moments[3]) + self.total * self.mean if self.finite else 0.0
+
+    @property
+    def norm(self) -> float:
+        """Euclidean norm of the finite elements."""
+        return math.sqrt(self.squares)
+
+    def __add__(self, other: BitCounts) -> BitCounts:
+        """The counts of both together, exactly; moments to float64 rounding.
+
+        Raises:
+            ValueError: one was counted on float64's bins, the other on float32's.
+        """
+        if not isinstance(other, BitCounts):
+            return NotImplemented
+        if other.count == 0 or self.count == 0:
+            return self if other.count == 0 else other
+        if self.grid != other.grid:
+            raise ValueError(f"counts of {self.grid} and of {other.grid} have different bins and cannot be added")
+        a, b = settled(self), settled(other)
+        bins, counts = _merged(a.bins, a.counts, b.bins, b.counts)
+        return replace(
+            a,
+            tallies=np.asarray(a.tallies) + np.asarray(b.tallies),
+            moments=added_moments(a.finite, a.moments, b.finite, b.moments),
+            bins=bins,
+            counts=counts,
+            linear=_added_linear(a, b),
+            note=a.note or b.note,
+        )
+
+
+def settled(counts: BitCounts) -> BitCounts:
+    """The same as numpy arrays of the occupied bins, if it came from a device and now lies in host memory."""
+    if counts.bins is not None:
+        return counts
+    grid = GRIDS[counts.grid]
+    table, tallies = np.asarray(counts.counts), np.asarray(counts.tallies)
+    bins, occupied = grid.occupied(table, int(tallies[1]))
+    linear = counts.linear
+    if linear is not None:
+        places, found = np.asarray(linear.bins), np.asarray(linear.counts).astype(np.int64)
+        linear = Linear(int(linear.exponent), places[found > 0].astype(np.int64), found[found > 0])
+    return replace(
+        counts,
+        tallies=tallies,
+        moments=np.asarray(counts.moments),
+        bins=bins,
+        counts=occupied,
+        linear=linear,
+    )
+
+
+def fine(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The occupied bins as edges and counts: what `numpy.histogram(values, edges)` counts, exactly.
+
+    Returns:
+        edges (B+1,) float64, finite and rising, and counts (B,); a stretch without values is one empty bin. No finite value: B = 0.
+    """
+    counts = settled(counts)
+    ends, below = steps(np.asarray(counts.bins), np.asarray(counts.counts))
+    new = np.append(True, ends[1:] > ends[:-1])[: len(ends)]
+    return GRIDS[counts.grid].lower_edges(ends[new]), np.diff(below[new])
+
+
+def steps(bins: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(2K,) both ends of each bin, k and k + 1, and how many values lie below them; neighbours' common end comes twice."""
+    after = np.cumsum(counts)
+    return np.stack([bins, bins + 1], 1).ravel(), np.stack([after - counts, after], 1).ravel()
+
+
+def linear_exponent(low: float, high: float) -> int:
+    """The smallest exponent with which [low, high] touches at most `LINEAR_BINS` bins that can still be told apart and numbered.
+
+    Bin numbers stay below 2**31: finer than that, even float64 values of this size are hardly spread.
+    """
+    largest = max(abs(low), abs(high))
+    span = high / 2 - low / 2  # a float64's whole range does not fit in one
+    exponent = math.frexp(span)[1] + 1 - LINEAR_BINS.bit_length() + 1 if span > 0 else -1021
+    exponent = max(exponent, math.frexp(largest)[1] - 30, -1021)
+    while math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) >= LINEAR_BINS:
+        exponent += 1
+    return exponent
+
+
+def _merged(
+    bins_a: Whole | None, counts_a: Whole, bins_b: Whole | None, counts_b: Whole
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return _summed(
+        np.concatenate([np.asarray(bins_a), np.asarray(bins_b)]),
+        np.concatenate([np.asarray(counts_a), np.asarray(counts_b)]),
+    )
+
+
+def _summed(bins: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sorted, and equal bins made one."""
+    order = np.argsort(bins, kind="stable")
+    bins, counts = bins[order], counts[order].astype(np.int64)
+    starts = np.flatnonzero(np.concatenate([np.ones(min(len(bins), 1), bool), bins[1:] != bins[:-1]]))
+    return bins[starts], np.add.reduceat(counts, starts) if len(starts) else counts
+
+
+def added_moments(n_a: int, a: Real, n_b: int, b: Real) -> NDArray[np.float64]:
+    """Minimum, maximum, sum and sum of squares about the mean of n_a and n_b values together (Chan, Golub, LeVeque 1979, eq. 2.1)."""
+    if not (n_a and n_b):
+        return np.asarray(a if n_a else b)
+    low_a, high_a, total_a, squares_a = (float(moment) for moment in a)
+    low_b, high_b, total_b, squares_b = (float(moment) for moment in b)
+    delta = total_b / n_b - total_a / n_a
+    squares = squares_a + squares_b + delta * delta * (n_a * (n_b / (n_a + n_b)))
+    return np.array([min(low_a, low_b), max(high_a, high_b), total_a + total_b, squares])
+
+
+def _added_linear(a: BitCounts, b: BitCounts) -> Linear | None:
+    if not (a.finite and b.finite):
+        return a.linear if a.finite else b.linear
+    if a.linear is None or b.linear is None:
+        return None
+    exponents = int(a.linear.exponent), int(b.linear.exponent)
+    exponent = max(*exponents, linear_exponent(min(a.min, b.min), max(a.max, b.max)))
+    coarser = [
+        np.asarray(part.linear.bins) >> min(exponent - own, 63)  # type: ignore[union-attr]
+        for part, own in zip((a, b), exponents, strict=True)
+    ]
+    return Linear(exponent, *_merged(coarser[0], a.linear.counts, coarser[1], b.linear.counts))
