@@ -6,7 +6,7 @@ from which source, with which settings, and what was left out). Records compare 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -24,6 +24,7 @@ __all__ = [
     "Scalar",
     "Surface",
     "Text",
+    "shown_in_notebooks_by",
 ]
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -51,6 +52,11 @@ class _Tagged:
             isinstance(self.tag, str) and self.tag.strip() != "",
             f"a record needs a tag such as 'weights/conv1', got {self.tag!r}",
         )
+
+
+def shown_in_notebooks_by(draw: Callable[[Any], str]) -> None:
+    """Lets every record show itself in a notebook, as the HTML that `draw` makes of it: this layer cannot draw."""
+    setattr(_Tagged, "_repr_html_", draw)  # noqa: B010  (mypy: the class itself has no such method)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +105,7 @@ class Histogram(_Tagged):
         )
         _require(
             bool(np.isfinite(edges).all()) and bool((np.diff(edges) > 0).all()),
-            f"histogram edges must be finite and rising, got {edges}",
+            f"histogram edges must be finite and rising, got {len(edges)} from {edges[0]} to {edges[-1]}",
         )
         total = float(counts.sum()) + self.nans + self.pos_infs + self.neg_infs
         _require(
