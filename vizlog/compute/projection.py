@@ -1,0 +1,309 @@
+"""Vectors put on a plane (PCA, t-SNE, UMAP), and scores of how well they separate classes."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["knn_accuracy", "pca", "procrustes", "silhouette", "tsne", "umap"]
+
+# This module imports numpy alone, so that the low-priority process that runs it starts in a tenth of a second.
+
+Floats: TypeAlias = NDArray[np.float64]
+
+MOST_EXACT = 1000
+"""Points up to which t-SNE is computed exactly; its cost grows with their square."""
+
+_EXAGGERATION, _EXAGGERATED, _PATIENT, _WARM = 12.0, 250, 750, 200
+_CHUNK = 1 << 20
+
+
+def pca(vectors: ArrayLike, k: int = 2) -> Floats:
+    """The scores of the first `k` principal components, exactly.
+
+    Args:
+        vectors: (N, D), finite.
+
+    Returns:
+        (N, k), centred, in the unit of the vectors; columns beyond the rank are zero. A column's sign means nothing.
+    """
+    scaled, scale = _scaled(vectors)
+    rows, columns = scaled.shape
+    layout = np.zeros((rows, k))
+    # The smaller of the two Gram matrices has the same leading eigenpairs.
+    gram = scaled @ scaled.T if rows <= columns else scaled.T @ scaled
+    values, basis = np.linalg.eigh(gram)
+    leading = basis[:, ::-1][:, :k]
+    scores = leading * np.sqrt(values[::-1][:k].clip(min=0)) if rows <= columns else scaled @ leading
+    layout[:, : scores.shape[1]] = scores * scale
+    return layout
+
+
+def tsne(
+    vectors: ArrayLike,
+    *,
+    perplexity: float = 30.0,
+    start: ArrayLike | None = None,
+    iterations: int | None = None,
+) -> tuple[Floats, float]:
+    """t-SNE (van der Maaten & Hinton 2008): neighbours stay neighbours; distances and sizes of clusters mean nothing.
+
+    From a `start` (an earlier layout) it goes on without early exaggeration, so that clusters stay where they are.
+    Above `MOST_EXACT` points it is scikit-learn's Barnes-Hut approximation. Nothing in it is random.
+
+    Args:
+        vectors: (N, D), finite, N >= 4.
+        perplexity: about how many neighbours each point has; at most (N − 1) / 3.
+        start: (N, 2), or None for the first two principal components.
+        iterations: of gradient descent, after early exaggeration; 750, or 200 from a start.
+
+    Returns:
+        The layout (N, 2), and its Kullback-Leibler divergence in nats.
+
+    Raises:
+        ImportError: more than `MOST_EXACT` points, and scikit-learn is not installed.
+    """
+    scaled, _ = _scaled(vectors)
+    perplexity = max(1.0, min(perplexity, (len(scaled) - 1) / 3))
+    cold = start is None
+    layout = _cold_start(scaled) if start is None else np.array(start, dtype=np.float64)
+    if len(scaled) > MOST_EXACT:
+        return _barnes_hut(scaled, layout, perplexity, cold=cold, iterations=iterations)
+    joint = _joint_probabilities(scaled, perplexity)
+    if cold:
+        layout = _descend(joint * _EXAGGERATION, layout, _EXAGGERATED, momentum=0.5)
+    layout = _descend(joint, layout, iterations or (_PATIENT if cold else _WARM), momentum=0.8)
+    return layout, _divergence(joint, layout)
+
+
+def umap(vectors: ArrayLike, *, start: ArrayLike | None = None, seed: int = 0, neighbours: int = 15) -> Floats:
+    """UMAP (McInnes 2018) by umap-learn: neighbours stay neighbours; distances and sizes of clusters mean nothing.
+
+    Args:
+        vectors: (N, D), finite, N >= 4.
+        start: (N, 2), an earlier layout: 100 epochs from there, turned onto it; None: its own start and epochs.
+
+    Returns:
+        The layout (N, 2).
+
+    Raises:
+        ImportError: umap-learn is not installed.
+    """
+    scaled, _ = _scaled(vectors)
+    library = _optional("umap", "UMAP needs umap-learn")
+    # Spectral initialisation has fewer eigenvectors than it asks for where points are very few.
+    init = ("spectral" if len(scaled) > 16 else "random") if start is None else np.array(start, dtype=np.float32)
+    epochs = None if start is None else 100
+    model = library.UMAP(
+        n_neighbors=min(neighbours, len(scaled) - 1), init=init, n_epochs=epochs, random_state=seed, n_jobs=1
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about disconnected neighbourhoods and its own dependencies
+        layout = np.asarray(model.fit_transform(scaled.astype(np.float32)), dtype=np.float64)
+    return layout if start is None else procrustes(layout, start)
+
+
+def procrustes(layout: ArrayLike, reference: ArrayLike) -> Floats:
+    """`layout` turned, mirrored and moved (not stretched) to lie as near as it can to `reference` (Schönemann 1966).
+
+    Args:
+        layout, reference: (N, k); rows of the reference that hold NaN are not looked at.
+    """
+    layout, reference = np.asarray(layout, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    known = np.isfinite(reference).all(1) & np.isfinite(layout).all(1)
+    if not known.any():
+        return layout
+    here, there = layout[known].mean(0), reference[known].mean(0)
+    left, _, right = np.linalg.svd((layout[known] - here).T @ (reference[known] - there))
+    return np.asarray((layout - here) @ (left @ right) + there)
+
+
+def knn_accuracy(vectors: ArrayLike, labels: ArrayLike, k: int = 10) -> float:
+    """Share of the points whose class most of their `k` nearest others have (leave-one-out, Euclidean distance).
+
+    Args:
+        vectors: (N, D); labels: (N,) ints. Rows that are not finite or have label −1 are left out.
+
+    Returns:
+        0 to 1; NaN with fewer than two classes.
+    """
+    points, classes, number = _labelled(vectors, labels)
+    if number < 2:
+        return float("nan")
+    k = min(k, len(points) - 1)
+    right = 0
+    for rows, squared in _distances(points):
+        squared[np.arange(len(rows)), rows] = np.inf
+        nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
+        votes = np.zeros((len(rows), number))
+        np.add.at(votes, (np.arange(len(rows))[:, None], classes[nearest]), 1)
+        right += int((votes.argmax(1) == classes[rows]).sum())
+    return right / len(points)
+
+
+def silhouette(vectors: ArrayLike, labels: ArrayLike) -> float:
+    """Mean silhouette (Rousseeuw 1987): (b − a) / max(a, b), a point's mean distance to its own and to the next class.
+
+    Args:
+        vectors: (N, D); labels: (N,) ints. Rows that are not finite or have label −1 are left out.
+
+    Returns:
+        −1 to 1 (0: classes overlap; a class of one point counts as 0); NaN with fewer than two classes, or where each
+        point is its own class.
+    """
+    points, classes, number = _labelled(vectors, labels)
+    if not 2 <= number < len(points):
+        return float("nan")
+    members = np.eye(number)[classes]
+    sizes = members.sum(0)
+    total = 0.0
+    for rows, squared in _distances(points):
+        sums = np.sqrt(squared) @ members
+        own = classes[rows][:, None]
+        inside = np.take_along_axis(sums, own, 1)[:, 0] / np.maximum(sizes[own[:, 0]] - 1, 1)
+        means = sums / sizes
+        np.put_along_axis(means, own, np.inf, 1)
+        outside = means.min(1)
+        spread = np.maximum(inside, outside)
+        several = (sizes[own[:, 0]] > 1) & (spread > 0)
+        total += float(((outside - inside)[several] / spread[several]).sum())
+    return total / len(points)
+
+
+def _scaled(vectors: ArrayLike) -> tuple[Floats, float]:
+    """Centred float64 within ±2, and the factor that restores the unit, so that no square overflows."""
+    values = np.asarray(vectors, dtype=np.float64)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"a projection needs vectors (N, D), got {values.shape}")
+    scale = float(np.abs(values).max())
+    if not np.isfinite(scale):
+        raise ValueError("a projection needs finite vectors: leave out the rows that hold NaN or inf")
+    scale = scale or 1.0
+    values = values / scale
+    return values - values.mean(0), scale
+
+
+def _labelled(vectors: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.intp], int]:
+    """The finite, labelled points; their classes counted from 0; how many classes there are."""
+    values, labels = np.asarray(vectors, dtype=np.float64), np.asarray(labels)
+    kept = np.isfinite(values).all(1) & (labels != -1)
+    names, classes = np.unique(labels[kept], return_inverse=True)
+    if len(names) < 2:
+        return values[:0], np.asarray(classes), len(names)
+    return _scaled(values[kept])[0], np.asarray(classes), len(names)
+
+
+def _distances(points: Floats) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+    """Squared distances to all points, for a few rows at a time: yields (row numbers, (rows, N))."""
+    norms = (points**2).sum(1)
+    step = max(1, _CHUNK // len(points))
+    for first in range(0, len(points), step):
+        rows = np.arange(first, min(first + step, len(points)))
+        squared = norms[rows][:, None] + norms - 2 * points[rows] @ points.T
+        squared[np.arange(len(rows)), rows] = 0
+        yield rows, squared.clip(min=0)
+
+
+def _cold_start(scaled: Floats) -> Floats:
+    """The first two principal components, very small, as t-SNE likes to start."""
+    layout = pca(scaled)
+    return np.asarray(layout / (layout[:, 0].std() or 1.0) * 1e-4)
+
+
+def _joint_probabilities(points: Floats, perplexity: float) -> Floats:
+    """P of equations 1 and 2: (N, N), symmetric, adding up to 1; each row's entropy was log(perplexity) before."""
+    number = len(points)
+    others = ~np.eye(number, dtype=bool)
+    squared = np.concatenate([rows for _, rows in _distances(points)])[others].reshape(number, number - 1)
+    squared -= squared.min(1, keepdims=True)
+    squared /= squared.mean() or 1.0
+    low, high, precision = np.zeros(number), np.full(number, np.inf), np.ones(number)
+    chances = np.empty_like(squared)
+    for _ in range(64):
+        np.exp(-squared * precision[:, None], out=chances)
+        sums = chances.sum(1)
+        chances /= sums[:, None]
+        error = np.log(sums) + precision * (squared * chances).sum(1) - np.log(perplexity)
+        if np.abs(error).max() < 1e-5:
+            break
+        low, high = np.where(error > 0, precision, low), np.where(error > 0, high, precision)
+        precision = np.where(np.isinf(high), precision * 2, (low + high) / 2)
+    joint = np.zeros((number, number))
+    joint[others] = chances.ravel()
+    return (joint + joint.T) / (2 * number)
+
+
+def _descend(joint: Floats, layout: Floats, iterations: int, momentum: float) -> Floats:
+    """Gradient descent on equation 5, with momentum and, for each coordinate, a gain (Jacobs 1988)."""
+    rate = _rate(len(layout))
+    step, gains = np.zeros_like(layout), np.ones_like(layout)
+    kernel, forces = np.empty_like(joint), np.empty_like(joint)
+    ones = np.ones((len(layout), 1))
+    for _ in range(iterations):
+        _student_kernel(layout, kernel)
+        np.multiply(kernel, -1 / kernel.sum(), out=forces)
+        forces += joint
+        forces *= kernel
+        pulled = forces @ np.hstack([layout, ones])
+        gradient = 4 * (pulled[:, 2:] * layout - pulled[:, :2])
+        gains = np.where(step * gradient < 0, gains + 0.2, gains * 0.8).clip(min=0.01)
+        step = momentum * step - rate * gains * gradient
+        layout = layout + step
+        layout -= layout.mean(0)
+    return layout
+
+
+def _student_kernel(layout: Floats, out: Floats) -> Floats:
+    """1 / (1 + squared distance), the unnormalised Q of equation 4, with a diagonal of zeros; one matrix product."""
+    norms, ones = (layout**2).sum(1, keepdims=True), np.ones((len(layout), 1))
+    np.matmul(np.hstack([-2 * layout, norms + 1, ones]), np.hstack([layout, ones, norms]).T, out=out)
+    np.maximum(out, 1, out=out)
+    np.reciprocal(out, out=out)
+    np.fill_diagonal(out, 0)
+    return out
+
+
+def _divergence(joint: Floats, layout: Floats) -> float:
+    kernel = _student_kernel(layout, np.empty_like(joint))
+    positive = joint > 0
+    return float((joint[positive] * np.log(joint[positive] / (kernel / kernel.sum())[positive])).sum())
+
+
+def _rate(number: int) -> float:
+    """The learning rate, for gradients with their factor of 4; it grows with the points (Belkina 2019).
+
+    scikit-learn's floor of 50 throws few points about: on up to 300 digits this reaches a lower divergence.
+    """
+    return max(number / 24, 4.0)
+
+
+def _barnes_hut(
+    scaled: Floats, start: Floats, perplexity: float, *, cold: bool, iterations: int | None
+) -> tuple[Floats, float]:
+    library = _optional("sklearn.manifold", f"t-SNE of more than {MOST_EXACT} points needs scikit-learn")
+    model = library.TSNE(
+        perplexity=perplexity,
+        init=start.astype(np.float32),
+        early_exaggeration=_EXAGGERATION if cold else 1.0,
+        learning_rate=_rate(len(scaled)),
+        # scikit-learn counts its first 250 in, and takes the divergence only after them.
+        max_iter=_EXAGGERATED + (iterations or (_PATIENT if cold else 1)),
+        random_state=0,
+        n_jobs=1,
+    )
+    layout = np.asarray(model.fit_transform(scaled.astype(np.float32)), dtype=np.float64)
+    return layout, float(model.kl_divergence_)
+
+
+def _optional(module: str, need: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{need}: pip install 'vizlog[embeddings]'") from error
