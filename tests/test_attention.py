@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vizlog.capture import is_attention
 from vizlog.compute.attention import AttentionCall, Shown, attention_probabilities, by_identity
@@ -317,6 +318,33 @@ def test_probabilities_are_our_own():
     expected = probabilities.clone()
     probabilities.zero_()
     assert torch.equal(call.weights, expected)
+
+
+# What a device sees
+
+
+class NothingWaits(TorchDispatchMode):
+    """Raises on operators that wait for the device: a number read, a mask or a list as an index."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "masked_select", "index"), func
+        return func(*args, **kwargs or {})
+
+
+def test_reading_never_waits_for_the_device():
+    query, key, value = qkv()
+    mask = torch.rand(3, 1, 5, 7) < 0.5
+    attention, x = nn.MultiheadAttention(24, 4, batch_first=True), torch.randn(3, 5, 24)
+    padding = torch.arange(5)[None] >= torch.tensor([[5], [4], [0]])
+    runs: list[Callable[[], Any]] = [
+        lambda: F.scaled_dot_product_attention(query, key, value, mask),
+        lambda: F.scaled_dot_product_attention(query, key, value, is_causal=True),
+        lambda: attention(x, x, x, key_padding_mask=padding, attn_mask=torch.zeros(5, 5) > 0, need_weights=False),
+        lambda: torch.randn(3, 4, 5, 7).softmax(-1),
+    ]
+    with NothingWaits():
+        for run in runs:
+            assert one(run, Shown([0, 2], heads=3)).weights.shape[:2] == (2, 3)
 
 
 # Any other kernel
