@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -158,8 +159,15 @@ class DueStep:
     def _mine(self, names: Iterable[str], owned: Collection[int] | None) -> list[str]:
         return [name for name in names if name in self.parameters and (owned is None or id(self.parameters[name]) in owned)]
 
-    def _requests(self, *kinds: type[R]) -> list[tuple[Key, R]]:
-        return [(key, request) for key, request in self._asked.items() if isinstance(request, kinds)]
+    def _requests(self, kind: type[R]) -> list[tuple[Key, R]]:
+        return [(key, request) for key, request in self._asked.items() if isinstance(request, kind)]
+
+    def _of_the_batch(self) -> dict[Key, Outputs | AttentionCalls]:
+        return {
+            key: request
+            for key, request in self._asked.items()
+            if isinstance(request, (Outputs, AttentionCalls)) and not request.live
+        }
 
     # Forwards ------------------------------------------------------------------------------------------------------------------------
 
@@ -168,11 +176,12 @@ class DueStep:
         """Whether a probe asks for the training forward itself."""
         return any(request.live for _, request in self._requests(Outputs))
 
-    def attach_live(self, stack: ExitStack, roots: Iterable[nn.Module]) -> None:
-        """Looks at the training forwards until `stack` closes."""
+    def attach_live(self, stack: ExitStack) -> None:
+        """Looks at the training forwards until `stack` closes; compiled ones run eagerly meanwhile."""
         self._live = Capture(self.models, {key: request for key, request in self._requests(Outputs) if request.live})
-        for root in roots:
-            self._live.attach_live(stack, root)
+        self._live.attach_live(stack)
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
 
     def take_live(self) -> None:
         """Takes over what the training forwards showed."""
@@ -182,11 +191,11 @@ class DueStep:
     @property
     def wants_batch(self) -> bool:
         """Whether a probe asks for a pass over the fixed batch."""
-        return any(not request.live for _, request in self._requests(Outputs, AttentionCalls))
+        return bool(self._of_the_batch())
 
     def run_batch(self, batch: FixedBatch, context: Callable[[], AbstractContextManager[Any]]) -> None:
         """Runs the models over as many examples as were asked for, once for all probes; the caller isolates."""
-        asked = {key: request for key, request in self._requests(Outputs, AttentionCalls) if not request.live}
+        asked = self._of_the_batch()
         most = min(len(batch), max((request.examples for request in asked.values()), default=0))
         device = device_of(self.models)
         for start in range(0, most, CHUNK):

@@ -18,7 +18,6 @@ from vizlog.backends.open import open_backend
 from vizlog.batch import FixedBatch, as_fixed_batch
 from vizlog.budget import stretches
 from vizlog.capture import AutocastSeen, Survey, device_of, survey
-from vizlog.compute.transfer import to_host
 from vizlog.delivery import Delivery
 from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated
@@ -194,7 +193,7 @@ class Monitor:
         if self._closed:
             return
         self._closed = True
-        if self._due is not None and self._ended:
+        if self._due is not None and self._due.step is not None and self._ended:
             self._finish(self._due)
         self.cancel()
         self._hooks.remove()
@@ -215,6 +214,11 @@ class Monitor:
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
         chosen = standard_for(self._models, met, every=every)
         return [probe for probe in chosen if self._optimizers or not probe.needs_optimizer]
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the step under way is looked at."""
+        return self._due is not None and self._due.step is not None
 
     # The optimizer's step ------------------------------------------------------------------------------------------------------------
 
@@ -294,7 +298,7 @@ class Monitor:
             for root in self._roots:
                 self._autocast.attach(self._attached, root)
         if self._due.wants_live:
-            self._due.attach_live(self._attached, self._roots)
+            self._due.attach_live(self._attached)
 
     def _close_late(self, due: DueStep) -> None:
         _LOG.warning(
@@ -336,7 +340,7 @@ class Monitor:
             for turn in list(due.turns):
                 with due.guarded(turn, "measure()"), turn.timed():
                     measured.append((turn, turn.probe.measure(self._context(due, turn))))
-        return [(turn, to_host(tree)) for turn, tree in measured]
+        return measured
 
     def _context(self, due: DueStep, turn: Turn) -> Context:
         assert due.step is not None

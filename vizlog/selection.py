@@ -10,6 +10,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from torch import nn
@@ -92,25 +93,27 @@ def named_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]
 
 
 def matcher(select: Select) -> Matcher:
-    """A function of (canonical name, module or parameter) that says whether `select` means it.
+    """A function of (canonical name, module or parameter) that says whether `select` means it; pickles where `select` does.
 
     A glob or regex matches a parameter by its own name or its module's.
+
+    Raises:
+        TypeError, ValueError: `select` is no selection; says what is one.
     """
     if select is None:
-        return lambda name, value: True
+        return _everything
     if isinstance(select, type) and issubclass(select, nn.Module):
-        return lambda name, value: isinstance(value, select)
+        return partial(_by_type, select)
     if isinstance(select, str) and not select.startswith("re:"):
-        return _by_name(re.compile(fnmatch.translate(select)).match)
+        return partial(_by_name, re.compile(fnmatch.translate(select)))
     if isinstance(select, str):
-        return _by_name(_compiled(select[3:]).fullmatch)
+        return partial(_by_name, _compiled(select[3:]))
     if isinstance(select, re.Pattern):
-        return _by_name(select.fullmatch)
+        return partial(_by_name, select)
     if isinstance(select, Sequence):
-        parts = [matcher(part) for part in select]
-        return lambda name, value: any(part(name, value) for part in parts)
+        return partial(_by_any, [matcher(part) for part in select])
     if callable(select):
-        return lambda name, value: bool(select(name, value))
+        return select
     raise TypeError(
         "select takes a glob such as 'encoder.*', 're:…', a compiled pattern, a module type, "
         f"a function of (name, module), or a list of these, got {select!r}"
@@ -154,13 +157,22 @@ def spread(items: Sequence[T], most: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def _by_name(match: Callable[[str], Any]) -> Matcher:
-    def matches(name: str, value: Any) -> bool:
-        if match(name) is not None:
-            return True
-        return isinstance(value, nn.Parameter) and match(name.rpartition(".")[0]) is not None
+def _everything(name: str, value: Any) -> bool:
+    return True
 
-    return matches
+
+def _by_type(kind: type[nn.Module], name: str, value: Any) -> bool:
+    return isinstance(value, kind)
+
+
+def _by_name(pattern: re.Pattern[str], name: str, value: Any) -> bool:
+    if pattern.fullmatch(name) is not None:
+        return True
+    return isinstance(value, nn.Parameter) and pattern.fullmatch(name.rpartition(".")[0]) is not None
+
+
+def _by_any(parts: Sequence[Matcher], name: str, value: Any) -> bool:
+    return any(part(name, value) for part in parts)
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -127,3 +127,26 @@ def _reduce(call: Call) -> _Seen | None:
         return _Seen(None, None, None, str(reason))
     limits = call.module if call.module is not None else call.kind
     return _Seen(counts, alive_units(tensor, call.channel_dim), saturated(tensor, limits))
+
+
+def _together(calls: list[_Seen]) -> _Seen:
+    """Several calls of one layer (chunks, micro-batches) as one."""
+    counted = [call for call in calls if call.counts is not None]
+    if not counted:
+        return calls[0]
+    counts = functools.reduce(operator.add, (call.counts for call in counted))
+    alive = functools.reduce(torch.logical_or, (call.alive for call in counted))
+    shares = [call.saturated for call in counted if call.saturated is not None]
+    return _Seen(counts, alive, sum(shares) / len(shares) if shares else None)
+
+
+def _figures(layers: Mapping[str, _Seen], where: str) -> Iterable[Figures]:
+    counts = {name: seen.counts for name, seen in layers.items() if seen.counts is not None}
+    dead = {name: 1 - float(seen.alive.float().mean()) for name, seen in layers.items() if seen.alive.numel()}
+    zeros = {name: count.zeros / count.count for name, count in counts.items()}
+    nonfinite = {name: count.nonfinite / count.count for name, count in counts.items()}
+    saturation = {name: float(seen.saturated) for name, seen in layers.items() if seen.saturated is not None}
+    yield Figures("dead_units", dead, caption=f"share of units that are zero for every example, {where}")
+    yield Figures("zeros", zeros, caption=f"share of outputs that are zero, {where}")
+    yield Figures("saturated", saturation, caption=f"share of outputs within 2% of a limit (softmax: rows over 0.98), {where}")
+    yield Figures("nonfinite", nonfinite, caption=f"share of elements that are NaN or infinite, {where}", source="activations")

@@ -80,8 +80,8 @@ class FeatureMaps(Probe):
             return None
         maps = tensor[self._example % 32, : self._channels].float()
         if max(maps.shape[1:]) > _SIDE:
-            sides = [min(_SIDE, side) for side in maps.shape[1:]]
-            maps = torch.nn.functional.adaptive_avg_pool2d(maps, sides)
+            height, width = maps.shape[1:]
+            maps = torch.nn.functional.adaptive_avg_pool2d(maps, (min(_SIDE, height), min(_SIDE, width)))
         return {"maps": maps.clone(), "channels": tensor.shape[1], "side": tuple(tensor.shape[2:])}
 
     def _heatmaps(self, layer: str, seen: Mapping[str, Any], example: int) -> Heatmaps:
