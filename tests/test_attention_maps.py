@@ -190,3 +190,9 @@ def test_no_batch_raises():
 def test_numbers_below_one_raise(option):
     with pytest.raises(ValueError, match=rf"AttentionMaps\({option}=\) needs a number >= 1, got 0"):
         AttentionMaps(**{option: 0})
+
+
+def test_a_causal_layer_cut_short_misses_nothing():
+    (record, _) = maps(AttentionMaps(tokens=4), WrittenOut(), FixedBatch(ids(length=9))).values()
+    assert "the first 4 of 9 keys" in record.caption
+    assert "not shown" not in record.caption
