@@ -126,7 +126,7 @@ class AttentionMaps(Probe):
                 f"the first {queries} of {call.total_queries} queries and the first {keys} of {call.total_keys} keys"
             )
         sums = weights.sum(-1)[weights.any(-1)]
-        if sums.size and (missing := 1 - sums.mean()) > 0.0005:  # beyond rounding; a causal layer's shown rows miss nothing
+        if sums.size and (missing := 1 - sums.mean()) > 0.0005:  # more than rounding
             parts.append(f"{missing:.1%} of the attention goes to keys not shown")
         if len(self._layers) < self._total_layers:
             parts.append(f"{len(self._layers)} of {self._total_layers} layers with attention are drawn")
