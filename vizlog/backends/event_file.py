@@ -79,13 +79,12 @@ def steps(path: Path, size: int) -> Iterator[int]:
     """
     with path.open("rb") as file:
         at = 0
-        while at + _HEADER.size < size:
-            header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size:
-                return
-            length = _HEADER.unpack(header)[0]
-            yield _step_of(file.read(min(length, _LONGEST_START)))
+        while len(header := file.read(_HEADER.size)) == _HEADER.size:
+            length, _ = _HEADER.unpack(header)
             at += _HEADER.size + length + _FOOTER.size
+            if at > size:
+                return
+            yield _step_of(file.read(min(length, _LONGEST_START)))
             file.seek(at)
 
 

@@ -146,8 +146,8 @@ class _Writer:
         file_writer = self._file_writer()
         if not hasattr(file_writer, "add_summary"):
             raise TypeError(
-                "TensorBoard takes a path or a SummaryWriter (torch's, tensorboardX's, or the experiment of a Lightning "
-                f"TensorBoardLogger), got {writer!r}"
+                "TensorBoard takes a path or a SummaryWriter (torch's, tensorboardX's, or a Lightning logger's "
+                f"experiment), got {writer!r}"
             )
         log_dir = str(file_writer.get_logdir())
         self.directory = None if "://" in log_dir else Path(log_dir)

@@ -1,0 +1,543 @@
+"""What reaches a TensorBoard run: event files read back whole, and what a real server shows, under both of its loaders."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import logging
+import resource
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from PIL import Image
+from sample_records import embedding, every_record, histogram_of, images
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+from tensorboard.util import tensor_util
+from tensorboard_run import Server, events, server, until, values
+from torch.utils.tensorboard import SummaryWriter
+
+from vizlog.backends.event_file import EventFile, event_files, steps
+from vizlog.backends.tensorboard import TensorBoard
+from vizlog.records import Embedding, Histogram, Scalar
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "a"
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What vizlog has told the person so far."""
+    caplog.set_level(logging.INFO)
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "vizlog"]
+
+
+def write(run: Path | SummaryWriter, *steps: int, **options: Any) -> None:
+    backend = TensorBoard(run, **options)
+    for step in steps:
+        backend.write(step, [Scalar("loss", step)])
+    backend.close()
+
+
+def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
+    return [
+        (step, float(tensor_util.make_ndarray(value.tensor)))
+        for (step, name), value in values(run).items()
+        if name == tag
+    ]
+
+
+def rows(run: Path, tag: str, step: int = 0) -> np.ndarray:
+    return tensor_util.make_ndarray(values(run)[step, tag].tensor)
+
+
+# --- forms
+
+
+def test_a_histogram_is_its_edges_and_counts(run: Path) -> None:
+    record = histogram_of("weights/a", np.random.default_rng(0).normal(size=10_000))
+    backend = TensorBoard(run)
+    backend.write(0, [record])
+    backend.close()
+    left, right, counts = rows(run, "weights/a").T
+    np.testing.assert_array_equal(counts, record.counts)
+    np.testing.assert_array_equal(left, record.edges[:-1].astype(np.float32))
+    np.testing.assert_array_equal(right, record.edges[1:].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        1000 + np.linspace(0, 1e-3, 65),
+        1000 + np.linspace(0, 1e-9, 65),
+        -1e300 + np.linspace(0, 1e290, 3),
+        np.linspace(-1e300, 1e300, 65),
+        np.array([0.0, 5e-324]),
+        np.array([3.4028234663852886e38, 1e300]),
+    ],
+    ids=["few float32 values", "one float32 value", "one, beyond float32", "beyond float32", "denormal", "the largest"],
+)
+def test_bins_that_float32_cannot_tell_apart_are_joined_and_nothing_is_lost(run: Path, edges: np.ndarray) -> None:
+    counts = np.arange(1, len(edges))
+    total = int(counts.sum())
+    backend = TensorBoard(run)
+    backend.write(0, [Histogram("a", edges, counts, total, 0, 0, 0, 0, edges[0], edges[-1], 0, 0, {})])
+    backend.close()
+    left, right, kept = rows(run, "a").T
+    assert np.isfinite([left, right]).all()
+    assert (left < right).all()
+    np.testing.assert_array_equal(left[1:], right[:-1])
+    assert kept.sum() == total
+
+
+def test_a_histogram_takes_at_most_1200_bytes_of_the_file(run: Path) -> None:
+    backend = TensorBoard(run)
+    record = histogram_of("weights/encoder.layers.11.self_attention.output.dense.weight", np.arange(1000.0))
+    backend.write(0, [record])
+    before = sum(file.stat().st_size for file in event_files(run))
+    backend.write(450_000, [record])
+    assert sum(file.stat().st_size for file in event_files(run)) - before <= 1200
+    backend.close()
+
+
+def test_how_many_values_are_not_finite_is_a_curve_that_comes_down_again(run: Path) -> None:
+    backend = TensorBoard(run)
+    for step, bad in enumerate(([], [np.nan, np.inf, -np.inf], [], [np.nan])):
+        backend.write(step, [histogram_of("gradients/a", [1.0, 2.0, *bad]), histogram_of("gradients/b", [1.0])])
+    backend.close()
+    assert scalars(run, "gradients/a/nonfinite") == [(1, 3), (2, 0), (3, 1)]
+    assert scalars(run, "gradients/b/nonfinite") == []
+
+
+def test_a_caption_goes_out_once_and_the_kind_every_time(run: Path) -> None:
+    backend = TensorBoard(run)
+    backend.write(0, [histogram_of("a", [1.0], caption="first")])
+    backend.write(1, [histogram_of("a", [1.0], caption="second")])
+    backend.close()
+    metadata = [value.metadata for value in values(run).values()]
+    assert [entry.summary_description for entry in metadata] == ["first", ""]
+    assert [entry.plugin_data.plugin_name for entry in metadata] == ["histograms", "histograms"]
+
+
+def test_writing_imports_neither_torch_nor_tensorflow() -> None:
+    code = """
+import sys
+from vizlog import Scalar, TensorBoard
+backend = TensorBoard("run")
+backend.write(0, [Scalar("a", 1)])
+backend.close()
+print([name for name in ("torch", "tensorflow") if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# --- the file
+
+
+def test_what_was_written_is_on_disk_before_close(run: Path) -> None:
+    backend = TensorBoard(run)
+    for step in range(3):
+        backend.write(step, [Scalar("loss", step)])
+        assert scalars(run, "loss")[-1] == (step, step)
+    backend.close()
+    with pytest.raises(ValueError, match="closed"):
+        backend.write(3, [])
+
+
+def test_without_google_crc32c_the_file_reads_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    write(run, 0, 1)
+    assert scalars(run, "loss") == [(0, 0), (1, 1)]
+
+
+def test_steps_are_those_that_tensorboard_reads(run: Path) -> None:
+    with SummaryWriter(run) as writer:
+        for step in (0, 1, 127, 128, 70_000, 2**40, -5):
+            writer.add_scalar("loss", 1.0, step)
+            writer.add_text("note", "x" * 1000, step)
+    (file,) = event_files(run)
+    size = file.stat().st_size
+    expected = [event.step for event in events(run)]
+    assert len(expected) == 15
+    assert list(steps(file, size)) == expected
+    assert list(steps(file, size - 1000)) == expected[:-1]
+    file.write_bytes(file.read_bytes()[: size - 1500])
+    assert list(steps(file, size)) == expected[:-3]
+
+
+@contextmanager
+def _full_after(size: int) -> Iterator[None]:
+    """A real limit: the operating system cuts the write that passes it short, and refuses the next."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_loses_what_does_not_fit_and_nothing_else(run: Path, said: Callable[[], list[str]]) -> None:
+    record = histogram_of("a", np.arange(100.0), caption="All elements.")
+    backend = TensorBoard(run)
+    backend.write(0, [record])
+    (file,) = event_files(run)
+    reader = RawEventFileLoader(str(file))  # as a running TensorBoard: it goes on where it stopped
+    assert len(list(reader.Load())) == 2
+
+    with _full_after(file.stat().st_size + 1300):  # one event and a part of the next
+        backend.write(1, [record, record, record])
+        backend.write(2, [record])
+        assert len(list(reader.Load())) == 1
+    backend.write(3, [record])
+    backend.close()
+
+    assert len(list(reader.Load())) == 2, "the event that was cut, made whole, and the one after it"
+    assert [event.step for event in events(run)] == [0, 0, 1, 1, 3]
+    assert values(run)[3, "a"].metadata.summary_description == "All elements."
+    assert len(said()) == 2
+    assert "no space at step 1" in said()[0]
+    assert "space again at step 3; records since step 1 were lost" in said()[1]
+
+
+def test_other_failures_are_raised(run: Path) -> None:
+    backend = TensorBoard(run)
+    run.rmdir()
+    with pytest.raises(FileNotFoundError):
+        backend.write(0, [Scalar("loss", 1)])
+
+
+# --- which directory
+
+
+def test_a_path_that_holds_later_steps_gets_a_number_and_one_line_says_so(
+    run: Path, said: Callable[[], list[str]]
+) -> None:
+    write(run, 0, 100)
+    write(run, 0, 50)
+    write(run, 0, 50)
+    assert [scalars(run.with_name(name), "loss")[-1][0] for name in ("a", "a-2", "a-3")] == [100, 50, 50]
+    assert len(said()) == 2
+    assert "holds steps above 0" in said()[0]
+    assert f"writing to {run}-2 " in said()[0]
+    assert "resume=True" in said()[0]
+
+
+def test_a_path_goes_on_where_the_first_new_step_is_the_latest(run: Path, said: Callable[[], list[str]]) -> None:
+    write(run, 0, 100)
+    write(run, 100, 200)
+    assert scalars(run, "loss") == [(0, 0), (100, 100), (200, 200)]
+    assert said() == []
+
+
+def test_resume_goes_on_in_the_same_directory(run: Path, said: Callable[[], list[str]]) -> None:
+    write(run, 0, 100)
+    write(run, 50, resume=True)
+    assert [step for step, _ in scalars(run, "loss")] == [0, 100, 50]
+    assert said() == []
+
+
+def test_what_others_log_beside_us_is_no_earlier_run(run: Path) -> None:
+    run.mkdir(parents=True)
+    with SummaryWriter(run) as beside:
+        backend = TensorBoard(run)
+        beside.add_scalar("accuracy", 1.0, 5)
+        beside.flush()
+        backend.write(0, [Scalar("loss", 1)])
+        backend.close()
+    assert (0, "loss") in values(run)
+
+
+def test_the_current_directory_can_be_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for _ in range(2):
+        write(Path(), 0, 1)
+    assert scalars(tmp_path / "here-2", "loss") == [(0, 0), (1, 1)]
+
+
+# --- what cannot be
+
+
+def test_a_path_that_cannot_be_a_directory_is_refused_at_construction(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match=r"cannot write to .*file' \(it is a file\): give a directory"):
+        TensorBoard(tmp_path / "file")
+    with pytest.raises(NotADirectoryError, match="cannot write to"):
+        TensorBoard(tmp_path / "file" / "a")
+    with pytest.raises(ValueError, match="local directories, got 's3://bucket/a': give it a SummaryWriter"):
+        TensorBoard("s3://bucket/a")
+
+
+def test_a_directory_that_takes_no_files_is_refused_at_construction() -> None:
+    with pytest.raises(OSError, match="cannot write to '/proc/self'") as raised:
+        TensorBoard("/proc/self")
+    assert raised.value.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def test_without_tensorboard_the_error_says_what_to_type(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.split(".")[0] == "tensorboard":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"needs tensorboard: pip install 'vizlog\[tensorboard\]'"):
+        TensorBoard(run)
+
+
+def test_what_is_neither_path_nor_writer_is_refused(run: Path) -> None:
+    from lightning.fabric.loggers.logger import _DummyExperiment  # what ranks that do not log get
+
+    for odd in (3, _DummyExperiment()):
+        with pytest.raises(TypeError, match="takes a path or a SummaryWriter"):
+            TensorBoard(odd)
+    with SummaryWriter(run) as writer, pytest.raises(ValueError, match="resume=True goes with a path"):
+        TensorBoard(writer, resume=True)
+    with pytest.raises(ValueError, match="this SummaryWriter is closed"):
+        TensorBoard(writer)
+
+
+# --- the user's writer
+
+
+def _torch_writer(run: Path) -> Any:
+    return SummaryWriter(run)
+
+
+def _lightning_writer(run: Path) -> Any:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(run.parent, name="", version=run.name).experiment
+
+
+def _tensorboardx_writer(run: Path) -> Any:
+    return pytest.importorskip("tensorboardX").SummaryWriter(str(run))
+
+
+@pytest.fixture(params=[_torch_writer, _lightning_writer, _tensorboardx_writer])
+def writer(request: pytest.FixtureRequest, run: Path) -> Iterator[Any]:
+    writer = request.param(run)
+    yield writer
+    writer.close()
+
+
+def test_a_writer_gets_the_records_into_its_own_file_and_stays_open(writer: Any, run: Path) -> None:
+    writer.add_scalar("accuracy", 0.5, 0)
+    backend = TensorBoard(writer)
+    backend.write(0, every_record())
+    assert (0, "filters/conv1") in values(run), "pictures are flushed at once"
+    backend.close()
+    writer.add_scalar("accuracy", 0.6, 1)
+    writer.flush()
+    assert len(event_files(run)) == 1
+    assert {tag for _, tag in values(run)} == {"accuracy", *(record.tag for record in every_record())}
+    assert (1, "accuracy") in values(run)
+    assert (run / "projector_config.pbtxt").exists()
+
+
+def test_once_a_writer_is_closed_the_rest_goes_to_a_file_beside_it(writer: Any, run: Path) -> None:
+    backend = TensorBoard(writer)
+    backend.write(0, [Scalar("loss", 0)])
+    writer.close()
+    backend.write(1, [Scalar("loss", 1)])
+    backend.close()
+    assert writer.all_writers is None, "it was not opened again"
+    assert [file.suffix for file in event_files(run)].count(".vizlog") == 1
+    assert sorted(scalars(run, "loss")) == [(0, 0), (1, 1)]
+
+
+# --- the Projector
+
+
+def config(run: Path) -> ProjectorConfig:
+    return text_format.Parse((run / "projector_config.pbtxt").read_text(), ProjectorConfig())
+
+
+def project(run: Path, *records: Embedding, steps: tuple[int, ...] = (0,)) -> list[Any]:
+    backend = TensorBoard(run, resume=True)
+    for step in steps:
+        backend.write(step, records)
+    backend.close()
+    return list(config(run).embeddings)
+
+
+def with_vectors(vectors: np.ndarray, **fields: Any) -> Embedding:
+    number = len(vectors)
+    plain: dict[str, Any] = {"labels": np.full(number, -1), "class_names": [], "ids": np.arange(number)}
+    return Embedding("embeddings/fc", vectors, {}, {}, **(plain | fields))
+
+
+def test_the_projector_gets_vectors_labels_and_thumbnails(run: Path) -> None:
+    record = embedding("embeddings/fc", number=60)
+    (entry,) = project(run, record)
+    assert entry.tensor_name == "embeddings/fc step 0"
+    vectors = np.fromfile(run / entry.tensor_path, "<f4").reshape(tuple(entry.tensor_shape))
+    np.testing.assert_array_equal(vectors, record.vectors.astype(np.float32))
+    lines = (run / entry.metadata_path).read_text().splitlines()
+    assert lines[0] == "label\texample"
+    assert lines[1 + 7] == f"digit {record.labels[7]}\t7"
+    assert len(lines) == 61
+    assert record.thumbnails is not None
+    width, height = entry.sprite.single_image_dim
+    with Image.open(run / entry.sprite.image_path) as picture:
+        sprite = np.array(picture)
+    row, column = divmod(13, sprite.shape[1] // width)
+    tile = sprite[row * height : (row + 1) * height, column * width : (column + 1) * width]
+    np.testing.assert_array_equal(tile, np.repeat(record.thumbnails[13], 3, axis=-1))
+
+
+def test_the_projector_keeps_the_first_and_the_latest_steps_and_their_files_alone(run: Path) -> None:
+    entries = project(run, embedding("embeddings/fc"), embedding("embeddings/fc-2"), steps=(0, 5, 10, 15))
+    entries = project(run, embedding("embeddings/fc"), steps=(20, 25))
+    names = [entry.tensor_name for entry in entries]
+    assert [name for name in names if "fc step" in name] == [f"embeddings/fc step {step}" for step in (25, 20, 15, 0)]
+    assert [name for name in names if "fc-2" in name] == [f"embeddings/fc-2 step {step}" for step in (15, 10, 5, 0)]
+    assert {run / entry.tensor_path for entry in entries} == set((run / "projector").glob("*/tensors.bytes"))
+
+
+def test_embeddings_of_others_stay_listed(run: Path) -> None:
+    import torch
+
+    with SummaryWriter(run) as theirs:
+        theirs.add_embedding(torch.eye(4), tag="mine")
+    before = config(run).embeddings[0]
+    entries = project(run, embedding("embeddings/fc"), steps=(0, 1, 2, 3, 4))
+    assert entries[0] == before
+    assert (run / before.tensor_path).exists()
+    assert len(entries) == 5
+
+
+def test_a_config_that_cannot_be_read_is_left_alone(run: Path, said: Callable[[], list[str]]) -> None:
+    run.mkdir(parents=True)
+    (run / "projector_config.pbtxt").write_text("not a {config")
+    write_embedding = TensorBoard(run)
+    write_embedding.write(0, [embedding("embeddings/fc")])
+    write_embedding.close()
+    assert (run / "projector_config.pbtxt").read_text() == "not a {config"
+    assert "move it away" in said()[0]
+    assert (0, "embeddings/fc") in values(run)
+
+
+NEWLINE = np.frombuffer(b"\0\0\n?", "<f4")[0]  # a first line that is text, whatever follows
+
+
+@pytest.mark.parametrize("values", [(0, 0, 0), (2, 2, 2), (NEWLINE, 1 / 3, -5)], ids=["0", "2", "a line"])
+def test_vectors_whose_bytes_are_text_are_written_as_text(run: Path, values: tuple[float, ...]) -> None:
+    vectors = np.array([values] * 5)
+    (entry,) = project(run, with_vectors(vectors))
+    assert entry.tensor_path.endswith(".tsv")
+    np.testing.assert_array_equal(np.loadtxt(run / entry.tensor_path, dtype=np.float32), vectors.astype(np.float32))
+
+
+def test_labels_cannot_break_the_table(run: Path) -> None:
+    labels = ["plain", "a\tb", "c\nd\r\u2028e", " é", ""]
+    (entry,) = project(run, with_vectors(np.eye(7), labels=np.array([0, 1, 2, 3, 4, -1, 9]), class_names=labels))
+    table = [line.split("\t") for line in (run / entry.metadata_path).read_text().split("\n")]
+    shown = ["plain", r"a\tb", r"c\nd\r\u2028e", " é", "", "unlabelled", "9"]
+    assert table == [["label", "example"], *([label, str(row)] for row, label in enumerate(shown)), [""]]
+
+
+def test_vectors_that_are_not_finite_are_counted_in_the_table(run: Path) -> None:
+    vectors = np.array([[0.1, 0.2], [np.nan, 1e300], [0.3, 0.4]])
+    (entry,) = project(run, with_vectors(vectors))
+    table = [line.split("\t") for line in (run / entry.metadata_path).read_text().splitlines()]
+    assert [row[-1] for row in table] == ["non-finite values, shown as 0", "0", "2", "0"]
+    shown = np.fromfile(run / entry.tensor_path, np.float32).reshape(3, 2)
+    np.testing.assert_array_equal(shown, np.float32([[0.1, 0.2], [0, 0], [0.3, 0.4]]))
+
+
+def test_a_sprite_stays_within_what_browsers_draw(run: Path) -> None:
+    number = 90
+    record = with_vectors(np.eye(number, 3), thumbnails=np.zeros((number, 1000, 900, 3), np.uint8))
+    (entry,) = project(run, record)
+    width, height = entry.sprite.single_image_dim
+    with Image.open(run / entry.sprite.image_path) as sprite:
+        columns, rows = sprite.size[0] // width, sprite.size[1] // height
+        assert max(sprite.size) <= 8192
+    assert columns * rows >= number
+
+
+# --- what TensorBoard's server makes of it
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "runs"
+    backend = TensorBoard(folder / "a")
+    for step in (0, 10):
+        backend.write(step, [*every_record(step), histogram_of("gradients/bad", [1.0, 2.0, np.nan])])
+    backend.close()
+    return folder
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["fast", "slow"])
+def served(request: pytest.FixtureRequest, logdir: Path) -> Iterator[Server]:
+    with server(logdir, fast=request.param) as running:
+        until(lambda: running.json("text/tags").get("a"))
+        yield running
+
+
+def test_the_server_lists_every_record_under_its_tab(served: Server) -> None:
+    tags = {plugin: set(served.json(f"{plugin}/tags")["a"]) for plugin in ("scalars", "histograms", "images", "text")}
+    kinds = {"Scalar": "scalars", "Histogram": "histograms", "Text": "text"}
+    expected: dict[str, set[str]] = {"scalars": {"gradients/bad/nonfinite"}, "histograms": {"gradients/bad"}}
+    for record in every_record():
+        expected.setdefault(kinds.get(type(record).__name__, "images"), set()).add(record.tag)
+    assert tags == expected
+
+
+def test_the_server_shows_scalars_and_text(served: Server) -> None:
+    points = served.json("scalars/scalars", run="a", tag="health/zeros_worst")
+    assert [(step, value) for _, step, value in points] == [(0, 0.5), (10, 10.5)]
+    texts = served.json("text/text", run="a", tag="text/note")
+    assert ["<strong>step 0</strong>" in texts[0]["text"], texts[1]["step"]] == [True, 10]
+
+
+def test_the_server_shows_all_of_a_histogram(served: Server) -> None:
+    (_, first, shown), (_, second, _) = served.json("histograms/histograms", run="a", tag="weights/conv1")
+    assert (first, second) == (0, 10)
+    left, right, counts = np.array(shown).T
+    assert counts.sum() == pytest.approx(5000)
+    assert (left < right).all()
+
+
+def test_the_server_shows_pictures_as_they_were_drawn(served: Server) -> None:
+    from vizlog.views.raster import raster
+
+    shown = served.json("images/images", run="a", tag="filters/conv1", sample=0)
+    assert [picture["step"] for picture in shown] == [0, 10]
+    png = served.data("images/individualImage", **dict(urllib.parse.parse_qsl(shown[0]["query"])))
+    with Image.open(io.BytesIO(png)) as picture:
+        np.testing.assert_array_equal(np.array(picture), raster(images()))
+
+
+def test_the_server_shows_the_projector(served: Server) -> None:
+    assert "a" in until(lambda: served.json("projector/runs"))
+    names = [entry["tensorName"] for entry in served.json("projector/info", run="a")["embeddings"]]
+    assert names == ["embeddings/fc step 10", "embeddings/fc step 0"]
+    raw = served.data("projector/tensor", run="a", name=names[1])
+    record = embedding("embeddings/fc", 0)
+    np.testing.assert_array_equal(np.frombuffer(raw, "<f4").reshape(60, 64), record.vectors.astype(np.float32))
+    assert served.data("projector/metadata", run="a", name=names[0]).count(b"\n") == 61
+
+
+def test_event_files_sort_in_the_order_made(run: Path) -> None:
+    run.mkdir(parents=True)
+    for _ in range(3):
+        EventFile(run).close()
+    files = event_files(run)
+    assert files == sorted(files, key=lambda file: file.stat().st_mtime_ns)
+    assert len(files) == 3
