@@ -1,0 +1,298 @@
+"""The low-priority process: answers, failures, and that no child outlives what it was started for."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib
+import math
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from vizlog.compute.layouts import project
+from vizlog.process import LowPriority, shared
+
+needs_posix = pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
+
+
+@pytest.fixture
+def process():
+    process = LowPriority()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def odd(tmp_path, monkeypatch):
+    """A module of functions that behave badly, which can be imported."""
+    (tmp_path / "odd.py").write_text(
+        textwrap.dedent(
+            """
+            import os, sys, subprocess
+
+            class Stubborn(Exception):
+                def __init__(self, a, b):
+                    super().__init__(f"{a} and {b}")
+
+            def loaded():
+                return sorted(sys.modules)
+
+            def chatty(value):
+                print("to stdout")
+                print("to stderr", file=sys.stderr)
+                os.write(1, b"straight to descriptor 1")
+                subprocess.run([sys.executable, "-c", "print('from a child')"])
+                return value, sys.stdin.read()
+
+            def die_once(path):
+                if os.path.exists(path):
+                    return "alive"
+                open(path, "w").close()
+                os._exit(3)
+
+            def die():
+                print("what it said last", file=sys.stderr, flush=True)
+                os._exit(7)
+
+            def missing():
+                raise ImportError("UMAP needs umap-learn: pip install 'vizlog[embeddings]'")
+
+            def stubborn():
+                raise Stubborn(1, 2)
+
+            def unpicklable():
+                return lambda: None
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("odd")
+    del sys.modules["odd"]
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:  # a zombie has ended too
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return os.name != "posix" or not os.path.isdir("/proc")  # noqa: PTH112
+
+
+def ends(pid, seconds=20):
+    until = time.monotonic() + seconds
+    while is_running(pid):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def run(script, **options):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),  # noqa: PTH100, PTH120
+        **options,
+    )
+
+
+def test_the_result_equals_that_of_this_process(process):
+    vectors = np.random.default_rng(0).normal(size=(60, 5))
+    there, here = process.call(project, vectors, ("pca", "tsne")), project(vectors, ("pca", "tsne"))
+    for method in ("pca", "tsne"):
+        np.testing.assert_allclose(there.layouts[method], here.layouts[method], atol=1e-6)
+    assert there.notes == here.notes
+
+
+def test_nothing_starts_before_the_first_call_and_one_child_serves_all(process):
+    assert process.pid is None
+    first = process.call(os.getpid)
+    assert first == process.pid != os.getpid()
+    assert process.call(os.getpid) == first
+
+
+def test_the_child_imports_no_torch(process, odd):
+    process.call(project, np.eye(10), ("pca", "tsne"))
+    loaded = process.call(odd.loaded)
+    assert "vizlog.compute.layouts" in loaded
+    assert not {"torch", "sklearn", "umap"} & set(loaded)
+
+
+@needs_posix
+def test_the_child_has_low_priority_and_one_thread(process):
+    assert process.call(os.nice, 0) >= min(os.nice(0) + 10, 19)
+    assert process.call(os.getenv, "OMP_NUM_THREADS") == process.call(os.getenv, "NUMBA_NUM_THREADS") == "1"
+
+
+def test_large_arguments_and_results_pass(process):
+    large = np.arange(2_000_000, dtype=np.float64)
+    assert process.call(np.add, large, 1.0)[-1] == 2_000_000
+
+
+def test_what_libraries_print_does_not_come_between_answers(process, odd, capfd):
+    assert process.call(odd.chatty, 5) == (5, "")
+    assert process.call(math.sqrt, 9) == 3
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_comes_back_as_it_was_raised(process, odd):
+    with pytest.raises(ImportError, match=r"UMAP needs umap-learn: pip install 'vizlog\[embeddings\]'") as caught:
+        process.call(odd.missing)
+    assert "odd.py" in str(caught.value.__cause__)
+    with pytest.raises(RuntimeError, match="Stubborn: 1 and 2"):
+        process.call(odd.stubborn)
+    with pytest.raises(Exception, match="pickle"):
+        process.call(odd.unpicklable)
+    assert process.call(math.sqrt, 4) == 2
+
+
+def test_a_function_that_cannot_be_imported_is_refused(process, monkeypatch):
+    monkeypatch.setattr(is_running, "__module__", "__main__")
+    with pytest.raises(ValueError, match="needs a function that can be imported"):
+        process.call(is_running, 1)
+    assert process.pid is None
+
+
+def test_a_child_that_died_is_replaced(process, odd, tmp_path):
+    first = process.call(os.getpid)
+    assert process.call(odd.die_once, str(tmp_path / "died")) == "alive"
+    assert process.call(os.getpid) not in (first, os.getpid())
+
+
+def test_a_child_that_dies_twice_is_an_error_with_its_last_words(process, odd):
+    with pytest.raises(RuntimeError, match="died twice: exit status 7, after what it said last"):
+        process.call(odd.die)
+    assert process.call(math.sqrt, 4) == 2
+
+
+def test_a_call_that_takes_too_long_is_given_up(process):
+    process.call(os.getpid)
+    pid = process.pid
+    with pytest.raises(TimeoutError, match=r"took longer than 0\.3 s and was stopped"):
+        process.call(time.sleep, 60, timeout=0.3)
+    assert ends(pid)
+    assert process.call(math.sqrt, 4) == 2
+
+
+def test_calls_of_several_threads_take_turns(process):
+    found = {}
+    threads = [
+        threading.Thread(target=lambda n=n: found.update({n: process.call(math.factorial, n)})) for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: math.factorial(n) for n in range(8)}
+
+
+def test_close_stops_the_child_and_a_call_under_way(process):
+    pid, failed = process.call(os.getpid), []
+
+    def wait():
+        with pytest.raises(RuntimeError, match="closed"):
+            process.call(time.sleep, 60)
+        failed.append(True)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.2)
+    process.close()
+    thread.join(20)
+    assert failed
+    assert ends(pid)
+    process.close()
+
+
+def test_all_share_one_child_that_ends_with_the_last_of_them():
+    first, second = shared(), shared()
+    assert first is second is copy.deepcopy(first) is pickle.loads(pickle.dumps(first))
+    pid = first.call(os.getpid)
+    del first
+    gc.collect()
+    assert second.call(os.getpid) == pid
+    del second
+    gc.collect()
+    assert ends(pid)
+    assert shared().pid is None
+
+
+def test_a_closed_one_is_not_shared_again():
+    process = shared()
+    process.close()
+    assert shared() is not process
+
+
+@needs_posix
+@pytest.mark.parametrize("end", ["pass", "os._exit(0)", "os.kill(os.getpid(), 9)", "raise SystemExit(3)", "1 / 0"])
+def test_the_child_ends_with_its_parent_however_that_ends(end):
+    ran = run(f"""
+        import os
+        from vizlog.process import shared
+        process = shared()
+        print(process.call(os.getpid), flush=True)
+        {end}
+    """)
+    assert ends(int(ran.stdout))
+    assert "vizlog" not in ran.stderr
+
+
+@needs_posix
+def test_a_fork_neither_ends_nor_uses_the_child_of_its_parent():
+    ran = run("""
+        import os, sys, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from vizlog.process import shared
+        process = shared()
+        pid = process.call(os.getpid)
+        fork = os.fork()
+        if fork == 0:
+            assert process.pid is None
+            assert process.call(os.getpid) not in (pid, os.getpid(), os.getppid())
+            sys.exit(0)  # runs what is registered for the exit
+        assert os.waitpid(fork, 0)[1] == 0
+        assert process.call(os.getpid) == pid
+        print("same")
+    """)
+    assert ran.stdout == "same\n", ran.stderr
+    assert ran.stderr == ""
+
+
+def test_the_script_is_not_run_again_and_the_current_folder_is_not_searched(tmp_path):
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
+    script = tmp_path / "scripts" / "train.py"
+    script.parent.mkdir()
+    script.write_text(
+        "print('running')\n"
+        "import numpy\n"
+        "from vizlog.process import shared\n"
+        "from vizlog.compute.projection import pca\n"
+        "process = shared()\n"
+        "print(process.call(pca, numpy.eye(3)).shape)\n"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    ran = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert ran.stdout == "running\n(3, 2)\n", ran.stderr

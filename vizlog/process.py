@@ -1,0 +1,295 @@
+"""The low-priority process: where what takes seconds (t-SNE, UMAP) runs, so that training never waits for it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import weakref
+from collections.abc import Callable
+from io import FileIO
+from typing import Any, TypeVar, cast
+
+__all__ = ["LowPriority", "shared"]
+
+T = TypeVar("T")
+
+_LENGTH = struct.Struct("<Q")
+_ONE_THREAD = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+_NICE = 10
+_PATIENCE = 2.0
+"""Seconds in which a child that is told to stop may do so by itself."""
+
+_live: weakref.WeakSet[LowPriority] = weakref.WeakSet()
+_shared: weakref.ref[LowPriority] | None = None
+
+
+class LowPriority:
+    """Runs functions in one child process of low priority, with one thread, that starts with the first call.
+
+    The child is a fresh interpreter which imports nothing but what the functions need; the person's script is not run
+    in it. It ends with this object and with this process, however that ends, but not with a fork of it. Pickled, this
+    object becomes the one that is shared where it arrives.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+        _live.add(self)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+        self._stop_with_us: weakref.finalize[..., LowPriority] | None = None
+        self._closed = False
+
+    def __reduce__(self) -> tuple[Callable[[], LowPriority], tuple[()]]:
+        return shared, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LowPriority:
+        return self
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None where none runs."""
+        child = self._child
+        return None if child is None else child.pid
+
+    def call(self, function: Callable[..., T], *arguments: Any, timeout: float | None = 600.0) -> T:
+        """What `function(*arguments)` returns in the child; blocks the calling thread alone.
+
+        A child that has died is replaced once.
+
+        Args:
+            function: of a module that can be imported; it and its arguments are pickled.
+            timeout: seconds after which the child is killed; None waits.
+
+        Raises:
+            TimeoutError: it took longer than that.
+            RuntimeError: the child died twice, with what it said last; or this object is closed.
+            Exception: whatever the function raised, with the child's traceback as its cause.
+        """
+        if getattr(function, "__module__", None) == "__main__":
+            raise ValueError(
+                f"a low-priority process needs a function that can be imported, got {function!r} of a script"
+            )
+        request = pickle.dumps((function, arguments), protocol=pickle.HIGHEST_PROTOCOL)
+        with self._lock:
+            try:
+                answer = self._started().ask(request, timeout)
+            except _DiedError:
+                self._drop()
+                try:
+                    answer = self._started().ask(request, timeout)
+                except _DiedError as died:
+                    self._drop()
+                    raise RuntimeError(f"the low-priority process died twice: {died}") from None
+            except TimeoutError:
+                self._drop()
+                raise
+        succeeded, result, where = pickle.loads(answer)  # noqa: S301 (from our own child)
+        if not succeeded:
+            raise result from RuntimeError(f"in the low-priority process:\n{where}")
+        return result  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Stops the child, for good; a call under way fails."""
+        self._closed = True
+        self._drop()
+
+    def _started(self) -> _Child:
+        if self._closed:
+            raise RuntimeError("the low-priority process is closed")
+        if self._child is None:
+            self._child = _Child()
+            self._stop_with_us = weakref.finalize(self, self._child.stop)
+            self._stop_with_us.atexit = False
+        return self._child
+
+    def _drop(self) -> None:
+        if self._stop_with_us is not None:
+            self._stop_with_us()
+        self._child = self._stop_with_us = None
+
+    def _left_by_fork(self) -> None:
+        """In a forked child: the process belongs to the parent, and a lock may be held by a thread that is not here."""
+        if self._child is not None:
+            self._child.disown()
+        if self._stop_with_us is not None:
+            self._stop_with_us.detach()
+        self._forget()
+
+
+def shared() -> LowPriority:
+    """The low-priority process that all of this process share, as long as anyone holds it."""
+    global _shared  # noqa: PLW0603 (one for the whole process is what this is)
+    found = _shared() if _shared is not None else None
+    if found is None or found._closed:  # noqa: SLF001 (its own module)
+        found = LowPriority()
+        _shared = weakref.ref(found)
+    return found
+
+
+class _DiedError(Exception):
+    """The child ended without an answer."""
+
+
+class _Child:
+    """A child process and the pipes to it: frames of a length and a pickle, both ways."""
+
+    def __init__(self) -> None:
+        # Where this process finds modules, the child finds them too, and nowhere else: not in the current folder.
+        paths = [path for path in sys.path if isinstance(path, str)]
+        code = f"import sys; sys.path[:] = {paths!r}; from vizlog.process import _serve; _serve()"
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
+        self._process = subprocess.Popen(  # noqa: S603 (our own code)
+            [sys.executable, "-c", code],
+            bufsize=0,  # a buffer has a lock, which a fork would inherit as it is
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
+            creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0),  # Windows
+        )
+        self._requests, self._answers = cast(FileIO, self._process.stdin), cast(FileIO, self._process.stdout)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, request: bytes, timeout: float | None) -> bytes:
+        """The pickled answer to a pickled request."""
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self._process.kill()
+
+        timer = threading.Timer(timeout, expire) if timeout is not None else None
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        try:
+            _write_frame(self._requests, request)
+            answer = _read_frame(self._answers)
+        except (OSError, ValueError):  # a broken pipe, or one that close() closed
+            answer = None
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if answer is not None:
+            return answer
+        if expired.is_set():
+            raise TimeoutError(f"the low-priority process took longer than {timeout:g} s and was stopped")
+        raise _DiedError(self._last_words())
+
+    def stop(self) -> None:
+        """Closes the child's input, which ends it; ends it the hard way where it is busy."""
+        with contextlib.suppress(OSError):
+            self._requests.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._answers.close()
+        self._said.close()
+
+    def disown(self) -> None:
+        """Lets go of it without a trace: it is another process's child."""
+        for pipe in (self._requests, self._answers):
+            pipe.close()
+        self._process.returncode = 0  # or its destructor would look for it
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE)
+        try:
+            end = self._said.seek(0, os.SEEK_END)
+            self._said.seek(max(0, end - 2000))
+            words = self._said.read().decode(errors="replace").strip()
+        except ValueError:
+            words = ""
+        return f"exit status {self._process.returncode}{', after ' + words if words else ''}"
+
+
+def _write_frame(pipe: FileIO, payload: bytes) -> None:
+    rest = memoryview(_LENGTH.pack(len(payload)) + payload)
+    while rest:
+        rest = rest[pipe.write(rest) :]
+
+
+def _read_frame(pipe: FileIO) -> bytes | None:
+    """The next frame, or None where the other side has closed."""
+    head = _read(pipe, _LENGTH.size)
+    return None if head is None else _read(pipe, _LENGTH.unpack(head)[0])
+
+
+def _read(pipe: FileIO, length: int) -> bytes | None:
+    found = bytearray()
+    while len(found) < length:
+        part = pipe.read(min(length - len(found), 1 << 20))
+        if not part:
+            return None
+        found += part
+    return bytes(found)
+
+
+def _serve() -> None:
+    """In the child: answers requests until its input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
+    # What libraries print goes where errors go, and must not come between two answers.
+    requests, answers = FileIO(os.dup(0), "rb"), FileIO(os.dup(1), "wb")
+    os.dup2(2, 1)
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 0)
+    with contextlib.suppress(BrokenPipeError):
+        while (request := _read_frame(requests)) is not None:
+            _write_frame(answers, _answer(request))
+
+
+def _answer(request: bytes) -> bytes:
+    try:
+        function, arguments = pickle.loads(request)  # noqa: S301 (from our own parent)
+        return pickle.dumps((True, function(*arguments), ""), protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # noqa: BLE001 (the parent raises it)
+        return pickle.dumps((False, _portable(error), traceback.format_exc()))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or its words where it does not survive being pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301
+    except Exception:  # noqa: BLE001
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _close_all() -> None:
+    for process in list(_live):
+        process.close()
+
+
+def _left_by_fork() -> None:
+    for process in list(_live):
+        process._left_by_fork()  # noqa: SLF001 (its own module)
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_left_by_fork)
