@@ -1,8 +1,8 @@
 """Counts by the upper bits of a float: the bins, the counts of one tensor, and how two of them add up.
 
-A float's sign, exponent and first six mantissa bits number a bin that is 1/64 to 1/128 of its value wide. The bins are the same for every
-tensor, so counts add up exactly over calls, micro-batches and ranks. Zeros have bin 0 to themselves, positive values the bins above it, negative
-values the bins below it.
+A float's sign, exponent and first six mantissa bits number a bin that is 1/64 to 1/128 of its value wide. The bins
+are the same for every tensor, so counts add up exactly over calls, micro-batches and ranks. Zeros have bin 0 to
+themselves, positive values the bins above it, negative values those below it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GRIDS", "LINEAR_BINS", "BitCounts", "Grid", "Linear", "added_moments", "fine", "linear_exponent", "settled", "steps"]
+__all__ = [
+    "GRIDS",
+    "LINEAR_BINS",
+    "BitCounts",
+    "Grid",
+    "Linear",
+    "added_moments",
+    "fine",
+    "linear_exponent",
+    "settled",
+    "steps",
+]
 
 MANTISSA_BITS = 6
 LINEAR_BINS = 4096
@@ -49,14 +60,14 @@ class Grid:
         upper_bits = np.abs(bins) - (bins > 0)
         edges = (upper_bits.astype(self.unsigned) << self.unsigned(self.shift)).view(self.real)
         edges = np.where(bins == 1, np.finfo(self.real).smallest_subnormal, edges)
-        # A negative bin ends just before the next one's largest value: its lower edge is the neighbouring float, nearer zero.
+        # −edge itself belongs to the bin further from zero: this one starts at the neighbouring float.
         edges = np.where(bins < 0, np.nextafter(-edges, self.real(0)), edges)
         return np.minimum(edges, np.finfo(self.real).max).astype(np.float64)
 
     def bins_of(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
         """(K,) the bin of each finite value."""
         patterns = np.ascontiguousarray(values.astype(self.real)).view(self.unsigned)
-        return self.number(patterns >> self.unsigned(self.shift)) * (values != 0)
+        return np.asarray(self.number(patterns >> self.unsigned(self.shift)) * (values != 0))
 
     def number(self, upper_bits: NDArray[Any]) -> NDArray[np.int64]:
         """(K,) the bin of what has these upper bits, zeros aside."""
@@ -81,7 +92,8 @@ GRIDS = {
 class Linear:
     """Counts in bins of equal width 2**exponent, at most `LINEAR_BINS` over the range of the values.
 
-    The width is a power of two and bin k is [k, k+1)·width, so two of these add up exactly: the finer one's bins are merged first.
+    The width is a power of two and bin k is [k, k+1)·width, so two of these add up exactly: the finer one's bins are
+    merged first.
 
     Args:
         exponent: a whole number, on a device a 0-d tensor.
@@ -97,7 +109,7 @@ class Linear:
 class BitCounts:
     """One tensor's values, counted: small arrays of our own, or small tensors on the device that the values were on.
 
-    Properties read a host's memory; on a device they would wait for it, so move the fields first (`dataclasses.replace`).
+    Properties read the host's memory; on a device they would wait for it, so move the fields first.
 
     Args:
         grid: whose bins these are.
@@ -231,7 +243,8 @@ def fine(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The occupied bins as edges and counts: what `numpy.histogram(values, edges)` counts, exactly.
 
     Returns:
-        edges (B+1,) float64, finite and rising, and counts (B,); a stretch without values is one empty bin. No finite value: B = 0.
+        edges (B+1,) float64, finite and rising, and counts (B,); a stretch without values is one empty bin. Both are
+        empty where no value is finite.
     """
     counts = settled(counts)
     ends, below = steps(np.asarray(counts.bins), np.asarray(counts.counts))
@@ -240,16 +253,13 @@ def fine(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def steps(bins: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(2K,) both ends of each bin, k and k + 1, and how many values lie below them; neighbours' common end comes twice."""
+    """(2K,) both ends of each bin, k and k + 1, and how many values lie below them; a common end comes twice."""
     after = np.cumsum(counts)
     return np.stack([bins, bins + 1], 1).ravel(), np.stack([after - counts, after], 1).ravel()
 
 
 def linear_exponent(low: float, high: float) -> int:
-    """The smallest exponent with which [low, high] touches at most `LINEAR_BINS` bins that can still be told apart and numbered.
-
-    Bin numbers stay below 2**31: finer than that, even float64 values of this size are hardly spread.
-    """
+    """The smallest exponent with which [low, high] touches `LINEAR_BINS` bins at most, all numbered within ±2**31."""
     largest = max(abs(low), abs(high))
     span = high / 2 - low / 2  # a float64's whole range does not fit in one
     exponent = math.frexp(span)[1] + 1 - LINEAR_BINS.bit_length() + 1 if span > 0 else -1021
@@ -277,7 +287,10 @@ def _summed(bins: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray
 
 
 def added_moments(n_a: int, a: Real, n_b: int, b: Real) -> NDArray[np.float64]:
-    """Minimum, maximum, sum and sum of squares about the mean of n_a and n_b values together (Chan, Golub, LeVeque 1979, eq. 2.1)."""
+    """(4,) minimum, maximum, sum and sum of squares about the mean of n_a and n_b values together.
+
+    Chan, Golub and LeVeque 1979, eq. 2.1.
+    """
     if not (n_a and n_b):
         return np.asarray(a if n_a else b)
     low_a, high_a, total_a, squares_a = (float(moment) for moment in a)

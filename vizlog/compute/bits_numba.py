@@ -1,7 +1,8 @@
 """The histogram's loops over a tensor in CPU memory, compiled by numba. Imported only where numba is installed.
 
-Each loop goes through blocks that stay in the first-level cache. Inside a block, extremes and sums are vectorised; counting costs one
-addition to memory an element, spread over two tables because two equal values in a row would wait for one another.
+Each loop goes through blocks that stay in the first-level cache. Inside a block, extremes and sums are vectorised;
+counting costs one addition to memory an element, spread over two tables because equal values in a row would wait for
+one another.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., 
             compiled = numba.njit(list(signatures), cache=True, **options)(function)
         except RuntimeError:  # no folder that numba can write its cache to
             compiled = numba.njit(list(signatures), **options)(function)
-        return compiled  # type: ignore[no-any-return]
+        return compiled
 
     return compile_
 
@@ -69,7 +70,7 @@ def _count(unsigned, shift, even, odd):  # type: ignore[no-untyped-def]
 @_compiled("Tuple((int64, int64))(int32[::1], int32)", "Tuple((int64, int64))(int64[::1], int64)")
 def _zeros(signed, negative_zero):  # type: ignore[no-untyped-def]
     """How many elements are +0.0, and how many −0.0."""
-    positive = negative = 0
+    positive = negative = np.int32(0)
     for j in range(signed.size):
         positive += np.int32(signed[j] == 0)
         negative += np.int32(signed[j] == negative_zero)
@@ -107,18 +108,21 @@ def _block_with_nonfinite(values, tallies, moments):  # type: ignore[no-untyped-
     "void(float32[::1], int32[::1], uint32[::1], int32, uint32, uint32[::1], uint32[::1], int64[::1], float64[::1])",
     "void(float64[::1], int64[::1], uint64[::1], int64, uint64, uint32[::1], uint32[::1], int64[::1], float64[::1])",
 )
-def scan(values, signed, unsigned, negative_zero, shift, even, odd, tallies, moments):  # type: ignore[no-untyped-def]
+def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop takes arrays, not objects
+    values, signed, unsigned, negative_zero, shift, even, odd, tallies, moments
+):
     """Adds `values` to the tables, tallies and moments.
 
     Args:
         values, signed, unsigned: three views of the same memory.
         negative_zero: the bit pattern of −0.0; shift: how many low bits a bin ignores.
         even, odd: (bins,) counts by upper bits; zeros are left out of them, so that bin 0 holds denormals alone.
-        tallies: (5,) count, zeros, NaNs, +infs, −infs. moments: (4,) min, max, sum, sum of squares about the mean, of the finite.
+        tallies: (5,) count, zeros, NaNs, +infs, −infs.
+        moments: (4,) of the finite: minimum, maximum, sum, sum of squares about the mean.
     """
     first_negative = even.size // 2
     edges = np.empty(2, values.dtype)
-    edge_bits = edges.view(signed.dtype)
+    edge_bits, edge_patterns = edges.view(signed.dtype), edges.view(unsigned.dtype)
     for start in range(0, values.size, BLOCK):
         stop = min(values.size, start + BLOCK)
         block, ints = values[start:stop], signed[start:stop]
@@ -135,9 +139,10 @@ def scan(values, signed, unsigned, negative_zero, shift, even, odd, tallies, mom
             even[first_negative] -= np.uint32(negative)
             tallies[1] += positive + negative
 
-        # Among negatives, a larger magnitude is a larger pattern: the extremes come from the signed or the unsigned order.
-        edge_bits[0] = largest if lowest < 0 else lowest
-        edge_bits[1] = highest if highest >= 0 else lowest
+        # A larger magnitude is a larger pattern, so among negatives the signed order is upside down.
+        edge_bits[0], edge_bits[1] = lowest, highest if highest >= 0 else lowest
+        if lowest < 0:
+            edge_patterns[0] = largest
         if not (np.isfinite(edges[0]) and np.isfinite(edges[1]) and np.isfinite(squares)):
             _block_with_nonfinite(block, tallies, moments)
             continue
@@ -150,15 +155,15 @@ def scan(values, signed, unsigned, negative_zero, shift, even, odd, tallies, mom
 
 @_compiled("boolean(uint32[::1], uint32[::1])")
 def _occupied(even, odd):  # type: ignore[no-untyped-def]
-    total = 0
+    total = np.int64(0)
     for k in range(even.size):
         total += np.int64(even[k]) + np.int64(odd[k])
     return total > 0
 
 
 @_compiled("int64(uint32[::1], uint32[::1], int64, int64, int64[::1], int64[::1])")
-def extract(even, odd, top, zeros, bins, counts):  # type: ignore[no-untyped-def]
-    """Writes the occupied bins, numbered from the lowest value up, and their counts; empties the tables; returns how many.
+def extract(even, odd, top, zeros, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """Writes the occupied bins, rising, and their counts; empties the tables; returns how many there were.
 
     Args:
         top: the table's entry of +inf, a multiple of 64; this and all above are not finite.
@@ -194,7 +199,7 @@ def extract(even, odd, top, zeros, bins, counts):  # type: ignore[no-untyped-def
     "void(float64[::1], float64, float64, int32[::1], int64[::1])",
 )
 def linear_pass(values, scale, first, places, table):  # type: ignore[no-untyped-def]
-    """Adds to `table` how many values lie in each [k, k+1)/scale, k from `first`; its last entry takes all that is outside.
+    """Adds to `table` how many values lie in each [k, k+1)/scale, k from `first`; its last entry takes the rest.
 
     Args:
         scale: a power of two. places: (BLOCK,) scratch.
@@ -205,7 +210,7 @@ def linear_pass(values, scale, first, places, table):  # type: ignore[no-untyped
         for j in range(block.size):
             place = np.floor(np.float64(block[j]) * scale) - first
             place = place if place >= 0 else outside  # NaN too
-            places[j] = np.int32(place if place <= outside else outside)
+            places[j] = np.int32(min(place, outside))
         for j in range(block.size):
             table[np.uint32(places[j])] += 1
 
@@ -223,7 +228,10 @@ def extract_linear(table, first, bins, counts):  # type: ignore[no-untyped-def]
 
 
 class CompiledPass:
-    """Counts one tensor after another, from chunks of float32 or float64; keeps its tables for the next. Not to be shared by threads."""
+    """Counts one tensor after another, from chunks of float32 or float64; keeps its tables for the next.
+
+    Not to be shared by threads.
+    """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid

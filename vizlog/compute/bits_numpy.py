@@ -1,4 +1,4 @@
-"""The histogram's loops over a tensor in CPU memory, in plain numpy: what `bits_numba` counts, where numba is not installed."""
+"""The histogram's loops over a tensor in CPU memory, in plain numpy, for where numba is not installed."""
 
 from __future__ import annotations
 

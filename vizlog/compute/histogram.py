@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vizlog.compute.bits import GRIDS, BitCounts, Grid, Linear, fine, linear_exponent, settled, steps
+from vizlog.compute.chunks import as_real, flat_chunks, grid_of
 from vizlog.records import QUANTILES, Histogram
 
 __all__ = ["BitCounts", "Uncountable", "count_bits", "count_each", "fine", "histogram", "prepare"]
@@ -25,13 +26,10 @@ MOST = 1 << 31
 """Elements counted in one table of 32-bit counters."""
 
 ALWAYS_LINEAR = 1 << 14
-"""Up to this many elements the second pass is made without asking: interpolated bins would show the noise of the few values in each."""
+"""Elements up to which the second pass is always made: interpolated bins would show the noise of few values each."""
 
 TOLERABLE_ERROR = 0.005
 """Total variation that interpolation may be expected to cost before the second pass is made."""
-
-WIDE = {torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64, torch.complex128}
-"""Types that do not fit in a float32."""
 
 
 class Uncountable(ValueError):
@@ -41,9 +39,10 @@ class Uncountable(ValueError):
 def count_bits(tensor: Tensor) -> BitCounts:
     """Counts the values of one tensor of any type, shape and memory layout, without changing or keeping it.
 
-    On a CPU one pass, and a second one where bins of equal width are needed to show the distribution well. On a CUDA device small
-    tensors come back and nothing waits for the device. Complex values are counted by magnitude, quantised ones dequantised, a sparse
-    tensor's implicit zeros too, of a DTensor this rank's shard. At most 64 MB of memory beside the tensor.
+    On a CPU one pass, and a second one where bins of equal width are needed to show the distribution well. On a CUDA
+    device small tensors come back and nothing waits for the device. Complex values are counted by magnitude,
+    quantised ones dequantised, of a sparse tensor the implicit zeros too, of a DTensor this rank's shard. At most 64
+    MB of memory beside the tensor.
 
     Raises:
         Uncountable: there is nothing to count (meta, fake, uninitialised), or no way to read it.
@@ -67,12 +66,12 @@ def count_each(tensors: Sequence[Tensor]) -> list[BitCounts]:
 
 
 def prepare() -> None:
-    """Makes the first count as fast as the next: compiles for some seconds where numba is new here, else loads that from disk."""
+    """Makes the first count as fast as the next: loads what numba compiled, or compiles it (seconds, only once)."""
     for dtype in (torch.float32, torch.float64):
         count_bits(torch.arange(4, dtype=dtype))
 
 
-# ---- any tensor: what its values are, and where --------------------------------------------------------------------------------------
+# any tensor: what its values are, and where
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -89,12 +88,11 @@ def _unwrapped(tensor: Tensor) -> Tensor:
 
     if isinstance(tensor, FakeTensor):
         raise Uncountable("a fake tensor has no values")
-    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    if torch.nn.parameter.is_lazy(tensor):
         raise Uncountable("a lazy parameter that is not initialised yet has no values")
-    if hasattr(tensor, "to_local"):  # DTensor
-        tensor = tensor.detach().to_local()
-    if hasattr(tensor, "trigger_wait"):  # the result of a collective that is under way
-        tensor = tensor.trigger_wait()
+    for attribute in ("to_local", "trigger_wait"):  # a DTensor; the result of a collective that is under way
+        if hasattr(tensor, attribute):
+            tensor = getattr(tensor.detach(), attribute)()
     return tensor
 
 
@@ -110,35 +108,7 @@ def _count_mixed(tensors: Sequence[Tensor]) -> list[BitCounts]:
     return [next(counted) if _stays_on_device(tensor) else _count_on_cpu(tensor) for tensor in tensors]
 
 
-def grid_of(dtype: torch.dtype) -> Grid:
-    """The bins that values of this type are exact on."""
-    return GRIDS["float64" if dtype in WIDE else "float32"]
-
-
-def flat_chunks(tensor: Tensor, most: int) -> Iterator[Tensor]:
-    """Every element once, in any order, as contiguous pieces (n,), n <= `most`; views where the memory allows it."""
-    if tensor.dim() and not tensor.is_contiguous():  # transposed or channels_last: dense in another order of dimensions
-        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
-    if tensor.is_contiguous():
-        yield from tensor.view(-1).split(most)
-    elif tensor.numel() <= most:
-        yield tensor.reshape(-1)
-    else:
-        rows = most * len(tensor) // tensor.numel()
-        for part in tensor.split(max(1, rows)):
-            yield from flat_chunks(part if rows else part[0], most)
-
-
-def as_real(chunk: Tensor) -> Tensor:
-    """The chunk as float32 or float64, exactly; a view where it is that already."""
-    if chunk.is_quantized:
-        return chunk.dequantize()
-    if chunk.is_complex():
-        chunk = (chunk.to(torch.complex64) if chunk.dtype == torch.complex32 else chunk).abs()
-    return chunk.to(torch.float64 if chunk.dtype in WIDE else torch.float32).resolve_neg()
-
-
-# ---- on a CPU ------------------------------------------------------------------------------------------------------------------------
+# on a CPU
 
 
 class _Pass(Protocol):
@@ -189,7 +159,7 @@ def _always_linear(tensor: Tensor) -> bool:
 
 
 def _interpolation_error(counts: BitCounts) -> float:
-    """Total variation to expect if 64 bins over the range are interpolated: large where counts jump at a shown bin's edge."""
+    """Total variation to expect if 64 bins are interpolated: large where counts jump at a shown bin's edge."""
     edges = np.linspace(counts.min / 2, counts.max / 2, 65)[1:-1] * 2
     nearby = GRIDS[counts.grid].bins_of(edges) + np.array([[-1], [0], [1]])
     bins, found = np.asarray(counts.bins), np.asarray(counts.counts)
@@ -227,16 +197,16 @@ def _zeros(number: int, dtype: torch.dtype) -> BitCounts:
     return BitCounts(grid_of(dtype).name, np.array([number, number, 0, 0, 0]), moments, bins, bins + number, linear)
 
 
-# ---- what is shown -------------------------------------------------------------------------------------------------------------------
+# what is shown
 
 
 def histogram(tag: str, counts: BitCounts, *, caption: str = "", bins: int = 64) -> Histogram:
     """The record that shows these counts: at most `bins` linear bins from the minimum to the maximum.
 
-    Where the counts have linear bins, an edge is moved by at most 1/2048 of the range onto one of theirs, and counts are exact; else they
-    are interpolated, to half a percent of total variation or better. Fewer bins are shown where float32 could not tell their edges apart.
-    Where all values are equal they stand in the middle of a range around them; without a finite value the bins are empty. A
-    quantile is a value of that rank, to the width of a bin.
+    Where the counts have linear bins, an edge is moved onto one of theirs, by at most 1/4096 of the range, and counts
+    are exact; else they are interpolated, to about half a percent of total variation. Fewer bins are shown where
+    float32 could not tell their edges apart. Where all values are equal, they stand in the middle of a range around
+    them; without a finite value the bins are empty. A quantile is the value of that rank, to the width of a bin.
     """
     counts = settled(counts)
     edges = _shown_edges(counts, bins)
@@ -292,9 +262,7 @@ def _around(value: float, bins: int) -> NDArray[np.float64]:
     real = np.float32 if abs(value) <= np.finfo(np.float32).max else np.float64
     limit = float(np.finfo(real).max)
     reach = max(abs(value) / 2, 1e-37) if value else 0.5
-    low = value - reach if value - reach > -limit else -limit
-    high = value + reach if value + reach < limit else limit
-    return np.linspace(low, high, bins + bins % 2)
+    return np.linspace(max(value - reach, -limit), min(value + reach, limit), bins + bins % 2)
 
 
 def _cumulative(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -309,7 +277,7 @@ def _cumulative(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.floa
         belows.append(below)
     x, y = np.concatenate(points).clip(counts.min, counts.max), np.concatenate(belows)
     order = np.lexsort((y, x))
-    return x[order], y[order].astype(np.float64)
+    return np.asarray(x[order]), y[order].astype(np.float64)
 
 
 def _interpolated(at: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -317,4 +285,4 @@ def _interpolated(at: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np
     k = np.searchsorted(x, at, side="right").clip(1, len(x) - 1)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         between = y[k - 1] + (at - x[k - 1]) / (x[k] - x[k - 1]) * (y[k] - y[k - 1])
-    return np.where(at < x[0], y[0], np.where(at >= x[-1], y[-1], between))
+    return np.asarray(np.where(at < x[0], y[0], np.where(at >= x[-1], y[-1], between)))

@@ -1,0 +1,184 @@
+"""The histogram's passes on a device, in plain torch operations that never wait for it.
+
+Nothing here may depend on a value that is on the device: no `item`, `nonzero`, boolean mask, `unique` or `bincount`.
+Counts are whole numbers, so the order in which a GPU adds them does not matter. Many small tensors are laid end to
+end and counted in the same launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vizlog.compute.bits import GRIDS, LINEAR_BINS, BitCounts, Grid, Linear
+from vizlog.compute.chunks import as_real, flat_chunks, grid_of
+
+__all__ = ["count_on_device"]
+
+ROW = 1 << 20
+"""Elements in flight at a time: with their 64-bit places and flags at most 64 MB."""
+
+TABLES = 64
+"""Tensors in flight at a time: a float32 table by upper bits is 128 KB."""
+
+
+def count_on_device(tensors: Sequence[Tensor]) -> list[BitCounts]:
+    """Counts each, in the order given; all tensors on one device, none of them meta or sparse."""
+    results: dict[int, BitCounts] = {}
+    for grid in GRIDS.values():
+        of_grid = [i for i, tensor in enumerate(tensors) if grid_of(tensor.dtype) is grid]
+        for group in _groups(of_grid, [tensors[i].numel() for i in of_grid]):
+            counted = _count_group([tensors[i] for i in group], grid)
+            results.update(zip(group, counted, strict=True))
+    return [results[i] for i in range(len(tensors))]
+
+
+def _groups(indices: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Neighbours that fit in a row together; a tensor that does not fit stands alone."""
+    group: list[int] = []
+    filled = 0
+    for index, size in zip(indices, sizes, strict=True):
+        if group and (filled + size > ROW or len(group) == TABLES):
+            yield group
+            group, filled = [], 0
+        group.append(index)
+        filled += size
+    if group:
+        yield group
+
+
+@dataclass
+class _Row:
+    """Values of T tensors, laid end to end."""
+
+    values: Tensor  # (n,) float32 or float64
+    owner: Tensor  # (n,) int64, which tensor each is of
+    lengths: Tensor  # (T,) int64
+    finite: Tensor  # (n,) bool
+
+    def reduce(self, data: Tensor, how: Literal["sum", "min", "max"]) -> Tensor:
+        """(T,) "sum", "min" or "max" of each tensor's part of `data` (n,)."""
+        if len(self.lengths) == 1:
+            match how:
+                case "min":
+                    return data.amin(0, keepdim=True)
+                case "max":
+                    return data.amax(0, keepdim=True)
+                case "sum":
+                    return data.sum(0, keepdim=True)
+        initial = {"sum": 0.0, "min": float("inf"), "max": float("-inf")}[how]
+        return torch.segment_reduce(data, how, lengths=self.lengths, initial=initial, unsafe=True)
+
+
+def _rows(tensors: Sequence[Tensor]) -> Iterator[_Row]:
+    """All tensors in one row, or the only one in several."""
+    device = tensors[0].device
+    if len(tensors) > 1:
+        pieces = [as_real(piece) for tensor in tensors for piece in flat_chunks(tensor, ROW)]
+        lengths = torch.tensor([tensor.numel() for tensor in tensors])
+        if device.type == "cuda":
+            lengths = lengths.pin_memory().to(device, non_blocking=True)
+        values = torch.cat(pieces)
+        owner = torch.arange(len(tensors), device=device).repeat_interleave(lengths, output_size=len(values))
+        yield _Row(values, owner, lengths, values.isfinite())
+        return
+    for piece in flat_chunks(tensors[0], ROW):
+        values = as_real(piece)
+        if len(values):
+            lengths = torch.full((1,), len(values), device=device)
+            yield _Row(values, torch.zeros((), dtype=torch.int64, device=device), lengths, values.isfinite())
+
+
+def _count_group(tensors: Sequence[Tensor], grid: Grid) -> list[BitCounts]:
+    number, device = len(tensors), tensors[0].device
+    bins = 2 * grid.first_negative
+    table = torch.zeros(number * bins, dtype=torch.int64, device=device)
+    tallies = torch.zeros(5, number, dtype=torch.int64, device=device)
+    moments = torch.zeros(4, number, dtype=torch.float64, device=device)
+    moments[0], moments[1] = float("inf"), float("-inf")
+    for row in _rows(tensors):
+        patterns = row.values.view(torch.int64 if grid.name == "float64" else torch.int32)
+        upper_bits = (patterns >> grid.shift).bitwise_and_(bins - 1).long()
+        table.scatter_add_(0, row.owner * bins + upper_bits, (row.values != 0).long())
+        moments = _added_moments(_finite(tallies), moments, *_moments(row))
+        tallies += _tallies(row)
+
+    exponent, first, linear = _linear(tensors, _finite(tallies), moments)
+    places = first[:, None] + torch.arange(LINEAR_BINS, device=device)
+    table = table.view(number, bins).int()
+    return [
+        BitCounts(
+            grid.name,
+            tallies[:, i],
+            moments[:, i],
+            None,
+            table[i],
+            Linear(exponent[i], places[i], linear[i]),
+            note="magnitudes of complex values" if tensor.is_complex() else "",
+        )
+        for i, tensor in enumerate(tensors)
+    ]
+
+
+def _finite(tallies: Tensor) -> Tensor:
+    return tallies[0] - tallies[2:].sum(0)
+
+
+def _tallies(row: _Row) -> Tensor:
+    """(5, T) elements, zeros, NaNs, +infs, −infs."""
+    flags = (row.values == 0, row.values.isnan(), row.values.isposinf(), row.values.isneginf())
+    counted = [row.reduce(flag.double(), "sum").long() for flag in flags]
+    return torch.stack([row.lengths, *counted])
+
+
+def _moments(row: _Row) -> tuple[Tensor, Tensor]:
+    """(T,) finite values, and their (4, T) minimum, maximum, sum and sum of squares about the mean."""
+    finite = row.reduce(row.finite.double(), "sum")
+    low = row.reduce(row.values.where(row.finite, float("inf")).double(), "min")
+    high = row.reduce(row.values.where(row.finite, float("-inf")).double(), "max")
+    values = row.values.where(row.finite, 0.0).double()
+    total = row.reduce(values, "sum")
+    mean = total / finite.clamp(min=1)
+    squares = row.reduce((values - mean[row.owner]).where(row.finite, 0.0).square(), "sum")
+    return finite, torch.stack([low, high, total, squares])
+
+
+def _added_moments(n_a: Tensor, a: Tensor, n_b: Tensor, b: Tensor) -> Tensor:
+    """As `bits.added_moments`, for T tensors, any of which may have no values yet."""
+    both = (n_a + n_b).clamp(min=1)
+    delta = b[2] / n_b.clamp(min=1) - a[2] / n_a.clamp(min=1)
+    between = (delta.square() * (n_a * (n_b / both))).where((n_a > 0) & (n_b > 0), 0.0)
+    return torch.stack([torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1]), a[2] + b[2], a[3] + b[3] + between])
+
+
+def _linear(tensors: Sequence[Tensor], finite: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(T,) exponents, (T,) first bins and (T, LINEAR_BINS) counts of the second pass."""
+    low, high = (moment.where(finite > 0, 0.0) for moment in moments[:2])
+    exponent = _linear_exponent(low, high)
+    scale = _power_of_two(-exponent)
+    first = (low * scale).floor()
+    bins = LINEAR_BINS + 1  # the last one takes what is not finite
+    table = torch.zeros(len(tensors) * bins, dtype=torch.int64, device=low.device)
+    for row in _rows(tensors):
+        places = (row.values.double() * scale[row.owner]).floor() - first[row.owner]
+        places = places.where(row.finite, float(LINEAR_BINS)).long()
+        table.scatter_add_(0, row.owner * bins + places, torch.ones_like(places))
+    return exponent, first.long(), table.view(-1, bins)[:, :-1].int()
+
+
+def _linear_exponent(low: Tensor, high: Tensor) -> Tensor:
+    """As `bits.linear_exponent`."""
+    span, largest = high / 2 - low / 2, torch.maximum(low.abs(), high.abs())
+    exponent = (span.frexp().exponent + 2 - LINEAR_BINS.bit_length()).where(span > 0, -1021)
+    exponent = torch.maximum(exponent, largest.frexp().exponent - 30).clamp(min=-1021)
+    scale = _power_of_two(-exponent)
+    return exponent + ((high * scale).floor() - (low * scale).floor() >= LINEAR_BINS)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """Exactly 2**exponent, by writing a float64's exponent bits; between −1022 and 1023."""
+    return ((exponent.long() + 1023) << 52).view(torch.float64)

@@ -1,0 +1,86 @@
+"""Signs of a sick layer: units that are never active, activations stuck at their limits.
+
+Each function counts what adds up or can be or-ed over calls, so that many calls of a layer make one figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+__all__ = ["LIMITS", "alive", "dead_units", "saturated", "saturated_rows", "unit_dim"]
+
+LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "sigmoid": (0.0, 1.0),
+        "tanh": (-1.0, 1.0),
+        "hardsigmoid": (0.0, 1.0),
+        "hardtanh": (-1.0, 1.0),
+    }
+)
+"""Activation -> the limits that it saturates at; give a Hardtanh's own where it has others."""
+
+MARGIN = 0.02
+"""Share of the range within which a value counts as stuck at a limit."""
+
+CERTAIN = 0.98
+"""Largest probability over which a softmax row counts as saturated."""
+
+
+def unit_dim(output: Tensor, *, convolution: bool) -> int:
+    """The dimension that holds the units of a layer's output: a convolution's channels, else the last.
+
+    An unbatched convolution output (C, H, W) cannot be told from (N, C, L) by its shape: batches are assumed.
+    """
+    return 1 if convolution and output.dim() > 2 else output.dim() - 1
+
+
+def alive(output: Tensor, channel_dim: int = -1) -> Tensor:
+    """(units,) bool: whether each unit is other than zero for any example at any position; NaN is not zero.
+
+    Calls combine with `|`; what is False in the end is a dead unit. No synchronisation, no copy of the output.
+    """
+    output = output.detach()
+    if not output.dim():
+        return (output != 0).reshape(1)
+    others = [d for d in range(output.dim()) if d != channel_dim % output.dim()]
+    if not others:
+        return output != 0
+    if output.numel() == 0:
+        return torch.zeros(output.shape[channel_dim], dtype=torch.bool, device=output.device)
+    # `any` reads the output where it lies; a comparison first would write a flag for every element.
+    return torch.any(output, dim=others)
+
+
+def dead_units(output: Tensor, channel_dim: int = -1) -> Tensor:
+    """(units,) bool: whether each unit is zero for every example and position of this output."""
+    return ~alive(output, channel_dim)
+
+
+def saturated(output: Tensor, low: float, high: float) -> Tensor:
+    """0-d int64: how many elements lie within 2% of the range (low, high) of either limit; NaN does not.
+
+    Divide by `output.numel()` for the share; counts and sizes add up over calls.
+
+    Raises:
+        ValueError: the limits are not finite and rising.
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"saturated needs finite limits with low < high, got {low} and {high}")
+    margin = MARGIN * (high - low)
+    output = output.detach()
+    return (output <= low + margin).sum() + (output >= high - margin).sum()
+
+
+def saturated_rows(probabilities: Tensor, dim: int = -1) -> Tensor:
+    """0-d int64: how many rows of a softmax over `dim` put more than 0.98 on one entry.
+
+    Divide by `probabilities.numel() / probabilities.shape[dim]` for the share.
+    """
+    if probabilities.numel() == 0:
+        return torch.zeros((), dtype=torch.int64, device=probabilities.device)
+    return (probabilities.detach().amax(dim) > CERTAIN).sum()
