@@ -43,6 +43,7 @@ _DIGITS = 5
 _STYLE = """
 body { font: 14px/1.5 sans-serif; color: #222; background: #fff; margin: 12px }
 td, th { padding: 2px 12px 2px 0; text-align: left }
+footer { color: #666 }
 """
 
 
@@ -430,5 +431,5 @@ def _page(record: Text) -> wandb.Html:
     from markdown_it import MarkdownIt  # comes with rich
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(record.text)
-    page = f"<!doctype html><meta charset='utf-8'><title>{html.escape(record.tag)}</title><style>{_STYLE}</style>{body}"
-    return wandb.Html(page, inject=False)
+    head = f"<!doctype html><meta charset='utf-8'><title>{html.escape(record.tag)}</title><style>{_STYLE}</style>"
+    return wandb.Html(f"{head}{body}<footer>{html.escape(record.caption)}</footer>", inject=False)
