@@ -32,14 +32,16 @@ class BatchDoesNotFit(ValueError):
 class FixedBatch:
     """Examples to look at the model with, the same at every step.
 
-    At most 256 are kept, balanced over the classes; they are put in the order class 0, 1, 2 …, 0, 1, 2 …, so that the first few already
-    show every class. `ids` says which example of the given ones each is.
+    At most 256 are kept, balanced over the classes; they are put in the order class 0, 1, 2 …, 0, 1, 2 …, so that the
+    first few already show every class. `ids` says which example of the given ones each is.
 
     Args:
-        inputs: what the model takes, examples along dimension 0. A mapping goes in as `model(**inputs)`, a tuple as `model(*inputs)`,
-            anything else as `model(inputs)`. What is no tensor, or has another length, passes through.
+        inputs: what the model takes, examples along dimension 0. A mapping goes in as `model(**inputs)`, a tuple as
+            `model(*inputs)`, anything else as `model(inputs)`. What is no tensor, or has another length, passes
+            through.
         targets: (N,) class numbers, or whatever `loss` takes; by default `inputs["labels"]` of a mapping.
-        forward: (model, inputs) -> output, where the model is called in another way; with several models it is given all of them as a dict.
+        forward: (model, inputs) -> output, where the model is called in another way; with several models it is given
+            all of them as a dict.
         score: output -> (N, classes) logits, where they cannot be found in the output.
         loss: (output, targets) -> scalar or (N,), what examples are scored by where there are no classes.
         class_names: a name for each class number.
@@ -68,7 +70,9 @@ class FixedBatch:
                 raise TypeError(f"FixedBatch({name}=) takes a function, got {type(value).__name__}")
         tensors = _tensors(inputs)
         if not tensors:
-            raise TypeError(f"a fixed batch needs at least one tensor with examples along dimension 0, got {describe(inputs)}")
+            raise TypeError(
+                f"a fixed batch needs at least one tensor with examples along dimension 0, got {describe(inputs)}"
+            )
         number = len(tensors[0])
         if number == 0:
             raise ValueError(f"a fixed batch needs at least one example, got {describe(inputs)}")
@@ -99,8 +103,11 @@ class FixedBatch:
         return targets.detach().cpu().long()
 
     def class_name(self, number: int) -> str:
-        """What a class is called: its name where one was given, else its number."""
-        return self.class_names[number] if 0 <= number < len(self.class_names) else str(number)
+        """What a class is called: its name where one was given; the token where tokens are predicted; else its number."""
+        if 0 <= number < len(self.class_names):
+            return self.class_names[number]
+        predicts_tokens = isinstance(self.targets, Tensor) and self.targets.ndim == 2 and not self.targets.is_floating_point()
+        return self._token_names([number])[0] if predicts_tokens and self.tokens is not None else str(number)
 
     def part(self, start: int, stop: int, device: torch.device | None = None) -> FixedBatch:
         """Examples start … stop of this batch, on `device`."""
@@ -168,7 +175,11 @@ class FixedBatch:
     def images(self) -> Tensor | None:
         """The input that is images, (N, C, H, W) floating with C 1, 3 or 4, or None."""
         return next(
-            (x for x in self._rows if x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.is_floating_point() and x.shape[2] > 1),
+            (
+                x
+                for x in self._rows
+                if x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.is_floating_point() and x.shape[2] > 1
+            ),
             None,
         )
 
@@ -209,7 +220,9 @@ class FixedBatch:
         """The tokens of one example as strings, padding included."""
         ids = self.token_ids
         assert ids is not None, "only for token inputs"
-        row = ids[example].tolist()
+        return self._token_names(ids[example].tolist())
+
+    def _token_names(self, row: list[int]) -> list[str]:
         if self.tokens is None:
             return [str(token) for token in row]
         if hasattr(self.tokens, "convert_ids_to_tokens"):
@@ -221,7 +234,8 @@ class FixedBatch:
     def thumbnails(self, number: int | None = None) -> NDArray[np.uint8] | None:
         """The first `number` image inputs as (N, H, W, C) uint8, or None where the inputs are no images.
 
-        De-normalised by `mean` and `std` where given; else values in [0, 1] are taken as they are and others stretched over their range.
+        De-normalised by `mean` and `std` where given; else values in [0, 1] are taken as they are and others stretched
+        over their range.
         """
         images = self.images
         if images is None:
@@ -320,7 +334,13 @@ def _logits(output: Any, number: int) -> Tensor | None:
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     parts = [named] if isinstance(named, Tensor) else [output] if isinstance(output, Tensor) else None
     if parts is None:
-        parts = list(output.values()) if isinstance(output, Mapping) else list(output) if isinstance(output, (tuple, list)) else []
+        parts = (
+            list(output.values())
+            if isinstance(output, Mapping)
+            else list(output)
+            if isinstance(output, (tuple, list))
+            else []
+        )
     for part in parts:
         if isinstance(part, Tensor) and part.ndim in (2, 3) and len(part) == number and part.is_floating_point():
             return part

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from vizlog.capture import Call, Outputs, Request, Survey
-from vizlog.compute.health import alive_units, saturated
+from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
 from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histogram
 from vizlog.probes.base import Context, Figures, Probe
 from vizlog.records import Record
@@ -27,12 +26,29 @@ _LOG = logging.getLogger("vizlog")
 
 @dataclass(frozen=True)
 class _Seen:
-    """One call of a layer, reduced: the counts of its output, which units were ever non-zero, how many values were saturated."""
+    """A layer's output, reduced; several calls (chunks, micro-batches) add up.
+
+    Args:
+        counts: of its values; None where they cannot be counted, for the reason in `skipped`.
+        alive: (units,) bool, which units were ever other than zero.
+        saturated: how many of `could_saturate` values (of a softmax: rows) were, or None for a layer without limits.
+    """
 
     counts: BitCounts | None
-    alive: Any
-    saturated: Any
+    alive: Any = None
+    saturated: Any = None
+    could_saturate: int = 0
     skipped: str = ""
+
+    def __add__(self, other: _Seen) -> _Seen:
+        if self.counts is None or other.counts is None:
+            return other if self.counts is None else self
+        return _Seen(
+            self.counts + other.counts,
+            self.alive | other.alive if self.alive.shape == other.alive.shape else self.alive,
+            self.saturated + other.saturated if self.saturated is not None else None,
+            self.could_saturate + other.could_saturate,
+        )
 
 
 class ActivationHistograms(Probe):
@@ -97,7 +113,7 @@ class ActivationHistograms(Probe):
         return context.captured["seen"]
 
     def finish(self, measured: Mapping[str, list[_Seen]]) -> Iterable[Record | Figures]:
-        layers = {name: _together(calls) for name, calls in measured.items()}
+        layers = {name: functools.reduce(operator.add, calls) for name, calls in measured.items()}
         counted = {name: seen for name, seen in layers.items() if seen.counts is not None and seen.counts.count}
         chosen = [name for name in self._drawn if name in counted]
         if not chosen and counted:
@@ -124,20 +140,21 @@ def _reduce(call: Call) -> _Seen | None:
     try:
         counts = count_bits(tensor)
     except Uncountable as reason:
-        return _Seen(None, None, None, str(reason))
-    limits = call.module if call.module is not None else call.kind
-    return _Seen(counts, alive_units(tensor, call.channel_dim), saturated(tensor, limits))
+        return _Seen(None, skipped=str(reason))
+    return _Seen(counts, alive(tensor, call.channel_dim), *_saturation(call, tensor))
 
 
-def _together(calls: list[_Seen]) -> _Seen:
-    """Several calls of one layer (chunks, micro-batches) as one."""
-    counted = [call for call in calls if call.counts is not None]
-    if not counted:
-        return calls[0]
-    counts = functools.reduce(operator.add, (call.counts for call in counted))
-    alive = functools.reduce(torch.logical_or, (call.alive for call in counted))
-    shares = [call.saturated for call in counted if call.saturated is not None]
-    return _Seen(counts, alive, sum(shares) / len(shares) if shares else None)
+def _saturation(call: Call, tensor: Tensor) -> tuple[Tensor | None, int]:
+    """How many values were saturated, and of how many."""
+    kind = call.kind.lower()
+    if kind == "softmax":
+        return saturated_rows(tensor), tensor.numel() // max(tensor.shape[-1], 1) if tensor.ndim else 1
+    if kind not in LIMITS or tensor.is_complex():
+        return None, 0
+    low, high = LIMITS[kind]
+    if isinstance(call.module, nn.Hardtanh):
+        low, high = call.module.min_val, call.module.max_val
+    return saturated(tensor, low, high), tensor.numel()
 
 
 def _figures(layers: Mapping[str, _Seen], where: str) -> Iterable[Figures]:
@@ -145,7 +162,9 @@ def _figures(layers: Mapping[str, _Seen], where: str) -> Iterable[Figures]:
     dead = {name: 1 - float(seen.alive.float().mean()) for name, seen in layers.items() if seen.alive.numel()}
     zeros = {name: count.zeros / count.count for name, count in counts.items()}
     nonfinite = {name: count.nonfinite / count.count for name, count in counts.items()}
-    saturation = {name: float(seen.saturated) for name, seen in layers.items() if seen.saturated is not None}
+    saturation = {
+        name: float(seen.saturated) / seen.could_saturate for name, seen in layers.items() if seen.saturated is not None
+    }
     yield Figures("dead_units", dead, caption=f"share of units that are zero for every example, {where}")
     yield Figures("zeros", zeros, caption=f"share of outputs that are zero, {where}")
     yield Figures("saturated", saturation, caption=f"share of outputs within 2% of a limit (softmax: rows over 0.98), {where}")

@@ -11,6 +11,9 @@ from vizlog.records import Curves, Record, Scalar
 
 __all__ = ["draw", "layer_of"]
 
+_RATIOS = ("gradient_norm", "update_ratio")
+"""Kinds that differ between layers by orders of magnitude; the others are shares."""
+
 
 def layer_of(parameter: str) -> str:
     """The layer that a parameter belongs to: `conv1.weight` -> `conv1`."""
@@ -28,7 +31,7 @@ def draw(figures: Sequence[Figures]) -> list[Record]:
 def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
     if not parts:
         return []
-    layers = list(dict.fromkeys(layer for part in parts for layer in part.values))
+    layers = _in_order(parts)
     ys = {part.source or kind: np.array([part.values.get(layer, np.nan) for layer in layers]) for part in parts}
     everything = np.concatenate(list(ys.values()))
     known = everything[~np.isnan(everything)]
@@ -37,7 +40,9 @@ def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
     if known.size:
         worst = f"health/{kind}_worst"
         records.append(Scalar(worst, float(known.max()), caption=f"the highest of {len(layers)} layers; {caption}"))
-        records.append(Scalar(f"health/{kind}_mean", float(known.mean()), caption=f"over {len(layers)} layers; {caption}"))
+        records.append(
+            Scalar(f"health/{kind}_mean", float(known.mean()), caption=f"over {len(layers)} layers; {caption}")
+        )
     records.append(
         Curves(
             f"health/{kind}",
@@ -46,7 +51,22 @@ def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
             "layer, in order of depth",
             kind.replace("_", " "),
             layers,
+            log_y=kind in _RATIOS and bool((known > 0).any()),
             caption=caption,
         )
     )
     return records
+
+
+def _in_order(parts: Sequence[Figures]) -> list[str]:
+    """All layers; one that only a later source knows stands behind the one that precedes it there."""
+    layers: list[str] = []
+    for part in parts:
+        position = 0
+        for layer in part.values:
+            if layer in layers:
+                position = layers.index(layer) + 1
+            else:
+                layers.insert(position, layer)
+                position += 1
+    return layers

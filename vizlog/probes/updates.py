@@ -26,9 +26,9 @@ _CHUNK_BYTES = 48 << 20
 class UpdateRatios(Probe):
     """The ratio ‖Δw‖ / ‖w‖ of each step's update to the weight it changed: tags `updates/…`.
 
-    Around 1e-3 is usual; 1e-5 hardly learns, 1e-1 is unstable. `health/update_ratio` has it for each layer, over all its parameters.
-    Models too large to be copied at once are looked at in turns: each due step takes the next 48 MB of parameters (of a larger one, the
-    next rows), and the caption says how many.
+    Around 1e-3 is usual; 1e-5 hardly learns, 1e-1 is unstable. `health/update_ratio` has it for each layer, over all
+    its parameters. Models too large to be copied at once are looked at in turns: each due step takes the next 48 MB of
+    parameters (of a larger one, the next rows), and the caption says how many.
 
     Args:
         select: which parameters, by their own or their module's name; None: all that are trained.
@@ -40,7 +40,11 @@ class UpdateRatios(Probe):
     needs_optimizer = True
 
     def __init__(
-        self, select: Select = None, *, every: int | Schedule = Thinning(), most: int | None = 64  # noqa: B008 (frozen)
+        self,
+        select: Select = None,
+        *,
+        every: int | Schedule = Thinning(),
+        most: int | None = 64,  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(every=every)
         self._select, self._matches, self._most = select, matcher(select), most
@@ -61,16 +65,20 @@ class UpdateRatios(Probe):
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
         squares = {name: [norm**2 for norm in pair.tolist()] for name, pair in measured["norms"].items()}
-        looked = "" if len(squares) == len(measured["all"]) else f"; {len(squares)} of {len(measured['all'])} tensors this time, in turn"
+        looked = (
+            ""
+            if len(squares) == len(measured["all"])
+            else f"; {len(squares)} of {len(measured['all'])} tensors this time, in turn"
+        )
         drawn = set(spread(measured["all"], self._most or len(measured["all"]))) if measured["all"] else set()
         layers: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for name, (update, weight) in squares.items():
             if name in drawn:
-                yield Scalar(f"updates/{name}", _ratio(update, weight), caption=f"‖Δw‖ / ‖w‖ of {name}")
+                yield Scalar(f"updates/{name}", _ratio(update, weight), caption=f"|Δw| / |w| of {name}, Euclidean norms")
             layers[layer_of(name)][0] += update
             layers[layer_of(name)][1] += weight
         ratios = {layer: _ratio(*pair) for layer, pair in layers.items()}
-        yield Figures("update_ratio", ratios, caption="‖Δw‖ / ‖w‖ over each layer's parameters" + looked)
+        yield Figures("update_ratio", ratios, caption="|Δw| / |w| over each layer's parameters, Euclidean norms; about 1e-3 is usual" + looked)
 
     def _found(self, models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
         return {name: p for name, p in named_parameters(models).items() if p.requires_grad and self._matches(name, p)}
