@@ -179,7 +179,9 @@ def derivative(scores: Tensor, of: Tensor) -> Tensor:
             f"saliency needs one score for each row, {tuple(of.shape[:1])}, got {tuple(scores.shape)}; "
             "a score= that returns (N,) says what to explain"
         )
-    found = torch.autograd.grad(scores.sum(), of, allow_unused=True)[0] if scores.requires_grad else None
+    found = None
+    if scores.requires_grad:
+        (found,) = torch.autograd.grad(scores, of, torch.ones_like(scores), allow_unused=True)
     if found is None:
         raise ValueError(
             "the score has no gradient with respect to what is to be explained: something on the way detaches it "

@@ -1,0 +1,401 @@
+"""Saliency maps: which parts of an example the model's score depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vizlog.batch import FixedBatch, describe
+from vizlog.capture import Survey, device_of
+from vizlog.compute.saliency import (
+    Gap,
+    choose_targets,
+    gradient,
+    integrated_gradients,
+    per_token,
+    smoothgrad,
+    upsample,
+)
+from vizlog.probes.base import Context, Probe
+from vizlog.probes.subject import Subject, met
+from vizlog.records import Floats, Heatmaps, Pixels
+from vizlog.schedules import LogSpaced, Schedule
+from vizlog.selection import Select, check_select, matcher, named_modules
+
+__all__ = ["SaliencyMaps"]
+
+_METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradcam")
+
+_SIDE = 256
+"""Larger maps are averaged down to at most this many pixels a side."""
+
+
+class SaliencyMaps(Probe):
+    """Which parts of the first examples of the fixed batch the score of a class depends on: tags `saliency/METHOD`.
+
+    The score is the pre-softmax logit of the target class; where the model has no classes, minus the loss. Images and
+    other floating point inputs are explained value by value, summed over channels; tokens through their embeddings, the
+    gradient being multiplied with them.
+
+    Args:
+        select: the convolution that Grad-CAM reads, the last one that matches and runs; None: the last of the model.
+        methods: any of "gradient" (Simonyan et al. 2014), "smoothgrad" (Smilkov et al. 2017), "integrated_gradients"
+            (Sundararajan et al. 2017) and "gradcam" (Selvaraju et al. 2017). None: "gradient", and "gradcam" where the
+            model has convolutions and no attention.
+        target: "true" explains the true class, and where an example is misclassified the predicted one too, tagged
+            `saliency/METHOD/predicted`; without true classes it is as "predicted". A class's number or name is tagged
+            `saliency/METHOD/class-NAME`.
+        every: a number of steps, or a schedule.
+        examples: how many examples.
+        samples, noise: of SmoothGrad: noisy copies, and their standard deviation as a share of the example's range.
+        steps, baseline: of integrated gradients: points on the path, and where it starts, in the model's own space (of
+            embeddings, for tokens).
+    """
+
+    def __init__(
+        self,
+        select: Select = None,
+        *,
+        methods: str | Sequence[str] | None = None,
+        target: int | str = "true",
+        every: int | Schedule = LogSpaced(every=100),  # noqa: B008 (frozen)
+        examples: int = 8,
+        samples: int = 50,
+        noise: float = 0.15,
+        steps: int = 50,
+        baseline: Tensor | float = 0.0,
+    ) -> None:
+        super().__init__(every=every)
+        for name, value in (("examples", examples), ("samples", samples), ("steps", steps)):
+            if value < 1:
+                raise ValueError(f"SaliencyMaps({name}=) needs a number >= 1, got {value}")
+        if isinstance(target, bool) or not isinstance(target, int | str):
+            raise TypeError(f"SaliencyMaps(target=) takes 'true', 'predicted' or a class, got {target!r}")
+        self._asked = None if methods is None else _known(methods)
+        self._select, self._matches = select, matcher(select)
+        self._target, self._examples = target, examples
+        self._samples, self._noise = samples, noise
+        self._steps, self._baseline = steps, baseline
+        self._methods: tuple[str, ...] = ()
+        self._convolution = ""
+        self._tokens = False
+        self._shown: FixedBatch | None = None
+        self._pictures: Pixels | None = None
+
+    def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
+        if survey is None:
+            raise ValueError("SaliencyMaps needs examples to explain: give batch=(inputs, targets)")
+        if not survey.scored:
+            raise ValueError(
+                "SaliencyMaps finds no score to explain in the model's output: "
+                "give FixedBatch(score=…), which returns (N, classes), or FixedBatch(loss=…)"
+            )
+        self._shown = survey.batch.part(0, self._examples)
+        self._pictures = _pictures(survey.batch, self._examples)
+        self._check_target(self._shown, survey)
+        self._tokens = _explains_tokens(self._shown, survey)
+        convolution = self._last_convolution(survey)
+        self._convolution = convolution.partition("@")[0]
+        if self._asked is not None:
+            self._methods = self._asked
+        elif convolution and not survey.attention:
+            self._methods = ("gradient", "gradcam")
+        else:  # where attention follows, the last convolution (of patches, mostly) says little
+            self._methods = ("gradient",)
+        if "gradcam" in self._methods and not convolution:
+            raise ValueError("Grad-CAM needs a convolution whose output has more than one position; none ran")
+
+    def measure(self, context: Context) -> _Measured:
+        assert context.batch is not None
+        batch = context.batch.part(0, self._examples, device_of(context.models))
+        with context.forward_context(), _recurrent_backward(context.models):
+            subject, output = met(context.models, batch, tokens=self._tokens)
+            logits = batch.logits(output)
+            found = [
+                self._explain(method, subject.take(question.rows), question)
+                for question in self._questions(batch, logits)
+                for method in self._methods
+            ]
+        return _Measured(_prediction(logits), found)
+
+    def finish(self, measured: _Measured) -> Iterable[Heatmaps]:
+        for found in measured.found:
+            yield self._heatmaps(found, measured.prediction)
+
+    def _check_target(self, shown: FixedBatch, survey: Survey) -> None:
+        if survey.scored == "loss" and self._target != "true":
+            raise ValueError(f"SaliencyMaps(target={self._target!r}) needs class scores, but the model gives a loss")
+        if survey.scored == "logits" and (self._target != "true" or shown.labels is not None):
+            logits = torch.empty(len(shown), survey.classes)
+            choose_targets(logits, shown.labels, self._target, shown.class_names)
+
+    def _last_convolution(self, survey: Survey) -> str:
+        """The layer that Grad-CAM reads; "" where no convolution ran whose output has positions."""
+        rows = min(2, len(survey.batch))
+        found = {
+            layer.name: layer.module
+            for layer in survey.of_type(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+            if layer.output_shape[0] == rows and max(layer.output_shape[2:], default=1) > 1
+        }
+        matching = [name for name, module in found.items() if self._matches(name, module)]
+        check_select(self._select, found, matching, "convolution that runs on the batch")
+        return matching[-1] if matching else ""
+
+    def _questions(self, batch: FixedBatch, logits: Tensor | None) -> Iterator[_Question]:
+        """Which examples to explain for which class."""
+        every = torch.arange(len(batch))
+        if logits is None:
+            yield _Question("", every, None)
+            return
+        predicted = logits.argmax(1).cpu()
+        if self._target not in ("true", "predicted"):
+            chosen = choose_targets(logits, None, self._target, batch.class_names).cpu()
+            yield _Question(f"class-{batch.class_name(int(chosen[0]))}", every, chosen)
+        elif self._target == "predicted" or (batch.labels is None and logits.shape[1] > 1):
+            yield _Question("predicted", every, predicted)
+        else:
+            true = choose_targets(logits, batch.labels, "true").cpu()
+            yield _Question("", every, true)
+            wrong = (predicted != true).nonzero().flatten()
+            if len(wrong):
+                yield _Question("predicted", wrong, predicted[wrong])
+
+    def _explain(self, method: str, subject: Subject, question: _Question) -> _Found:
+        score, values, gap = subject.score(question.targets), subject.values, None
+        if method == "gradcam":
+            maps = _map_of_positions(subject.gradcam(score, self._convolution), values, tokens=self._tokens)
+            return _Found(method, question, _shrunk(maps), gap)
+        if method == "gradient":
+            found = gradient(score, values, chunk=subject.chunk)
+        elif method == "smoothgrad":
+            found = smoothgrad(score, values, samples=self._samples, noise=self._noise, chunk=subject.chunk)
+        else:
+            found, gap = integrated_gradients(
+                score, values, baseline=self._baseline, steps=self._steps, chunk=subject.chunk
+            )
+        if not self._tokens:
+            return _Found(method, question, _shrunk(_map_of_values(found)), gap)
+        # The dimensions of an embedding mean nothing by themselves. The gradient along the embedding does: what the
+        # token adds to the score, to first order. Integrated gradients are that already.
+        parts = found if gap is not None else found * values.float()
+        return _Found(method, question, per_token(parts)[:, None], gap)
+
+    def _heatmaps(self, found: _Found, prediction: _Prediction | None) -> Heatmaps:
+        assert self._shown is not None
+        rows = found.question.rows
+        shown = self._shown.take(rows)
+        values = found.maps.numpy()
+        one_row, labels = values.shape[1] == 1, None
+        if self._tokens and one_row:
+            values = values[..., : int(self._shown.last_positions.max()) + 1]  # all further on is padding
+            labels = [shown.token_names(i)[: values.shape[-1]] for i in range(len(shown))]
+        signed = found.method != "gradcam"
+        return Heatmaps(
+            "/".join(part for part in ("saliency", found.method, found.question.suffix) if part),
+            values,
+            _titles(shown),
+            _notes(shown, found, prediction),
+            _limits(values, signed=signed),
+            "diverging" if signed else "sequential",
+            column_labels=labels,
+            over=None if one_row or self._pictures is None else self._pictures[rows.numpy()],
+            caption=f"{self._what(found.method)}. {_of_what(found.question, shown)}",
+        )
+
+    def _what(self, method: str) -> str:
+        """What was computed, for the caption."""
+        assert self._shown is not None
+        if method == "gradcam":
+            where = f"where channels of layer {self._convolution} that raise the score are active"
+            return f"Grad-CAM (Selvaraju et al. 2017): {where}"
+        images = self._shown.images
+        unit = "token" if self._tokens else "value" if images is None else "pixel"
+        summed = ", summed over channels" if images is not None and images.shape[1] > 1 else ""
+        if method == "integrated_gradients":
+            start = "a given baseline" if isinstance(self._baseline, Tensor) else f"{self._baseline:g}"
+            return (
+                f"Integrated gradients (Sundararajan et al. 2017), {self._steps} steps from {start}: what each {unit} "
+                f"adds to the score{summed}, negative where it takes from it; gap: what the total misses of the change"
+            )
+        found = f"positive where raising a {unit} raises the score, negative where it lowers it{summed}"
+        if self._tokens:
+            found = "times embedding, what each token adds to the score to first order, negative where it takes from it"
+        if method == "gradient":
+            return f"Gradient (Simonyan et al. 2014){' ' if self._tokens else ': '}{found}"
+        copies = f"{self._samples} copies with noise of {self._noise:.0%} of the example's range"
+        return f"SmoothGrad (Smilkov et al. 2017), {copies}{' ' if self._tokens else ': '}{found}"
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Examples (rows, int64) and the class to explain each for; None: minus the loss. `suffix` is of the tag."""
+
+    suffix: str
+    rows: Tensor
+    targets: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One record to be: maps (N, H, W) of the question's examples."""
+
+    method: str
+    question: _Question
+    maps: Tensor
+    gap: Gap | None
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """What the model says of all examples shown, (M,): the likeliest class and its share; of one logit, its value."""
+
+    classes: Tensor | None
+    shares: Tensor
+
+
+@dataclass(frozen=True)
+class _Measured:
+    prediction: _Prediction | None
+    found: list[_Found]
+
+
+def _known(methods: str | Sequence[str]) -> tuple[str, ...]:
+    asked = (methods,) if isinstance(methods, str) else tuple(dict.fromkeys(methods))
+    unknown = [method for method in asked if method not in _METHODS]
+    if unknown or not asked:
+        raise ValueError(
+            f"SaliencyMaps(methods=) takes any of {', '.join(_METHODS)}, got {', '.join(unknown) or 'none'}"
+        )
+    return asked
+
+
+def _explains_tokens(shown: FixedBatch, survey: Survey) -> bool:
+    """Whether it is tokens that are explained, and not the values of a floating point input.
+
+    Raises:
+        ValueError: neither can be.
+    """
+    if shown.images is not None:
+        return False
+    ids = shown.token_ids
+    if ids is not None and any(layer.input_shape[1:] == ids.shape[1:] for layer in survey.of_type(nn.Embedding)):
+        return True
+    if not shown.float_inputs:
+        raise ValueError(
+            "SaliencyMaps needs a floating point input, or token ids (N, T) that go into an nn.Embedding, "
+            f"got {describe(shown.inputs)}"
+        )
+    if not 2 <= shown.float_inputs[0].ndim <= 5:
+        raise ValueError(f"SaliencyMaps draws inputs of 2 to 5 dimensions, got {describe(shown.float_inputs[0])}")
+    return False
+
+
+def _recurrent_backward(models: Mapping[str, nn.Module]) -> AbstractContextManager[Any]:
+    """Where there are recurrent layers, torch's own instead of cuDNN's, which have no backward in eval mode."""
+    if any(isinstance(module, nn.RNNBase) for module in named_modules(models).values()):
+        return torch.backends.cudnn.flags(enabled=False)
+    return nullcontext()
+
+
+def _map_of_values(found: Tensor) -> Tensor:
+    """Attributions of an input as maps (N, H, W): channels are summed, of a volume the middle slice is shown."""
+    if found.ndim == 2:
+        return found[:, None]
+    if found.ndim == 3:
+        return found
+    if found.ndim == 4 and found.shape[-1] in (1, 3, 4) and found.shape[1] not in (1, 3, 4):
+        return found.sum(-1)
+    return _middle(found.sum(1))
+
+
+def _map_of_positions(cam: Tensor, values: Tensor, *, tokens: bool) -> Tensor:
+    """Grad-CAM of a convolution over one, two or three dimensions as maps (N, H, W)."""
+    if cam.ndim == 2:
+        return (upsample(cam, values.shape[1:2]) if tokens else cam)[:, None]
+    return _middle(cam)
+
+
+def _middle(maps: Tensor) -> Tensor:
+    return maps[:, maps.shape[1] // 2] if maps.ndim == 4 else maps
+
+
+def _shrunk(maps: Tensor) -> Tensor:
+    """Averaged down where a side is longer than 256."""
+    factors = [max(1, -(-side // _SIDE)) for side in maps.shape[1:]]
+    return F.avg_pool2d(maps[:, None], factors, ceil_mode=True)[:, 0] if max(factors) > 1 else maps
+
+
+def _pictures(batch: FixedBatch, examples: int) -> Pixels | None:
+    """The examples themselves, (N, H, W, C), where they are images."""
+    pixels = batch.thumbnails(examples)
+    if pixels is None or max(pixels.shape[1:3]) <= _SIDE:
+        return pixels
+    channels = torch.from_numpy(pixels.astype(np.float32)).unbind(-1)
+    shrunk: Pixels = torch.stack([_shrunk(channel) for channel in channels], -1).round().byte().numpy()
+    return shrunk
+
+
+def _prediction(logits: Tensor | None) -> _Prediction | None:
+    if logits is None:
+        return None
+    if logits.shape[1] == 1:
+        return _Prediction(None, logits[:, 0].float())
+    shares, classes = logits.float().softmax(1).max(1)
+    return _Prediction(classes, shares)
+
+
+def _limits(values: Floats, *, signed: bool) -> tuple[float, float]:
+    """One scale for a record, to the 99th percentile: a few large values must not leave the rest pale."""
+    sizes = np.abs(values[np.isfinite(values)])
+    most = (float(np.quantile(sizes, 0.99)) or float(sizes.max()) or 1.0) if sizes.size else 1.0
+    return -most if signed else 0.0, most
+
+
+def _class(shown: FixedBatch, number: int) -> str:
+    return shown.class_name(number) if shown.class_names else f"class {number}"
+
+
+def _titles(shown: FixedBatch) -> list[str]:
+    names = [f"example {number}" for number in shown.ids.tolist()]
+    if shown.labels is None:
+        return names
+    return [f"{name}: {_class(shown, label)}" for name, label in zip(names, shown.labels.tolist(), strict=True)]
+
+
+def _notes(shown: FixedBatch, found: _Found, prediction: _Prediction | None) -> list[str]:
+    """For each map: the class it explains, what the model predicts, and the completeness gap."""
+    notes = []
+    for i, row in enumerate(found.question.rows.tolist()):
+        parts = []
+        if prediction is not None and prediction.classes is None:
+            parts.append(f"output {float(prediction.shares[row]):.3g}")
+        elif prediction is not None and prediction.classes is not None and found.question.targets is not None:
+            guess, label = int(prediction.classes[row]), shown.labels[i] if shown.labels is not None else None
+            wrong = ", wrong" if label is not None and guess != int(label) else ""
+            parts.append(f"target {_class(shown, int(found.question.targets[i]))}")
+            parts.append(f"predicted {_class(shown, guess)} ({float(prediction.shares[row]):.0%}{wrong})")
+        if found.gap is not None:
+            parts.append(f"gap {float(found.gap.absolute[i]):+.2g} ({100 * float(found.gap.relative[i]):.2g}%)")
+        notes.append("; ".join(parts))
+    return notes
+
+
+def _of_what(question: _Question, shown: FixedBatch) -> str:
+    """Which score of which examples, and the scale, for the caption."""
+    if question.targets is None:
+        score = "minus the loss"
+    elif question.suffix.startswith("class-"):
+        score = f"the logit of class {question.suffix.removeprefix('class-')}"
+    else:
+        score = f"the logit (before softmax) of the {question.suffix or 'true'} class"
+    which = f"{len(shown)} examples of the fixed batch, eval mode"
+    if question.suffix == "predicted" and shown.labels is not None:
+        which = "only examples that are misclassified, eval mode"
+    return f"Score: {score}; {which}"
