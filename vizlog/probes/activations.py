@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vizlog.capture import Call, Outputs, Request, Survey
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
-from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histogram
+from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histogram, prepare
 from vizlog.probes.base import Context, Figures, Probe
 from vizlog.records import Record
 from vizlog.schedules import Schedule, Thinning
@@ -91,6 +91,7 @@ class ActivationHistograms(Probe):
         if survey is None and self._source == "batch":
             raise ValueError(f"{self.name}(source='batch') needs batch=(inputs, targets) or a vizlog.FixedBatch")
         self._live = self._source == "live" or survey is None
+        prepare()
         modules = named_modules(models)
         if survey is None or self._live:
             check_select(self._select, modules, [name for name, module in modules.items() if self._matches(name, module)], "module")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vizlog.capture import Gradients, Request, Survey, Weights
-from vizlog.compute.histogram import BitCounts, Uncountable, count_each, histogram
+from vizlog.compute.histogram import BitCounts, Uncountable, count_each, histogram, prepare
 from vizlog.probes.base import Figures, Probe
 from vizlog.probes.health import layer_of
 from vizlog.records import Record
@@ -32,7 +32,11 @@ class ParameterHistograms(Probe):
     request: ClassVar[type[Weights] | type[Gradients]]
 
     def __init__(
-        self, select: Select = None, *, every: int | Schedule = Thinning(), most: int | None = 64  # noqa: B008 (frozen)
+        self,
+        select: Select = None,
+        *,
+        every: int | Schedule = Thinning(),  # noqa: B008 (frozen)
+        most: int | None = 64,
     ) -> None:
         super().__init__(every=every)
         if most is not None and most < 1:
@@ -43,6 +47,7 @@ class ParameterHistograms(Probe):
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         found = self._names(models)
         check_select(self._select, named_parameters(models), found, "parameter")
+        prepare()
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         return {"counts": self.request(tuple(self._names(models)), count_or_skip)}
