@@ -106,8 +106,10 @@ class WandB:
         try:
             self._define(self._rows.run, row)
             self._rows.add(step, row | dict.fromkeys(self._step_keys, step))
-        except UsageError:  # finished while we drew
-            self._give_up(self._rows.run, step)
+        except (UsageError, TimeoutError):
+            if not _is_finished(self._rows.run):
+                raise
+            self._give_up(self._rows.run, step)  # finished while we drew
 
     def close(self) -> None:
         """Lets go of the run, which stays open: it is its owner's."""
@@ -294,7 +296,7 @@ class _FileBudget:
         if 2 * self._left > self._most:
             return 1.0
         # 1.5 times the keys in the exponent: a tenfold of the steps leaves exp(-1 / 1.5), about half, of what is left.
-        return float(10 ** (1.5 * len(self._last) / self._left))
+        return float(10.0 ** min(1.5 * len(self._last) / self._left, 100.0))
 
     def _leave_out(self, step: int) -> None:
         self.left_out += 1
