@@ -32,7 +32,7 @@ def watch(
     ```python
     monitor = vizlog.watch(model, optimizer, to="runs/a", batch=(x, y))
     for inputs, targets in loader:
-        ...                                    # as before
+        ...  # the body stays as it is
     monitor.close()
     ```
 
@@ -43,7 +43,8 @@ def watch(
         probes: what to look at; None lets `vizlog.standard` choose.
         batch: a FixedBatch, (inputs, targets), or a function that returns one.
         every: for the standard probes, how many steps between histograms.
-        step: the number to start from (a resumed run), or a function that returns the number of the step under way; None counts from 0.
+        step: the number to start from (a resumed run), or a function that returns the number of the step under way;
+            None counts from 0.
         epoch: a function that returns the epoch, for schedules that go by epochs.
         budget: the share of training time that may be spent (0.01: one percent).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,7 +26,7 @@ CHUNK = 32
 
 
 class BatchDoesNotFit(ValueError):
-    """The model could not be run on the fixed batch, or its output could not be read; says what came and what to give."""
+    """The model could not be run on the fixed batch, or its output not be read; says what came and what to give."""
 
 
 class FixedBatch:
@@ -103,10 +103,12 @@ class FixedBatch:
         return targets.detach().cpu().long()
 
     def class_name(self, number: int) -> str:
-        """What a class is called: its name where one was given; the token where tokens are predicted; else its number."""
+        """What a class is called: its name where given; the token where tokens are predicted; else its number."""
         if 0 <= number < len(self.class_names):
             return self.class_names[number]
-        predicts_tokens = isinstance(self.targets, Tensor) and self.targets.ndim == 2 and not self.targets.is_floating_point()
+        predicts_tokens = (
+            isinstance(self.targets, Tensor) and self.targets.ndim == 2 and not self.targets.is_floating_point()
+        )
         return self._token_names([number])[0] if predicts_tokens and self.tokens is not None else str(number)
 
     def part(self, start: int, stop: int, device: torch.device | None = None) -> FixedBatch:
@@ -126,7 +128,7 @@ class FixedBatch:
         return part
 
     def substitute(self, old: Tensor, new: Tensor) -> FixedBatch:
-        """The same examples with `new` in the place of the input `old` (noisy ones, or ones that require a gradient)."""
+        """The same examples with `new` in the place of the input `old` (noisy, or requiring a gradient)."""
         other = object.__new__(FixedBatch)
         other.__dict__.update(self.__dict__)
         other.inputs = _map(lambda x: new if x is old else x, self.inputs)
@@ -174,14 +176,8 @@ class FixedBatch:
     @property
     def images(self) -> Tensor | None:
         """The input that is images, (N, C, H, W) floating with C 1, 3 or 4, or None."""
-        return next(
-            (
-                x
-                for x in self._rows
-                if x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.is_floating_point() and x.shape[2] > 1
-            ),
-            None,
-        )
+        four = [x for x in self._rows if x.ndim == 4 and x.is_floating_point()]
+        return next((x for x in four if x.shape[1] in (1, 3, 4) and x.shape[2] > 1), None)
 
     @property
     def float_inputs(self) -> list[Tensor]:
@@ -287,7 +283,7 @@ def describe(value: Any) -> str:
 
 
 def _balanced(targets: Any, number: int) -> Tensor:
-    """Which examples to keep, in which order: round-robin over the classes where there are classes, else evenly spread."""
+    """Which examples to keep, in which order: round-robin over the classes if there are any, else evenly spread."""
     if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
         return torch.linspace(0, number - 1, min(number, MOST)).round().long()
     labels = targets.detach().cpu().long()
@@ -332,15 +328,13 @@ def _move(tree: Tree, device: torch.device | None) -> Tree:
 def _logits(output: Any, number: int) -> Tensor | None:
     """The first (N, classes) or (N, T, classes) tensor of an output, `.logits` first."""
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    parts = [named] if isinstance(named, Tensor) else [output] if isinstance(output, Tensor) else None
-    if parts is None:
-        parts = (
-            list(output.values())
-            if isinstance(output, Mapping)
-            else list(output)
-            if isinstance(output, (tuple, list))
-            else []
-        )
+    parts: Iterable[Any] = ()
+    if isinstance(named, Tensor) or isinstance(output, Tensor):
+        parts = [named if isinstance(named, Tensor) else output]
+    elif isinstance(output, Mapping):
+        parts = output.values()
+    elif isinstance(output, (tuple, list)):
+        parts = output
     for part in parts:
         if isinstance(part, Tensor) and part.ndim in (2, 3) and len(part) == number and part.is_floating_point():
             return part

@@ -11,7 +11,8 @@ __all__ = ["stretches"]
 def stretches(shares: Sequence[float], budget: float) -> list[int]:
     """Whole factors by which schedules are stretched, the dearest most.
 
-    A level is found such that the shares, each cut off at it, add up to the budget (water-filling); those below it are left alone.
+    A level is found such that the shares, each cut off at it, add up to the budget (water-filling); those below it are
+    left alone.
 
     Args:
         shares: the share of training time that each probe takes unstretched.

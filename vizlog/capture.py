@@ -37,12 +37,12 @@ __all__ = [
 ]
 
 
-# What a probe may ask for ----------------------------------------------------------------------------------------------------------
+# What a probe may ask for ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters after the step. `reduce` takes a list of tensors and gives a small result for each; `names` are canonical."""
+    """Parameters after the step. `reduce` takes a list of tensors and gives a small result for each."""
 
     names: tuple[str, ...]
     reduce: Callable[[list[Tensor]], list[Any]]
@@ -50,7 +50,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients as the optimizer uses them: unscaled, clipped, summed over ranks. Parameters without one are left out."""
+    """Gradients as the optimizer uses them: unscaled, clipped, summed over ranks. A parameter may have none."""
 
     names: tuple[str, ...]
     reduce: Callable[[list[Tensor]], list[Any]]
@@ -68,7 +68,7 @@ class Updates:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Outputs of modules and of functional activations; captured is a list for each layer: one result a call of the forward.
+    """Outputs of modules and of functional activations; captured is a list for each layer, one result a call.
 
     Args:
         matches: (layer, module or None for a functional activation) -> whether it is wanted.
@@ -85,7 +85,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class AttentionCalls:
-    """Calls of attention functions, by the layer that calls them (see `is_attention`); None from `reduce` is left out."""
+    """Calls of attention functions (see `is_attention`), by the layer that calls them; None is left out."""
 
     reduce: Callable[[Call], Any]
     examples: int = 2
@@ -100,7 +100,8 @@ class Call:
     """One call of a module or function, seen from inside the forward.
 
     Args:
-        layer: canonical name; a second call in one forward is `name@2`. A functional call is named by enclosing module and function.
+        layer: canonical name; a second call in one forward is `name@2`. A functional call is named by enclosing module
+            and function.
         module: the module called, None for a function.
         function: the function called, None for a module.
         args, kwargs: what it was called with.
@@ -135,7 +136,7 @@ class Call:
         return _ACTIVATIONS.get(self.function, getattr(self.function, "__name__", "function"))
 
 
-# Capturing -------------------------------------------------------------------------------------------------------------------------
+# Capturing ------------------------------------------------------------------------------------------------------------
 
 
 class Capture:
@@ -145,7 +146,8 @@ class Capture:
         models: name -> bare module.
         requests: anything hashable -> what is wanted.
 
-    `results[key][layer]` is a list, one result a call; `errors[key]` is the first exception that a reducer raised, kept from the forward.
+    `results[key][layer]` is a list, one result a call; `errors[key]` is the first exception that a reducer raised, kept
+    from the forward.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], requests: Mapping[Any, Outputs | AttentionCalls]) -> None:
@@ -182,8 +184,8 @@ class Capture:
     def attach_live(self, stack: ExitStack) -> None:
         """Looks at the training's own forwards until `stack` closes.
 
-        Left out: an evaluation (eval mode and grad off), what a checkpoint computes again during backward, and what is being compiled or
-        recorded into a CUDA graph.
+        Left out: an evaluation (eval mode and grad off), what a checkpoint computes again during backward, and what is
+        being compiled or recorded into a CUDA graph.
         """
         self._live = ExitStack()
         stack.callback(self._live.close)
@@ -244,7 +246,7 @@ class Capture:
                     continue
                 with torch.no_grad(), torch._C.DisableTorchFunction():
                     result = request.reduce(call)
-            except Exception as error:  # it must not reach the forward, which may be the user's own
+            except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
                 self.errors[key] = error
                 continue
             if result is not None:
@@ -314,8 +316,8 @@ class _Nothing:
 class AutocastSeen:
     """The autocast that a training forward runs under, learnt from the next one.
 
-    Call it for a context like that one: entered, it never leaves casts behind in autocast's cache, where a cast made without a gradient
-    would cut the training forward's.
+    Call it for a context like that one: entered, it never leaves casts behind in autocast's cache, where a cast made
+    without a gradient would cut the training forward's.
     """
 
     def __init__(self, device: str) -> None:
@@ -337,9 +339,9 @@ class AutocastSeen:
 
 @contextmanager
 def replaced(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the output of `module` (its first tensor) is what `function` makes of it; for gradients with respect to it."""
+    """Inside, the output of `module` (its first tensor) is what `function` makes of it, to derive by it."""
 
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+    def hook(module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
             return function(output)
         if isinstance(output, tuple) and isinstance(output[0], Tensor):
@@ -353,12 +355,12 @@ def replaced(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterato
         handle.remove()
 
 
-# A first look ----------------------------------------------------------------------------------------------------------------------
+# A first look ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One call met in a forward: its name, module (None: a functional activation), and the shapes of input and output."""
+    """One call met in a forward: name, module (None: a functional activation), and shapes of input and output."""
 
     name: str
     module: nn.Module | None
@@ -424,8 +426,9 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     except Exception as error:
         model = next(iter(models.values()))
         raise BatchDoesNotFit(
-            f"{type(model).__name__} could not be run on the fixed batch: its inputs are {describe(first.inputs)}, and the model "
-            f"raised {type(error).__name__}: {error}. Give inputs as the model takes them, or say how to run it with FixedBatch(forward=…)"
+            f"{type(model).__name__} could not be run on the fixed batch: its inputs are {describe(first.inputs)}, "
+            f"and the model raised {type(error).__name__}: {error}. "
+            "Give inputs as the model takes them, or say how to run it with FixedBatch(forward=…)"
         ) from error
     for unexpected in capture.errors.values():
         raise unexpected
@@ -437,7 +440,9 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
 
 def device_of(models: Mapping[str, nn.Module]) -> torch.device:
     """Where the first parameter of the models lies; the CPU where there is none."""
-    return next((parameter.device for model in models.values() for parameter in model.parameters()), torch.device("cpu"))
+    return next(
+        (parameter.device for model in models.values() for parameter in model.parameters()), torch.device("cpu")
+    )
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -494,8 +499,8 @@ _CHANNELS_FIRST = (
 )
 
 _NAMES = (
-    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish hardswish hardtanh hardtanh_ hardsigmoid "
-    "sigmoid sigmoid_ tanh tanh_ softmax softplus softsign prelu rrelu rrelu_ glu"
+    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish hardswish "
+    "hardtanh hardtanh_ hardsigmoid sigmoid sigmoid_ tanh tanh_ softmax softplus softsign prelu rrelu rrelu_ glu"
 ).split()
 _ACTIVATIONS: dict[Any, str] = {
     getattr(home, name): name.rstrip("_") for name in _NAMES for home in (F, torch, Tensor) if hasattr(home, name)

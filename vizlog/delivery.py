@@ -33,7 +33,7 @@ class Delivery:
         self._scalars: list[tuple[int, dict[str, Any]]] = []
 
     def send(self, step: int, measured: Sequence[tuple[Turn, Any]], seconds: Mapping[str, float]) -> None:
-        """Starts one copy to the host and queues what is left to do: numbers and histograms together, each picture by itself."""
+        """Starts one copy to the host and queues the rest: numbers and histograms together, each picture by itself."""
         self._send_scalars()
         pending = to_host([tree for _, tree in measured])
         written: set[str] = set()
@@ -59,12 +59,14 @@ class Delivery:
         self._send_scalars()
         self._worker.close()
         if self._worker.dropped:
-            _LOG.warning("vizlog dropped %d pictures that came due faster than they could be drawn", self._worker.dropped)
+            _LOG.warning(
+                "vizlog dropped %d pictures that came due faster than they could be drawn", self._worker.dropped
+            )
         backend, self._backend = self._backend, None
         if backend is not None:
             try:
                 backend.close()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
                 _LOG.warning("vizlog could not close %s: %s", type(backend).__name__, error)
 
     def _send_picture(self, step: int, pending: Pending, number: int, turn: Turn, written: set[str]) -> None:
@@ -98,7 +100,7 @@ class Delivery:
             try:
                 for found in turn.probe.finish(trees[number]):
                     (figures if isinstance(found, Figures) else records).append(found)  # type: ignore[arg-type]
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 -- whatever one probe raises, the others go on
                 self._failed(turn, "finish()", error)
         return records + draw(figures)
 
@@ -113,10 +115,13 @@ class Delivery:
             return
         try:
             backend.write(step, new)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
             self._backend = None
             _LOG.warning(
-                "vizlog: %s could not write and is off from now on: %s: %s", type(backend).__name__, type(error).__name__, error
+                "vizlog: %s could not write and is off from now on: %s: %s",
+                type(backend).__name__,
+                type(error).__name__,
+                error,
             )
 
 
@@ -126,6 +131,10 @@ def _owned(value: Any) -> Any:
 
 def _seconds(seconds: Mapping[str, float]) -> list[Record]:
     return [
-        Scalar(f"health/vizlog_seconds/{name}", value, caption="seconds this probe took from the training thread at this step")
+        Scalar(
+            f"health/vizlog_seconds/{name}",
+            value,
+            caption="seconds this probe took from the training thread at this step",
+        )
         for name, value in seconds.items()
     ]

@@ -108,7 +108,7 @@ class DueStep:
         """Keeps an error of this probe from everything else."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- whatever one probe raises, the others go on
             if turn in self.turns:
                 self.turns.remove(turn)
             self._asked = {key: request for key, request in self._asked.items() if key[0] is not turn}
@@ -118,7 +118,7 @@ class DueStep:
         """What this probe asked for."""
         return {key: self._results.get((turn, key), {}) for other, key in self._asked if other is turn}
 
-    # Parameters ----------------------------------------------------------------------------------------------------------------------
+    # Parameters -------------------------------------------------------------------------------------------------------
 
     def keep_weights(self, owned: Collection[int]) -> None:
         """Before an update: copies what `Updates` requests will compare with."""
@@ -132,7 +132,11 @@ class DueStep:
         """Reduces the gradients of the owned parameters (None: of all)."""
         self._reduce(
             Gradients,
-            {name: p.grad for name, p in self.parameters.items() if p.grad is not None and (owned is None or id(p) in owned)},
+            {
+                name: p.grad
+                for name, p in self.parameters.items()
+                if p.grad is not None and (owned is None or id(p) in owned)
+            },
         )
 
     def read_weights(self, owned: Collection[int] | None = None) -> None:
@@ -157,7 +161,9 @@ class DueStep:
                 mine.update({name: shared[name] for name in request.names if name in shared and name not in mine})
 
     def _mine(self, names: Iterable[str], owned: Collection[int] | None) -> list[str]:
-        return [name for name in names if name in self.parameters and (owned is None or id(self.parameters[name]) in owned)]
+        return [
+            name for name in names if name in self.parameters and (owned is None or id(self.parameters[name]) in owned)
+        ]
 
     def _requests(self, kind: type[R]) -> list[tuple[Key, R]]:
         return [(key, request) for key, request in self._asked.items() if isinstance(request, kind)]
@@ -169,7 +175,7 @@ class DueStep:
             if isinstance(request, (Outputs, AttentionCalls)) and not request.live
         }
 
-    # Forwards ------------------------------------------------------------------------------------------------------------------------
+    # Forwards ---------------------------------------------------------------------------------------------------------
 
     @property
     def wants_live(self) -> bool:

@@ -16,11 +16,12 @@ __all__ = ["isolated"]
 
 @contextmanager
 def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, the models are in eval mode and run eagerly; afterwards everything is as it was before, whatever was raised.
+    """Inside, the models are in eval mode and run eagerly; afterwards all is as it was before, whatever was raised.
 
-    Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy; the contents of every buffer and
-    other tensor attribute (metric states); every module's attributes, lists and dicts, each training flag separately (a frozen
-    BatchNorm stays frozen); every `.grad`, which is None inside. A LightningModule's `log` does nothing inside.
+    Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy; the contents of every
+    buffer and other tensor attribute (metric states); every module's attributes, lists and dicts, each training flag
+    separately (a frozen BatchNorm stays frozen); every `.grad`, which is None inside. A LightningModule's `log` does
+    nothing inside.
 
     What cannot be kept: objects of other kinds that a forward changes from within, such as a key-value cache.
     """
@@ -60,10 +61,12 @@ def _random_states(models: list[nn.Module]) -> Iterator[None]:
 
 
 def _eager() -> AbstractContextManager[Any]:
-    # Calling a compiled module in another mode or shape would add a graph for each. Where dynamo was never imported nothing is compiled.
-    if "torch._dynamo" not in sys.modules:
+    # Calling a compiled module in another mode or shape would add a graph for each. Where dynamo was never imported
+    # nothing is compiled, but flex_attention would import it and compile itself.
+    if sys.modules.keys().isdisjoint(("torch._dynamo", "torch.nn.attention.flex_attention")):
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

@@ -50,14 +50,17 @@ class Monitor:
         probes: what to look at; None lets `vizlog.standard` choose.
         to: a path (TensorBoard there), a SummaryWriter, a W&B run, a backend, a list of these, or None: write nothing.
         batch: a FixedBatch, (inputs, targets), or a function that returns one.
-        optimizer: an optimizer, several, or what holds them: gradients are then read as it uses them, and weights after it. Without
-            one, both are read at `end()`: gradients before clipping and scaled as the loss was.
+        optimizer: an optimizer, several, or what holds them: gradients are then read as it uses them, and weights after
+            it. Without one, both are read at `end()`: gradients before clipping and scaled as the loss was.
         every: for the standard probes, how many steps between histograms.
-        budget: the share of training time that may be spent (0.01: one percent); schedules are stretched to keep it. None: never.
-        forward_context: makes the context that a forward runs under; None takes over the autocast of the training forward.
+        budget: the share of training time that may be spent (0.01: one percent); schedules are stretched to keep it.
+            None: never.
+        forward_context: makes the context that a forward runs under; None takes over the autocast of the training
+            forward.
 
     Raises:
-        TypeError, ValueError: what was given does not fit; says what to do. After construction nothing of ours is raised.
+        TypeError, ValueError: what was given does not fit; says what to do. After construction nothing of ours is
+            raised.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class Monitor:
         )
         _close_at_exit(self)
 
-    # What a person calls -------------------------------------------------------------------------------------------------------------
+    # What a person calls ----------------------------------------------------------------------------------------------
 
     @contextmanager
     def step(self, step: int | None = None, epoch: int | None = None) -> Iterator[None]:
@@ -167,7 +170,9 @@ class Monitor:
         """
         by_epochs = [probe.name for probe in self.probes if probe.schedule.needs_epochs]
         if by_epochs and epoch is None:
-            raise ValueError(f"{by_epochs[0]} goes by epochs (EveryEpoch): say which epoch it is with epoch=lambda: ...")
+            raise ValueError(
+                f"{by_epochs[0]} goes by epochs (EveryEpoch): say which epoch it is with epoch=lambda: ..."
+            )
         self._rounds = Rounds()
         self._sources = (step if callable(step) else None, epoch)
         self._count = step if isinstance(step, int) else 0
@@ -220,7 +225,7 @@ class Monitor:
         """Whether the step under way is looked at."""
         return self._due is not None and self._due.step is not None
 
-    # The optimizer's step ------------------------------------------------------------------------------------------------------------
+    # The optimizer's step ---------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer) -> bool:
         if makes_state_only(optimizer):
@@ -262,7 +267,7 @@ class Monitor:
             with self._contained("the next step"):
                 self._arm(self._count)
 
-    # One due step --------------------------------------------------------------------------------------------------------------------
+    # One due step -----------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None) -> None:
         if self._closed or (step == self._latest and self._started is not None):
@@ -327,7 +332,9 @@ class Monitor:
         for turn in self._turns:
             if turn.due(due.step, due.epoch):
                 turn.plan(due.step, due.epoch)
-        self._next_step = min((t.next_step for t in self._turns if not t.disabled and t.next_step is not None), default=_NEVER)
+        self._next_step = min(
+            (t.next_step for t in self._turns if not t.disabled and t.next_step is not None), default=_NEVER
+        )
 
     def _measure(self, due: DueStep) -> list[tuple[Turn, Any]]:
         looks = due.wants_batch or any(type(turn.probe).measure is not Probe.measure for turn in due.turns)
@@ -364,19 +371,21 @@ class Monitor:
         for turn, factor in zip(live, stretches(shares, self._budget), strict=True):
             turn.stretch = factor
 
-    # Errors of ours ------------------------------------------------------------------------------------------------------------------
+    # Errors of ours ---------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _contained(self, doing: str) -> Iterator[None]:
         """Keeps an error of ours from the training loop: the step is given up, with one warning."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- nothing of ours reaches the training loop
             self._due = None
             self._attached.close()
             if doing not in self._warned:
                 self._warned.add(doing)
-                _LOG.warning("vizlog failed at %s: %s: %s; training goes on", doing, type(error).__name__, error, exc_info=error)
+                _LOG.warning(
+                    "vizlog failed at %s: %s: %s; training goes on", doing, type(error).__name__, error, exc_info=error
+                )
 
     def _disable(self, turn: Turn, doing: str, error: Exception) -> None:
         if not turn.disabled:
@@ -420,8 +429,8 @@ def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer
         mine = _owned(optimizer)
         if not mine & known:
             raise ValueError(
-                f"optimizer {number} ({type(optimizer).__name__}) has none of the model's parameters; watch the model and the optimizer "
-                "that train together, after prepare() or fully_shard() if you use them"
+                f"optimizer {number} ({type(optimizer).__name__}) has none of the model's parameters; watch the "
+                "model and the optimizer that train together, after prepare() or fully_shard() if you use them"
             )
         trained |= mine
     left = [name for name, parameter in parameters.items() if parameter.requires_grad and id(parameter) not in trained]

@@ -21,8 +21,8 @@ def real_optimizers(given: Any) -> list[Optimizer]:
     found = list(_unwrap(given, depth=0))
     if not found:
         raise TypeError(
-            f"no torch optimizer found in {type(given).__name__}; give the torch.optim.Optimizer itself, or drive vizlog with "
-            "`with monitor.step():` around forward and backward"
+            f"no torch optimizer found in {type(given).__name__}; give the torch.optim.Optimizer itself, or drive "
+            "vizlog with `with monitor.step():` around forward and backward"
         )
     return list({id(optimizer): optimizer for optimizer in found}.values())
 
@@ -57,8 +57,8 @@ class StepHooks:
         gradients: (optimizer), once the gradients are what the optimizer uses: unscaled, clipped, summed over ranks.
         after: (optimizer), with the new weights.
 
-    Where the step is given a closure, gradients are final only once the closure has returned, so it is wrapped; a gradient scaler's fused
-    step unscales inside, so gradients are read after it.
+    Where the step is given a closure, gradients are final only once the closure has returned, so it is wrapped; a
+    gradient scaler's fused step unscales inside, so gradients are read after it.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class StepHooks:
 
 
 def skipped(optimizer: Optimizer) -> Tensor | None:
-    """Whether a fused step under a gradient scaler was skipped, as a tensor on its device (> 0: skipped); None for other steps."""
+    """Whether a fused step under a gradient scaler was skipped (a tensor, > 0: it was); None for other steps."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf.detach().clone() if isinstance(found_inf, Tensor) else None
 
 
 def makes_state_only(optimizer: Optimizer) -> bool:
-    """Whether this step only creates optimizer state, as loading a sharded checkpoint does: learning rates and gradients all zero."""
+    """Whether this step only makes optimizer state, as loading a sharded checkpoint does: all rates and gradients 0."""
     rates = [group.get("lr", 1.0) for group in optimizer.param_groups]
     if any(isinstance(rate, Tensor) or rate != 0 for rate in rates):
         return False

@@ -1,7 +1,8 @@
 """When to log: a schedule answers one question, which number is due next?
 
-A schedule decides from the step (or the epoch) alone, so that ranks and resumed runs agree. What is due is decided by crossing: once a
-step has reached `next_step(last)`, something is due, whether or not that very number was seen. The first step seen is always due.
+A schedule decides from the step (or the epoch) alone, so that ranks and resumed runs agree. What is due is decided by
+crossing: once a step has reached `next_step(last)`, something is due, whether or not that very number was seen. The
+first step seen is always due.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Every(Schedule):
-    """Due at steps 0, n, 2n, …"""
+    """Due at steps 0, n, 2n and so on."""
 
     n: int
 
@@ -114,8 +115,9 @@ class LogSpaced(Schedule):
 class Thinning(Schedule):
     """Due every `every` steps, then every 2·`every`, 4·`every` …, so that a run keeps about `most` due steps at most.
 
-    The interval doubles whenever the step has doubled beyond `every`·`most`/4, a function of the step alone. With the defaults: every 100
-    steps up to step 12,400, every 200 up to 24,800 …; 450,000 steps make 443 due ones, and each further doubling of the run adds 62.
+    The interval doubles whenever the step has doubled beyond `every`·`most`/4, a function of the step alone. With the
+    defaults: every 100 steps up to step 12,400, every 200 up to 24,800 …; 450,000 steps make 443 due ones, and each
+    further doubling of the run adds 62.
     """
 
     every: int = 100

@@ -1,7 +1,7 @@
 """Which modules and parameters: names, patterns and types -> what a probe looks at.
 
-Canonical names are those of `named_modules()` with every wrapper's part taken out, so that an eager, a compiled and a distributed run
-write the same tags. With several models each name begins with the model's own.
+Canonical names are those of `named_modules()` with every wrapper's part taken out, so that an eager, a compiled and a
+distributed run write the same tags. With several models each name begins with the model's own.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ __all__ = [
     "spread",
 ]
 
-Select: TypeAlias = (
-    "str | re.Pattern[str] | type[nn.Module] | Callable[[str, Any], bool] | Sequence[Select] | None"
-)
-"""A glob over canonical names, `"re:…"` or a compiled pattern, a module type, a function of (name, module or parameter), a list of
-these (any of them), or None for everything."""
+Select: TypeAlias = "str | re.Pattern[str] | type[nn.Module] | Callable[[str, Any], bool] | Sequence[Select] | None"
+"""A glob over canonical names, `"re:…"` or a compiled pattern, a module type, a function of (name, module or
+parameter), a list of these (any of them), or None for everything."""
 
 Matcher: TypeAlias = Callable[[str, Any], bool]
 T = TypeVar("T")
@@ -72,7 +70,7 @@ def named_models(model: Any) -> dict[str, nn.Module]:
 
 
 def named_modules(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Canonical name -> module, in order of definition; wrappers left out, a shared module once, under its first name."""
+    """Canonical name -> module, in order of definition; no wrappers, a shared module once, under its first name."""
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
     for name, model in models.items():
@@ -93,9 +91,9 @@ def named_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]
 
 
 def matcher(select: Select) -> Matcher:
-    """A function of (canonical name, module or parameter) that says whether `select` means it; pickles where `select` does.
+    """A function of (canonical name, module or parameter) that says whether `select` means it.
 
-    A glob or regex matches a parameter by its own name or its module's.
+    A glob or regex matches a parameter by its own name or its module's. It pickles where `select` does.
 
     Raises:
         TypeError, ValueError: `select` is no selection; says what is one.
@@ -112,7 +110,7 @@ def matcher(select: Select) -> Matcher:
         return partial(_by_name, select)
     if isinstance(select, Sequence):
         return partial(_by_any, [matcher(part) for part in select])
-    if callable(select):
+    if callable(select) and not isinstance(select, type):
         return select
     raise TypeError(
         "select takes a glob such as 'encoder.*', 're:…', a compiled pattern, a module type, "
@@ -140,7 +138,9 @@ def nothing_matches(select: Select, names: Iterable[str], what: str) -> str:
     """The message for a selection that found nothing, with the nearest names there are."""
     names = [name for name in names if name]
     wanted = [part for part in (select if isinstance(select, (list, tuple)) else [select]) if part is not None]
-    shown = " or ".join(repr(part) if isinstance(part, str) else getattr(part, "__name__", str(part)) for part in wanted)
+    shown = " or ".join(
+        repr(part) if isinstance(part, str) else getattr(part, "__name__", str(part)) for part in wanted
+    )
     stems = [part.removeprefix("re:").strip("*. ") for part in wanted if isinstance(part, str)]
     near = [name for stem in stems for name in difflib.get_close_matches(stem, names, n=4, cutoff=0.4)] or names[:4]
     if not near:
@@ -157,11 +157,11 @@ def spread(items: Sequence[T], most: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def _everything(name: str, value: Any) -> bool:
+def _everything(_name: str, _value: Any) -> bool:
     return True
 
 
-def _by_type(kind: type[nn.Module], name: str, value: Any) -> bool:
+def _by_type(kind: type[nn.Module], _name: str, value: Any) -> bool:
     return isinstance(value, kind)
 
 
@@ -200,7 +200,7 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
     """What a wrapper wraps: its only child, kept under a wrapper's name, beside no parameters of its own."""
     if len(module._modules) != 1 or module._parameters:
         return None
-    (name, inner), = module._modules.items()
+    ((name, inner),) = module._modules.items()
     return inner if name in _WRAPPED_AS else None
 
 

@@ -17,8 +17,9 @@ _LOG = logging.getLogger("vizlog")
 class Worker:
     """A thread that runs jobs in order, and a second one for jobs that take seconds.
 
-    The queue is bounded: when it is full the oldest picture still waiting is dropped and counted; a job that is no picture is never
-    dropped, and never blocks the caller. Threads start with the first job; a forked child has none of its parent's jobs.
+    The queue is bounded: when it is full the oldest picture still waiting is dropped and counted; a job that is no
+    picture is never dropped, and never blocks the caller. Threads start with the first job; a forked child has none of
+    its parent's jobs.
 
     Args:
         most: how many pictures may wait.
@@ -34,16 +35,16 @@ class Worker:
         self._fast, self._slow = _Lane("vizlog"), _Lane("vizlog-slow")
 
     def submit(self, job: Callable[[], None], *, picture: bool = False, slow: bool = False) -> None:
-        """Queues `job`, which must not raise; `picture`: it may be dropped; `slow`: it takes seconds and holds up no other."""
+        """Queues `job`, which must not raise; a `picture` may be dropped, a `slow` one holds up no other."""
         if os.getpid() != self._pid:
             self._pid = os.getpid()
             self._reset()
-        if (self._slow if slow else self._fast).put(job, picture, self._most):
+        if (self._slow if slow else self._fast).put(job, self._most, picture=picture):
             self.dropped += 1
             if self.dropped == 1:
                 _LOG.warning(
-                    "vizlog cannot draw as fast as pictures come due: the oldest waiting ones are dropped (close() says how many); "
-                    "raise every= of the picture probes"
+                    "vizlog cannot draw as fast as pictures come due: the oldest waiting ones are dropped (close() "
+                    "says how many); raise every= of the picture probes"
                 )
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -74,7 +75,7 @@ class _Lane:
         self._busy = False
         self._stopped = False
 
-    def put(self, job: Callable[[], None], picture: bool, most: int) -> bool:
+    def put(self, job: Callable[[], None], most: int, *, picture: bool) -> bool:
         """Appends a job; True where an older picture had to go for it."""
         with self._changed:
             dropped = picture and self._drop_oldest(most)
@@ -125,6 +126,6 @@ class _Lane:
                 self._busy = True
             try:
                 job()
-            except Exception:  # a job reports its own failures; this keeps the lane alive whatever happens
+            except Exception:  # noqa: BLE001 -- a job reports its own failures; this keeps the lane alive
                 _LOG.exception("vizlog: a job failed")
             del job

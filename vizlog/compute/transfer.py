@@ -14,7 +14,7 @@ __all__ = ["Pending", "to_host"]
 
 
 class Pending:
-    """Results on their way to the host. `wait()` gives them back with every tensor on the CPU and owned by nobody else."""
+    """Results on their way to the host; `wait()` gives them, every tensor on the CPU and owned by nobody else."""
 
     def __init__(self, tree: Any, landing: list[Tensor], events: list[Any]) -> None:
         self._tree, self._landing, self._events = tree, landing, events
@@ -36,9 +36,9 @@ class _Slot:
 def to_host(tree: Any) -> Pending:
     """Starts copying every tensor in `tree` (dicts, lists, tuples and dataclasses of anything) to the CPU.
 
-    Device tensors go through pinned memory without synchronising, packed into one copy a device; tensors and arrays that already lie on
-    the CPU are cloned, since `.cpu()` and `.numpy()` would share their memory with the training. Arrays that own their memory are taken
-    as they are.
+    Device tensors go through pinned memory without synchronising, packed into one copy a device; tensors and arrays
+    that already lie on the CPU are cloned, since `.cpu()` and `.numpy()` would share their memory with the training.
+    Arrays that own their memory are taken as they are.
     """
     landing: list[Tensor] = []
     travelling: dict[torch.device, list[tuple[int, Tensor]]] = {}
@@ -66,7 +66,7 @@ def _start_copy(device: torch.device, tensors: list[tuple[int, Tensor]], landing
         for number, tensor in tensors:
             landing[number] = tensor.cpu()
         return []
-    # Bytes of all dtypes in one buffer; each starts at a multiple of 16 so that it can be viewed as its own dtype again.
+    # Bytes of all dtypes in one buffer; each starts at a multiple of 16, so that it can be viewed as its dtype again.
     packed, starts, size = [], [], 0
     for _, tensor in tensors:
         flat = tensor.contiguous().view(-1).view(torch.uint8)

@@ -59,8 +59,9 @@ class Context:
 
 @dataclass(frozen=True)
 class Figures:
-    """A health figure of each layer, in order of depth, of which the highest is the worst; what a step's probes yield of one kind is
-    drawn together.
+    """A health figure of each layer, in order of depth; what a step's probes yield of one kind is drawn together.
+
+    The highest is the worst.
 
     Args:
         kind: "dead_units", "zeros", "saturated", "nonfinite", "gradient_norm" or "update_ratio".
@@ -78,8 +79,8 @@ class Figures:
 class Probe:
     """One view of a model, turned into records on its schedule.
 
-    A probe of one's own subclasses this and gives `measure` and `finish`; `wants` only if it looks at gradients or at what passes
-    through the model.
+    A probe of one's own subclasses this and gives `measure` and `finish`; `wants` only if it looks at gradients or at
+    what passes through the model.
 
     Args:
         every: a number of steps, or a schedule.
@@ -114,9 +115,10 @@ class Probe:
         return {}
 
     def measure(self, context: Context) -> Any:
-        """Small tensors, arrays and plain data that go to `finish`; runs on the training thread, after the step, isolated.
+        """Small tensors, arrays and plain data that go to `finish`; runs on the training thread, isolated.
 
-        Tensors may lie on any device, nested in dicts, lists, tuples and dataclasses: they reach `finish` on the CPU, as copies.
+        Tensors may lie on any device, nested in dicts, lists, tuples and dataclasses: they reach `finish` on the CPU,
+        as copies.
         """
         return context.captured
 

@@ -22,7 +22,7 @@ _SIDE = 64
 
 
 class FeatureMaps(Probe):
-    """The output of convolutions for a fixed example, its channels tiled, on a scale of each layer's own: tags `feature_maps/…`.
+    """The output of convolutions for a fixed example, channels tiled, on each layer's own scale: `feature_maps/…`.
 
     Args:
         select: which layers (any whose output is (N, C, H, W)); None: four convolutions spread over the depth.
@@ -49,7 +49,9 @@ class FeatureMaps(Probe):
         if survey is None:
             raise ValueError(f"{self.name} needs batch=: feature maps are made of an example")
         if not 0 <= self._example < len(survey.batch):
-            raise ValueError(f"{self.name}(example=) needs one of the batch's {len(survey.batch)} examples, got {self._example}")
+            raise ValueError(
+                f"{self.name}(example=) needs one of the batch's {len(survey.batch)} examples, got {self._example}"
+            )
         maps = {layer.name: layer for layer in survey.layers if len(layer.output_shape) == 4}
         if self._select is None:
             convolutions = [layer.name for layer in survey.of_type(nn.Conv2d, nn.ConvTranspose2d) if layer.name in maps]
@@ -91,7 +93,11 @@ class FeatureMaps(Probe):
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         signed = low < 0
         most = max(abs(low), abs(high)) or 1.0
-        shrunk = f", averaged down from {seen['side'][0]}x{seen['side'][1]}" if tuple(values.shape[1:]) != seen["side"] else ""
+        shrunk = (
+            f", averaged down from {seen['side'][0]}x{seen['side'][1]}"
+            if tuple(values.shape[1:]) != seen["side"]
+            else ""
+        )
         return Heatmaps(
             f"feature_maps/{layer}",
             values,
@@ -99,6 +105,6 @@ class FeatureMaps(Probe):
             [""] * len(values),
             (-most, most) if signed else (0.0, most),
             "diverging" if signed else "sequential",
-            caption=f"output of {layer} for example {example}, eval mode: {len(values)} of {seen['channels']} channels{shrunk}; "
-            "one scale for this layer at this step",
+            caption=f"output of {layer} for example {example}, eval mode: {len(values)} of {seen['channels']} channels"
+            f"{shrunk}; one scale for this layer at this step",
         )

@@ -21,8 +21,9 @@ __all__ = ["FilterImages"]
 class FilterImages(Probe):
     """The filters of a convolution as images, in filter order, on one common scale: tags `filters/…`.
 
-    By default the first convolution with 1, 3 or 4 input channels; where there is none, a fully-connected first layer whose rows are
-    images (the fixed batch tells their shape). Mid-grey is zero, black and white are ∓ the largest absolute weight of the filters shown.
+    By default the first convolution with 1, 3 or 4 input channels; where there is none, a fully-connected first layer
+    whose rows are images (the fixed batch tells their shape). Mid-grey is zero, black and white are ∓ the largest
+    absolute weight of the filters shown.
 
     Args:
         select: other convolutions, deeper ones too: theirs are drawn an input channel at a time.
@@ -52,7 +53,7 @@ class FilterImages(Probe):
             return
         self._shapes = _first_linear(survey) if survey is not None else {}
         if not self._shapes:
-            raise ValueError("no convolution of 1, 3 or 4 input channels, and no first linear layer whose rows are images")
+            raise ValueError("no convolution of 1, 3 or 4 input channels, and no first linear layer over images")
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         return {"weights": Weights(tuple(_weight(name) for name in self._shapes), self._first)}
@@ -86,7 +87,9 @@ class FilterImages(Probe):
             titles,
             (-scale, scale),
             np.sqrt((weight.reshape(len(weight), -1) ** 2).sum(1)),
-            caption=f"weights of {name}: {how}; {len(titles)} of {number} filters" if channels in (1, 3, 4) else f"weights of {name}: {how}",
+            caption=f"weights of {name}: {how}; {len(titles)} of {number} filters"
+            if channels in (1, 3, 4)
+            else f"weights of {name}: {how}",
         )
 
 
@@ -109,10 +112,10 @@ def _first_linear(survey: Survey) -> dict[str, tuple[int, int, int] | None]:
 
 
 def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """(C, H, W) of inputs (C, H, W) or (H, W); rows of pixels laid flat are told where they are a square of at least 5x5."""
+    """(C, H, W) of inputs (C, H, W) or (H, W), or of pixels laid flat if they make a square of at least 5x5."""
     if len(shape) == 3 and shape[0] in (1, 3, 4):
         return shape
     if len(shape) == 2 and min(shape) >= 5:
         return (1, *shape)
-    side = int(round(shape[0] ** 0.5)) if len(shape) == 1 else 0
+    side = round(shape[0] ** 0.5) if len(shape) == 1 else 0
     return (1, side, side) if side >= 5 and side * side == shape[0] else None

@@ -22,8 +22,9 @@ __all__ = ["GradientHistograms"]
 class GradientHistograms(ParameterHistograms):
     """How the gradient of each parameter is distributed, as the optimizer used it: tags `gradients/…`.
 
-    Gradients are read where they are final: unscaled, clipped, accumulated, summed over ranks. Where no optimizer is watched they are
-    read before it, and the caption says so. Also `health/gradient_norm`: the Euclidean norm over a layer's parameters.
+    Gradients are read where they are final: unscaled, clipped, accumulated, summed over ranks. Where no optimizer is
+    watched they are read before it, and the caption says so. Also `health/gradient_norm`: the Euclidean norm over a
+    layer's parameters.
     """
 
     kind = "gradients"
@@ -33,7 +34,11 @@ class GradientHistograms(ParameterHistograms):
         return {**context.captured, "watched": bool(context.optimizers), "skipped": list(context.skipped)}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
-        self._how = "as the optimizer used it" if measured["watched"] else "before the optimizer: not clipped, scaled as the loss was"
+        self._how = (
+            "as the optimizer used it"
+            if measured["watched"]
+            else "before the optimizer: not clipped, scaled as the loss was"
+        )
         if any(bool(torch.any(found > 0)) for found in measured["skipped"]):
             self._how += "; the gradient scaler skipped this step"
         yield from super().finish(measured)

@@ -43,8 +43,8 @@ class UpdateRatios(Probe):
         self,
         select: Select = None,
         *,
-        every: int | Schedule = Thinning(),
-        most: int | None = 64,  # noqa: B008 (frozen)
+        every: int | Schedule = Thinning(),  # noqa: B008 (frozen)
+        most: int | None = 64,
     ) -> None:
         super().__init__(every=every)
         self._select, self._matches, self._most = select, matcher(select), most
@@ -74,17 +74,23 @@ class UpdateRatios(Probe):
         layers: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for name, (update, weight) in squares.items():
             if name in drawn:
-                yield Scalar(f"updates/{name}", _ratio(update, weight), caption=f"|Δw| / |w| of {name}, Euclidean norms")
+                yield Scalar(
+                    f"updates/{name}", _ratio(update, weight), caption=f"|Δw| / |w| of {name}, Euclidean norms"
+                )
             layers[layer_of(name)][0] += update
             layers[layer_of(name)][1] += weight
         ratios = {layer: _ratio(*pair) for layer, pair in layers.items()}
-        yield Figures("update_ratio", ratios, caption="|Δw| / |w| over each layer's parameters, Euclidean norms; about 1e-3 is usual" + looked)
+        yield Figures(
+            "update_ratio",
+            ratios,
+            caption="|Δw| / |w| over each layer's parameters, Euclidean norms; about 1e-3 is usual" + looked,
+        )
 
     def _found(self, models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
         return {name: p for name, p in named_parameters(models).items() if p.requires_grad and self._matches(name, p)}
 
     def _next_chunk(self, parameters: Mapping[str, nn.Parameter]) -> tuple[list[str], dict[str, slice]]:
-        """The parameters whose turn it is, at most a chunk of bytes, and the rows of one that is larger than that alone."""
+        """The parameters whose turn it is, at most a chunk of bytes, and the rows of one that alone is larger."""
         names = list(parameters)
         sizes = {name: p.numel() * p.element_size() for name, p in parameters.items()}
         if sum(sizes.values()) <= _CHUNK_BYTES:
