@@ -56,7 +56,7 @@ class _Row:
     """Values of T tensors, laid end to end."""
 
     values: Tensor  # (n,) float32 or float64
-    owner: Tensor  # (n,) int64, which tensor each is of
+    owner: Tensor  # (n,) int64, which tensor each is of; (1,) where there is one alone
     lengths: Tensor  # (T,) int64
     finite: Tensor  # (n,) bool
 
@@ -90,7 +90,7 @@ def _rows(tensors: Sequence[Tensor]) -> Iterator[_Row]:
         values = as_real(piece)
         if len(values):
             lengths = torch.full((1,), len(values), device=device)
-            yield _Row(values, torch.zeros((), dtype=torch.int64, device=device), lengths, values.isfinite())
+            yield _Row(values, torch.zeros(1, dtype=torch.int64, device=device), lengths, values.isfinite())
 
 
 def _count_group(tensors: Sequence[Tensor], grid: Grid) -> list[BitCounts]:

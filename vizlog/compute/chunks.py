@@ -27,7 +27,7 @@ def flat_chunks(tensor: Tensor, most: int) -> Iterator[Tensor]:
     if tensor.is_contiguous():
         yield from tensor.view(-1).split(most)
     elif tensor.numel() <= most:
-        yield tensor.reshape(-1)
+        yield tensor.reshape(-1).contiguous()  # flat may still mean every second element
     else:
         rows = most * len(tensor) // tensor.numel()
         for part in tensor.split(max(1, rows)):

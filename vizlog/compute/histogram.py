@@ -211,7 +211,9 @@ def histogram(tag: str, counts: BitCounts, *, caption: str = "", bins: int = 64)
     counts = settled(counts)
     edges = _shown_edges(counts, bins)
     points, below = _cumulative(counts)
-    shown = np.diff(_interpolated(edges, points, below))
+    below_edges = _interpolated(edges, points, below)
+    below_edges[[0, -1]] = 0, counts.finite  # the last bin is closed, and edges may end where floats end
+    shown = np.diff(below_edges)
     if counts.linear is not None or counts.min == counts.max:
         shown = np.rint(shown).astype(np.int64)
     ranks = [q * (counts.finite - 1) + 0.5 for q in QUANTILES] if counts.finite else []
@@ -243,7 +245,8 @@ def _shown_edges(counts: BitCounts, bins: int) -> NDArray[np.float64]:
         edges = low * (1 - fractions) + high * fractions
         if counts.linear is not None:
             exponent = int(counts.linear.exponent)
-            edges = np.ldexp(np.rint(np.ldexp(edges, -exponent)), exponent)
+            with np.errstate(over="ignore"):  # beyond the last edge, which is set next
+                edges = np.ldexp(np.rint(np.ldexp(edges, -exponent)), exponent)
         edges[[0, -1]] = low, high
         if _rising(edges):
             return edges
@@ -273,7 +276,8 @@ def _cumulative(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.floa
     points, belows = [GRIDS[counts.grid].lower_edges(ends)], [below]
     if counts.linear is not None:
         ends, below = steps(np.asarray(counts.linear.bins), np.asarray(counts.linear.counts))
-        points.append(np.ldexp(ends.astype(np.float64), int(counts.linear.exponent)))
+        with np.errstate(over="ignore"):  # clipped next
+            points.append(np.ldexp(ends.astype(np.float64), int(counts.linear.exponent)))
         belows.append(below)
     x, y = np.concatenate(points).clip(counts.min, counts.max), np.concatenate(belows)
     order = np.lexsort((y, x))

@@ -1,0 +1,503 @@
+"""Histograms against numpy's, over every type, layout and value that a tensor can hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vizlog.compute import histogram as module
+from vizlog.compute.bits import GRIDS, settled
+from vizlog.compute.bits_numpy import PlainPass
+from vizlog.compute.bits_torch import count_on_device
+from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, count_each, fine, histogram
+
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+INTS = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool]
+NAN, INF = float("nan"), float("inf")
+
+
+def everything(dtype: torch.dtype, n: int = 40_000) -> Tensor:
+    """Values of all sizes, NaN, both infs, both zeros, denormals, both ends of the range."""
+    x = torch.randn(n, dtype=torch.float64) * torch.exp(torch.randn(n, dtype=torch.float64) * 3)
+    if dtype == torch.float64:
+        x *= 1e250
+    if not dtype.is_floating_point:
+        bounds = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        return (x * bounds[1] / 9).clamp(*bounds).to(torch.int64).clamp(*bounds).to(dtype)
+    limits = torch.finfo(dtype)
+    x[::17], x[1::19] = 0.0, -0.0
+    special = [NAN, INF, -INF, limits.max, limits.min, limits.smallest_normal, -limits.smallest_normal]
+    special += [limits.smallest_normal / 2, -limits.smallest_normal / 2, limits.smallest_normal * limits.eps, 1.0, -1.0]
+    x[2 : 2 + 7 * len(special) : 7] = torch.tensor(special, dtype=torch.float64)
+    return x.to(dtype)
+
+
+def values_of(tensor: Tensor) -> NDArray[np.float64]:
+    return tensor.detach().to(torch.float64).numpy().ravel()
+
+
+def total_variation(record: Any, values: NDArray[np.float64]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.abs(np.histogram(finite, record.edges)[0] - record.counts).sum() / 2 / len(finite))
+
+
+@pytest.fixture(params=["numba", "numpy"])
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to count on a CPU."""
+    monkeypatch.setattr(module, "_of_this_thread", threading.local())
+    if request.param == "numpy":
+        monkeypatch.setattr(module, "_new_pass", PlainPass)
+    else:
+        pytest.importorskip("numba")
+
+
+# Fine bins
+
+
+@pytest.mark.parametrize("dtype", FLOATS + INTS)
+def test_fine_bins_are_what_numpy_counts_on_the_same_edges(passes: None, dtype: torch.dtype) -> None:
+    tensor = everything(dtype)
+    edges, counts = fine(count_bits(tensor))
+    assert np.isfinite(edges).all()
+    assert (np.diff(edges) > 0).all()
+    assert len(counts) > (1 if dtype == torch.bool else 10)
+    np.testing.assert_array_equal(counts, np.histogram(values_of(tensor), edges)[0])
+    assert counts.sum() == np.isfinite(values_of(tensor)).sum()
+
+
+@pytest.mark.parametrize("dtype", FLOATS + INTS)
+def test_zeros_and_nonfinite_are_counted_and_everything_adds_up(passes: None, dtype: torch.dtype) -> None:
+    tensor = everything(dtype)
+    values, counts = values_of(tensor), count_bits(tensor)
+    assert counts.count == tensor.numel()
+    assert counts.zeros == (values == 0).sum()
+    assert (counts.nans, counts.pos_infs) == (np.isnan(values).sum(), np.isposinf(values).sum())
+    assert counts.neg_infs == np.isneginf(values).sum()
+    assert fine(counts)[1].sum() + counts.nonfinite == counts.count
+
+
+def test_a_fine_bin_is_narrow() -> None:
+    edges, _ = fine(count_bits(torch.linspace(0.5, 100, 200_000)))
+    assert (np.diff(edges) / edges[:-1]).max() <= 1 / 64
+
+
+@pytest.mark.parametrize("center", [0.0, 1e6, -3.0])
+def test_moments_are_numpys(passes: None, center: float) -> None:
+    tensor = torch.randn(100_000) + center
+    tensor[::1000] = NAN
+    tensor[7] = INF
+    values = values_of(tensor)
+    values = values[np.isfinite(values)]
+    counts = count_bits(tensor)
+    assert (counts.min, counts.max) == (values.min(), values.max())
+    np.testing.assert_allclose(counts.mean, values.mean(), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(counts.std, values.std(), rtol=1e-9)
+    np.testing.assert_allclose(counts.norm, np.linalg.norm(values), rtol=1e-10)
+
+
+def test_an_outlier_that_comes_first_does_not_spoil_the_spread(passes: None) -> None:
+    tensor = torch.cat([torch.tensor([1e12]), torch.randn(99_999)])
+    np.testing.assert_allclose(count_bits(tensor).std, values_of(tensor).std(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", FLOATS + INTS)
+def test_without_numba_the_counts_are_equal(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    pytest.importorskip("numba")
+    tensors = [everything(dtype), everything(dtype, 1000)]
+    compiled = count_each(tensors)
+    monkeypatch.setattr(module, "_of_this_thread", threading.local())
+    monkeypatch.setattr(module, "_new_pass", PlainPass)
+    for a, b in zip(compiled, count_each(tensors), strict=True):
+        assert_equal_counts(a, b)
+
+
+def assert_equal_counts(a: BitCounts, b: BitCounts) -> None:
+    assert a.grid == b.grid
+    for field in ("tallies", "bins", "counts"):
+        np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
+    rounding = 1e-13 * max(abs(a.min), abs(a.max)) * a.count if a.finite else 0
+    np.testing.assert_allclose(np.asarray(a.moments)[:2], np.asarray(b.moments)[:2], rtol=0)
+    np.testing.assert_allclose(np.asarray(a.moments)[2], np.asarray(b.moments)[2], rtol=0, atol=rounding)
+    np.testing.assert_allclose(np.asarray(a.moments)[3], np.asarray(b.moments)[3], rtol=1e-9)
+    assert (a.linear is None) == (b.linear is None)
+    if a.linear is not None and b.linear is not None:
+        assert a.linear.exponent == b.linear.exponent
+        np.testing.assert_array_equal(a.linear.bins, b.linear.bins)
+        np.testing.assert_array_equal(a.linear.counts, b.linear.counts)
+
+
+# Adding
+
+
+def test_parts_add_up_to_the_whole_exactly(passes: None) -> None:
+    whole = everything(torch.float32, 60_000)
+    parts = [whole[:100], whole[100:20_000], whole[20_000:20_000], whole[20_000:]]
+    added = count_bits(parts[0])
+    for part in parts[1:]:
+        added = added + count_bits(part)
+    counts = count_bits(whole)
+    np.testing.assert_array_equal(added.tallies, counts.tallies)
+    np.testing.assert_array_equal(added.bins, counts.bins)
+    np.testing.assert_array_equal(added.counts, counts.counts)
+    np.testing.assert_allclose(added.std, counts.std, rtol=1e-9)
+
+
+def test_ranges_that_do_not_meet_add_up() -> None:
+    a, b = torch.rand(5000) + 100, -torch.rand(300) * 1e-3
+    added, values = count_bits(a) + count_bits(b), values_of(torch.cat([a, b]))
+    edges, counts = fine(added)
+    np.testing.assert_array_equal(counts, np.histogram(values, edges)[0])
+    record = histogram("weights/a", added)
+    np.testing.assert_array_equal(record.counts, np.histogram(values, record.edges)[0])
+    assert (record.min, record.max) == (values.min(), values.max())
+
+
+def test_addition_is_commutative_and_none_is_neutral() -> None:
+    a, b = count_bits(torch.randn(3000)), count_bits(torch.randn(5000) * 10 + 3)
+    assert_equal_counts(a + b, b + a)
+    assert_equal_counts(a + count_bits(torch.empty(0)), a)
+    only_nan = a + count_bits(torch.tensor([NAN]))
+    assert (only_nan.nans, only_nan.std) == (1, a.std)
+
+
+def test_different_bins_do_not_add() -> None:
+    with pytest.raises(ValueError, match="float64 and of float32"):
+        count_bits(torch.ones(3, dtype=torch.float64)) + count_bits(torch.ones(3))
+
+
+# What is shown
+
+
+def trained_weight(n: int) -> Tensor:
+    """A least-squares weight after twenty steps of gradient descent from a uniform start."""
+    inputs = torch.randn(512, n // 100)
+    weight = (torch.rand(100, n // 100) - 0.5) / 5
+    for _ in range(20):
+        weight -= 1e-3 * ((inputs @ weight.t()).tanh() - 0.5).t() @ inputs / 5
+    return weight
+
+
+DISTRIBUTIONS: dict[str, Callable[[int], Tensor]] = {
+    "normal": torch.randn,
+    "relu": lambda n: torch.randn(n).relu(),
+    "laplace": lambda n: torch.distributions.Laplace(0.0, 1.0).sample((n,)),
+    "two narrow modes": lambda n: torch.randn(n) * 0.01 + torch.randint(0, 2, (n,)) * 2 - 1,
+    "N(10, 1)": lambda n: torch.randn(n) + 10,
+    "N(1000, 1)": lambda n: torch.randn(n) + 1000,
+    "N(1, 0.01)": lambda n: torch.randn(n) * 0.01 + 1,
+    "N(1e6, 1)": lambda n: torch.randn(n) + 1e6,
+    "one outlier": lambda n: torch.cat([torch.randn(n - 1), torch.tensor([1e4])]),
+    "uniform": torch.rand,
+    "few levels": lambda n: torch.randint(0, 256, (n,)) / 255,
+    "rounded to bfloat16": lambda n: torch.randn(n).bfloat16().float(),
+    "after training": trained_weight,
+}
+
+
+@pytest.mark.parametrize("n", [1_000, 20_000, 400_000])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_shown_bins_are_within_one_percent_of_numpys(name: str, n: int) -> None:
+    tensor = DISTRIBUTIONS[name](n)
+    record = histogram("weights/a", count_bits(tensor))
+    assert len(record.counts) <= 64
+    assert (record.edges[0], record.edges[-1]) == (tensor.min(), tensor.max())
+    assert total_variation(record, values_of(tensor)) <= 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8, torch.int64])
+def test_shown_bins_of_coarse_types_are_exact(dtype: torch.dtype) -> None:
+    tensor = (torch.randn(50_000) * 20).to(dtype)
+    assert total_variation(histogram("weights/a", count_bits(tensor)), values_of(tensor)) == 0
+
+
+def test_small_tensors_are_shown_exactly() -> None:
+    for n in (2, 10, 333, 5000):
+        tensor = torch.randn(n) * 7 - 3
+        record = histogram("weights/a", count_bits(tensor))
+        np.testing.assert_array_equal(record.counts, np.histogram(values_of(tensor), record.edges)[0])
+
+
+def test_shown_bins_are_of_equal_width_to_two_percent() -> None:
+    for tensor in (torch.randn(300), torch.randn(300_000), torch.randn(300) + 1000):
+        widths = np.diff(histogram("weights/a", count_bits(tensor)).edges)
+        np.testing.assert_allclose(widths, widths.mean(), rtol=0.035)
+
+
+def test_quantiles_are_values_of_that_rank() -> None:
+    for tensor in (torch.randn(200_000), torch.randn(2000) + 1000, torch.randn(5000).relu(), torch.randn(9000).exp()):
+        record = histogram("weights/a", count_bits(tensor))
+        assert list(record.quantiles) == [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99]
+        ordered = np.sort(values_of(tensor))
+        for q, value in record.quantiles.items():
+            exact = np.quantile(ordered, q)
+            assert abs(value - exact) <= max(abs(exact) / 64, (ordered[-1] - ordered[0]) / 2048), q
+
+
+def test_edges_are_distinct_as_float32_which_is_how_event_files_keep_them() -> None:
+    close = torch.tensor([1.0, 1.0 + 1e-9, 1.0 + 2e-9], dtype=torch.float64)
+    for tensor in (torch.randn(1000) + 1e6, close, torch.tensor([1e6, 1e6 + 0.125]), torch.tensor([0.0, 1e-45])):
+        record = histogram("weights/a", count_bits(tensor))
+        assert (np.diff(record.edges.astype(np.float32)) > 0).all()
+        assert record.counts.sum() == tensor.numel()
+
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize("value", [0.0, -2.5, 1e-45, -1e-9, LARGEST, -LARGEST])
+@pytest.mark.parametrize("n", [1, 30_000])
+def test_equal_values_stand_in_one_bin(passes: None, value: float, n: int) -> None:
+    record = histogram("weights/a", count_bits(torch.full((n,), value)))
+    assert record.min == record.max == record.mean == np.float32(value)
+    assert record.std == 0
+    assert (
+        np.flatnonzero(record.counts).tolist() == np.flatnonzero(np.histogram([record.min], record.edges)[0]).tolist()
+    )
+    assert record.counts.max() == n
+    assert np.isfinite(record.edges.astype(np.float32)).all()
+    assert set(record.quantiles.values()) == {record.min}
+
+
+@pytest.mark.parametrize("tensor", [torch.empty(0), torch.empty(3, 0, 2), torch.tensor([NAN, INF, -INF, NAN])])
+def test_no_finite_value_gives_an_empty_record(passes: None, tensor: Tensor) -> None:
+    record = histogram("weights/a", count_bits(tensor))
+    assert record.counts.sum() == 0
+    assert record.nans == (2 if tensor.numel() else 0)
+    assert np.isnan([record.min, record.max, record.mean, record.std]).all()
+    assert record.quantiles == {}
+
+
+def test_extremes_of_both_signs_are_shown() -> None:
+    for dtype in (torch.float32, torch.float64):
+        limits = torch.finfo(dtype)
+        tensor = torch.tensor([limits.min, -1.0, 0.0, 1.0, limits.max], dtype=dtype)
+        record = histogram("weights/a", count_bits(tensor))
+        assert record.counts.tolist()[0] == record.counts.tolist()[-1] == 1
+        assert record.counts.sum() == 5
+
+
+# Tensors of every kind
+
+
+def test_any_memory_layout_is_counted() -> None:
+    base = torch.randn(6, 40, 50)
+    layouts = {
+        "transposed": base.transpose(0, 2),
+        "strided": base[:, ::3, 1::2],
+        "expanded": base[:, :, :1].expand(6, 40, 9),
+        "channels last": torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last),
+        "scalar": torch.tensor(2.0),
+        "grad": torch.randn(10, requires_grad=True),
+        "parameter": torch.nn.Parameter(torch.randn(10)),
+        "negated view": torch.randn(9, dtype=torch.complex64).conj().imag,
+    }
+    for name, tensor in layouts.items():
+        values = values_of(tensor.resolve_neg())
+        edges, counts = fine(count_bits(tensor))
+        np.testing.assert_array_equal(counts, np.histogram(values, edges)[0], err_msg=name)
+        assert counts.sum() == tensor.numel(), name
+
+
+def test_complex_values_are_counted_by_magnitude_and_the_caption_says_so() -> None:
+    tensor = torch.randn(1000, dtype=torch.complex64)
+    counts = count_bits(tensor)
+    assert counts.max == tensor.abs().max()
+    assert histogram("weights/a", counts, caption="step 3").caption == "step 3; magnitudes of complex values"
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_tensors_count_their_implicit_zeros() -> None:
+    dense = torch.randn(100, 70) * (torch.rand(100, 70) < 0.1)
+    twice = torch.sparse_coo_tensor(torch.tensor([[0, 0]]), torch.tensor([1.0, 2.0]), (3,))
+    assert count_bits(twice).max == 3
+    for tensor in (dense.to_sparse(), dense.to_sparse_csr(), dense.to_sparse_csc()):
+        assert_equal_counts(count_bits(tensor), count_bits(dense))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_count_their_values(layout: torch.layout) -> None:
+    parts = [torch.randn(3, 4), torch.randn(7, 4)]
+    nested = torch.nested.nested_tensor(parts, layout=layout)
+    assert_equal_counts(count_bits(nested), count_bits(torch.cat(parts)))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantised_tensors_are_dequantised() -> None:
+    tensor = torch.quantize_per_tensor(torch.randn(5000), 0.1, 3, torch.qint8)
+    assert_equal_counts(count_bits(tensor), count_bits(tensor.dequantize()))
+
+
+def test_tensors_without_values_say_why() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.empty(3)
+    for tensor, reason in [
+        (torch.empty(3, device="meta"), "meta"),
+        (fake, "fake"),
+        (torch.nn.LazyLinear(3).weight, "lazy"),
+        (torch.zeros(3, 3).to_mkldnn(), "layout"),
+    ]:
+        with pytest.raises(Uncountable, match=reason):
+            count_bits(tensor)
+
+
+def test_counting_leaves_the_tensor_and_the_random_state_alone() -> None:
+    tensor = everything(torch.float32)
+    before, state = tensor.clone(), torch.get_rng_state()
+    counts = count_bits(tensor)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(tensor.view(torch.int32), before.view(torch.int32))
+    kept = counts.counts.copy()
+    tensor.zero_()
+    count_bits(torch.randn(1000))
+    np.testing.assert_array_equal(counts.counts, kept)
+
+
+def test_counts_keep_occupied_bins_alone() -> None:
+    counts = count_bits(torch.randn(1_000_000))
+    assert counts.bins.nbytes + counts.counts.nbytes < 40_000
+    assert replace(counts, note="x").note == "x"
+
+
+def test_two_threads_count_at_once() -> None:
+    tensors = [torch.randn(300_000) * k for k in range(1, 9)]
+    expected, found = count_each(tensors), [None] * 8
+
+    def count(k: int) -> None:
+        for _ in range(5):
+            found[k] = count_bits(tensors[k])  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=count, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for a, b in zip(expected, found, strict=True):
+        assert_equal_counts(a, b)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
+def test_memory_beside_a_large_tensor_is_bounded() -> None:
+    """In a process of its own, whose peak nothing else has raised."""
+    code = """
+import torch
+from vizlog.compute.histogram import count_bits, prepare
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+torch.set_num_threads(1)
+prepare()
+kinds = [torch.zeros(4000, 8000)[:, ::2] + 1, torch.zeros(4000, 4000), torch.zeros(4000, 8000)[:, ::2]]
+kinds += [torch.zeros(16_000_000, dtype=torch.bfloat16), torch.zeros(1).expand(16_000_000)]
+before = max(kilobytes("VmHWM"), kilobytes("VmRSS"))
+for tensor in kinds:
+    count_bits(tensor)
+print(kilobytes("VmHWM") - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert int(done.stdout) < 64 * 1024
+
+
+# On a device
+
+
+class Unsynchronised(TorchDispatchMode):
+    """Raises at operations that make a CUDA device wait, and remembers how many others ran."""
+
+    BANNED = (
+        "item",
+        "_local_scalar_dense",
+        "nonzero",
+        "bincount",
+        "unique",
+        "histc",
+        "masked_select",
+        "is_nonzero",
+        "equal",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name.startswith(self.BANNED):
+            raise RuntimeError(f"{name} makes a device wait")
+        if name in {"index", "index_put", "index_put_"}:
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a boolean mask makes a device wait"
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def of_all_kinds() -> Iterator[Tensor]:
+    for dtype in FLOATS + INTS:
+        yield everything(dtype, 3000)
+    yield torch.randn(1_300_000) + 1000
+    yield torch.randn(40, 60).t()[::2]
+    yield from (torch.empty(0), torch.tensor(-4.0), torch.full((9,), NAN), torch.zeros(500), torch.full((20,), -1.5))
+    yield torch.randn(50, dtype=torch.complex64)
+
+
+def test_the_device_path_counts_the_same() -> None:
+    tensors = list(of_all_kinds())
+    for tensor, device, host in zip(tensors, count_on_device(tensors), count_each(tensors), strict=True):
+        moved = settled(device)
+        if host.linear is None:
+            moved = replace(moved, linear=None)
+        assert_equal_counts(host, moved)
+        assert device.count == tensor.numel()
+        histogram("weights/a", device)
+
+
+def test_the_device_path_never_waits() -> None:
+    tensors = list(of_all_kinds())
+    with Unsynchronised() as mode:
+        count_on_device(tensors)
+    assert mode.calls > 100
+    with pytest.raises(RuntimeError, match="device wait"), Unsynchronised():
+        torch.ones(3).sum().item()
+    with pytest.raises(AssertionError, match="boolean mask"), Unsynchronised():
+        torch.ones(3)[torch.tensor([True, False, True])]
+
+
+def test_many_small_tensors_take_few_launches() -> None:
+    tensors = [torch.randn(n) for n in range(1, 61)]
+    with Unsynchronised() as one:
+        count_on_device(tensors[:1])
+    with Unsynchronised() as many:
+        count_on_device(tensors)
+    # Slicing the results apart is a view for each; no arithmetic is.
+    assert many.calls - one.calls < 10 * len(tensors)
+
+
+def test_device_counts_add_up_once_they_are_on_the_host() -> None:
+    a, b = torch.randn(3000), torch.randn(2000) - 50
+    together = count_on_device([a])[0] + count_on_device([b])[0]
+    assert_equal_counts(together, count_bits(a) + count_bits(b))
+
+
+def test_edges_number_the_bins_they_bound() -> None:
+    for grid in GRIDS.values():
+        bins = np.arange(-grid.top, grid.top + 1)
+        edges = grid.lower_edges(bins)
+        np.testing.assert_array_equal(grid.bins_of(edges), bins)
