@@ -164,6 +164,14 @@ def test_memory_finds_records_by_tag() -> None:
     assert memory.of("c") == []
 
 
+def test_a_memory_shows_its_records_in_a_notebook() -> None:
+    memory = Memory()
+    memory.write(7, every_record())
+    page = memory._repr_html_()
+    assert page.count("data:image/png;base64,") == len(every_record())
+    assert "step 7: weights/conv1" in page
+
+
 class _Broken:
     """A destination that cannot be reached."""
 

@@ -34,4 +34,4 @@ class Memory:
     def _repr_html_(self) -> str:
         from vizlog.views import notebook
 
-        return notebook.html(self.records)
+        return notebook.html_many(self.records)

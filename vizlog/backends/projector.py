@@ -29,7 +29,7 @@ _ESCAPES = {ord(mark): repr(mark)[1:-1] for mark in "\t\n\r\v\f\x1c\x1d\x1e\x85\
 
 
 def project(directory: Path, step: int, record: Embedding) -> None:
-    """Adds an embedding to the Projector tab of the run in `directory`, as "TAG step STEP".
+    """Adds an embedding to the Projector tab of the run in `directory`, as "TAG latest, step STEP".
 
     Of each tag the first step and the latest three stay: enough to compare, and a run does not grow without bound.
     What others have listed in the directory's `projector_config.pbtxt` stays listed. (A running TensorBoard reads that
@@ -46,15 +46,14 @@ def project(directory: Path, step: int, record: Embedding) -> None:
         return
     home = _home(record.tag, step)
     (directory / home).mkdir(parents=True, exist_ok=True)
-    entry = EmbeddingInfo(tensor_name=f"{record.tag} step {step}")
+    entry = EmbeddingInfo()
     vectors, nonfinite = _finite(record.vectors)
     _write_vectors(directory, home, vectors, entry)
     _write_metadata(directory, home, record, nonfinite, entry)
     if record.thumbnails is not None:
         _write_sprite(directory, home, record.thumbnails, entry)
 
-    older = [old for old in config.embeddings if old.tensor_name != entry.tensor_name]
-    kept, dropped = _thin([*older, entry], record.tag)
+    kept, dropped = _thin([*config.embeddings, entry], record.tag)
     del config.embeddings[:]
     config.embeddings.extend(kept)
     _replace(config_path, config)
@@ -75,10 +74,12 @@ def _step_of(entry: Any, tag: str) -> int | None:
 
 
 def _thin(entries: list[Any], tag: str) -> tuple[list[Any], list[Any]]:
-    """Entries to keep (others' first, then those of `tag`, the latest step first) and entries of `tag` to drop."""
-    steps = [_step_of(entry, tag) for entry in entries]
-    others = [entry for entry, step in zip(entries, steps, strict=True) if step is None]
-    ours = {step: entry for entry, step in zip(entries, steps, strict=True) if step is not None}
+    """Entries to keep (others', then those of `tag`, named, the latest step first) and entries of `tag` to drop."""
+    others = [entry for entry in entries if _step_of(entry, tag) is None]
+    ours = {step: entry for entry in entries if (step := _step_of(entry, tag)) is not None}
+    for step, entry in ours.items():
+        # The tab sorts by name and opens the first: "latest" comes before "step".
+        entry.tensor_name = f"{tag} latest, step {step}" if step == max(ours) else f"{tag} step {step}"
     latest_first = [ours[step] for step in sorted(ours, reverse=True)]
     return others + latest_first[:_LATEST] + latest_first[_LATEST:][-1:], latest_first[_LATEST:-1]
 
