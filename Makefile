@@ -32,7 +32,7 @@ test: .venv/test.stamp
 	$(bin)/ruff format --check --quiet .
 	$(bin)/ruff check --quiet .
 	$(bin)/mypy
-	$(bin)/lint-imports --no-logo
+	$(bin)/lint-imports --no-logo --no-cache
 	$(bin)/python -m pytest
 
 bench: .venv/test.stamp
