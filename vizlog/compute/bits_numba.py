@@ -153,6 +153,12 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
         tallies[0] += n
 
 
+@_compiled("void(uint32[::1], uint32[::1])")
+def _clear(even, odd):  # type: ignore[no-untyped-def]
+    even[:] = 0
+    odd[:] = 0
+
+
 @_compiled("boolean(uint32[::1], uint32[::1])")
 def _occupied(even, odd):  # type: ignore[no-untyped-def]
     total = np.int64(0)
@@ -179,6 +185,7 @@ def extract(even, odd, top, zeros, bins, counts):  # type: ignore[no-untyped-def
                 if n:
                     bins[found], counts[found] = first_negative - k - 1, n
                     found += 1
+            _clear(even[octave : octave + 64], odd[octave : octave + 64])
     if zeros:
         bins[found], counts[found] = 0, zeros
         found += 1
@@ -189,8 +196,9 @@ def extract(even, odd, top, zeros, bins, counts):  # type: ignore[no-untyped-def
                 if n:
                     bins[found], counts[found] = k + 1, n
                     found += 1
-    even[:] = 0
-    odd[:] = 0
+            _clear(even[octave : octave + 64], odd[octave : octave + 64])
+    for nonfinite in (top, first_negative + top):
+        _clear(even[nonfinite : nonfinite + 64], odd[nonfinite : nonfinite + 64])
     return found
 
 
