@@ -169,9 +169,10 @@ class SaliencyMaps(Probe):
 
     def _explain(self, method: str, subject: Subject, question: _Question) -> _Found:
         score, values, gap = subject.score(question.targets), subject.values, None
+        images = subject.batch.images is not None
         if method == "gradcam":
             maps = _map_of_positions(subject.gradcam(score, self._convolution), values, tokens=self._tokens)
-            return _Found(method, question, _shrunk(maps), gap)
+            return _Found(method, question, _shrunk(maps, images=images), gap)
         if method == "gradient":
             found = gradient(score, values, chunk=subject.chunk)
         elif method == "smoothgrad":
@@ -181,7 +182,7 @@ class SaliencyMaps(Probe):
                 score, values, baseline=self._baseline, steps=self._steps, chunk=subject.chunk
             )
         if not self._tokens:
-            return _Found(method, question, _shrunk(_map_of_values(found)), gap)
+            return _Found(method, question, _shrunk(_map_of_values(found), images=images), gap)
         # The dimensions of an embedding mean nothing by themselves. The gradient along the embedding does: what the
         # token adds to the score, to first order. Integrated gradients are that already.
         parts = found if gap is not None else found * values.float()
@@ -326,9 +327,11 @@ def _middle(maps: Tensor) -> Tensor:
     return maps[:, maps.shape[1] // 2] if maps.ndim == 4 else maps
 
 
-def _shrunk(maps: Tensor) -> Tensor:
-    """Averaged down where a side is longer than 256."""
-    factors = [max(1, -(-side // _SIDE)) for side in maps.shape[1:]]
+def _shrunk(maps: Tensor, *, images: bool) -> Tensor:
+    """Averaged down where a side is longer than 256; images keep their proportions."""
+    factors = [-(-side // _SIDE) for side in maps.shape[1:]]
+    if images:
+        factors = [min(max(factors), side) for side in maps.shape[1:]]
     return F.avg_pool2d(maps[:, None], factors, ceil_mode=True)[:, 0] if max(factors) > 1 else maps
 
 
@@ -338,7 +341,7 @@ def _pictures(batch: FixedBatch, examples: int) -> Pixels | None:
     if pixels is None or max(pixels.shape[1:3]) <= _SIDE:
         return pixels
     channels = torch.from_numpy(pixels.astype(np.float32)).unbind(-1)
-    shrunk: Pixels = torch.stack([_shrunk(channel) for channel in channels], -1).round().byte().numpy()
+    shrunk: Pixels = torch.stack([_shrunk(channel, images=True) for channel in channels], -1).round().byte().numpy()
     return shrunk
 
 

@@ -1,0 +1,488 @@
+"""SaliencyMaps: from a model and a fixed batch to records, held against Captum and calculations by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vizlog.batch import FixedBatch
+from vizlog.capture import replaced, survey
+from vizlog.compute.transfer import to_host
+from vizlog.isolation import isolated
+from vizlog.probes.base import Context
+from vizlog.probes.saliency import SaliencyMaps
+from vizlog.records import Heatmaps
+
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients:UserWarning:captum")
+
+
+def bound(probe: SaliencyMaps, model: nn.Module, batch: FixedBatch | None) -> SaliencyMaps:
+    with isolated([model]):
+        probe.bind({"": model}, survey({"": model}, batch) if batch is not None else None)
+    return probe
+
+
+def drawn(
+    probe: SaliencyMaps, model: nn.Module, batch: FixedBatch, forward_context: Callable[[], Any] = nullcontext
+) -> dict[str, Heatmaps]:
+    """What a due step makes of it: tag -> record."""
+    bound(probe, model, batch)
+    with isolated([model]), torch.no_grad():
+        measured = probe.measure(Context(0, None, {"": model}, batch=batch, forward_context=forward_context))
+    return {record.tag: record for record in probe.finish(to_host(measured).wait())}
+
+
+@pytest.fixture
+def model(digits: tuple[Tensor, Tensor]) -> nn.Sequential:
+    """A CNN in training mode that reads digits fairly well; it works in place and has BatchNorm and dropout."""
+    images, labels = digits
+    model = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(12, 24, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveMaxPool2d(4),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(384, 10),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for rows in torch.randperm(1500)[:1280].split(64):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture
+def batch(digits: tuple[Tensor, Tensor]) -> FixedBatch:
+    images, labels = digits
+    return FixedBatch(images[1500:1600], labels[1500:1600])
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """A copy to ask Captum about: in eval mode, nothing in place."""
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return model
+
+
+def captum_gradient(model: nn.Module, inputs: Tensor, targets: Tensor) -> np.ndarray:
+    from captum.attr import Saliency
+
+    return Saliency(frozen(model)).attribute(inputs, target=targets, abs=False).sum(1).numpy()
+
+
+def mistaken(model: nn.Module, batch: FixedBatch) -> tuple[FixedBatch, Tensor]:
+    """The batch with two labels changed, so that at least two examples are misclassified; and what is predicted."""
+    predicted = frozen(model)(batch.inputs).argmax(1)
+    labels = predicted.clone()
+    labels[2] = (labels[2] + 1) % 10
+    labels[5] = (labels[5] + 3) % 10
+    wrong = batch.take(torch.arange(len(batch)))
+    wrong.targets = labels
+    return wrong, predicted
+
+
+class Reviews(nn.Module):
+    """Two classes of a text: mean of token and position embeddings, the latter looked up first and in as many rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Embedding(16, 6)
+        self.token = nn.Embedding(20, 6)
+        self.mix = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        positions = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
+        hidden = self.position(positions) + self.token(input_ids)
+        hidden = torch.tanh(self.mix(hidden))
+        if attention_mask is not None:
+            hidden = hidden * attention_mask[..., None]
+        return self.head(hidden.mean(1))
+
+
+WORDS = [f"w{number}" for number in range(20)]
+
+
+# Which class, which examples -----------------------------------------------------------------------------------------
+
+
+def test_a_cnn_gets_gradients_and_gradcam_of_the_true_class(model: nn.Sequential, batch: FixedBatch) -> None:
+    from captum.attr import LayerGradCam
+
+    batch.targets = frozen(model)(batch.inputs).argmax(1)
+    records = drawn(SaliencyMaps(), model, batch)
+    assert list(records) == ["saliency/gradient", "saliency/gradcam"]
+
+    inputs, targets = batch.inputs[:8], batch.targets[:8]
+    gradient, cam = records.values()
+    np.testing.assert_allclose(gradient.values, captum_gradient(model, inputs, targets), atol=1e-5)
+    reference = frozen(model)
+    expected = LayerGradCam(reference, reference[3]).attribute(inputs, target=targets, relu_attributions=True)
+    np.testing.assert_allclose(cam.values, expected.squeeze(1).detach().numpy(), atol=1e-6)
+    for record in records.values():
+        assert record.values.dtype == np.float32
+        np.testing.assert_array_equal(record.over, batch.thumbnails(8))
+        assert record.titles == [f"example {n}: class {t}" for n, t in zip(batch.ids[:8], targets, strict=True)]
+
+
+def test_misclassified_examples_are_explained_for_the_predicted_class_too(
+    model: nn.Sequential, batch: FixedBatch
+) -> None:
+    wrong, predicted = mistaken(model, batch)
+    records = drawn(SaliencyMaps(methods="gradient"), model, wrong)
+    assert list(records) == ["saliency/gradient", "saliency/gradient/predicted"]
+
+    true, mistake = records.values()
+    np.testing.assert_allclose(true.values, captum_gradient(model, wrong.inputs[:8], wrong.targets[:8]), atol=1e-5)
+    rows = torch.tensor([2, 5])
+    np.testing.assert_allclose(mistake.values, captum_gradient(model, wrong.inputs[rows], predicted[rows]), atol=1e-5)
+    np.testing.assert_array_equal(mistake.over, wrong.thumbnails(8)[rows])
+    assert mistake.titles == [true.titles[2], true.titles[5]]
+    assert f"target class {int(predicted[2])}; predicted class {int(predicted[2])} (" in mistake.notes[0]
+    assert [note.endswith(", wrong)") for note in true.notes] == [False, False, True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize("target", ["predicted", 3, "three"])
+def test_another_class_can_be_asked_for(model: nn.Sequential, batch: FixedBatch, target: int | str) -> None:
+    batch.class_names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    records = drawn(SaliencyMaps(methods="gradient", target=target), model, batch)
+    predicted = frozen(model)(batch.inputs[:8]).argmax(1)
+    tag, record = next(iter(records.items()))
+    assert len(records) == 1
+    assert tag == ("saliency/gradient/predicted" if target == "predicted" else "saliency/gradient/class-three")
+    classes = predicted if target == "predicted" else torch.full((8,), 3)
+    np.testing.assert_allclose(record.values, captum_gradient(model, batch.inputs[:8], classes), atol=1e-5)
+    assert f"target {batch.class_name(int(classes[0]))}; predicted " in record.notes[0]
+
+
+def test_without_true_classes_the_predicted_one_is_explained(model: nn.Sequential, batch: FixedBatch) -> None:
+    records = drawn(SaliencyMaps(), model, FixedBatch(batch.inputs))
+    assert list(records) == ["saliency/gradient/predicted", "saliency/gradcam/predicted"]
+
+
+def test_more_examples_than_fit_at_once_give_the_same_maps(model: nn.Sequential, batch: FixedBatch) -> None:
+    probes = (SaliencyMaps(examples=n, target="predicted", methods=["gradient", "gradcam"]) for n in (3, 20))
+    few, many = (drawn(probe, model, batch) for probe in probes)
+    for tag, record in few.items():
+        assert many[tag].values.shape == (20, 8, 8)
+        np.testing.assert_allclose(record.values, many[tag].values[:3], atol=1e-5)
+
+
+# What each picture says ----------------------------------------------------------------------------------------------
+
+
+def test_the_completeness_gap_is_noted(model: nn.Sequential, batch: FixedBatch) -> None:
+    from captum.attr import IntegratedGradients
+
+    steps = 5
+    record = drawn(SaliencyMaps(methods="integrated_gradients", target=4, steps=steps), model, batch).popitem()[1]
+    reference = frozen(model)
+    expected, delta = IntegratedGradients(reference).attribute(
+        batch.inputs[:8], target=4, n_steps=steps, return_convergence_delta=True
+    )
+    np.testing.assert_allclose(record.values, expected.sum(1).numpy(), atol=1e-5)
+    for note, missed in zip(record.notes, delta.tolist(), strict=True):
+        absolute = float(note.partition("gap ")[2].partition(" (")[0])
+        assert absolute == pytest.approx(missed, rel=0.1, abs=1e-3)
+        assert note.endswith("%)")
+    assert "5 steps from 0" in record.caption
+
+
+def test_one_scale_for_a_record_centred_on_zero(model: nn.Sequential, batch: FixedBatch) -> None:
+    batch.targets = frozen(model)(batch.inputs).argmax(1)
+    records = drawn(SaliencyMaps(methods=["smoothgrad", "gradcam"], samples=2), model, batch)
+    signed, cam = records["saliency/smoothgrad"], records["saliency/gradcam"]
+    assert signed.colormap == "diverging"
+    assert signed.limits[0] == -signed.limits[1]
+    assert signed.limits[1] == pytest.approx(np.quantile(np.abs(signed.values), 0.99))
+    assert cam.colormap == "sequential"
+    assert cam.limits[0] == 0
+    assert cam.values.min() == 0
+
+
+def test_values_of_nothing_or_nan_are_still_drawn(model: nn.Sequential, batch: FixedBatch) -> None:
+    last = model[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight.zero_()
+    for record in drawn(SaliencyMaps(target=0), model, batch).values():
+        assert not record.values.any()
+        assert record.limits[1] == 1
+    with torch.no_grad():
+        last.weight.fill_(float("nan"))
+    for record in drawn(SaliencyMaps(target=0, methods="gradient"), model, batch).values():
+        assert np.isnan(record.values).any()
+        assert np.isfinite(record.limits).all()
+
+
+def test_gradcam_reads_the_layer_that_is_named(model: nn.Sequential, batch: FixedBatch) -> None:
+    from captum.attr import LayerGradCam
+
+    record = drawn(SaliencyMaps("0", methods="gradcam", target=2), model, batch)["saliency/gradcam/class-2"]
+    reference = frozen(model)
+    expected = LayerGradCam(reference, reference[0]).attribute(batch.inputs[:8], target=2, relu_attributions=True)
+    np.testing.assert_allclose(record.values, expected.squeeze(1).detach().numpy(), atol=1e-6)
+    assert "layer 0 " in record.caption
+
+
+def test_large_images_are_averaged_down() -> None:
+    images, labels = torch.rand(2, 3, 300, 520), torch.tensor([0, 1])
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2 * 300 * 520, 3))
+    record = drawn(SaliencyMaps(methods="gradient"), model, FixedBatch(images, labels))["saliency/gradient"]
+    assert record.values.shape == (2, 100, 174)
+    assert record.over is not None
+    assert record.over.shape == (2, 100, 174, 3)
+    cell = captum_gradient(model, images, labels)[:, 30:33, 60:63]
+    np.testing.assert_allclose(record.values[:, 10, 20], cell.mean((1, 2)), atol=1e-7)
+
+
+# Other inputs and outputs --------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_explained_through_their_embeddings() -> None:
+    from captum.attr import IntegratedGradients, LayerGradientXActivation
+
+    model, ids = Reviews(), torch.randint(0, 20, (5, 7))
+    records = drawn(
+        SaliencyMaps(methods=["gradient", "integrated_gradients"], target=1, steps=20),
+        model,
+        FixedBatch(ids, tokens=WORDS),
+    )
+    gradient, integrated = records.values()
+    expected = LayerGradientXActivation(model, model.token).attribute(ids, target=1).sum(2)
+    np.testing.assert_allclose(gradient.values[:, 0], expected.detach().numpy(), atol=1e-6)
+
+    def from_embeddings(embedded: Tensor, ids: Tensor) -> Tensor:
+        with replaced(model.token, lambda output: embedded):
+            return model(ids)
+
+    expected = IntegratedGradients(from_embeddings).attribute(
+        model.token(ids).detach(), additional_forward_args=ids, target=1, n_steps=20
+    )
+    np.testing.assert_allclose(integrated.values[:, 0], expected.sum(2).detach().numpy(), atol=1e-6)
+    assert gradient.column_labels == [[WORDS[token] for token in row] for row in ids.tolist()]
+    assert gradient.over is None
+
+
+def test_padding_after_the_longest_text_is_left_out() -> None:
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+    inputs = {"input_ids": torch.randint(0, 20, (2, 5)), "attention_mask": mask}
+    record = drawn(SaliencyMaps(), Reviews(), FixedBatch(inputs, tokens=WORDS))["saliency/gradient/predicted"]
+    assert record.values.shape == (2, 1, 3)
+    assert record.column_labels is not None
+    assert [len(labels) for labels in record.column_labels] == [3, 3]
+    assert record.values[1, 0, 2] == 0
+
+
+def test_an_embedding_that_is_called_twice_is_explained_where_it_takes_the_tokens() -> None:
+    class Twice(Reviews):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            start = self.token(torch.zeros_like(input_ids))
+            return self.head((3 * self.token(input_ids) + start).sum(1))
+
+    model, ids = Twice(), torch.randint(1, 20, (3, 4))
+    record = drawn(SaliencyMaps(target=1), model, FixedBatch(ids))["saliency/gradient/class-1"]
+    expected = 3 * model.token(ids) @ model.head.weight[1]
+    np.testing.assert_allclose(record.values[:, 0], expected.detach().numpy(), atol=1e-5)
+
+
+def test_gradcam_of_tokens_has_a_value_for_each() -> None:
+    class Convolves(Reviews):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv1d(6, 4, 3, stride=2, padding=1)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return self.head(self.convolution(self.token(input_ids).transpose(1, 2)).relu().mean(2))
+
+    batch = FixedBatch(torch.randint(0, 20, (3, 8)), tokens=WORDS)
+    record = drawn(SaliencyMaps(), Convolves(), batch)["saliency/gradcam/predicted"]
+    assert record.values.shape == (3, 1, 8)
+    assert record.column_labels is not None
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers", "drawn_as"),
+    [
+        ((12,), [nn.Linear(12, 3)], (1, 12)),
+        ((2, 12), [nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Linear(40, 3)], (2, 12)),
+        ((7, 6, 5), [nn.Conv2d(7, 4, 3), nn.Flatten(), nn.Linear(48, 3)], (6, 5)),
+        ((2, 4, 6, 5), [nn.Conv3d(2, 4, 3), nn.Flatten(), nn.Linear(96, 3)], (6, 5)),
+    ],
+    ids=["vectors", "series", "many channels", "volumes"],
+)
+def test_signals_of_every_shape_are_drawn(
+    shape: tuple[int, ...], layers: list[nn.Module], drawn_as: tuple[int, int]
+) -> None:
+    model, inputs, labels = nn.Sequential(*layers), torch.randn(4, *shape), torch.tensor([0, 1, 2, 1])
+    records = drawn(SaliencyMaps(), model, FixedBatch(inputs, labels))
+    record = records["saliency/gradient"]
+    assert record.values.shape == (4, *drawn_as)
+    assert record.over is None
+    assert ("saliency/gradcam" in records) == (len(layers) > 1)
+    if len(shape) == 1:
+        linear = layers[0]
+        assert isinstance(linear, nn.Linear)
+        order = record.titles
+        expected = [linear.weight[int(title[-1])].tolist() for title in order]
+        np.testing.assert_allclose(record.values[:, 0], expected, atol=1e-6)
+
+
+def test_a_recurrent_model_is_explained() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 8, batch_first=True)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.head(self.lstm(inputs)[0][:, -1])
+
+    record = drawn(SaliencyMaps(), Recurrent(), FixedBatch(torch.randn(4, 6, 3)))["saliency/gradient/predicted"]
+    assert record.values.shape == (4, 6, 3)
+    assert record.values.any()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_what_has_no_classes_is_scored_by_minus_the_loss(reduction: str) -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.mse_loss(output, target, reduction=reduction)
+
+    model, inputs = nn.Linear(6, 6), torch.randn(4, 6)
+    batch = FixedBatch(inputs, inputs, loss=loss)
+    records = drawn(SaliencyMaps(), model, batch)
+    assert list(records) == ["saliency/gradient"]
+    # d/dx of −mean((Wx + b − t)²), with the target t held fixed
+    expected = -2 / 6 * (model(batch.inputs) - batch.targets) @ model.weight
+    np.testing.assert_allclose(records["saliency/gradient"].values[:, 0], expected.detach().numpy(), atol=1e-6)
+    assert "minus the loss" in records["saliency/gradient"].caption
+
+
+def test_of_one_logit_that_one_is_explained_and_its_value_noted() -> None:
+    model, inputs = nn.Linear(5, 1), torch.randn(3, 5)
+    records = drawn(SaliencyMaps(), model, FixedBatch(inputs, torch.rand(3)))
+    assert list(records) == ["saliency/gradient"]
+    record = records["saliency/gradient"]
+    np.testing.assert_allclose(record.values[:, 0], model.weight.expand(3, 5).detach().numpy(), atol=1e-6)
+    assert record.notes == [f"output {output:.3g}" for (output,) in model(inputs).tolist()]
+
+
+def test_attention_after_the_last_convolution_leaves_gradcam_to_be_asked_for() -> None:
+    class Vision(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(1, 8, 2, stride=2)
+            self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.encoder(self.patches(images).flatten(2).transpose(1, 2)).mean(1))
+
+    batch = FixedBatch(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))
+    assert "saliency/gradcam" not in drawn(SaliencyMaps(), Vision(), batch)
+    assert drawn(SaliencyMaps(methods="gradcam"), Vision(), batch)["saliency/gradcam"].values.shape == (4, 4, 4)
+
+
+def test_it_runs_under_the_training_forwards_autocast(model: nn.Sequential, batch: FixedBatch) -> None:
+    seen = []
+    model[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    records = drawn(
+        SaliencyMaps(methods=["gradient", "gradcam"], target=0),
+        model,
+        batch,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    )
+    assert set(seen[1:]) == {torch.bfloat16}  # the first is the survey's
+    assert all(record.values.dtype == np.float32 for record in records.values())
+    np.testing.assert_allclose(
+        records["saliency/gradient/class-0"].values,
+        captum_gradient(model, batch.inputs[:8], torch.zeros(8, dtype=torch.int64)),
+        atol=0.1,
+    )
+
+
+# Training is left alone, and what does not fit is said ---------------------------------------------------------------
+
+
+def test_nothing_of_the_training_is_touched(model: nn.Sequential, batch: FixedBatch) -> None:
+    model(batch.inputs).sum().backward()
+    state = copy.deepcopy(model.state_dict())
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    random_state = torch.get_rng_state()
+    drawn(SaliencyMaps(methods=["gradient", "smoothgrad", "integrated_gradients", "gradcam"], samples=2), model, batch)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(
+        parameter.grad is not None and torch.equal(parameter.grad, gradient)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True)
+    )
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"methods": "gradcm"}, ValueError, "takes any of gradient, smoothgrad, .*got gradcm"),
+        ({"methods": []}, ValueError, "got none"),
+        ({"examples": 0}, ValueError, r"SaliencyMaps\(examples=\) needs a number >= 1, got 0"),
+        ({"samples": 0}, ValueError, r"samples=\)"),
+        ({"steps": 0}, ValueError, r"steps=\)"),
+        ({"target": 1.5}, TypeError, "takes 'true', 'predicted' or a class, got 1.5"),
+        ({"every": 0}, ValueError, "n >= 1, got n=0"),
+    ],
+)
+def test_wrong_options_are_said_at_once(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SaliencyMaps(**options)
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (SaliencyMaps("conv*"), r"no convolution that runs on the batch matches 'conv\*'.*'0', '3'"),
+        (SaliencyMaps(target=10), "10 is not a class: there are 10 logits, 0 to 9"),
+        (SaliencyMaps(target="cat"), r"needs FixedBatch\(class_names=...\)"),
+    ],
+)
+def test_what_the_model_lacks_is_said_when_built(
+    model: nn.Sequential, batch: FixedBatch, probe: SaliencyMaps, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        bound(probe, model, batch)
+
+
+def test_a_batch_that_cannot_be_explained_is_said_when_built(batch: FixedBatch) -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ValueError, match="needs examples to explain"):
+        bound(SaliencyMaps(), flat, None)
+    with pytest.raises(ValueError, match="Grad-CAM needs a convolution"):
+        bound(SaliencyMaps(methods="gradcam"), flat, batch)
+    with pytest.raises(ValueError, match="finds no score to explain"):
+        bound(SaliencyMaps(), nn.Conv2d(1, 1, 3, padding=1), FixedBatch(batch.inputs))
+    with pytest.raises(ValueError, match="there are 10 logits, 0 to 9, but a target is 11"):
+        bound(SaliencyMaps(), flat, FixedBatch(batch.inputs, torch.full((100,), 11)))
+    reconstructs = FixedBatch(batch.inputs, loss=lambda output, target: output.flatten(1).sum(1))
+    with pytest.raises(ValueError, match="needs class scores, but the model gives a loss"):
+        bound(SaliencyMaps(target=1), nn.Conv2d(1, 1, 3, padding=1), reconstructs)
+
+    class OneHot(nn.Module):
+        def forward(self, ids: Tensor) -> Tensor:
+            return nn.functional.one_hot(ids, 20).float().mean(1)
+
+    with pytest.raises(ValueError, match=r"token ids \(N, T\) that go into an nn.Embedding, got int64 \(2, 4\)"):
+        bound(SaliencyMaps(), OneHot(), FixedBatch(torch.randint(0, 20, (2, 4))))
