@@ -11,7 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from vizlog.views.typeset import FAINT, INK, MUTED, PAPER, SMALL, line_height, measure, number, put, shorten, sideways
+from vizlog.views.typeset import (
+    FAINT,
+    INK,
+    MUTED,
+    PAPER,
+    SMALL,
+    line_height,
+    measure,
+    number,
+    put,
+    shorten,
+    sideways,
+    stick,
+)
 
 __all__ = ["FINER", "LONGEST_NAME", "Axis", "Marks", "Place", "chart", "names_as_ticks"]
 
@@ -192,7 +205,7 @@ def _write_names(page: Image.Image, names: Ticks, top: int, *, upright: bool) ->
     for at, name in names:
         if upright:
             image = sideways(name, fill=MUTED)
-            page.paste(image, (round(at - image.width / 2), top))
+            stick(page, image, (round(at - image.width / 2), top))
         else:
             half = measure(name) / 2
             put(draw, (min(max(at, half), page.width - half), top - 1), name, align="centre", fill=MUTED)

@@ -11,7 +11,7 @@ from vizlog.views.colors import NAN, Colormap, look_up
 from vizlog.views.typeset import FAINT, INK, MUTED, PAPER, SMALL, line_height, measure, number, put
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["TALLEST", "beside", "color_bar", "framed", "grid", "ramp", "shape_of_grid", "stack"]
 
@@ -46,7 +46,7 @@ def beside(blocks: Iterable[Image.Image | None], gap: int = 12) -> Image.Image:
 def shape_of_grid(number_of_tiles: int, tile_width: int, width: int, gap: int) -> tuple[int, int]:
     """(rows, columns) for tiles of this width: full rows where nearly as many columns allow them, else even ones."""
     fit = max(1, (width + gap) // (tile_width + gap))
-    for columns in range(fit, int(fit * 0.55), -1):
+    for columns in range(fit, int(fit * 0.7), -1):
         if number_of_tiles % columns == 0:
             return number_of_tiles // columns, columns
     rows = -(-number_of_tiles // fit)
@@ -80,16 +80,19 @@ def color_bar(
     limits: tuple[float, float], colormap: Colormap, *, label: str = "", nans: int = 0, width: int = 220
 ) -> Image.Image:
     """A horizontal colour bar with the values of its ends (of its centre too, where it diverges), and NaN's colour."""
-    at = np.linspace(0, 1, width)
-    names = [number(limits[0]), number(limits[1])]
+    names = {0.0: number(limits[0]), 1.0: number(limits[1])}
     if colormap == "diverging":
-        names.insert(1, number(limits[0] / 2 + limits[1] / 2))
-    return ramp(look_up(at, colormap), names, label=label, nans=nans)
+        names = {**names, 0.5: number(limits[0] / 2 + limits[1] / 2)}
+    return ramp(look_up(np.linspace(0, 1, width), colormap), names, label=label, nans=nans)
 
 
-def ramp(colors: np.ndarray, names: Sequence[str], *, label: str = "", nans: int = 0) -> Image.Image:
-    """A bar of colors (W, 3) with names spread under it, a label to its left, and what NaN looks like to its right."""
-    wide = max(len(colors), sum(measure(name) for name in names) + 20 * len(names))
+def ramp(colors: np.ndarray, names: Mapping[float, str], *, label: str = "", nans: int = 0) -> Image.Image:
+    """A bar of colors (W, 3) with names under it, a label to its left, and what NaN looks like to its right.
+
+    Args:
+        names: what is written at each place, 0 (the left end) to 1.
+    """
+    wide = max(len(colors), sum(measure(name) for name in names.values()) + 20 * len(names))
     colors = colors[np.linspace(0, len(colors) - 1, wide).astype(int)]
     left = measure(label) + 8 if label else 0
     spare = f"NaN ({nans:,})" if nans else ""
@@ -98,9 +101,9 @@ def ramp(colors: np.ndarray, names: Sequence[str], *, label: str = "", nans: int
     draw = ImageDraw.Draw(page)
     put(draw, (0, -1), label, fill=MUTED)
     page.paste(framed(Image.fromarray(np.repeat(colors[None, 1:-1].astype(np.uint8), 12, 0))), (left, 0))
-    for i, name in enumerate(names):
-        align = "left" if i == 0 else "right" if i == len(names) - 1 else "centre"
-        put(draw, (left + wide * i / max(len(names) - 1, 1), 14), name, fill=INK, size=SMALL, align=align)
+    for at, name in names.items():
+        align = {0.0: "left", 1.0: "right"}.get(at, "centre")
+        put(draw, (left + wide * at, 14), name, fill=INK, size=SMALL, align=align)
     if nans:
         x = left + wide + 12
         draw.rectangle((x, 0, x + 13, 13), fill=NAN)

@@ -35,11 +35,16 @@ if TYPE_CHECKING:
 
     from vizlog.records import Curves, Embedding, Histogram, Pixels, Scalar, Surface, Text
 
-__all__ = ["curves", "embedding", "histogram", "scalar", "surface", "text"]
+__all__ = ["curves", "embedding", "histogram", "scalar", "shared_start", "surface", "text"]
 
 _MOST_NAMES = 24  # in a legend
 _MOST_THUMBNAILS = 120  # beyond this they hide each other
 _PATH: Color = (214, 40, 40)
+_CORNERS = (  # of a square, a triangle and a diamond about as large as a dot of radius 1
+    ((-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)),
+    ((0.0, -1.25), (1.15, 0.8), (-1.15, 0.8)),
+    ((0.0, -1.25), (1.25, 0.0), (0.0, 1.25), (-1.25, 0.0)),
+)
 
 
 def scalar(record: Scalar, width: int) -> Image.Image:
@@ -168,7 +173,7 @@ def curves(record: Curves, width: int) -> Image.Image:
 
     x_label, x_ticks, height = clean(record.x_label), None, 400
     if record.x_names is not None:
-        shared = _shared_start(record.x_names)
+        shared = shared_start(record.x_names)
         names = [clean(name[len(shared) :]) for name in record.x_names]
         x_ticks = names_as_ticks(x, names)
         height = 320 + min(max(measure(name[:100]) for name in names), LONGEST_NAME)
@@ -180,7 +185,7 @@ def curves(record: Curves, width: int) -> Image.Image:
     return stack([legend, drawn, _missing(values, width, log=record.log_y)], 8)
 
 
-def _shared_start(names: Sequence[str]) -> str:
+def shared_start(names: Sequence[str]) -> str:
     """The dotted beginning that all names share ("encoder.layer."), if it is long; "" for one name alone."""
     if len(set(names)) < 2:
         return ""
@@ -260,8 +265,7 @@ def _marker(draw: ImageDraw.ImageDraw, at: tuple[float, float], radius: float, c
     if kind == 0:
         _dot(draw, at, radius, color)
         return
-    sides, turn = ((4, 45), (3, 0), (4, 0))[kind - 1]
-    draw.regular_polygon((at[0], at[1], radius * 1.15), sides, rotation=turn, fill=color)
+    draw.polygon([(at[0] + x * radius, at[1] + y * radius) for x, y in _CORNERS[kind - 1]], fill=color)
 
 
 def embedding(record: Embedding, width: int) -> Image.Image:
@@ -357,7 +361,7 @@ def surface(record: Surface, width: int) -> Image.Image:
     )
     z_label = clean(record.z_label) or "height"
     bar_label = shorten(f"{z_label}, logarithmic colours" if log else z_label, 220)
-    bar = ramp(SEQUENTIAL, [number(low), number(high)], label=bar_label, nans=int((~np.isfinite(z)).sum()))
+    bar = ramp(SEQUENTIAL, {0.0: number(low), 1.0: number(high)}, label=bar_label, nans=int((~np.isfinite(z)).sum()))
     path = None
     if record.path is not None:
         path = paragraph(f"red: the path of {len(record.path):,} points, from the ring to the dot", width, fill=MUTED)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vizlog.views.colors import colorize, positions, readable_on
+from vizlog.views.colors import colorize, look_up, positions, readable_on
 from vizlog.views.layout import TALLEST, beside, color_bar, framed, grid, ramp, shape_of_grid, stack
 from vizlog.views.typeset import (
     BODY,
@@ -26,6 +26,7 @@ from vizlog.views.typeset import (
     set_lines,
     shorten,
     sideways,
+    stick,
     token,
     wrap,
 )
@@ -71,7 +72,7 @@ def images(record: Images, width: int) -> Image.Image:
     ]
     grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     label = "value" if channels == 1 else "value of each channel"
-    bar = ramp(grey, [number(limit) for limit in record.limits], label=label)
+    bar = ramp(grey, {0.0: number(record.limits[0]), 1.0: number(record.limits[1])}, label=label)
     facts = f"{_many(count, 'image')} of {height} x {wide}" + _left_out(fit.tiles, count)
     return stack([_side_by_side(facts, bar, width), grid(tiles, fit.columns, _GAP)], 12)
 
@@ -93,14 +94,16 @@ def attention(record: Attention, width: int) -> Image.Image:
     nans = int(np.isnan(record.weights).sum())
     facts = "rows: the token that looks (query); columns: the token it looks at (key)"
     shown = _left_out(fit.tiles, heads, "heads") + _left_out(fit.groups, examples, "examples")
-    blocks: list[Image.Image | None] = [
-        _side_by_side(facts + shown, color_bar((0.0, 1.0), "sequential", label="attention", nans=nans), width)
-    ]
+    names = {math.sqrt(weight): number(weight) for weight in (0, 0.01, 0.1, 0.25, 0.5, 1)}
+    bar = ramp(look_up(np.linspace(0, 1, 240), "sequential"), names, label="attention", nans=nans)
+    blocks: list[Image.Image | None] = [_side_by_side(facts + shown, bar, width)]
     for example in range(fit.groups):
         rows, columns = list(record.query_tokens[example]), list(record.key_tokens[example])
         tiles = []
         for head in range(fit.tiles):
-            map_ = Image.fromarray(colorize(record.weights[example, head], (0.0, 1.0), "sequential"))
+            # Square roots, for over a hundred tokens most weights are under 0.01 and would all look like 0.
+            shares = np.sqrt(positions(record.weights[example, head], (0.0, 1.0)))
+            map_ = Image.fromarray(look_up(shares, "sequential"))
             picture = _resized(map_, fit.width, fit.height)
             first = head % fit.columns == 0
             labelled = _labelled(picture, rows if first else [], columns, (queries, keys), (90, 70))
@@ -320,7 +323,7 @@ def _labelled(
         put(draw, (left - 4, centre - line_height() / 2), shorten(token(name), longest[0]), fill=MUTED, align="right")
     for name, centre in _readable(columns, shape[1], picture.width):
         label = sideways(shorten(token(name), longest[1]), fill=MUTED)
-        page.paste(label, (round(left + centre - label.width / 2), picture.height + 4))
+        stick(page, label, (round(left + centre - label.width / 2), picture.height + 4))
     return page
 
 

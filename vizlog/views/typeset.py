@@ -11,7 +11,7 @@ import functools
 import unicodedata
 from typing import TYPE_CHECKING, TypeAlias
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,8 +32,10 @@ __all__ = [
     "number",
     "paragraph",
     "put",
+    "set_lines",
     "shorten",
     "sideways",
+    "stick",
     "token",
     "wrap",
 ]
@@ -268,6 +270,13 @@ def set_lines(lines: Sequence[str], *, size: int = SMALL, fill: Color = INK, hea
     return image
 
 
+@functools.lru_cache(maxsize=512)
 def sideways(text: str, *, size: int = SMALL, fill: Color = INK) -> Image.Image:
     """One clean line, to be read from below."""
     return set_lines([text], size=size, fill=fill).transpose(Image.Transpose.ROTATE_90)
+
+
+def stick(page: Image.Image, label: Image.Image, at: tuple[int, int]) -> None:
+    """Puts a label on the page without hiding what its white covers."""
+    box = (*at, at[0] + label.width, at[1] + label.height)
+    page.paste(ImageChops.darker(page.crop(box), label), at)

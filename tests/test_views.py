@@ -1,0 +1,603 @@
+"""Every record drawn: as pixels, as PNG, as an interactive figure, in a notebook."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import subprocess
+import sys
+import time
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from vizlog.records import (
+    Attention,
+    Curves,
+    Embedding,
+    Heatmaps,
+    Histogram,
+    Images,
+    Record,
+    Scalar,
+    Surface,
+    Text,
+)
+from vizlog.views import colors, notebook, png, typeset
+from vizlog.views.axes import Axis
+from vizlog.views.figures import figure
+from vizlog.views.layout import shape_of_grid
+from vizlog.views.raster import raster
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+def histogram_of(values: Any, **changes: Any) -> Histogram:
+    counts, edges = np.histogram(values, 64)
+    fields = {
+        "edges": edges, "counts": counts, "count": values.size, "zeros": int((values == 0).sum()),
+        "nans": 0, "pos_infs": 0, "neg_infs": 0, "min": float(values.min()), "max": float(values.max()),
+        "mean": float(values.mean()), "std": float(values.std()),
+        "quantiles": {q: float(np.quantile(values, q)) for q in QUANTILES},
+    }  # fmt: skip
+    return Histogram("weights/conv1", caption="after step 10", **{**fields, **changes})
+
+
+def attention_of(examples: int, heads: int, tokens: list[str]) -> Attention:
+    scores = np.exp(np.random.default_rng(0).normal(0, 2, (examples, heads, len(tokens), len(tokens))))
+    weights = (scores / scores.sum(-1, keepdims=True)).astype(np.float32)
+    return Attention("attention/0", weights, range(examples), range(heads), [tokens] * examples, [tokens] * examples)
+
+
+def embedding_of(points: int, classes: int, **changes: Any) -> Embedding:
+    generator = np.random.default_rng(0)
+    xyz = generator.normal(0, 1, (points, 3))
+    labels = np.arange(points) % classes
+    names = [f"class {i}" for i in range(classes)]
+    fields = {"layouts": {"PCA": xyz[:, :2], "t-SNE": xyz[:, 1:]}, "layouts_3d": {"PCA": xyz}, "labels": labels}
+    fields |= {"class_names": names, "ids": np.arange(points), "scores": {"silhouette": 0.5}}
+    return Embedding("embeddings/fc", xyz, **{**fields, **changes})
+
+
+def samples() -> dict[str, Record]:
+    """One record of each kind, of real digits where it holds pictures."""
+    digits = load_digits()
+    pictures = (digits.images[:8, ..., None] / 16 * 255).astype(np.uint8)
+    maps = (digits.images[:8] / 16 - 0.5).astype(np.float32)
+    names = [f"digit {label}" for label in digits.target[:8]]
+    x = np.linspace(-1, 1, 9)
+    layers = ["encoder.0.weight", "encoder.1.weight", "encoder.2.weight"]
+    return {
+        "Scalar": Scalar("health/dead_units_worst", 0.25, caption="worst of 3 layers"),
+        "Histogram": histogram_of(np.random.default_rng(0).normal(0, 1, 1000)),
+        "Images": Images("filters/conv1", pictures, names, (-1.0, 1.0), norms=np.ones(8)),
+        "Heatmaps": Heatmaps("saliency/gradient", maps, names, [""] * 8, (-0.5, 0.5), "diverging", over=pictures),
+        "Attention": attention_of(2, 4, ["the", "Ġcat", "sat"]),
+        "Embedding": embedding_of(60, 12, thumbnails=np.zeros((60, 8, 8, 1), np.uint8)),
+        "Curves": Curves("health/gradient_norm", np.arange(3), {"step 1": np.ones(3)}, "layer", "norm", layers),
+        "Surface": Surface("landscape/loss", x, x, x[:, None] ** 2 + x**2, np.stack([x, x], 1), "x", "y", "loss"),
+        "Text": Text("health/summary", "# Model\n\n- a CNN\n- of **3** layers", caption="by name"),
+    }
+
+
+SAMPLES = samples()
+
+
+def where(pixels: Any, color: Any) -> tuple[slice, slice]:
+    """The smallest box that holds every pixel of this colour."""
+    rows, columns = np.nonzero((pixels == np.asarray(color)).all(axis=-1))
+    assert rows.size, f"no pixel is {color}"
+    return slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+
+
+def solid_images(count: int, side: int = 3) -> tuple[Images, Any]:
+    """Tiles of one colour each, no colour twice and none of them a grey."""
+    palette = np.array([(200, (7 * i) % 256, i // 37 + 1) for i in range(count)], np.uint8)
+    pixels = np.broadcast_to(palette[:, None, None], (count, side, side, 3)).copy()
+    return Images("filters/conv1", pixels, [""] * count, (-1.0, 1.0)), palette
+
+
+def one_map(values: Any, limits: tuple[float, float], colormap: Any) -> Heatmaps:
+    return Heatmaps("feature_maps/conv1", np.asarray(values, np.float32), ["map"], [""], limits, colormap)
+
+
+# Every kind
+
+
+def test_there_is_a_sample_of_every_kind() -> None:
+    assert set(SAMPLES) == {kind.__name__ for kind in get_args(Record)}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_raster_is_rgb_on_white_of_a_size_that_can_be_read(name: str) -> None:
+    pixels = raster(SAMPLES[name])
+    height, width, channels = pixels.shape
+    assert pixels.dtype == np.uint8
+    assert channels == 3
+    assert 480 <= width <= 1000
+    assert height * width <= 4_000_000
+    assert (pixels[:8] == 255).all()  # the margin
+    assert (pixels[:, -4:] == 255).all()
+    assert (pixels != 255).any()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_raster_has_the_width_asked_for(name: str) -> None:
+    for width in (320, 700):
+        assert raster(SAMPLES[name], width=width).shape[1] == width
+
+
+def test_a_width_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 240 pixels, got 100"):
+        raster(SAMPLES["Scalar"], width=100)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_drawing_twice_gives_the_same_pixels(name: str) -> None:
+    assert np.array_equal(raster(SAMPLES[name]), raster(SAMPLES[name]))
+
+
+def test_the_caption_stands_under_the_picture_and_wraps() -> None:
+    bare, one, three = (raster(Scalar("a/b", 1.0, caption=caption)) for caption in ("", "word", "word " * 200))
+    assert bare.shape[0] < one.shape[0] < three.shape[0]
+    assert np.array_equal(one[: bare.shape[0] - 16], bare[:-16])
+
+
+def test_drawing_needs_neither_torch_nor_plotly() -> None:
+    code = "import sys, vizlog.views.figures, vizlog.views.notebook; print({'torch', 'plotly'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+# Colours
+
+
+def test_the_centre_of_the_diverging_map_is_neutral_and_its_ends_blue_and_red() -> None:
+    low, centre, high = colors.colorize(np.array([-2.0, 0.0, 2.0]), (-2.0, 2.0), "diverging").astype(int)
+    assert centre.min() == centre.max() >= 240
+    assert low[2] == low.max()
+    assert high[0] == high.max()
+    assert np.array_equal(low, colors.DIVERGING[0])
+    assert np.array_equal(high, colors.DIVERGING[254])
+
+
+def test_values_beyond_the_limits_take_the_end_colours() -> None:
+    shown = colors.colorize(np.array([-np.inf, -9.0, 9.0, np.inf]), (0.0, 1.0), "sequential")
+    assert np.array_equal(shown, colors.SEQUENTIAL[[0, 0, 254, 254]])
+
+
+def test_lightness_changes_evenly_along_both_maps() -> None:
+    """CIE L* by its own formula, which the tables were not made with."""
+    for table in (colors.SEQUENTIAL, colors.DIVERGING[127:][::-1], colors.DIVERGING[:128]):
+        channels = table / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        steps = np.diff(116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16)
+        assert steps.mean() > 0
+        smooth = np.convolve(steps, np.ones(16) / 16, "valid")
+        assert smooth.min() > 0.4 * steps.mean()
+        assert smooth.max() < 1.8 * steps.mean()
+
+
+def test_nan_has_a_colour_that_no_value_has() -> None:
+    assert not (np.vstack([colors.SEQUENTIAL, colors.DIVERGING]) == colors.NAN).all(axis=1).any()
+    assert np.array_equal(colors.colorize(np.array([np.nan]), (0.0, 1.0), "diverging")[0], colors.NAN)
+
+
+def test_limits_that_are_equal_put_what_equals_them_in_the_middle() -> None:
+    assert colors.positions(np.array([3.0, 2.0, 4.0]), (3.0, 3.0)).tolist() == [0.5, 0.0, 1.0]
+
+
+def test_limits_at_the_largest_float_do_not_overflow() -> None:
+    largest = float(np.finfo(np.float64).max)
+    assert colors.positions(np.array([-largest, 0.0, largest]), (-largest, largest)).tolist() == [0.0, 0.5, 1.0]
+
+
+def test_ten_classes_have_ten_colours_and_no_class_has_its_own() -> None:
+    assert len({colors.class_color(i) for i in range(-1, 10)}) == 11
+    assert colors.class_color(10) == colors.class_color(0)
+
+
+# Tiles
+
+
+def test_tiles_stand_in_order_in_rows_of_equal_pitch() -> None:
+    record, palette = solid_images(12)
+    boxes = [where(raster(record), color) for color in palette]
+    rows, columns = sorted({box[0].start for box in boxes}), sorted({box[1].start for box in boxes})
+    assert len(rows) * len(columns) == 12
+    assert [(box[0].start, box[1].start) for box in boxes] == [(row, column) for row in rows for column in columns]
+    assert len(set(np.diff(rows))) <= 1
+    assert len(set(np.diff(columns))) == 1
+
+
+def test_small_pictures_are_enlarged_by_a_whole_factor_with_sharp_pixels() -> None:
+    pixels = np.zeros((1, 3, 3, 3), np.uint8)
+    pixels[0] = [[(200, 10 * row, 10 * column + 1) for column in range(3)] for row in range(3)]
+    drawn = raster(Images("filters/conv1", pixels, ["filter 0"], (-1.0, 1.0)))
+    sizes = set()
+    for row in range(3):
+        for column in range(3):
+            box = where(drawn, pixels[0, row, column])
+            assert (drawn[box] == pixels[0, row, column]).all()
+            sizes.add((box[0].stop - box[0].start, box[1].stop - box[1].start))
+    ((height, width),) = sizes
+    assert height == width >= 30
+
+
+def test_grey_pictures_are_grey_and_transparent_ones_show_their_ground() -> None:
+    grey = raster(Images("filters/conv1", np.full((1, 2, 2, 1), 77, np.uint8), ["a"], (0.0, 1.0)))
+    where(grey, (77, 77, 77))
+    half = np.full((1, 2, 2, 4), 255, np.uint8)
+    half[..., :3], half[..., 3] = (100, 0, 0), 51  # a fifth of it: 0.2 * 100 + 0.8 * 232
+    where(raster(Images("filters/conv1", half, ["a"], (0.0, 1.0))), (206, 186, 186))
+
+
+def test_a_grid_prefers_full_rows() -> None:
+    assert shape_of_grid(64, 88, 928, 10) == (8, 8)
+    assert shape_of_grid(7, 100, 928, 10) == (1, 7)
+    assert shape_of_grid(1, 5000, 928, 10) == (1, 1)
+
+
+def test_a_map_shows_each_value_in_its_colour_and_nan_in_its_own() -> None:
+    drawn = raster(one_map([[[-1.0, 0.0], [1.0, np.nan]]], (-1.0, 1.0), "diverging"))
+    cells = [colors.DIVERGING[0], colors.DIVERGING[127], colors.DIVERGING[254], colors.NAN]
+    high, wide = 192, 192  # 384 pixels for one map, two cells each way
+    for cell, color in enumerate(cells):
+        same = (drawn == np.asarray(color)).all(axis=-1)
+        assert same.sum() >= high * wide
+        rows, columns = np.nonzero(same)
+        assert (np.median(rows) > drawn.shape[0] / 2 + 20) == (cell >= 2)
+        assert (np.median(columns) > 16 + wide) == (cell % 2 == 1)
+
+
+def test_a_map_lies_beside_and_over_its_picture() -> None:
+    over = np.zeros((1, 4, 4, 3), np.uint8)
+    over[...] = (10, 200, 30)
+    values = np.zeros((1, 4, 4), np.float32)
+    values[0, 0, 0] = 1.0
+    record = Heatmaps("saliency/gradient", values, ["example 0"], ["target 3"], (-1.0, 1.0), "diverging", over=over)
+    drawn = raster(record)
+    picture = where(drawn, (10, 200, 30))
+    top, side = picture[0].start, picture[0].stop - picture[0].start
+    left, pitch = picture[1].start, side + 2 + 4  # a frame of one pixel, a gap of four
+    assert tuple(drawn[top, left + pitch]) == tuple(colors.DIVERGING[254])
+    assert tuple(drawn[top, left + 2 * pitch]) == tuple(colors.DIVERGING[254])  # the strongest value hides the picture
+    assert tuple(drawn[top + side - 1, left + pitch]) == tuple(colors.DIVERGING[127])
+    red, green, blue = drawn[top + side - 1, left + 2 * pitch]
+    assert red == green == blue  # no value: the picture in grey
+
+
+def test_a_row_of_tokens_is_text_on_the_colours_of_its_values() -> None:
+    tokens = ["the", "Ġcat", "\n", "sat"]
+    record = Heatmaps(
+        "saliency/gradient", np.array([[[-1.0, 0.0, 0.5, 1.0]]], np.float32), ["example 0"], [""], (-1.0, 1.0),
+        "diverging", column_labels=[tokens],
+    )  # fmt: skip
+    drawn = raster(record)[90:]  # below the colour bar
+    first, last = where(drawn, colors.DIVERGING[0]), where(drawn, colors.DIVERGING[254])
+    assert first[0].stop - first[0].start == last[0].stop - last[0].start >= 16
+    assert last[0].start > first[0].stop  # "sat" stands on a line of its own, after the newline
+    assert last[1].start == first[1].start
+
+
+def test_attention_draws_a_weight_by_its_square_root_on_one_scale() -> None:
+    weights = np.zeros((1, 1, 2, 2), np.float32)
+    weights[0, 0] = [[1.0, 0.0], [0.25, 0.75]]
+    drawn = raster(Attention("attention/0", weights, [0], [0], [["a", "b"]], [["a", "b"]]))
+    for weight in (0.0, 0.25, 1.0):
+        box = where(drawn[110:], colors.SEQUENTIAL[round(np.sqrt(weight) * 254)])
+        assert box[0].stop - box[0].start == box[1].stop - box[1].start >= 20
+
+
+# Charts
+
+
+def test_the_highest_bar_is_where_the_most_values_are() -> None:
+    values = np.concatenate([np.zeros(10), np.linspace(0.9, 1.0, 60), np.linspace(-1, 1, 40)])
+    drawn = raster(histogram_of(values))
+    blue = (drawn == np.asarray(colors.CLASSES[0])).all(axis=-1)
+    rows, columns = np.nonzero(blue)
+    peak = columns[rows == rows.min()].mean()
+    assert peak > 0.9 * columns.max()
+
+
+def test_a_line_has_gaps_where_values_are_nan() -> None:
+    y = np.ones(100)
+    y[40:60] = np.nan
+    drawn = raster(Curves("health/x", np.arange(100), {"a": y}, "x", "y"))
+    columns = np.unique(np.nonzero((drawn == np.asarray(colors.CLASSES[0])).all(axis=-1))[1])
+    steps = np.diff(columns)
+    gap = steps.max()
+    assert (steps > 1).sum() == 1
+    assert gap == pytest.approx(21 / 99 * (columns[-1] - columns[0]), abs=4)
+
+
+def test_ticks_are_round_and_lie_within_the_axis() -> None:
+    assert [name for _, name in Axis(0.0, 1.0).ticks(5)] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+    assert [name for _, name in Axis(1e-3, 1e3, log=True).ticks(7)] == [
+        "0.001",
+        "0.01",
+        "0.1",
+        "1",
+        "10",
+        "100",
+        "1,000",
+    ]
+    assert [name for _, name in Axis(0.9, 6.0, log=True).ticks(7)] == ["1", "2", "5"]
+    for low, high in ((-3.7, 12.1), (1e-9, 2e-9), (1e12, 1.5e12), (1000.0, 1000.01)):
+        ticks = Axis(low, high).ticks(6)
+        assert 2 <= len(ticks) <= 8
+        assert all(
+            low <= value <= high and float(name.replace(",", "")) == pytest.approx(value) for value, name in ticks
+        )
+
+
+def test_points_of_a_class_are_drawn_in_its_colour() -> None:
+    xy = np.array([[0.0, 0.0], [1.0, 1.0]])
+    record = embedding_of(2, 2, layouts={"PCA": xy}, layouts_3d={})
+    drawn = raster(record)[110:]
+    first, second = where(drawn, colors.CLASSES[0]), where(drawn, colors.CLASSES[1])
+    assert first[1].stop < second[1].start  # to the left
+    assert first[0].start > second[0].stop  # and below
+
+
+def test_a_surface_is_darkest_at_its_minimum_and_its_y_axis_points_up() -> None:
+    x, y = np.linspace(-1, 1, 21), np.linspace(-1, 1, 21)
+    z = (x[None] + 0.5) ** 2 + (y[:, None] - 0.5) ** 2
+    drawn = raster(Surface("landscape/loss", x, y, z, None, "a", "b", "loss"))[100:]
+    box = where(drawn, colors.SEQUENTIAL[0])
+    height, width = drawn.shape[:2]
+    assert (box[1].start + box[1].stop) / 2 < 0.5 * width
+    assert (box[0].start + box[0].stop) / 2 < 0.5 * height
+
+
+# Extremes: drawn, and within bounds
+
+
+NAN_HISTOGRAM = {
+    "edges": np.array([0.0, 1.0]), "counts": np.array([0]), "count": 5, "zeros": 0, "nans": 5,
+    "min": np.nan, "max": np.nan, "mean": np.nan, "std": np.nan, "quantiles": {},
+}  # fmt: skip
+ODD_TOKENS = ["", " ", "\n", "\t", "\x00", "中文", "é", "🙂", "a" * 5000, "<b>&amp;</b>", "\u202e", "e\u0301"]
+EXTREMES: dict[str, Record] = {
+    "1x1 image": Images("a/b", np.zeros((1, 1, 1, 1), np.uint8), [""], (0.0, 0.0)),
+    "a thread": Images("a/b", np.zeros((2, 1, 3000, 3), np.uint8), ["", ""], (0.0, 1.0)),
+    "a large photograph": Images("a/b", np.zeros((1, 3000, 2000, 3), np.uint8), ["x"], (0.0, 1.0)),
+    "500 tiles": solid_images(500, 8)[0],
+    "20,000 tiles": Images("a/b", np.zeros((20000, 3, 3, 1), np.uint8), ["t"] * 20000, (0.0, 1.0)),
+    "huge titles": Images("a/b", np.zeros((3, 8, 8, 1), np.uint8), ["word " * 400, "x" * 9000, "a\nb\tc"], (0.0, 1.0)),
+    "limits that are not finite": Images("a/b", np.zeros((1, 2, 2, 1), np.uint8), ["a"], (np.nan, np.inf)),
+    "all-NaN map": one_map(np.full((1, 4, 4), np.nan), (np.nan, np.nan), "sequential"),
+    "constant map": one_map(np.full((1, 4, 4), 3.0), (3.0, 3.0), "diverging"),
+    "infinite map": one_map(np.full((1, 4, 4), np.inf), (-np.inf, np.inf), "diverging"),
+    "1x1 map": one_map(np.zeros((1, 1, 1)), (0.0, 1.0), "sequential"),
+    "odd tokens": Heatmaps(
+        "a/b", np.zeros((2, 1, 12), np.float32), ["", ""], ["", ""], (-1.0, 1.0), "diverging", None, [ODD_TOKENS] * 2
+    ),
+    "missing labels": Heatmaps("a/b", np.zeros((1, 1, 5), np.float32), [""], [""], (0.0, 1.0), column_labels=[["a"]]),
+    "20,000 tokens": Heatmaps(
+        "a/b", np.zeros((1, 1, 20000), np.float32), [""], [""], (0.0, 1.0), column_labels=[["word"] * 20000]
+    ),
+    "long row names": Heatmaps(
+        "a/b", np.zeros((1, 40, 3), np.float32), [""], [""], (0.0, 1.0), row_labels=[["n" * 300] * 40],
+        column_labels=[["m" * 300] * 3],
+    ),
+    "attention to odd tokens": attention_of(1, 2, ODD_TOKENS),
+    "attention of one token": attention_of(1, 1, ["a"]),
+    "attention of 200 heads": attention_of(2, 200, ["a", "b"]),
+    "attention of 300 tokens": attention_of(1, 3, ["tok"] * 300),
+    "cross attention": Attention("a/b", np.ones((1, 2, 1, 40), np.float32), [0], [0, 1], [["q"]], [["k"] * 40]),
+    "2,000 points of 200 classes": embedding_of(2000, 200),
+    "one point": embedding_of(1, 1),
+    "points that are all equal": embedding_of(5, 2, layouts={"PCA": np.zeros((5, 2))}),
+    "points that are not finite": embedding_of(5, 2, layouts={"PCA": np.full((5, 2), np.nan)}),
+    "points without classes": embedding_of(5, 2, labels=np.full(5, -1), class_names=[]),
+    "no layout": embedding_of(5, 2, layouts={}, layouts_3d={}),
+    "1,000 layers": Curves(
+        "a/b", np.arange(1000), {"a": np.ones(1000)}, "layer", "norm", [f"layer.{i}.weight" for i in range(1000)]
+    ),
+    "1,000 curves": Curves("a/b", np.arange(5), {f"curve {i}": np.full(5, float(i)) for i in range(1000)}, "x", "y"),
+    "no curve": Curves("a/b", np.arange(5), {}, "x", "y"),
+    "one point of a curve": Curves("a/b", np.array([3.0]), {"a": np.array([2.0])}, "x", "y", ["name"]),
+    "nothing to draw on a log axis": Curves(
+        "a/b", np.arange(4) - 5, {"a": np.array([np.nan, -1.0, 0.0, np.inf])}, "x", "y", log_x=True, log_y=True
+    ),
+    "the largest floats": Curves("a/b", np.arange(2), {"a": np.array([-1.7e308, 1.7e308])}, "x", "y"),
+    "the smallest floats": Curves("a/b", np.arange(2), {"a": np.array([5e-324, 1e308])}, "x", "y", log_y=True),
+    "a flat surface": Surface("a/b", np.zeros(1), np.zeros(1), np.zeros((1, 1)), None, "", "", ""),
+    "a surface of NaN": Surface("a/b", np.arange(3.0), np.arange(3.0), np.full((3, 3), np.nan), None, "", "", ""),
+    "a surface with holes": Surface(
+        "a/b", np.arange(3.0), np.arange(3.0), np.array([[1, 2, np.inf]] * 3), np.full((1, 2), np.nan), "x", "y", "z"
+    ),
+    "a histogram of NaN": histogram_of(np.zeros(5), **NAN_HISTOGRAM),
+    "a histogram of one value": histogram_of(np.full(9, 3.0)),
+    "a histogram of huge values": histogram_of(np.array([-1e150, 1e150, 5.0])),
+    "NaN": Scalar("a/b", np.nan),
+    "infinity": Scalar("a/" + "b" * 3000, np.inf, caption="é\n\t" * 3000),
+    "an empty text": Text("a/b", ""),
+    "a long text": Text("a/b", "# " + "word " * 5000 + "\n" * 5000 + "- x\n" * 500),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extremes_are_drawn_within_bounds(name: str) -> None:
+    height, width, _ = raster(EXTREMES[name]).shape
+    assert width <= 1000
+    assert height * width <= 4_000_000
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extremes_have_interactive_figures(name: str) -> None:
+    assert figure(EXTREMES[name]).to_json()
+
+
+def test_500_tiles_are_all_there() -> None:
+    record, palette = solid_images(500, 8)
+    packed = raster(record).astype(np.int64) @ [65536, 256, 1]
+    assert set(palette.astype(np.int64) @ [65536, 256, 1]) <= set(np.unique(packed))
+
+
+# Words
+
+
+def test_tokens_show_what_cannot_be_seen() -> None:
+    shown = {
+        " the": "·the",
+        "Ġthe": "·the",
+        "a b": "a b",
+        "\n": "\\n",
+        "\t": "\\t",
+        "  ": "··",
+        "": "''",
+        "\x00": "\\x00",
+    }
+    assert {token: typeset.token(token) for token in shown} == shown
+
+
+def test_numbers_are_short() -> None:
+    shown = {
+        0.0: "0",
+        -4.5e-5: "-4.5e-5",
+        0.123456: "0.123",
+        12345.0: "12345",
+        1.5e8: "1.5e8",
+        np.nan: "nan",
+        -0.2: "-0.2",
+    }
+    assert {value: typeset.number(value) for value in shown} == shown
+
+
+def test_wrapped_lines_keep_every_word_and_fit() -> None:
+    words = [f"word{i}" for i in range(60)]
+    lines = typeset.wrap(" ".join(words), 200, most=60)
+    assert " ".join(lines).split() == words
+    assert max(typeset.measure(line) for line in lines) <= 200
+    assert typeset.wrap(" ".join(words), 200, most=2)[-1].endswith("…")
+
+
+def test_a_name_that_is_too_long_keeps_its_ends() -> None:
+    shown = typeset.shorten("encoder.layer.11.attention.self.query.weight", 140)
+    assert shown.startswith("encoder")
+    assert shown.endswith("weight")
+    assert typeset.measure(shown) <= 140
+
+
+def test_characters_without_a_glyph_are_still_told_apart() -> None:
+    first, second = (raster(Text("a/b", text)) for text in ("\ue000", "\ue001"))  # no font has these
+    assert first.shape != second.shape or not np.array_equal(first, second)
+
+
+# PNG
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_png_decodes_to_the_same_pixels(channels: int) -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (37, 53, channels), dtype=np.uint8)
+    slope = np.add.outer(np.arange(37), np.arange(53))[..., None].astype(np.uint8).repeat(channels, axis=-1)
+    for pixels in (noise, slope, noise[::2, ::3], np.zeros((1, 1, channels), np.uint8)):
+        decoded = np.asarray(Image.open(io.BytesIO(png.encode(pixels))))
+        assert np.array_equal(decoded.reshape(pixels.shape), pixels)
+
+
+def test_a_png_of_a_drawing_is_smaller_than_pillow_makes_it() -> None:
+    for name in SAMPLES:
+        pixels = raster(SAMPLES[name])
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        assert len(png.encode(pixels)) < len(buffer.getvalue())
+
+
+def test_what_is_no_picture_is_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("got (2, 2, 3) float64")):
+        png.encode(np.zeros((2, 2, 3)))  # type: ignore[arg-type]
+
+
+def test_drawing_64_tiles_costs_no_more_than_a_few_png_encodings() -> None:
+    record, _ = solid_images(64, 7)
+    pixels = raster(record)
+    noise = np.random.default_rng(0).integers(0, 256, pixels.shape, dtype=np.uint8)
+
+    def fastest(call: Any) -> float:
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    assert fastest(lambda: raster(record)) < 5 * fastest(lambda: png.encode(noise))
+
+
+# Interactive figures
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_kind_has_an_interactive_figure_with_its_tag_and_caption(name: str) -> None:
+    made = figure(SAMPLES[name])
+    assert len(made.data) >= 1
+    if name not in ("Images", "Text"):  # these are the raster, which has both in it
+        assert SAMPLES[name].tag in made.layout.title.text
+        assert SAMPLES[name].caption in made.layout.title.text
+
+
+def test_figures_hold_the_values_themselves() -> None:
+    maps, heads = SAMPLES["Heatmaps"], SAMPLES["Attention"]
+    assert isinstance(maps, Heatmaps)
+    assert isinstance(heads, Attention)
+    assert np.array_equal(np.asarray(figure(maps).data[3].z, np.float32), maps.values[3])
+    drawn = figure(heads)
+    assert np.array_equal(np.asarray(drawn.data[5].z, np.float32), heads.weights[1, 1])
+    assert [trace.visible for trace in drawn.data] == [True] * 4 + [False] * 4
+    assert drawn.layout.updatemenus[0].buttons[1].args[0]["visible"] == [False] * 4 + [True] * 4
+
+
+def test_a_menu_chooses_the_method_of_an_embedding() -> None:
+    made = figure(embedding_of(20, 2))
+    assert [button.label for button in made.layout.updatemenus[0].buttons] == ["PCA", "t-SNE", "PCA 3-D"]
+    assert [trace.type for trace in made.data] == ["scatter"] * 4 + ["scatter3d"] * 2
+
+
+def test_the_path_lies_on_its_surface() -> None:
+    x, y = np.linspace(-1, 1, 5), np.linspace(-2, 2, 9)
+    z = 3 * x[None] + 2 * y[:, None]  # flat, so that linear interpolation is exact
+    path = np.array([[0.25, -1.1], [-0.8, 1.7]])
+    made = figure(Surface("landscape/loss", x, y, z, path, "a", "b", "loss"))
+    assert np.allclose(made.data[1].z, 3 * path[:, 0] + 2 * path[:, 1], atol=0.011 * np.ptp(z))
+
+
+def test_labels_in_figures_are_text_and_not_markup() -> None:
+    made = figure(Curves("a/<b>", np.arange(2), {"<script>": np.ones(2)}, "x & y", "y", caption="<i>"))
+    assert made.data[0].name == "&lt;script&gt;"
+    assert "<b>a/&lt;b&gt;</b>" in made.layout.title.text
+    assert made.layout.xaxis.title.text == "x &amp; y"
+
+
+def test_without_plotly_the_error_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    with pytest.raises(ImportError, match=re.escape("need plotly: pip install 'vizlog[tensorboard]'")):
+        figure(SAMPLES["Scalar"])
+
+
+# Notebooks
+
+
+def test_a_record_shows_itself_in_a_notebook() -> None:
+    record = Scalar("health/<x>", 0.5, caption='says "this" & <that>')
+    shown = record._repr_html_()  # type: ignore[attr-defined]
+    assert shown == notebook.html(record)
+    assert "health/&lt;x&gt;" in shown
+    assert "says &quot;this&quot; &amp; &lt;that&gt;" in shown
+    data = base64.b64decode(re.search(r"base64,([^\"]+)", shown)[1])  # type: ignore[index]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), raster(record))
+
+
+def test_many_records_show_the_newest_and_say_how_many_are_left_out() -> None:
+    written: list[tuple[int, Record]] = [(step, Scalar("health/x", step)) for step in range(25)]
+    shown = notebook.html_many(written, most=3)
+    assert re.findall(r"<figcaption>step (\d+)", shown) == ["24", "23", "22"]
+    assert "22 earlier records are not shown" in shown
+    assert "No records" in notebook.html_many([])
