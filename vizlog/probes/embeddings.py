@@ -1,0 +1,178 @@
+"""Embeddings: where a layer puts the examples, and how well it separates their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vizlog.batch import FixedBatch
+from vizlog.capture import Layer, Outputs, Request, Survey
+from vizlog.compute.layouts import Layouts, Projected, check_methods, project
+from vizlog.compute.projection import knn_accuracy, silhouette
+from vizlog.probes.base import Context, Probe
+from vizlog.probes.features import Features, Points, Reader, features_of, points_of
+from vizlog.process import shared
+from vizlog.records import Embedding, Record, Scalar
+from vizlog.schedules import LogSpaced, Schedule
+from vizlog.selection import Select, check_select, matcher, spread
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Embeddings"]
+
+Label: TypeAlias = "Literal['class', 'token'] | ArrayLike | None"
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NEIGHBOURS = 10
+_SCORES = {
+    "knn_accuracy": f"share of the points whose class most of their {_NEIGHBOURS} nearest others have, by the features",
+    "silhouette": "how much nearer points are to their own class than to the next, by the features: -1 to 1",
+}
+
+
+class Embeddings(Probe):
+    """A layer's features of the fixed batch on a plane, comparable from step to step: tags `embeddings/LAYER`.
+
+    By itself it takes what goes into the last linear layer (into the last convolution where there is none), tagged
+    `LAYER.input`. Maps and sequences are averaged to one vector an example; texts without a class of their own become
+    one point a token, 500 at most. With two classes or more `LAYER/knn_accuracy` and `LAYER/silhouette` score the
+    features themselves, not the picture.
+
+    Args:
+        select: layers whose output to take; None: the features before the last layer.
+        methods: some of "pca", "tsne", "umap"; too few points for a layout quietly get PCA alone.
+        every: a number of steps, or a schedule.
+        label: what colours the points: "class", the targets; "token", a point for each token; or labels of one's own,
+            numbers or words, (N,) for the examples as they were given or (N, T) for their tokens. None: the class where
+            there is one, else the token.
+        layers: how many of the selected layers to draw, spread over the depth.
+
+    Raises:
+        ImportError: "umap" without umap-learn.
+    """
+
+    slow = True
+
+    def __init__(
+        self,
+        select: Select = None,
+        *,
+        methods: Sequence[str] = ("pca", "tsne"),
+        every: int | Schedule = LogSpaced(every=100),  # noqa: B008 (frozen)
+        label: Label = None,
+        layers: int = 6,
+    ) -> None:
+        super().__init__(every=every)
+        if layers < 1:
+            raise ValueError(f"{self.name}(layers=) needs a number >= 1, got {layers}")
+        if isinstance(label, str) and label not in {"class", "token"}:
+            raise ValueError(f"{self.name}(label=) takes 'class', 'token' or an array of labels, got {label!r}")
+        self._select, self._matches = select, matcher(select)
+        self._methods = check_methods(methods)
+        self._label = label if label is None or isinstance(label, str) else np.asarray(label)
+        self._most = layers
+        self._process = shared()
+        self._features: list[Features] = []
+        self._left_out = 0
+        self._points: dict[bool, Points] = {}
+        self._layouts: dict[str, Layouts] = {}
+
+    def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
+        if survey is None:
+            raise ValueError(f"{self.name} needs batch=: it shows where the model puts examples")
+        batch, is_input = survey.batch, self._select is None
+        layers = [_last(survey)] if is_input else self._selected(survey)
+        chosen = spread(layers, self._most)
+        self._left_out = len(layers) - len(chosen)
+        by_token = self._by_token(batch)
+        self._features = [features_of(layer, batch, is_input=is_input, by_token=by_token) for layer in chosen]
+        self._points = {
+            each: points_of(batch, self._label, by_token=each) for each in {f.by_token for f in self._features}
+        }
+        self._layouts = {features.name: Layouts(self._methods) for features in self._features}
+
+    def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
+        reader = Reader(self._features, self._points)
+        examples = max(points.examples for points in self._points.values())
+        return {"vectors": Outputs(reader.wants, reader.read, examples=examples)}
+
+    def measure(self, context: Context) -> Mapping[str, list[Tensor]]:
+        found: Mapping[str, list[Tensor]] = context.captured["vectors"]
+        if not found:
+            raise ValueError(f"{', '.join(features.layer for features in self._features)} did not run, but ran before")
+        return found
+
+    def finish(self, measured: Mapping[str, list[Tensor]]) -> Iterable[Record]:
+        for features in self._features:
+            if features.layer in measured:
+                # The pass goes over whole chunks of examples, perhaps for another probe over more of them.
+                points = self._points[features.by_token]
+                yield from self._records(
+                    features, points, torch.cat(measured[features.layer])[: len(points.ids)].numpy()
+                )
+
+    def _records(self, features: Features, points: Points, vectors: NDArray[np.float32]) -> Iterable[Record]:
+        projected = self._layouts[features.name].update(vectors, np.arange(len(vectors)), by=self._project)
+        scores = {
+            "knn_accuracy": knn_accuracy(vectors, points.labels, k=_NEIGHBOURS),
+            "silhouette": silhouette(vectors, points.labels),
+        }
+        scores = {name: score for name, score in scores.items() if np.isfinite(score)}
+        tag = f"embeddings/{features.name}"
+        yield Embedding(
+            tag,
+            vectors,
+            projected.layouts,
+            projected.layouts_3d,
+            points.labels,
+            points.class_names,
+            points.ids,
+            points.thumbnails,
+            scores,
+            caption=self._caption(features, points, vectors, projected),
+        )
+        for name, score in scores.items():
+            yield Scalar(f"{tag}/{name}", score, caption=f"{_SCORES[name]}; {features} for {points.words}")
+
+    def _project(self, *arguments: Any) -> Projected:
+        return project(*arguments) if self._methods == ("pca",) else self._process.call(project, *arguments)
+
+    def _selected(self, survey: Survey) -> list[Layer]:
+        ran = {layer.name: layer for layer in survey.layers if len(layer.output_shape) > 1}
+        found = [layer for name, layer in ran.items() if self._matches(name, layer.module)]
+        check_select(self._select, ran, [layer.name for layer in found], "layer that ran on the batch")
+        return found
+
+    def _by_token(self, batch: FixedBatch) -> bool | None:
+        """Whether each token is a point; None: where the layer keeps them apart."""
+        if isinstance(self._label, np.ndarray):
+            return self._label.ndim > 1
+        if self._label is None:
+            return None if batch.labels is None and batch.token_ids is not None else False
+        return self._label == "token"
+
+    def _caption(self, features: Features, points: Points, vectors: NDArray[np.float32], projected: Projected) -> str:
+        parts = [f"{features} for {points.words}, eval mode: {vectors.shape[1]} features; colour: {points.coloured_by}"]
+        if lost := int((~np.isfinite(vectors).all(1)).sum()):
+            parts.append(f"{lost} of {len(vectors)} points hold NaN or inf and have no place")
+        parts += [f"{method}: {note}" for method, note in projected.notes.items() if note]
+        if len(projected.layouts) < len(self._methods):
+            parts.append("too few different points for more than PCA")
+        if self._left_out:
+            parts.append(f"{len(self._features)} of {len(self._features) + self._left_out} selected layers are drawn")
+        if {"tsne", "umap"} & set(projected.layouts):
+            parts.append("distances and cluster sizes in t-SNE and UMAP mean nothing, who is near whom does")
+        return "; ".join(parts)
+
+
+def _last(survey: Survey) -> Layer:
+    """The last linear layer that ran; the last convolution where there is none."""
+    candidates = survey.of_type(nn.Linear) or survey.of_type(*_CONVOLUTIONS)
+    if not candidates:
+        raise ValueError("no linear layer and no convolution ran on the batch: name a layer whose output to show")
+    return candidates[-1]
