@@ -457,8 +457,8 @@ def test_vectors_that_are_not_finite_are_counted_in_the_table(run: Path) -> None
     (entry,) = project(run, with_vectors(vectors))
     table = [line.split("\t") for line in (run / entry.metadata_path).read_text().splitlines()]
     assert [row[-1] for row in table] == ["non-finite values, shown as 0", "0", "2", "0"]
-    shown = np.fromfile(run / entry.tensor_path, np.float32).reshape(3, 2)
-    np.testing.assert_array_equal(shown, np.float32([[0.1, 0.2], [0, 0], [0.3, 0.4]]))
+    shown = np.fromfile(run / entry.tensor_path, np.float32).reshape(tuple(entry.tensor_shape))
+    np.testing.assert_array_equal(shown, np.float32([[0.1, 0.2, 0], [0, 0, 0], [0.3, 0.4, 0]]))
 
 
 def test_a_sprite_stays_within_what_browsers_draw(run: Path) -> None:

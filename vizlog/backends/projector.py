@@ -110,9 +110,8 @@ def _replace(path: Path, config: Any) -> None:
 
 
 def _write_vectors(directory: Path, home: PurePosixPath, vectors: NDArray[np.float32], entry: Any) -> None:
-    """(N, D) as raw little-endian float32; one column of zeros is added to D == 1."""
-    if vectors.shape[1] == 1:
-        vectors = np.pad(vectors, ((0, 0), (0, 1)))
+    """(N, D) as raw little-endian float32, with columns of zeros up to D = 3: the tab draws nothing of less."""
+    vectors = np.pad(vectors, ((0, 0), (0, max(0, 3 - vectors.shape[1]))))
     raw = vectors.tobytes()
     # The tab tries TSV first, and takes raw numbers only where decoding fails: at the first line at the latest.
     if _is_text(raw.split(b"\n", 1)[0]):
