@@ -299,6 +299,25 @@ def test_an_embedding_that_is_called_twice_is_explained_where_it_takes_the_token
     np.testing.assert_allclose(record.values[:, 0], expected.detach().numpy(), atol=1e-5)
 
 
+def test_a_language_model_is_explained_for_the_token_it_predicts_next() -> None:
+    class Language(Reviews):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, 20)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return self.head(self.token(input_ids).cumsum(1))
+
+    model, ids = Language(), torch.randint(0, 20, (3, 4))
+    batch = FixedBatch(ids, ids.roll(-1, 1), tokens=WORDS)
+    record = drawn(SaliencyMaps(), model, batch)["saliency/gradient/predicted"]
+    predicted = model(ids)[:, -1].argmax(1)
+    expected = torch.einsum("ntd,nd->nt", model.token(ids), model.head.weight[predicted])
+    np.testing.assert_allclose(record.values[:, 0], expected.detach().numpy(), atol=1e-5)
+    assert record.notes[1].startswith(f"target 'w{int(predicted[1])}'; predicted 'w{int(predicted[1])}' (")
+    assert "next token, at the last position" in record.caption
+
+
 def test_gradcam_of_tokens_has_a_value_for_each() -> None:
     class Convolves(Reviews):
         def __init__(self) -> None:
@@ -434,6 +453,21 @@ def test_nothing_of_the_training_is_touched(model: nn.Sequential, batch: FixedBa
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_a_monitor_writes_them_at_due_steps(model: nn.Sequential, batch: FixedBatch) -> None:
+    import vizlog
+
+    memory = vizlog.Memory()
+    probe = SaliencyMaps(
+        every=2, target=0, methods=["integrated_gradients", "gradcam"], baseline=torch.full((8, 8), 0.5)
+    )
+    with vizlog.Monitor(model, [probe], to=memory, batch=batch) as monitor:
+        for _ in range(3):
+            with monitor.step():
+                model(batch.inputs).sum().backward()
+    for method in ("integrated_gradients", "gradcam"):
+        assert [step for step, _ in memory.of(f"saliency/{method}/class-0")] == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -456,6 +490,7 @@ def test_wrong_options_are_said_at_once(options: dict[str, Any], error: type[Exc
     [
         (SaliencyMaps("conv*"), r"no convolution that runs on the batch matches 'conv\*'.*'0', '3'"),
         (SaliencyMaps(target=10), "10 is not a class: there are 10 logits, 0 to 9"),
+        (SaliencyMaps(baseline=torch.zeros(100, 1, 8, 8)), r"one example, \(1, 8, 8\), got \(100, 1, 8, 8\)"),
         (SaliencyMaps(target="cat"), r"needs FixedBatch\(class_names=...\)"),
     ],
 )

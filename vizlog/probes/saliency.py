@@ -24,7 +24,7 @@ from vizlog.compute.saliency import (
     upsample,
 )
 from vizlog.probes.base import Context, Probe
-from vizlog.probes.subject import Subject, met
+from vizlog.probes.subject import Subject, input_values, met
 from vizlog.records import Floats, Heatmaps, Pixels
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, named_modules
@@ -55,8 +55,8 @@ class SaliencyMaps(Probe):
         every: a number of steps, or a schedule.
         examples: how many examples.
         samples, noise: of SmoothGrad: noisy copies, and their standard deviation as a share of the example's range.
-        steps, baseline: of integrated gradients: points on the path, and where it starts, in the model's own space (of
-            embeddings, for tokens).
+        steps, baseline: of integrated gradients: points on the path, and where it starts: a number, or a tensor that
+            broadcasts to one example as the model takes it (to its embeddings, for tokens).
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class SaliencyMaps(Probe):
         self._methods: tuple[str, ...] = ()
         self._convolution = ""
         self._tokens = False
+        self._next_tokens = False
         self._shown: FixedBatch | None = None
         self._pictures: Pixels | None = None
 
@@ -101,6 +102,9 @@ class SaliencyMaps(Probe):
         self._pictures = _pictures(survey.batch, self._examples)
         self._check_target(self._shown, survey)
         self._tokens = _explains_tokens(self._shown, survey)
+        self._next_tokens = self._tokens and _predicts_tokens(self._shown, survey)
+        if isinstance(self._baseline, Tensor) and not self._tokens:
+            _check_baseline(self._baseline, input_values(self._shown))
         convolution = self._last_convolution(survey)
         self._convolution = convolution.partition("@")[0]
         if self._asked is not None:
@@ -201,13 +205,13 @@ class SaliencyMaps(Probe):
         return Heatmaps(
             "/".join(part for part in ("saliency", found.method, found.question.suffix) if part),
             values,
-            _titles(shown),
-            _notes(shown, found, prediction),
+            self._titles(shown),
+            self._notes(shown, found, prediction),
             _limits(values, signed=signed),
             "diverging" if signed else "sequential",
             column_labels=labels,
             over=None if one_row or self._pictures is None else self._pictures[rows.numpy()],
-            caption=f"{self._what(found.method)}. {_of_what(found.question, shown)}",
+            caption=f"{self._what(found.method)}. {self._of_what(found.question, shown)}",
         )
 
     def _what(self, method: str) -> str:
@@ -232,6 +236,53 @@ class SaliencyMaps(Probe):
             return f"Gradient (Simonyan et al. 2014){' ' if self._tokens else ': '}{found}"
         copies = f"{self._samples} copies with noise of {self._noise:.0%} of the example's range"
         return f"SmoothGrad (Smilkov et al. 2017), {copies}{' ' if self._tokens else ': '}{found}"
+
+    def _of_what(self, question: _Question, shown: FixedBatch) -> str:
+        """Which score of which examples, for the caption."""
+        kind = "next token, at the last position" if self._next_tokens else "class"
+        if question.targets is None:
+            score = "minus the loss"
+        elif question.suffix.startswith("class-"):
+            score = f"the logit (before softmax) of {self._class_name(int(question.targets[0]))}"
+        else:
+            score = f"the logit (before softmax) of the {question.suffix or 'true'} {kind}"
+        which = f"{len(shown)} examples of the fixed batch"
+        if question.suffix == "predicted" and shown.labels is not None and self._target == "true":
+            which = "only examples that are misclassified"
+        return f"Score: {score}; {which}, eval mode"
+
+    def _titles(self, shown: FixedBatch) -> list[str]:
+        names = [f"example {number}" for number in shown.ids.tolist()]
+        if shown.labels is None:
+            return names
+        return [f"{name}: {self._class_name(label)}" for name, label in zip(names, shown.labels.tolist(), strict=True)]
+
+    def _notes(self, shown: FixedBatch, found: _Found, prediction: _Prediction | None) -> list[str]:
+        """For each map: the class it explains, what the model predicts, and the completeness gap."""
+        notes = []
+        for i, row in enumerate(found.question.rows.tolist()):
+            parts = []
+            if prediction is not None and prediction.classes is None:
+                parts.append(f"output {float(prediction.shares[row]):.3g}")
+            elif prediction is not None and prediction.classes is not None and found.question.targets is not None:
+                guess, share = int(prediction.classes[row]), float(prediction.shares[row])
+                wrong = ", wrong" if shown.labels is not None and guess != int(shown.labels[i]) else ""
+                parts.append(f"target {self._class_name(int(found.question.targets[i]))}")
+                parts.append(f"predicted {self._class_name(guess)} ({share:.0%}{wrong})")
+            if found.gap is not None:
+                parts.append(f"gap {float(found.gap.absolute[i]):+.2g} ({100 * float(found.gap.relative[i]):.2g}%)")
+            notes.append("; ".join(parts))
+        return notes
+
+    def _class_name(self, number: int) -> str:
+        """A class by its name; a token, where tokens are predicted; else by its number."""
+        assert self._shown is not None
+        if self._shown.class_names:
+            return self._shown.class_name(number)
+        ids = self._shown.token_ids
+        if self._next_tokens and ids is not None:
+            return repr(self._shown.substitute(ids, torch.full_like(ids[:, :1], number)).token_names(0)[0])
+        return f"class {number}"
 
 
 @dataclass(frozen=True)
@@ -298,6 +349,22 @@ def _explains_tokens(shown: FixedBatch, survey: Survey) -> bool:
     return False
 
 
+def _predicts_tokens(shown: FixedBatch, survey: Survey) -> bool:
+    """Whether the classes are the tokens that go in, so that they have their names."""
+    sizes = [layer.module.num_embeddings for layer in survey.layers if isinstance(layer.module, nn.Embedding)]
+    return shown.tokens is not None and not shown.class_names and survey.classes in sizes
+
+
+def _check_baseline(baseline: Tensor, values: Tensor) -> None:
+    try:
+        baseline.expand(values.shape[1:])
+    except RuntimeError:
+        raise ValueError(
+            f"SaliencyMaps(baseline=) needs a tensor that broadcasts to one example, {tuple(values.shape[1:])}, "
+            f"got {tuple(baseline.shape)}"
+        ) from None
+
+
 def _recurrent_backward(models: Mapping[str, nn.Module]) -> AbstractContextManager[Any]:
     """Where there are recurrent layers, torch's own instead of cuDNN's, which have no backward in eval mode."""
     if any(isinstance(module, nn.RNNBase) for module in named_modules(models).values()):
@@ -359,46 +426,3 @@ def _limits(values: Floats, *, signed: bool) -> tuple[float, float]:
     sizes = np.abs(values[np.isfinite(values)])
     most = (float(np.quantile(sizes, 0.99)) or float(sizes.max()) or 1.0) if sizes.size else 1.0
     return -most if signed else 0.0, most
-
-
-def _class(shown: FixedBatch, number: int) -> str:
-    return shown.class_name(number) if shown.class_names else f"class {number}"
-
-
-def _titles(shown: FixedBatch) -> list[str]:
-    names = [f"example {number}" for number in shown.ids.tolist()]
-    if shown.labels is None:
-        return names
-    return [f"{name}: {_class(shown, label)}" for name, label in zip(names, shown.labels.tolist(), strict=True)]
-
-
-def _notes(shown: FixedBatch, found: _Found, prediction: _Prediction | None) -> list[str]:
-    """For each map: the class it explains, what the model predicts, and the completeness gap."""
-    notes = []
-    for i, row in enumerate(found.question.rows.tolist()):
-        parts = []
-        if prediction is not None and prediction.classes is None:
-            parts.append(f"output {float(prediction.shares[row]):.3g}")
-        elif prediction is not None and prediction.classes is not None and found.question.targets is not None:
-            guess, label = int(prediction.classes[row]), shown.labels[i] if shown.labels is not None else None
-            wrong = ", wrong" if label is not None and guess != int(label) else ""
-            parts.append(f"target {_class(shown, int(found.question.targets[i]))}")
-            parts.append(f"predicted {_class(shown, guess)} ({float(prediction.shares[row]):.0%}{wrong})")
-        if found.gap is not None:
-            parts.append(f"gap {float(found.gap.absolute[i]):+.2g} ({100 * float(found.gap.relative[i]):.2g}%)")
-        notes.append("; ".join(parts))
-    return notes
-
-
-def _of_what(question: _Question, shown: FixedBatch) -> str:
-    """Which score of which examples, and the scale, for the caption."""
-    if question.targets is None:
-        score = "minus the loss"
-    elif question.suffix.startswith("class-"):
-        score = f"the logit of class {question.suffix.removeprefix('class-')}"
-    else:
-        score = f"the logit (before softmax) of the {question.suffix or 'true'} class"
-    which = f"{len(shown)} examples of the fixed batch, eval mode"
-    if question.suffix == "predicted" and shown.labels is not None:
-        which = "only examples that are misclassified, eval mode"
-    return f"Score: {score}; {which}"

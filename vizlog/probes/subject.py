@@ -15,7 +15,7 @@ from vizlog.capture import Call, Capture, Outputs, replaced
 from vizlog.compute.saliency import Score, derivative, gradcam
 from vizlog.selection import named_modules
 
-__all__ = ["Subject", "met"]
+__all__ = ["Subject", "input_values", "met"]
 
 _ROWS = 8
 """How many rows go through the model at once: saliency keeps the graph of each."""
