@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,13 +33,14 @@ class Delivery:
         self._worker = Worker()
         self._scalars: list[tuple[int, dict[str, Any]]] = []
 
-    def send(self, step: int, measured: Sequence[tuple[Turn, Any]], seconds: Mapping[str, float]) -> None:
+    def send(self, step: int, measured: Sequence[tuple[Turn, Any]]) -> None:
         """Starts one copy to the host and queues the rest: numbers and histograms together, each picture by itself."""
         self._send_scalars()
         pending = to_host([tree for _, tree in measured])
         written: set[str] = set()
         numbers = [(number, turn) for number, (turn, _) in enumerate(measured) if not turn.probe.picture]
-        self._worker.submit(lambda: self._write(step, self._finish(pending, numbers) + _seconds(seconds), written))
+        seconds = _seconds([turn for turn, _ in measured])
+        self._worker.submit(lambda: self._write(step, self._finish(pending, numbers) + seconds, written))
         for number, (turn, _) in enumerate(measured):
             if turn.probe.picture:
                 self._send_picture(step, pending, number, turn, written)
@@ -87,7 +89,7 @@ class Delivery:
 
         def write() -> None:
             for (step, _), values in zip(scalars, pending.wait(), strict=True):
-                self._write(step, [Scalar(tag, value) for tag, value in values.items()], set())
+                self._write(step, list(_scalars(values)), set())
 
         self._worker.submit(write)
 
@@ -129,7 +131,18 @@ def _owned(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _seconds(seconds: Mapping[str, float]) -> list[Record]:
+def _scalars(values: Mapping[str, Any]) -> Iterable[Scalar]:
+    for tag, value in values.items():
+        try:
+            yield Scalar(tag, value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            _LOG.warning("vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, error)
+
+
+def _seconds(turns: Iterable[Turn]) -> list[Record]:
+    seconds: dict[str, float] = defaultdict(float)
+    for turn in turns:
+        seconds[turn.probe.name] += turn.latest_seconds
     return [
         Scalar(
             f"health/vizlog_seconds/{name}",

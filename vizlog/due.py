@@ -74,21 +74,19 @@ class DueStep:
     """What is captured at one due step.
 
     Args:
-        turns: the probes that are due.
         models: name -> bare module.
         failed: called with (turn, what it was doing, error) when a probe fails; the probe is left out from then on.
     """
 
     def __init__(
         self,
-        turns: Iterable[Turn],
         models: Mapping[str, nn.Module],
         failed: Callable[[Turn, str, Exception], None],
     ) -> None:
         self.step: int | None = None  # None until it has begun
         self.epoch: int | None = None
         self.models = models
-        self.turns = list(turns)
+        self.turns: list[Turn] = []
         self.parameters = named_parameters(models)
         self.waiting: set[int] = set()
         self.skipped: list[Tensor] = []
@@ -97,11 +95,18 @@ class DueStep:
         self._results: dict[Key, dict[str, Any]] = {}
         self._before: dict[Key, dict[str, Tensor]] = {}
         self._live: Capture | None = None
-        for turn in list(self.turns):
+
+    def add(self, turns: Iterable[Turn], *, forward_passed: bool = False) -> None:
+        """Asks probes that are due what they want; those that want a training forward which has passed are left out."""
+        for turn in turns:
+            if turn in self.turns:
+                continue
             with self.guarded(turn, "wants()"), turn.timed():
                 turn.latest_seconds = 0.0
-                for key, request in turn.probe.wants(models).items():
-                    self._asked[turn, key] = request
+                asked = turn.probe.wants(self.models)
+                if not (forward_passed and any(getattr(request, "live", False) for request in asked.values())):
+                    self.turns.append(turn)
+                    self._asked.update({(turn, key): request for key, request in asked.items()})
 
     @contextmanager
     def guarded(self, turn: Turn, doing: str) -> Iterator[None]:
@@ -218,6 +223,13 @@ class DueStep:
                 turn.seconds += share
                 turn.latest_seconds += share
             self._take(capture)
+
+    def drop_batch(self) -> list[Turn]:
+        """Leaves out the probes that asked for a pass over the fixed batch, and says which."""
+        dropped = list(dict.fromkeys(turn for turn, _ in self._of_the_batch()))
+        self.turns = [turn for turn in self.turns if turn not in dropped]
+        self._asked = {key: request for key, request in self._asked.items() if key[0] not in dropped}
+        return dropped
 
     def _take(self, capture: Capture) -> None:
         for key, error in capture.errors.items():

@@ -30,6 +30,7 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_random_states(models))
         stack.enter_context(_eager())
+        stack.enter_context(_no_cached_casts())
         stack.enter_context(_gradients(models))
         stack.enter_context(_tensors(modules))
         stack.enter_context(_attributes(modules))
@@ -67,6 +68,17 @@ def _eager() -> AbstractContextManager[Any]:
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+@contextmanager
+def _no_cached_casts() -> Iterator[None]:
+    # Where the whole training runs inside one autocast, a weight cast without a gradient would cut the next forward's.
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 @contextmanager

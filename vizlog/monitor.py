@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
+import re
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -25,7 +27,7 @@ from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimize
 from vizlog.probes.base import Context, Probe
 from vizlog.probes.standard import standard_for
 from vizlog.schedules import Schedule
-from vizlog.selection import named_models, named_parameters
+from vizlog.selection import given_models, named_models, named_parameters
 
 __all__ = ["Monitor"]
 
@@ -76,7 +78,7 @@ class Monitor:
         forward_context: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
         self._models = named_models(model)
-        self._roots = [model] if isinstance(model, nn.Module) else list(self._models.values())
+        self._roots = list(given_models(model).values())
         self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
         _check_owned(self._models, self._optimizers)
         if budget is not None and not 0 < budget <= 1:
@@ -89,7 +91,7 @@ class Monitor:
             self._batch = as_fixed_batch(given)
             with forward_context() if forward_context is not None else nullcontext():
                 met = survey(self._models, self._batch) if self._batch is not None else None
-        chosen = _checked(probes) if probes is not None else self._standard(met, every or 100)
+        chosen = _checked(probes) if probes is not None else self._standard(met, 100 if every is None else every)
         for probe in chosen:
             probe.bind(self._models, met)
             if probe.needs_optimizer and not self._optimizers:
@@ -143,8 +145,7 @@ class Monitor:
 
     def end(self) -> None:
         """After the backward of a step; what is due is finished here, or once the watched optimizers have stepped."""
-        self._count = self._latest + 1
-        self._ended = True
+        self._forward_done()
         due = self._due
         if due is None:
             return
@@ -228,14 +229,14 @@ class Monitor:
     # The optimizer's step ---------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer) -> bool:
-        if makes_state_only(optimizer):
-            self._state_only = id(optimizer)
+        self._state_only = id(optimizer) if makes_state_only(optimizer) else None
+        if self._state_only is not None:
             return False
         if self._rounds is not None and self._rounds.starts(optimizer):
             with self._contained("the start of a step"):
                 step, epoch = self._sources
-                self._begin(step() if step else self._count, epoch() if epoch else None)
-                self._count, self._ended = self._latest + 1, True
+                self._begin(step() if step else self._count, epoch() if epoch else None, forward_passed=True)
+                self._forward_done()
         due = self._due
         if due is None or id(optimizer) not in due.waiting:
             return False
@@ -250,7 +251,6 @@ class Monitor:
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if self._state_only == id(optimizer):
-            self._state_only = None
             return
         if self._rounds is not None:
             self._rounds.stepped(optimizer)
@@ -269,49 +269,69 @@ class Monitor:
 
     # One due step -----------------------------------------------------------------------------------------------------
 
-    def _begin(self, step: int, epoch: int | None) -> None:
+    def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
         if self._closed or (step == self._latest and self._started is not None):
             return
         self._latest = step
         self._steps += 1
         if self._started is None:
             self._started = time.perf_counter()
-        if step < self._next_step and epoch == self._epoch:
+        if self._due is None and step < self._next_step and epoch == self._epoch:
             return
         self._epoch = epoch
         turns = [turn for turn in self._turns if turn.due(step, epoch)]
-        if not turns:
+        if turns:
+            self._close_late()
+            self._open(turns, forward_passed=forward_passed)
+        due = self._due
+        if due is not None and due.step is None:
+            if not due.turns or not turns:  # armed for a number that has not come
+                self.cancel()
+                return
+            due.step, due.epoch = step, epoch
+            due.waiting = {id(optimizer) for optimizer in self._optimizers}
+
+    def _forward_done(self) -> None:
+        """Forward and backward of this step are over, so that it counts: finds what is due next."""
+        self._count = self._latest + 1
+        self._ended = True
+        due = self._due
+        if due is None or due.step != self._latest:
             return
-        if self._due is not None and self._due.step is not None:
-            self._close_late(self._due)
-        if self._due is None or self._due.turns != turns:
-            self.cancel()
-            self._open(turns)
-        if self._due is not None:
-            self._due.step, self._due.epoch = step, epoch
-            self._due.waiting = {id(optimizer) for optimizer in self._optimizers}
+        for turn in due.turns:
+            turn.plan(due.step, due.epoch)
+        planned = [turn.next_step for turn in self._turns if not turn.disabled]
+        self._next_step = min((number for number in planned if number is not None), default=_NEVER)
 
     def _arm(self, step: int) -> None:
         """Between steps: if something will be due at `step`, attaches what must see its forward."""
-        turns = [turn for turn in self._turns if turn.due(step, None)] if step >= self._next_step else []
+        turns = [turn for turn in self._turns if turn.due(step, self._epoch)]
         if turns and self._due is None and not self._closed:
             self._open(turns)
 
-    def _open(self, turns: Sequence[Turn]) -> None:
-        self._due = DueStep(turns, self._models, self._disable)
+    def _open(self, turns: Sequence[Turn], *, forward_passed: bool = False) -> None:
+        if self._due is not None:
+            self._due.add(turns, forward_passed=forward_passed)
+            return
+        self._due = DueStep(self._models, self._disable)
+        self._due.add(turns, forward_passed=forward_passed)
         if self._forward_context is self._autocast:
             for root in self._roots:
                 self._autocast.attach(self._attached, root)
         if self._due.wants_live:
             self._due.attach_live(self._attached)
 
-    def _close_late(self, due: DueStep) -> None:
-        _LOG.warning(
-            "vizlog: step %s was due, but %d of %d watched optimizers had not stepped when the next one came due; "
-            "their parameters are left out",
-            due.step,
-            len(due.waiting),
-            len(self._optimizers),
+    def _close_late(self) -> None:
+        """Another step is due: one still open is finished as it is, and one that never ended is forgotten."""
+        due = self._due
+        if due is None or due.step is None:
+            return
+        if not self._ended:
+            self.cancel()
+            return
+        self._warn_once(
+            f"step {due.step} was due, but {len(due.waiting)} of {len(self._optimizers)} watched optimizers had not "
+            "stepped when the next one came due; their parameters are left out there"
         )
         self._finish(due)
 
@@ -324,17 +344,8 @@ class Monitor:
             due.read_weights()
             due.take_live()
             measured = self._measure(due)
-            for turn in due.turns:
-                turn.plan(due.step, due.epoch)
             self._stretch(due.step)
-            self._delivery.send(due.step, measured, {turn.probe.name: turn.latest_seconds for turn in due.turns})
-        # Also after an error of ours: what is due next must not be this step again.
-        for turn in self._turns:
-            if turn.due(due.step, due.epoch):
-                turn.plan(due.step, due.epoch)
-        self._next_step = min(
-            (t.next_step for t in self._turns if not t.disabled and t.next_step is not None), default=_NEVER
-        )
+            self._delivery.send(due.step, measured)
 
     def _measure(self, due: DueStep) -> list[tuple[Turn, Any]]:
         looks = due.wants_batch or any(type(turn.probe).measure is not Probe.measure for turn in due.turns)
@@ -343,11 +354,17 @@ class Monitor:
             if looks:
                 stack.enter_context(isolated(self._models.values()))
             if due.wants_batch and self._batch is not None:
-                due.run_batch(self._batch, self._forward_context)
+                self._run_batch(due, self._batch)
             for turn in list(due.turns):
                 with due.guarded(turn, "measure()"), turn.timed():
                     measured.append((turn, turn.probe.measure(self._context(due, turn))))
         return measured
+
+    def _run_batch(self, due: DueStep, batch: FixedBatch) -> None:
+        try:
+            due.run_batch(batch, self._forward_context)
+        except Exception as error:  # noqa: BLE001 -- what needs no batch goes on
+            self._disable_all(due.drop_batch(), "the pass over the fixed batch", error)
 
     def _context(self, due: DueStep, turn: Turn) -> Context:
         assert due.step is not None
@@ -379,25 +396,27 @@ class Monitor:
         try:
             yield
         except Exception as error:  # noqa: BLE001 -- nothing of ours reaches the training loop
-            self._due = None
-            self._attached.close()
-            if doing not in self._warned:
-                self._warned.add(doing)
-                _LOG.warning(
-                    "vizlog failed at %s: %s: %s; training goes on", doing, type(error).__name__, error, exc_info=error
-                )
+            self.cancel()
+            self._warn_once(f"failed at {doing}: {type(error).__name__}: {error}; training goes on", error)
+
+    def _warn_once(self, message: str, error: Exception | None = None) -> None:
+        # The same trouble has other numbers in it each time.
+        kind = re.sub(r"\d+", "", message)
+        if kind not in self._warned:
+            self._warned.add(kind)
+            _LOG.warning("vizlog: %s", message, exc_info=error)
 
     def _disable(self, turn: Turn, doing: str, error: Exception) -> None:
-        if not turn.disabled:
+        self._disable_all([turn], doing, error)
+
+    def _disable_all(self, turns: Sequence[Turn], doing: str, error: Exception) -> None:
+        live = [turn for turn in turns if not turn.disabled]
+        for turn in live:
             turn.disabled = True
-            _LOG.warning(
-                "vizlog: %s failed at %s and is off from now on: %s: %s",
-                turn.probe.name,
-                doing,
-                type(error).__name__,
-                error,
-                exc_info=error,
-            )
+        if live:
+            names = ", ".join(turn.probe.name for turn in live)
+            what = f"{type(error).__name__}: {error}"
+            _LOG.warning("vizlog: %s failed at %s, off from now on: %s", names, doing, what, exc_info=error)
 
     def _say_cost(self) -> None:
         if self._started is None:
@@ -440,19 +459,23 @@ def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer
 
 
 def _checked(probes: Sequence[Probe]) -> list[Probe]:
-    wrong = [probe for probe in probes if not isinstance(probe, Probe)]
-    if wrong:
-        raise TypeError(f"probes= takes a list of probes such as vizlog.WeightHistograms(), got {wrong[0]!r} in it")
-    return list(probes)
+    given = list(probes) if isinstance(probes, Iterable) else [probes]
+    wrong = [probe for probe in given if not isinstance(probe, Probe)]
+    if wrong or not isinstance(probes, Iterable):
+        raise TypeError(
+            f"probes= takes a list of probes such as [vizlog.WeightHistograms()], got {(wrong or given)[0]!r}"
+        )
+    return given
 
 
 def _close_at_exit(monitor: Monitor) -> None:
-    reference = weakref.ref(monitor)
+    reference, process = weakref.ref(monitor), os.getpid()
 
     def close() -> None:
         alive = reference()
-        if alive is not None:
+        if alive is not None and os.getpid() == process:  # what is under way belongs to the parent of a fork
             alive.close()
 
     atexit.register(close)
-    weakref.finalize(monitor, atexit.unregister, close)
+    # At exit it must not run: it would take `close` off before its turn.
+    weakref.finalize(monitor, atexit.unregister, close).atexit = False

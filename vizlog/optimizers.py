@@ -126,7 +126,8 @@ def skipped(optimizer: Optimizer) -> Tensor | None:
 def makes_state_only(optimizer: Optimizer) -> bool:
     """Whether this step only makes optimizer state, as loading a sharded checkpoint does: all rates and gradients 0."""
     rates = [group.get("lr", 1.0) for group in optimizer.param_groups]
-    if any(isinstance(rate, Tensor) or rate != 0 for rate in rates):
+    # To look into a tensor on a device would be to wait for it.
+    if any((isinstance(rate, Tensor) and rate.device.type != "cpu") or rate != 0 for rate in rates):
         return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return not any(bool(gradient.any()) for gradient in gradients)

@@ -19,6 +19,7 @@ __all__ = [
     "Select",
     "bare",
     "check_select",
+    "given_models",
     "matcher",
     "named_models",
     "named_modules",
@@ -55,8 +56,17 @@ def named_models(model: Any) -> dict[str, nn.Module]:
     Raises:
         TypeError: it is neither a module, nor a list or dict of modules.
     """
+    return {name: bare(part) for name, part in given_models(model).items()}
+
+
+def given_models(model: Any) -> dict[str, nn.Module]:
+    """`named_models` with their wrappers on, as the training calls them.
+
+    Raises:
+        TypeError: it is neither a module, nor a list or dict of modules.
+    """
     if isinstance(model, nn.Module) and not isinstance(model, (nn.ModuleList, nn.ModuleDict)):
-        return {"": bare(model)}
+        return {"": model}
     if isinstance(model, (Mapping, nn.ModuleDict)):
         models = {str(name): part for name, part in model.items()}
     elif isinstance(model, (Sequence, nn.ModuleList)) and not isinstance(model, str):
@@ -66,7 +76,7 @@ def named_models(model: Any) -> dict[str, nn.Module]:
     wrong = [f"{name}: {type(part).__name__}" for name, part in models.items() if not isinstance(part, nn.Module)]
     if wrong or not models:
         raise TypeError(f"every model must be an nn.Module, got {', '.join(wrong) or 'none at all'}")
-    return {name: bare(part) for name, part in models.items()}
+    return models
 
 
 def named_modules(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -54,17 +54,18 @@ class _Seen:
 class ActivationHistograms(Probe):
     """How the outputs of modules and of functional activations are distributed: tags `activations/…`.
 
-    On the fixed batch they come from a pass in eval mode after the step, over its first 32 examples, so that they compare from step to
-    step; the live forward is looked at where there is no batch, or where `source="live"` asks for it. Also `health/dead_units` (units that
-    are zero for every example and position; a unit is a channel of a convolution, else an entry of the last dimension), `health/zeros` and
-    `health/saturated` (within 2% of the range of either limit of a sigmoid, tanh or hard variant; softmax: rows whose maximum is over
-    0.98), and `health/nonfinite`.
+    On the fixed batch they come from a pass in eval mode after the step, over its first 32 examples, so that they
+    compare from step to step; the live forward is looked at where there is no batch, or where `source="live"` asks for
+    it. Also `health/dead_units` (units that are zero for every example and position; a unit is a channel of a
+    convolution, else an entry of the last dimension), `health/zeros` and `health/saturated` (within 2% of the range of
+    either limit of a sigmoid, tanh or hard variant; softmax: rows whose maximum is over 0.98), and `health/nonfinite`.
 
     Args:
-        select: which layers; None: leaf modules and functional activations (`F.relu`, `torch.tanh` …, named by enclosing module and call).
+        select: which layers; None: leaf modules and functional activations (`F.relu`, `torch.tanh` …, named by
+            enclosing module and call).
         every: a number of steps, or a schedule.
-        source: "batch", "live", or "auto": the batch if there is one, else the live forward. On a compiled model "live" runs the steps
-            looked at eagerly, which changes their rounding and random draws.
+        source: "batch", "live", or "auto": the batch if there is one, else the live forward. On a compiled model "live"
+            runs the steps looked at eagerly, which changes their rounding and random draws.
         most: how many layers to draw, spread over the depth (None: all); health figures cover all.
     """
 
@@ -94,7 +95,8 @@ class ActivationHistograms(Probe):
         prepare()
         modules = named_modules(models)
         if survey is None or self._live:
-            check_select(self._select, modules, [name for name, module in modules.items() if self._matches(name, module)], "module")
+            found = [name for name, module in modules.items() if self._matches(name, module)]
+            check_select(self._select, modules, found, "module")
         else:
             names = {layer.name: layer.module for layer in survey.layers}
             found = [name for name, module in names.items() if self._matches(name, module)]
@@ -106,16 +108,15 @@ class ActivationHistograms(Probe):
     def measure(self, context: Context) -> Any:
         if not context.captured["seen"] and not self._warned:
             self._warned = True
-            _LOG.warning(
-                "vizlog: %s selected layers but captured nothing: %s",
-                self.name,
-                "a compiled model does not show its live forward; give batch=" if self._live else "none of them ran on the batch",
-            )
+            live = "a compiled model does not show its live forward; give batch="
+            reason = live if self._live else "none of them ran on the batch"
+            _LOG.warning("vizlog: %s selected layers but captured nothing: %s", self.name, reason)
         return context.captured["seen"]
 
     def finish(self, measured: Mapping[str, list[_Seen]]) -> Iterable[Record | Figures]:
         layers = {name: functools.reduce(operator.add, calls) for name, calls in measured.items()}
         counted = {name: seen for name, seen in layers.items() if seen.counts is not None and seen.counts.count}
+        counts = {name: seen.counts for name, seen in counted.items() if seen.counts is not None}
         chosen = [name for name in self._drawn if name in counted]
         if not chosen and counted:
             chosen = self._drawn = spread(list(counted), self._most or len(counted))
@@ -123,14 +124,14 @@ class ActivationHistograms(Probe):
         skipped = [f"{name}: {seen.skipped}" for name, seen in layers.items() if seen.skipped]
         left_out = f"; {len(skipped)} layers skipped ({skipped[0]})" if skipped else ""
         for name in chosen:
-            yield histogram(f"activations/{name}", counted[name].counts, caption=f"output of {name}, {where}{left_out}")
-        yield from _figures(counted, where)
+            yield histogram(f"activations/{name}", counts[name], caption=f"output of {name}, {where}{left_out}")
+        yield from _figures(counted, counts, where)
 
     def _wanted(self, layer: str, module: nn.Module | None) -> bool:
         return self._matches(layer, module)
 
 
-def _leaf_or_function(name: str, module: Any) -> bool:
+def _leaf_or_function(_name: str, module: Any) -> bool:
     return module is None or not module._modules
 
 
@@ -158,8 +159,7 @@ def _saturation(call: Call, tensor: Tensor) -> tuple[Tensor | None, int]:
     return saturated(tensor, low, high), tensor.numel()
 
 
-def _figures(layers: Mapping[str, _Seen], where: str) -> Iterable[Figures]:
-    counts = {name: seen.counts for name, seen in layers.items() if seen.counts is not None}
+def _figures(layers: Mapping[str, _Seen], counts: Mapping[str, BitCounts], where: str) -> Iterable[Figures]:
     dead = {name: 1 - float(seen.alive.float().mean()) for name, seen in layers.items() if seen.alive.numel()}
     zeros = {name: count.zeros / count.count for name, count in counts.items()}
     nonfinite = {name: count.nonfinite / count.count for name, count in counts.items()}
@@ -168,5 +168,9 @@ def _figures(layers: Mapping[str, _Seen], where: str) -> Iterable[Figures]:
     }
     yield Figures("dead_units", dead, caption=f"share of units that are zero for every example, {where}")
     yield Figures("zeros", zeros, caption=f"share of outputs that are zero, {where}")
-    yield Figures("saturated", saturation, caption=f"share of outputs within 2% of a limit (softmax: rows over 0.98), {where}")
-    yield Figures("nonfinite", nonfinite, caption=f"share of elements that are NaN or infinite, {where}", source="activations")
+    yield Figures(
+        "saturated", saturation, caption=f"share of outputs within 2% of a limit (softmax: rows over 0.98), {where}"
+    )
+    yield Figures(
+        "nonfinite", nonfinite, caption=f"share of elements that are NaN or infinite, {where}", source="activations"
+    )

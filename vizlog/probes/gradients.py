@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,8 @@ from vizlog.records import Record
 
 __all__ = ["GradientHistograms"]
 
+_LOG = logging.getLogger("vizlog")
+
 
 class GradientHistograms(ParameterHistograms):
     """How the gradient of each parameter is distributed, as the optimizer used it: tags `gradients/…`.
@@ -29,8 +32,15 @@ class GradientHistograms(ParameterHistograms):
 
     kind = "gradients"
     request = Gradients
+    _warned = False
 
     def measure(self, context: Context) -> Any:
+        if not context.captured["counts"] and not self._warned:
+            self._warned = True
+            why = (
+                "when the optimizer stepped" if context.optimizers else "at end(): give optimizer=, or zero them later"
+            )
+            _LOG.warning("vizlog: none of the selected parameters had a gradient %s", why)
         return {**context.captured, "watched": bool(context.optimizers), "skipped": list(context.skipped)}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:

@@ -32,7 +32,10 @@ def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
     if not parts:
         return []
     layers = _in_order(parts)
-    ys = {part.source or kind: np.array([part.values.get(layer, np.nan) for layer in layers]) for part in parts}
+    lines: dict[str, dict[str, float]] = {}
+    for part in parts:  # of several probes with one source: two selections of layers
+        lines.setdefault(part.source or kind, {}).update(part.values)
+    ys = {name: np.array([values.get(layer, np.nan) for layer in layers]) for name, values in lines.items()}
     everything = np.concatenate(list(ys.values()))
     known = everything[~np.isnan(everything)]
     caption = "; ".join(dict.fromkeys(part.caption for part in parts if part.caption))
