@@ -354,6 +354,14 @@ def test_a_surface_is_darkest_at_its_minimum_and_its_y_axis_points_up() -> None:
     assert (box[0].start + box[0].stop) / 2 < 0.5 * height
 
 
+def test_what_is_not_finite_on_a_surface_is_not_drawn_as_high() -> None:
+    z = np.array([[1.0, 2.0, np.inf]] * 3)
+    drawn = raster(Surface("landscape/loss", np.arange(3.0), np.arange(3.0), z, None, "a", "b", "loss"))[100:]
+    high, missing = where(drawn, colors.SEQUENTIAL[254]), where(drawn, colors.NAN)
+    assert high[1].stop <= missing[1].start + 1
+    assert missing[1].stop - missing[1].start > 100
+
+
 # Extremes: drawn, and within bounds
 
 
@@ -498,7 +506,8 @@ def test_a_png_decodes_to_the_same_pixels(channels: int) -> None:
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (37, 53, channels), dtype=np.uint8)
     slope = np.add.outer(np.arange(37), np.arange(53))[..., None].astype(np.uint8).repeat(channels, axis=-1)
-    for pixels in (noise, slope, noise[::2, ::3], np.zeros((1, 1, channels), np.uint8)):
+    enlarged = noise[:4, :4].repeat(9, axis=0).repeat(9, axis=1)  # rows that repeat
+    for pixels in (noise, slope, noise[::2, ::3], enlarged, np.zeros((1, 1, channels), np.uint8)):
         decoded = np.asarray(Image.open(io.BytesIO(png.encode(pixels))))
         assert np.array_equal(decoded.reshape(pixels.shape), pixels)
 

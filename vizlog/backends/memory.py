@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vizlog.views import notebook  # with it, each record shows itself too
+
 if TYPE_CHECKING:
     from vizlog.records import Record
 
@@ -32,6 +34,4 @@ class Memory:
         return [(step, record) for step, record in self.records if record.tag == tag]
 
     def _repr_html_(self) -> str:
-        from vizlog.views import notebook
-
         return notebook.html_many(self.records)

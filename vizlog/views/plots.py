@@ -347,7 +347,7 @@ def surface(record: Surface, width: int) -> Image.Image:
     finite = z[np.isfinite(z)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     log = low > 0 and high / low > 100
-    shares = Axis(low, high if high > low else low + 1.0, log).place(np.clip(z, low, high))
+    shares = Axis(low, high if high > low else low + 1.0, log).place(np.where(np.isfinite(z), z, np.nan))
     x, y = np.asarray(record.x, np.float64), np.asarray(record.y, np.float64)
 
     def paint(canvas: Image.Image, place: Place) -> None:

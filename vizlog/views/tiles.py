@@ -97,6 +97,7 @@ def attention(record: Attention, width: int) -> Image.Image:
     names = {math.sqrt(weight): number(weight) for weight in (0, 0.01, 0.1, 0.25, 0.5, 1)}
     bar = ramp(look_up(np.linspace(0, 1, 240), "sequential"), names, label="attention", nans=nans)
     blocks: list[Image.Image | None] = [_side_by_side(facts + shown, bar, width)]
+    titles = _words([f"head {head}" for head in record.heads[: fit.tiles]], fit.width)
     for example in range(fit.groups):
         rows, columns = list(record.query_tokens[example]), list(record.key_tokens[example])
         tiles = []
@@ -107,8 +108,7 @@ def attention(record: Attention, width: int) -> Image.Image:
             picture = _resized(map_, fit.width, fit.height)
             first = head % fit.columns == 0
             labelled = _labelled(picture, rows if first else [], columns, (queries, keys), (90, 70))
-            title = f"head {record.heads[head]}"
-            tiles.append(_tile(labelled, _words([title], fit.width)[0], []))
+            tiles.append(_tile(labelled, titles[head], []))
         blocks.append(set_lines([f"example {record.examples[example]}"], size=BODY, heavy=True))
         blocks.append(grid(tiles, fit.columns, _GAP))
     return stack(blocks, 8)
