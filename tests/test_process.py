@@ -219,7 +219,8 @@ def test_close_stops_the_child_and_a_call_under_way(process):
     process.close()
 
 
-def test_all_share_one_child_that_ends_with_the_last_of_them():
+def test_all_share_one_child_that_ends_with_the_last_of_them(monkeypatch):
+    monkeypatch.setattr("vizlog.process._shared", None)  # which other tests may still hold
     first, second = shared(), shared()
     assert first is second is copy.deepcopy(first) is pickle.loads(pickle.dumps(first))
     pid = first.call(os.getpid)
@@ -232,7 +233,8 @@ def test_all_share_one_child_that_ends_with_the_last_of_them():
     assert shared().pid is None
 
 
-def test_a_closed_one_is_not_shared_again():
+def test_a_closed_one_is_not_shared_again(monkeypatch):
+    monkeypatch.setattr("vizlog.process._shared", None)
     process = shared()
     process.close()
     assert shared() is not process
@@ -250,6 +252,23 @@ def test_the_child_ends_with_its_parent_however_that_ends(end):
     """)
     assert ends(int(ran.stdout))
     assert "vizlog" not in ran.stderr
+
+
+@needs_posix
+def test_a_child_that_is_busy_does_not_outlive_the_exit():
+    ran = run("""
+        import contextlib, os, threading, time
+        from vizlog.process import shared
+        process = shared()
+        print(process.call(os.getpid), flush=True)
+        def wait():
+            with contextlib.suppress(RuntimeError):
+                process.call(time.sleep, 60)
+        threading.Thread(target=wait, daemon=True).start()
+        time.sleep(0.3)
+    """)
+    assert ends(int(ran.stdout))
+    assert ran.stderr == ""
 
 
 @needs_posix

@@ -120,9 +120,12 @@ class LowPriority:
         return self._child
 
     def _drop(self) -> None:
+        # Not by calling the finalizer: at the exit it may be past doing anything.
         if self._stop_with_us is not None:
-            self._stop_with_us()
-        self._child = self._stop_with_us = None
+            self._stop_with_us.detach()
+        child, self._child, self._stop_with_us = self._child, None, None
+        if child is not None:
+            child.stop()
 
     def _left_by_fork(self) -> None:
         """In a forked child: the process belongs to the parent, and a lock may be held by a thread that is not here."""

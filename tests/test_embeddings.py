@@ -1,0 +1,327 @@
+"""Embeddings: which vectors are shown, what colours them, and what is said about them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import silhouette_score
+from torch import nn
+
+import vizlog
+from vizlog.compute.projection import knn_accuracy, pca
+from vizlog.probes.standard import standard
+from vizlog.process import LowPriority
+from vizlog.records import Embedding, Scalar
+
+TEXT = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0], [1, 1, 6, 7]])
+MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
+
+
+def look(model, probe, batch, steps=1):
+    """What the probe finds of the model at each step."""
+    memory = vizlog.Memory()
+    with vizlog.Monitor(model, [probe], to=memory, batch=batch) as monitor:
+        for _ in range(steps):
+            with monitor.step():
+                pass
+    return [record for _, record in memory.records if record.tag.startswith("embeddings/")]
+
+
+def embeddings(*args, **kwargs):
+    return [record for record in look(*args, **kwargs) if isinstance(record, Embedding)]
+
+
+def evaluated(model, inputs):
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        return model(inputs).numpy()
+
+
+class Text(nn.Module):
+    """Token ids (N, T) -> logits of the next token (N, T, 8); with what text models do to shapes."""
+
+    def __init__(self, shape="batch first"):
+        super().__init__()
+        self.shape, self.embed, self.mix, self.head = shape, nn.Embedding(8, 5), nn.Linear(5, 5), nn.Linear(5, 8)
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.embed(input_ids)
+        if self.shape == "sequence first":
+            return self.head(self.mix(x.transpose(0, 1))).transpose(0, 1)
+        if self.shape == "flat":
+            return self.head(self.mix(x.flatten(0, 1))).unflatten(0, input_ids.shape)
+        return self.head(self.mix(x))
+
+    def features(self):
+        with torch.no_grad():
+            return self.mix(self.embed(TEXT)).numpy()
+
+
+def text_batch(**options):
+    return vizlog.FixedBatch({"input_ids": TEXT, "attention_mask": MASK}, **options)
+
+
+def test_the_features_before_the_last_linear_layer_are_found(digits, small_cnn):
+    images, labels = digits
+    model = small_cnn()
+    embedding, knn, silhouette = look(model, vizlog.Embeddings(), (images[:100], labels[:100]))
+    assert embedding.tag == "embeddings/8.input"
+    expected = evaluated(model[:-1], images[:100])[embedding.ids]
+    np.testing.assert_allclose(embedding.vectors, expected, atol=1e-5)
+    assert embedding.labels.tolist() == labels[embedding.ids].tolist()
+    assert set(embedding.layouts) == {"pca", "tsne"}
+    np.testing.assert_allclose(embedding.layouts["pca"], pca(expected), atol=1e-4)
+    assert (knn.tag, silhouette.tag) == ("embeddings/8.input/knn_accuracy", "embeddings/8.input/silhouette")
+    assert knn.value == embedding.scores["knn_accuracy"] == knn_accuracy(expected, embedding.labels)
+    assert silhouette.value == pytest.approx(silhouette_score(expected, embedding.labels), abs=1e-5)
+
+
+def test_more_examples_than_go_through_the_model_at_once_stay_in_order(digits, small_cnn):
+    model = small_cnn()
+    batch = vizlog.FixedBatch(*digits)
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), batch)
+    assert len(embedding.vectors) == len(batch) == 256
+    np.testing.assert_allclose(embedding.vectors, evaluated(model[:-1], batch.inputs), atol=1e-5)
+
+
+def test_maps_of_a_named_layer_are_averaged_over_space(digits, small_cnn):
+    images, labels = digits
+    model = small_cnn()
+    (embedding,) = embeddings(model, vizlog.Embeddings("3"), (images[:20], labels[:20]))
+    assert embedding.tag == "embeddings/3"
+    np.testing.assert_allclose(embedding.vectors, evaluated(model[:4], images)[embedding.ids].mean((2, 3)), atol=1e-5)
+
+
+def test_several_layers_are_spread_over_the_depth_and_the_caption_says_so(digits, small_cnn):
+    images, labels = digits
+    probe = vizlog.Embeddings([nn.Conv2d, nn.ReLU], methods=["pca"], layers=2)
+    found = embeddings(small_cnn(), probe, (images[:20], labels[:20]))
+    assert [record.tag for record in found] == ["embeddings/0", "embeddings/4"]
+    assert "2 of 4 selected layers are drawn" in found[0].caption
+
+
+def test_without_a_linear_layer_it_is_what_goes_into_the_last_convolution(digits):
+    images, labels = digits
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )  # fmt: skip
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), (images[:20], labels[:20]))
+    assert embedding.tag == "embeddings/2.input"
+    np.testing.assert_allclose(embedding.vectors, evaluated(model[:2], images)[embedding.ids].mean((2, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["batch first", "sequence first", "flat"])
+def test_a_text_without_classes_is_a_point_for_each_token_but_padding(shape):
+    model = Text(shape)
+    names = ["<pad>", "a", "b", "c", "d", "e", "f", " "]
+    (embedding,) = embeddings(model, vizlog.Embeddings(), text_batch(tokens=names))
+    order = embedding.ids
+    assert sorted(order.tolist()) == [0] * 3 + [1] * 2 + [2] * 4
+    shown = [embedding.class_names[label] for label in embedding.labels]
+    for example, tokens in enumerate((["a", "b", "c"], ["d", "e"], ["a", "a", "f", "' '"])):
+        assert [shown[row] for row in np.flatnonzero(order == example)] == tokens
+        expected = model.features()[example, : len(tokens)]
+        np.testing.assert_allclose(embedding.vectors[order == example], expected, atol=1e-6)
+    assert embedding.class_names[0] == "a", "the most frequent token has the first colour"
+    assert "9 tokens, spread over 3 examples" in embedding.caption
+
+
+def test_a_long_text_is_thinned_evenly():
+    ids = torch.arange(40 * 50).reshape(40, 50) % 8
+    model = nn.Sequential(nn.Embedding(8, 5), nn.Linear(5, 8))
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), vizlog.FixedBatch(ids))
+    assert len(embedding.vectors) == 500
+    assert len(np.unique(embedding.ids)) == 32, "only one chunk of examples goes through the model"
+    np.testing.assert_allclose(
+        embedding.vectors, model[0].weight.detach()[[int(embedding.class_names[label]) for label in embedding.labels]]
+    )
+
+
+def test_a_text_with_classes_is_a_point_each_averaged_over_what_is_no_padding():
+    model = Text()
+    batch = text_batch(targets=torch.tensor([0, 1, 0]), class_names=["cats", "dogs"])
+    (embedding,) = embeddings(model, vizlog.Embeddings(), batch)
+    assert sorted(embedding.ids.tolist()) == [0, 1, 2]
+    for row, example in enumerate(embedding.ids):
+        expected = model.features()[example, : int(MASK[example].sum())].mean(0)
+        np.testing.assert_allclose(embedding.vectors[row], expected, atol=1e-6)
+    assert embedding.class_names == ("cats", "dogs")
+    by_token = embeddings(model, vizlog.Embeddings(label="token"), batch)[0]
+    assert len(by_token.vectors) == 9
+
+
+def test_labels_of_ones_own_follow_their_examples_and_tokens(digits, small_cnn):
+    images, labels = digits
+    parity = ["odd" if label % 2 else "even" for label in labels[:60].tolist()]
+    (embedding,) = embeddings(
+        small_cnn(), vizlog.Embeddings(label=parity, methods=["pca"]), (images[:60], labels[:60])
+    )  # fmt: skip
+    assert [embedding.class_names[label] for label in embedding.labels] == [parity[i] for i in embedding.ids]
+
+    kinds = torch.tensor([[7, -1, 9, 0], [9, 9, 0, 0], [7, 7, -1, 9]])
+    (embedding,) = embeddings(Text(), vizlog.Embeddings(label=kinds), text_batch())
+    names = [embedding.class_names[label] if label >= 0 else "-1" for label in embedding.labels]
+    expected = {0: ["7", "-1", "9"], 1: ["9", "9"], 2: ["7", "7", "-1", "9"]}
+    for example, tokens in expected.items():
+        assert [names[row] for row in np.flatnonzero(embedding.ids == example)] == tokens
+    assert embedding.class_names == ("7", "9")
+
+
+def test_without_classes_there_are_points_but_no_scores(digits):
+    images, _ = digits
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 64))
+    (embedding,) = look(model, vizlog.Embeddings(), images[:40])
+    assert embedding.scores == {}
+    assert set(embedding.labels.tolist()) == {-1}
+    assert "colour: nothing" in embedding.caption
+
+
+def test_layouts_are_comparable_from_step_to_step(digits, small_cnn):
+    images, labels = digits
+    model = small_cnn()
+
+    def moved(before, after):
+        return np.linalg.norm(after - before, axis=1).mean() / np.sqrt((after**2).sum(1).mean())
+
+    first, second = embeddings(model, vizlog.Embeddings(every=1), (images[:100], labels[:100]), steps=2)
+    assert moved(first.layouts["pca"], second.layouts["pca"]) < 1e-3
+    assert moved(first.layouts_3d["pca"], second.layouts_3d["pca"]) < 1e-3
+    assert moved(first.layouts["tsne"], second.layouts["tsne"]) < 0.1
+
+
+@pytest.mark.parametrize(("methods", "starts"), [(["pca"], False), (["pca", "tsne"], True)])
+def test_only_what_takes_long_goes_to_the_low_priority_process(methods, starts, digits, small_cnn):
+    images, labels = digits
+    probe = vizlog.Embeddings(methods=methods)
+    probe._process = LowPriority()
+    assert embeddings(small_cnn(), probe, (images[:20], labels[:20]))
+    assert (probe._process.pid is not None) == starts
+
+
+def test_all_probes_share_one_low_priority_process():
+    assert vizlog.Embeddings()._process is vizlog.Embeddings()._process
+
+
+def test_thumbnails_are_the_images_of_the_points_and_small(digits, small_cnn):
+    images, labels = digits
+    (embedding,) = embeddings(small_cnn(), vizlog.Embeddings(methods=["pca"]), (images[:20], labels[:20]))
+    expected = (images[embedding.ids].permute(0, 2, 3, 1) * 255).round().numpy()
+    np.testing.assert_array_equal(embedding.thumbnails, expected)
+    large = images[:20].repeat_interleave(8, 2).repeat_interleave(10, 3)
+    (embedding,) = embeddings(small_cnn(), vizlog.Embeddings(methods=["pca"]), (large, labels[:20]))
+    assert embedding.thumbnails.shape == (20, 32, 32, 1)
+
+
+def test_captions_say_what_the_picture_does_not_mean(digits, small_cnn):
+    images, labels = digits
+    (both,) = embeddings(small_cnn(), vizlog.Embeddings(), (images[:40], labels[:40]))
+    assert "input of 8 for 40 examples, eval mode: 64 features; colour: class" in both.caption
+    assert "% of the variance; tsne: KL divergence" in both.caption
+    assert "distances and cluster sizes in t-SNE and UMAP mean nothing" in both.caption
+    (alone,) = embeddings(small_cnn(), vizlog.Embeddings(methods=["pca"]), (images[:40], labels[:40]))
+    assert "t-SNE" not in alone.caption
+
+
+def test_too_few_examples_quietly_mean_pca(digits, small_cnn):
+    images, labels = digits
+    (embedding,) = embeddings(small_cnn(), vizlog.Embeddings(), (images[:3], labels[:3]))
+    assert set(embedding.layouts) == {"pca"}
+    assert "too few different points for more than PCA" in embedding.caption
+    (single,) = embeddings(small_cnn(), vizlog.Embeddings(), (images[:1], labels[:1]))
+    assert single.layouts["pca"].shape == (1, 2)
+
+
+def test_a_model_that_diverged_is_said_to_have(digits, small_cnn):
+    images, labels = digits
+    images = images[:40].clone()
+    images[2] = float("nan")
+    (embedding,) = embeddings(small_cnn(), vizlog.Embeddings(), (images, labels[:40]))
+    (lost,) = np.flatnonzero(embedding.ids == 2)
+    for layout in embedding.layouts.values():
+        assert np.flatnonzero(np.isnan(layout).any(1)).tolist() == [lost]
+    assert "1 of 40 points hold NaN or inf and have no place" in embedding.caption
+    model = small_cnn()
+    nn.init.constant_(model[0].weight, float("inf"))
+    (embedding,) = embeddings(model, vizlog.Embeddings(), (images, labels[:40]))
+    assert np.isnan(embedding.layouts["pca"]).all()
+    assert embedding.scores == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_any_precision_becomes_float32(digits, small_cnn, dtype):
+    images, labels = digits
+    (embedding,) = embeddings(
+        small_cnn().to(dtype), vizlog.Embeddings(methods=["pca"]), (images[:20].to(dtype), labels[:20])
+    )
+    assert embedding.vectors.dtype == np.float32
+
+
+def test_it_is_among_the_standard_probes_where_there_is_a_batch(digits, small_cnn):
+    images, labels = digits
+    chosen = [type(probe) for probe in standard(small_cnn(), (images[:20], labels[:20]))]
+    assert vizlog.Embeddings in chosen
+    assert vizlog.Embeddings not in [type(probe) for probe in standard(small_cnn())]
+
+
+def test_it_travels_to_another_process(digits, small_cnn):
+    images, labels = digits
+    probe = pickle.loads(pickle.dumps(copy.deepcopy(vizlog.Embeddings("re:[37]", label=[0] * 20))))
+    assert [record.tag for record in embeddings(small_cnn(), probe, (images[:20], labels[:20]))] == [
+        "embeddings/3",
+        "embeddings/7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["lda"]}, "methods= takes some of 'pca', 'tsne', 'umap'"),
+        ({"label": "colour"}, "takes 'class', 'token' or an array of labels, got 'colour'"),
+        ({"layers": 0}, "needs a number >= 1, got 0"),
+    ],
+)
+def test_what_it_does_not_know_is_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        vizlog.Embeddings(**options)
+
+
+def test_umap_without_umap_learn_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr("vizlog.compute.layouts.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'vizlog\[embeddings\]'"):
+        vizlog.Embeddings(methods=["umap"])
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (vizlog.Embeddings("8x"), "no layer that ran on the batch matches '8x'; the nearest names are '8'"),
+        (vizlog.Embeddings(label="token"), "a point for each token needs a layer that gives one vector a token"),
+        (vizlog.Embeddings(label=[1, 2, 3]), r"takes \(N,\) or \(N, T\) labels with N >= 20"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_at_once(probe, message, digits, small_cnn):
+    images, labels = digits
+    with pytest.raises(ValueError, match=message):
+        vizlog.Monitor(small_cnn(), [probe], to=None, batch=(images[:20], labels[:20]))
+
+
+def test_what_does_not_fit_the_batch_is_refused_at_once(digits, small_cnn):
+    images, _ = digits
+    with pytest.raises(ValueError, match="Embeddings needs batch="):
+        vizlog.Monitor(small_cnn(), [vizlog.Embeddings()], to=None)
+    with pytest.raises(ValueError, match="needs targets that are class numbers"):
+        vizlog.Monitor(small_cnn(), [vizlog.Embeddings(label="class")], to=None, batch=images[:20])
+    with pytest.raises(ValueError, match="no linear layer and no convolution ran"):
+        vizlog.Monitor(nn.Sequential(nn.Flatten(), nn.ReLU()), [vizlog.Embeddings()], to=None, batch=images[:20])
+    with pytest.raises(ValueError, match=r"labels for tokens must be \(3, 4\)"):
+        vizlog.Monitor(Text(), [vizlog.Embeddings(label=np.zeros((3, 5)))], to=None, batch=text_batch())
+
+
+def test_scores_are_said_to_be_those_of_the_features(digits, small_cnn):
+    images, labels = digits
+    scalars = [r for r in look(small_cnn(), vizlog.Embeddings(), (images[:40], labels[:40])) if isinstance(r, Scalar)]
+    assert all("by the features" in scalar.caption for scalar in scalars)
