@@ -153,18 +153,23 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
         tallies[0] += n
 
 
-@_compiled("void(uint32[::1], uint32[::1])")
-def _clear(even, odd):  # type: ignore[no-untyped-def]
-    even[:] = 0
-    odd[:] = 0
-
-
-@_compiled("boolean(uint32[::1], uint32[::1])")
-def _occupied(even, odd):  # type: ignore[no-untyped-def]
+@_compiled("int64(uint32[::1], uint32[::1], int64, boolean, int64[::1], int64[::1], int64)")
+def _take_octave(even, odd, lowest, backwards, bins, counts, found):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """Moves 64 entries of the tables to `bins`, numbered from `lowest`, and `counts`; returns how many those hold."""
     total = np.int64(0)
     for k in range(even.size):
         total += np.int64(even[k]) + np.int64(odd[k])
-    return total > 0
+    if total == 0:
+        return found
+    for j in range(even.size):
+        k = even.size - 1 - j if backwards else j
+        n = np.uint32(even[k] + odd[k])
+        if n:
+            bins[found], counts[found] = lowest + j, n
+            found += 1
+    even[:] = 0
+    odd[:] = 0
+    return found
 
 
 @_compiled("int64(uint32[::1], uint32[::1], int64, int64, int64[::1], int64[::1])")
@@ -177,28 +182,19 @@ def extract(even, odd, top, zeros, bins, counts):  # type: ignore[no-untyped-def
         bins, counts: at least as long as there are occupied bins.
     """
     found = 0
-    first_negative = even.size // 2
-    for octave in range(first_negative + top - 64, first_negative - 64, -64):
-        if _occupied(even[octave : octave + 64], odd[octave : octave + 64]):
-            for k in range(octave + 63, octave - 1, -1):
-                n = np.uint32(even[k] + odd[k])
-                if n:
-                    bins[found], counts[found] = first_negative - k - 1, n
-                    found += 1
-            _clear(even[octave : octave + 64], odd[octave : octave + 64])
+    half = even.size // 2
+    for start in range(half + top - 64, half - 64, -64):
+        stop = start + 64
+        found = _take_octave(even[start:stop], odd[start:stop], half - stop, True, bins, counts, found)
     if zeros:
         bins[found], counts[found] = 0, zeros
         found += 1
-    for octave in range(0, top, 64):
-        if _occupied(even[octave : octave + 64], odd[octave : octave + 64]):
-            for k in range(octave, octave + 64):
-                n = np.uint32(even[k] + odd[k])
-                if n:
-                    bins[found], counts[found] = k + 1, n
-                    found += 1
-            _clear(even[octave : octave + 64], odd[octave : octave + 64])
-    for nonfinite in (top, first_negative + top):
-        _clear(even[nonfinite : nonfinite + 64], odd[nonfinite : nonfinite + 64])
+    for start in range(0, top, 64):
+        stop = start + 64
+        found = _take_octave(even[start:stop], odd[start:stop], start + 1, False, bins, counts, found)
+    for nonfinite in (top, half + top):
+        even[nonfinite : nonfinite + 64] = 0
+        odd[nonfinite : nonfinite + 64] = 0
     return found
 
 

@@ -1,4 +1,4 @@
-"""The histogram's passes on a device, in plain torch operations that never wait for it.
+"""The histogram on a device, by a kernel where triton has one and else in plain torch, never waiting for it.
 
 Nothing here may depend on a value that is on the device: no `item`, `nonzero`, boolean mask, `unique` or `bincount`.
 Counts are whole numbers, so the order in which a GPU adds them does not matter. Many small tensors are laid end to
@@ -7,14 +7,17 @@ end and counted in the same launches.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import GRIDS, LINEAR_BINS, BitCounts, Grid, Linear
+from vizlog.compute.bits import LINEAR_BINS, BitCounts, Grid, Linear
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of
 
 __all__ = ["count_on_device"]
@@ -28,27 +31,111 @@ TABLES = 64
 
 def count_on_device(tensors: Sequence[Tensor]) -> list[BitCounts]:
     """Counts each, in the order given; all tensors on one device, none of them meta or sparse."""
+    kinds: dict[tuple[Grid, torch.dtype | None], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        fused = tensor.dtype if _fusable(tensor) else None
+        kinds.setdefault((grid_of(tensor.dtype), fused), []).append(i)
     results: dict[int, BitCounts] = {}
-    for grid in GRIDS.values():
-        of_grid = [i for i, tensor in enumerate(tensors) if grid_of(tensor.dtype) is grid]
-        for group in _groups(of_grid, [tensors[i].numel() for i in of_grid]):
-            counted = _count_group([tensors[i] for i in group], grid)
-            results.update(zip(group, counted, strict=True))
+    for (grid, fused), members in kinds.items():
+        most = sys.maxsize if fused else ROW
+        for group in _groups(members, [tensors[i].numel() for i in members], most):
+            results.update(zip(group, _count_group([tensors[i] for i in group], grid, fused), strict=True))
     return [results[i] for i in range(len(tensors))]
 
 
-def _groups(indices: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Neighbours that fit in a row together; a tensor that does not fit stands alone."""
+def _fusable(tensor: Tensor) -> bool:
+    """Whether triton can count it: in one pass, where the operations below take some forty."""
+    if not (tensor.is_cuda and tensor.is_contiguous() and tensor.numel() < 1 << 31 and _triton_is_installed()):
+        return False
+    from vizlog.compute.bits_triton import TYPES
+
+    return tensor.dtype in TYPES
+
+
+@functools.cache
+def _triton_is_installed() -> bool:
+    """Triton comes with torch for CUDA on Linux."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _groups(indices: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Neighbours of at most `most` elements and `TABLES` tensors together; a larger tensor stands alone."""
     group: list[int] = []
     filled = 0
     for index, size in zip(indices, sizes, strict=True):
-        if group and (filled + size > ROW or len(group) == TABLES):
+        if group and (filled + size > most or len(group) == TABLES):
             yield group
             group, filled = [], 0
         group.append(index)
         filled += size
     if group:
         yield group
+
+
+def _count_group(tensors: Sequence[Tensor], grid: Grid, fused: torch.dtype | None) -> list[BitCounts]:
+    counting = _fused_pass(tensors) if fused else _TorchPass(tensors)
+    table, tallies, moments = counting.scan(2 * grid.first_negative)
+    low, high = (moment.where(_finite(tallies) > 0, 0.0) for moment in moments[:2])
+    exponent = _linear_exponent(low, high)
+    scale = _power_of_two(-exponent)
+    first = (low * scale).floor()
+    linear = counting.linear(scale, first)
+    bins = first.long()[:, None] + torch.arange(LINEAR_BINS, device=first.device)
+    return [
+        BitCounts(
+            grid.name,
+            tallies[:, i],
+            moments[:, i],
+            None,
+            table[i],
+            Linear(exponent[i], bins[i], linear[i]),
+            note="magnitudes of complex values" if tensor.is_complex() else "",
+        )
+        for i, tensor in enumerate(tensors)
+    ]
+
+
+def _fused_pass(tensors: Sequence[Tensor]) -> _Pass:
+    from vizlog.compute.bits_triton import TritonPass
+
+    return TritonPass(tensors)
+
+
+class _Pass(Protocol):
+    def scan(self, bins: int) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def linear(self, scale: Tensor, first: Tensor) -> Tensor: ...
+
+
+class _TorchPass:
+    """Counts T tensors on one grid: what `bits_triton.TritonPass` does, for every type and layout."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+
+    def scan(self, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+        number, device = len(self._tensors), self._tensors[0].device
+        grid = grid_of(self._tensors[0].dtype)
+        table = torch.zeros(number * bins, dtype=torch.int64, device=device)
+        tallies = torch.zeros(5, number, dtype=torch.int64, device=device)
+        moments = torch.zeros(4, number, dtype=torch.float64, device=device)
+        moments[0], moments[1] = float("inf"), float("-inf")
+        for row in _rows(self._tensors):
+            patterns = row.values.view(torch.int64 if grid.name == "float64" else torch.int32)
+            upper_bits = (patterns >> grid.shift).bitwise_and_(bins - 1).long()
+            table.scatter_add_(0, row.owner * bins + upper_bits, (row.values != 0).long())
+            moments = _added_moments(_finite(tallies), moments, *_moments(row))
+            tallies += _tallies(row)
+        return table.view(number, bins).int(), tallies, moments
+
+    def linear(self, scale: Tensor, first: Tensor) -> Tensor:
+        bins = LINEAR_BINS + 1  # the last one takes what is not finite
+        table = torch.zeros(len(self._tensors) * bins, dtype=torch.int64, device=scale.device)
+        for row in _rows(self._tensors):
+            places = (row.values.double() * scale[row.owner]).floor() - first[row.owner]
+            places = places.where(row.finite, float(LINEAR_BINS)).long()
+            table.scatter_add_(0, row.owner * bins + places, torch.ones_like(places))
+        return table.view(-1, bins)[:, :-1].int()
 
 
 @dataclass
@@ -93,37 +180,6 @@ def _rows(tensors: Sequence[Tensor]) -> Iterator[_Row]:
             yield _Row(values, torch.zeros(1, dtype=torch.int64, device=device), lengths, values.isfinite())
 
 
-def _count_group(tensors: Sequence[Tensor], grid: Grid) -> list[BitCounts]:
-    number, device = len(tensors), tensors[0].device
-    bins = 2 * grid.first_negative
-    table = torch.zeros(number * bins, dtype=torch.int64, device=device)
-    tallies = torch.zeros(5, number, dtype=torch.int64, device=device)
-    moments = torch.zeros(4, number, dtype=torch.float64, device=device)
-    moments[0], moments[1] = float("inf"), float("-inf")
-    for row in _rows(tensors):
-        patterns = row.values.view(torch.int64 if grid.name == "float64" else torch.int32)
-        upper_bits = (patterns >> grid.shift).bitwise_and_(bins - 1).long()
-        table.scatter_add_(0, row.owner * bins + upper_bits, (row.values != 0).long())
-        moments = _added_moments(_finite(tallies), moments, *_moments(row))
-        tallies += _tallies(row)
-
-    exponent, first, linear = _linear(tensors, _finite(tallies), moments)
-    places = first[:, None] + torch.arange(LINEAR_BINS, device=device)
-    table = table.view(number, bins).int()
-    return [
-        BitCounts(
-            grid.name,
-            tallies[:, i],
-            moments[:, i],
-            None,
-            table[i],
-            Linear(exponent[i], places[i], linear[i]),
-            note="magnitudes of complex values" if tensor.is_complex() else "",
-        )
-        for i, tensor in enumerate(tensors)
-    ]
-
-
 def _finite(tallies: Tensor) -> Tensor:
     return tallies[0] - tallies[2:].sum(0)
 
@@ -153,21 +209,6 @@ def _added_moments(n_a: Tensor, a: Tensor, n_b: Tensor, b: Tensor) -> Tensor:
     delta = b[2] / n_b.clamp(min=1) - a[2] / n_a.clamp(min=1)
     between = (delta.square() * (n_a * (n_b / both))).where((n_a > 0) & (n_b > 0), 0.0)
     return torch.stack([torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1]), a[2] + b[2], a[3] + b[3] + between])
-
-
-def _linear(tensors: Sequence[Tensor], finite: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(T,) exponents, (T,) first bins and (T, LINEAR_BINS) counts of the second pass."""
-    low, high = (moment.where(finite > 0, 0.0) for moment in moments[:2])
-    exponent = _linear_exponent(low, high)
-    scale = _power_of_two(-exponent)
-    first = (low * scale).floor()
-    bins = LINEAR_BINS + 1  # the last one takes what is not finite
-    table = torch.zeros(len(tensors) * bins, dtype=torch.int64, device=low.device)
-    for row in _rows(tensors):
-        places = (row.values.double() * scale[row.owner]).floor() - first[row.owner]
-        places = places.where(row.finite, float(LINEAR_BINS)).long()
-        table.scatter_add_(0, row.owner * bins + places, torch.ones_like(places))
-    return exponent, first.long(), table.view(-1, bins)[:, :-1].int()
 
 
 def _linear_exponent(low: Tensor, high: Tensor) -> Tensor:
