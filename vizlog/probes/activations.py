@@ -171,6 +171,4 @@ def _figures(layers: Mapping[str, _Seen], counts: Mapping[str, BitCounts], where
     yield Figures(
         "saturated", saturation, caption=f"share of outputs within 2% of a limit (softmax: rows over 0.98), {where}"
     )
-    yield Figures(
-        "nonfinite", nonfinite, caption=f"share of elements that are NaN or infinite, {where}", source="activations"
-    )
+    yield Figures("nonfinite", nonfinite, caption="share of elements that are NaN or infinite", source="activations")

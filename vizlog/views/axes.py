@@ -62,6 +62,15 @@ class Axis:
         room = (high - low) * pad or abs(high) * 0.1 or 1.0
         return cls(low - room, high + room)
 
+    @classmethod
+    def of_heights(cls, values: NDArray[Any], *, log: bool = False) -> Axis:
+        """An axis for the y of lines: quantities that are never negative and reach near zero start at it."""
+        axis = cls.around(values, log=log, pad=0.06)
+        finite = values[np.isfinite(values)]
+        if log or not finite.size or finite.min() < 0 or finite.min() > finite.max() / 2:
+            return axis
+        return cls(0.0, axis.high) if finite.max() > 0 else cls(0.0, 1.0)
+
     def place(self, values: Any) -> NDArray[np.float64]:
         """Where values stand, 0 at low and 1 at high; NaN where they cannot be shown."""
         values = np.asarray(values, np.float64)

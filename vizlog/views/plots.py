@@ -165,7 +165,7 @@ def curves(record: Curves, width: int) -> Image.Image:
     ys = {name: np.asarray(y, np.float64) for name, y in record.ys.items()}
     values = np.concatenate([*ys.values()]) if ys else np.empty(0)
     x = np.asarray(record.x, np.float64)
-    x_axis, y_axis = Axis.around(x, log=record.log_x, pad=0.02), Axis.around(values, log=record.log_y, pad=0.06)
+    x_axis, y_axis = Axis.around(x, log=record.log_x, pad=0.02), Axis.of_heights(values, log=record.log_y)
 
     def lines(canvas: Image.Image, place: Place) -> None:
         for i, y in enumerate(ys.values()):
@@ -182,7 +182,9 @@ def curves(record: Curves, width: int) -> Image.Image:
         (width, height), x_axis, y_axis, lines, x_ticks=x_ticks, x_label=x_label, y_label=clean(record.y_label)
     )
     legend = _legend({name: class_color(i) for i, name in enumerate(ys)}, width) if len(ys) > 1 else None
-    return stack([legend, drawn, _missing(values, width, log=record.log_y)], 8)
+    # Over names a NaN says that this line has nothing of that name; over a quantity it is a value that got lost.
+    lost = values if record.x_names is None else values[~np.isnan(values)]
+    return stack([legend, drawn, _missing(lost, width, log=record.log_y)], 8)
 
 
 def shared_start(names: Sequence[str]) -> str:
