@@ -154,6 +154,19 @@ def test_a_text_with_classes_is_a_point_each_averaged_over_what_is_no_padding():
     assert len(by_token.vectors) == 9
 
 
+def test_padding_is_left_out_of_every_chunk_of_a_long_batch():
+    model = nn.Sequential(nn.Embedding(8, 5), nn.Linear(5, 8))
+    ids = torch.randint(8, (70, 6))
+    mask = torch.arange(6) < torch.randint(1, 7, (70, 1))
+    batch = vizlog.FixedBatch(
+        {"input_ids": ids, "attention_mask": mask}, torch.arange(70) % 2, forward=lambda model, x: model(x["input_ids"])
+    )
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), batch)
+    for row, example in enumerate(embedding.ids):
+        expected = model[0](ids[example, mask[example]]).detach().mean(0)
+        np.testing.assert_allclose(embedding.vectors[row], expected, atol=1e-6)
+
+
 def test_labels_of_ones_own_follow_their_examples_and_tokens(digits, small_cnn):
     images, labels = digits
     parity = ["odd" if label % 2 else "even" for label in labels[:60].tolist()]
