@@ -25,6 +25,7 @@ __all__ = [
     "named_modules",
     "named_parameters",
     "nothing_matches",
+    "selected_parameters",
     "spread",
 ]
 
@@ -98,6 +99,20 @@ def named_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]
                 seen.add(id(parameter))
                 found[_join(prefix, name)] = parameter
     return found
+
+
+def selected_parameters(models: Mapping[str, nn.Module], select: Select) -> dict[str, nn.Parameter]:
+    """`named_parameters` that `select` means, by their own or their module's name, or their module's type."""
+    matches = matcher(select)
+    kinds = tuple(
+        part for part in (select if isinstance(select, (list, tuple)) else [select]) if isinstance(part, type)
+    )
+    modules = named_modules(models)
+    return {
+        name: parameter
+        for name, parameter in named_parameters(models).items()
+        if matches(name, parameter) or isinstance(modules[name.rpartition(".")[0]], kinds)
+    }
 
 
 def matcher(select: Select) -> Matcher:

@@ -13,7 +13,7 @@ from vizlog.probes.base import Figures, Probe
 from vizlog.probes.health import layer_of
 from vizlog.records import Record
 from vizlog.schedules import Schedule, Thinning
-from vizlog.selection import Select, check_select, matcher, named_parameters, spread
+from vizlog.selection import Select, check_select, matcher, named_parameters, selected_parameters, spread
 
 __all__ = ["ParameterHistograms"]
 
@@ -41,7 +41,8 @@ class ParameterHistograms(Probe):
         super().__init__(every=every)
         if most is not None and most < 1:
             raise ValueError(f"{self.name}(most=) needs a number >= 1 or None, got {most}")
-        self._select, self._matches, self._most = select, matcher(select), most
+        matcher(select)  # raises where it is no selection
+        self._select, self._most = select, most
         self._drawn: list[str] = []
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
@@ -73,7 +74,7 @@ class ParameterHistograms(Probe):
         yield Figures("nonfinite", share, caption="share of elements that are NaN or infinite", source=self.kind)
 
     def _names(self, models: Mapping[str, nn.Module]) -> list[str]:
-        return [name for name, parameter in named_parameters(models).items() if self._matches(name, parameter)]
+        return list(selected_parameters(models, self._select))
 
     def _choose(self, names: Sequence[str]) -> list[str]:
         # Once chosen, a tensor stays: histograms of one tag are compared over time.

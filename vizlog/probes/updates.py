@@ -15,7 +15,7 @@ from vizlog.probes.base import Context, Figures, Probe
 from vizlog.probes.health import layer_of
 from vizlog.records import Record, Scalar
 from vizlog.schedules import Schedule, Thinning
-from vizlog.selection import Select, check_select, matcher, named_parameters, spread
+from vizlog.selection import Select, check_select, matcher, named_parameters, selected_parameters, spread
 
 __all__ = ["UpdateRatios"]
 
@@ -47,7 +47,8 @@ class UpdateRatios(Probe):
         most: int | None = 64,
     ) -> None:
         super().__init__(every=every)
-        self._select, self._matches, self._most = select, matcher(select), most
+        matcher(select)  # raises where it is no selection
+        self._select, self._most = select, most
         self._position: tuple[str, int] = ("", 0)
         self._all: list[str] = []
 
@@ -87,7 +88,7 @@ class UpdateRatios(Probe):
         )
 
     def _found(self, models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in named_parameters(models).items() if p.requires_grad and self._matches(name, p)}
+        return {name: p for name, p in selected_parameters(models, self._select).items() if p.requires_grad}
 
     def _next_chunk(self, parameters: Mapping[str, nn.Parameter]) -> tuple[list[str], dict[str, slice]]:
         """The parameters whose turn it is, at most a chunk of bytes, and the rows of one that alone is larger."""

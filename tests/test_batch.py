@@ -1,0 +1,222 @@
+"""The fixed batch: what it keeps, in which order, and how the model is run on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vizlog
+from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch, describe
+from vizlog.capture import survey
+
+
+def test_a_large_batch_is_cut_to_256_spread_over_all_of_it() -> None:
+    batch = FixedBatch(torch.arange(10_000.0)[:, None])
+    assert len(batch) == 256
+    assert batch.ids[0] == 0
+    assert batch.ids[-1] == 9_999
+    assert torch.equal(batch.inputs[:, 0], batch.ids.float())
+
+
+def test_classes_take_turns_so_that_the_first_few_show_all_of_them() -> None:
+    labels = torch.cat([torch.zeros(900), torch.ones(70), torch.full((30,), 2)]).long()
+    batch = FixedBatch(torch.arange(1000.0)[:, None], labels)
+    assert batch.targets[:6].tolist() == [0, 1, 2, 0, 1, 2]
+    assert Counter(batch.targets.tolist()) == {0: 156, 1: 70, 2: 30}
+    assert torch.equal(labels[batch.ids], batch.targets)
+    assert torch.equal(batch.inputs[:, 0].long(), batch.ids)
+
+
+def test_regression_targets_are_no_classes() -> None:
+    batch = FixedBatch(torch.randn(10, 3), torch.randn(10))
+    assert batch.labels is None
+    assert batch.ids.tolist() == list(range(10))
+
+
+def test_what_has_no_rows_passes_through() -> None:
+    table = torch.randn(7, 5)
+    batch = FixedBatch((torch.randn(300, 2), table, "mean", None), torch.arange(300) % 3)
+    x, passed, word, nothing = batch.inputs
+    assert (len(x), passed.shape, word, nothing) == (256, (7, 5), "mean", None)
+    assert torch.equal(passed, table)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+        return (a + 2 * b) * scale
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (torch.ones(4, 3), torch.ones(4, 3)),
+        {"a": torch.ones(4, 3), "b": torch.ones(4, 3)},
+        {"b": torch.ones(4, 3), "a": torch.ones(4, 3), "scale": 1.0},
+    ],
+)
+def test_a_tuple_goes_in_by_position_and_a_mapping_by_name(inputs: Any) -> None:
+    assert torch.equal(FixedBatch(inputs).run({"": TwoInputs()}), torch.full((4, 3), 3.0))
+
+
+def test_forward_says_how_to_call_the_model() -> None:
+    batch = FixedBatch(torch.ones(4, 3), forward=lambda model, x: model(x, x))
+    assert torch.equal(batch.run({"": TwoInputs()}), torch.full((4, 3), 3.0))
+    models = {"G": nn.Identity(), "D": TwoInputs()}
+    gan = FixedBatch(torch.ones(4, 3), forward=lambda models, z: models["D"](models["G"](z), z))
+    assert torch.equal(gan.run(models), torch.full((4, 3), 3.0))
+
+
+@dataclass
+class Output:
+    loss: Tensor
+    logits: Tensor
+
+
+LOGITS = torch.arange(12.0).reshape(4, 3)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        LOGITS,
+        (LOGITS, torch.zeros(4, 3)),
+        (torch.tensor(1.0), LOGITS),
+        {"logits": LOGITS, "other": torch.zeros(4, 3)},
+        {"embedding": torch.zeros(4, 2, 2, 2), "scores": LOGITS},
+        SimpleNamespace(logits=LOGITS),
+        Output(torch.tensor(1.0), LOGITS),
+    ],
+)
+def test_logits_are_found_in_what_models_return(output: Any) -> None:
+    found = FixedBatch(torch.randn(4, 5), torch.arange(4) % 3).logits(output)
+    assert found is LOGITS
+
+
+@pytest.mark.parametrize("output", [torch.zeros(4), torch.zeros(5, 3), "text", {"x": torch.zeros(3, 4).long()}, ()])
+def test_no_logits_are_found_where_there_are_none(output: Any) -> None:
+    assert FixedBatch(torch.randn(4, 5), torch.arange(4) % 3).logits(output) is None
+
+
+def test_a_reconstruction_is_no_class_scores() -> None:
+    batch = FixedBatch(torch.randn(4, 5))
+    assert batch.logits(torch.randn(4, 5)) is None
+    assert batch.logits(torch.randn(4, 6)) is not None
+
+
+def test_token_models_are_scored_at_the_last_token_that_is_no_padding() -> None:
+    ids = torch.arange(8).reshape(2, 4)
+    output = torch.randn(2, 4, 11)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    padded = FixedBatch({"input_ids": ids, "attention_mask": mask})
+    found = padded.logits(SimpleNamespace(logits=output))
+    assert found is not None
+    assert torch.equal(found, torch.stack([output[0, 3], output[1, 1]]))
+
+
+def test_a_score_of_ones_own_is_checked() -> None:
+    batch = FixedBatch(torch.randn(4, 5), score=lambda output: output["a"])
+    assert batch.logits({"a": LOGITS}) is LOGITS
+    with pytest.raises(BatchDoesNotFit, match=r"must return \(N, classes\) with N=4, got float32 \(3, 3\)"):
+        batch.logits({"a": torch.zeros(3, 3)})
+
+
+def test_losses_are_found_or_made() -> None:
+    batch = FixedBatch(torch.randn(4, 5))
+    assert batch.losses(Output(torch.tensor(2.0), LOGITS)) == 2
+    assert batch.losses({"loss": torch.tensor(3.0)}) == 3
+    assert batch.losses(LOGITS) is None
+    made = FixedBatch(torch.randn(4, 5), torch.ones(4), loss=lambda out, y: (out.mean(1) - y) ** 2)
+    assert made.losses(LOGITS).tolist() == [0, 9, 36, 81]  # type: ignore[union-attr]
+
+
+def test_labels_in_a_mapping_are_the_targets() -> None:
+    assert FixedBatch({"input_ids": torch.zeros(3, 2).long(), "labels": torch.tensor([2, 0, 1])}).targets.tolist() == [
+        0,
+        1,
+        2,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: FixedBatch("text"), TypeError, "at least one tensor with examples along dimension 0, got str"),
+        (lambda: FixedBatch(torch.tensor(3.0)), TypeError, "at least one tensor"),
+        (lambda: FixedBatch(torch.zeros(0, 3)), ValueError, "at least one example"),
+        (
+            lambda: FixedBatch(torch.zeros(4, 3), torch.zeros(5)),
+            ValueError,
+            r"one for each of the 4 examples, got float32 \(5,\)",
+        ),
+        (lambda: FixedBatch(torch.zeros(4, 3), forward=3), TypeError, r"FixedBatch\(forward=\) takes a function"),
+        (lambda: as_fixed_batch(3), TypeError, r"batch= takes \(inputs, targets\)"),
+        (lambda: as_fixed_batch((1, 2, 3)), TypeError, "batch= takes"),
+    ],
+)
+def test_what_is_no_batch_says_so(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_pair_a_tensor_and_a_mapping_are_batches() -> None:
+    x, y = torch.zeros(2, 3), torch.zeros(2)
+    for given in ((x, y), [x, y], x, {"x": x}, FixedBatch(x)):
+        batch = as_fixed_batch(given)
+        assert batch is not None
+        assert len(batch) == 2
+    assert as_fixed_batch(None) is None
+
+
+def test_a_batch_that_the_model_cannot_take_says_what_came_and_what_the_model_raised() -> None:
+    with pytest.raises(BatchDoesNotFit, match=r"(?s)float32 \(2, 7\).*raised RuntimeError.*mat1 and mat2.*forward="):
+        survey({"": nn.Linear(5, 3)}, FixedBatch(torch.randn(4, 7)))
+
+
+def test_a_function_that_returns_the_batch_may_draw_random_numbers() -> None:
+    model, before = nn.Linear(5, 3), torch.get_rng_state()
+    with vizlog.Monitor(model, [], to=None, batch=lambda: (torch.randn(4, 5), torch.randint(3, (4,)))) as monitor:
+        assert monitor._batch is not None
+        assert len(monitor._batch) == 4
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_parts_keep_ids_and_order() -> None:
+    batch = FixedBatch(torch.arange(10.0)[:, None], torch.arange(10) % 2)
+    part = batch.part(2, 5)
+    assert torch.equal(part.ids, batch.ids[2:5])
+    assert torch.equal(part.inputs, batch.inputs[2:5])
+    assert torch.equal(part.targets, batch.targets[2:5])
+    again = batch.take(torch.tensor([1, 1]))
+    assert torch.equal(again.inputs[0], again.inputs[1])
+
+
+def test_thumbnails_undo_the_normalisation() -> None:
+    pixels = torch.randint(0, 256, (3, 3, 4, 4)).float() / 255
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+    batch = FixedBatch((pixels - mean[:, None, None]) / std[:, None, None], mean=mean.tolist(), std=std.tolist())
+    shown = batch.thumbnails()
+    assert shown is not None
+    np.testing.assert_array_equal(shown, (pixels * 255).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def test_thumbnails_of_values_out_of_range_are_stretched() -> None:
+    shown = FixedBatch(torch.tensor([-3.0, 5.0, 1.0, float("nan")]).reshape(1, 1, 2, 2)).thumbnails()
+    assert shown is not None
+    assert shown.ravel().tolist() == [0, 255, 128, 0]
+    assert FixedBatch(torch.randn(3, 5)).thumbnails() is None
+
+
+def test_class_names_are_used_where_given() -> None:
+    batch = FixedBatch(torch.zeros(2, 3), class_names=["cat", "dog"])
+    assert [batch.class_name(n) for n in (0, 1, 2)] == ["cat", "dog", "2"]
+
+
+def test_a_value_is_described_in_a_few_words() -> None:
+    assert describe({"a": torch.zeros(2, 3), "b": [1, None]}) == "{a: float32 (2, 3), b: (int, None)}"
