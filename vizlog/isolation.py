@@ -35,6 +35,10 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
         stack.enter_context(_tensors(modules))
         stack.enter_context(_attributes(modules))
         for module in modules:
+            if isinstance(module, torch.jit.ScriptModule):  # its flag lies beyond Python
+                stack.callback(setattr, module, "training", module.training)
+                module.training = False
+                continue
             # Through __dict__: a user's __setattr__ or a metric's must not see it.
             module.__dict__["training"] = False
             for name in ("log", "log_dict"):
