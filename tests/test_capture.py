@@ -1,0 +1,295 @@
+"""What is seen of a forward: names, order, calls and nothing left behind."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vizlog.batch import FixedBatch
+from vizlog.capture import AttentionCalls, AutocastSeen, Call, Capture, Outputs, replaced, survey
+
+
+def seen(model: nn.Module, *inputs: Any, matches: Any = lambda layer, module: True) -> dict[str, list[Tensor]]:
+    """Layer -> outputs of one forward."""
+    capture = Capture({"": model}, {"all": Outputs(matches, lambda call: call.tensor.clone())})  # type: ignore[union-attr]
+    with torch.no_grad(), capture.forward():
+        model(*inputs)
+    assert not capture.errors
+    return capture.results["all"]
+
+
+class Course(nn.Module):
+    """As taught: activations are functions, one layer runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv1(x))
+        x = torch.tanh(self.conv2(x))
+        x = self.conv2(x).relu()
+        return F.softmax(self.fc(x.mean((2, 3))), dim=-1)
+
+
+def test_functional_activations_are_seen_under_the_module_that_calls_them() -> None:
+    model, x = Course(), torch.randn(2, 1, 5, 5)
+    found = seen(model, x)
+    assert list(found) == ["conv1", "relu", "conv2", "tanh", "conv2@2", "relu@2", "fc", "softmax"]
+    conv1 = model.conv1(x)
+    assert torch.equal(found["conv1"][0], conv1)
+    assert torch.equal(found["relu"][0], conv1.relu())
+    inner = seen(nn.Sequential(model), x)
+    assert list(inner)[:3] == ["0.conv1", "0.relu", "0.conv2"]
+
+
+def test_an_activation_module_is_seen_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sigmoid(), nn.GELU(), nn.Softmax(-1))
+    assert list(seen(model, torch.randn(3, 2))) == ["0", "1", "2", "3", "4"]
+
+
+def test_a_module_of_ones_own_that_only_calls_a_function_is_seen_once() -> None:
+    class Swish(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.silu(x)
+
+    assert list(seen(nn.Sequential(nn.Linear(2, 2), Swish()), torch.randn(3, 2))) == ["0", "1.silu"]
+
+
+def test_an_output_is_seen_before_what_works_in_place_overwrites_it() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True))
+    x = torch.randn(8, 2)
+    assert torch.equal(seen(model, x)["0"][0], model[0](x))
+
+
+@dataclass
+class Result:
+    name: str
+    hidden: Tensor
+
+
+@pytest.mark.parametrize("wrap", [lambda x: (x, 1), lambda x: {"a": None, "b": [x]}, lambda x: Result("r", x)])
+def test_the_first_tensor_of_nested_outputs_is_taken(wrap: Any) -> None:
+    class Nested(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return wrap(x + 1)
+
+    assert torch.equal(seen(nn.ModuleList([Nested()])[0], torch.ones(2)).get("", [torch.tensor(0)])[0], torch.tensor(0))
+    model = nn.Sequential(nn.Identity(), Nested())
+    assert torch.equal(seen(model, torch.ones(2))["1"][0], torch.full((2,), 2.0))
+
+
+def test_keyword_arguments_are_told() -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(input=x)
+
+    told: list[Call] = []
+    model, x = Keywords(), torch.ones(1, 2)
+    with Capture({"": model}, {"a": Outputs(lambda layer, module: layer == "inner", told.append)}).forward():
+        model(x)
+    assert told[0].input is x
+    assert (told[0].kind, told[0].module) == ("Linear", model.inner)
+
+
+@pytest.mark.parametrize(
+    ("layers", "dims"),
+    [
+        ([nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3), nn.ReLU()], [1, 1, -1, -1, -1]),
+        ([nn.Conv1d(1, 4, 1), nn.BatchNorm1d(4), nn.Tanh()], [1, 1, 1]),
+        ([nn.Linear(2, 5), nn.LayerNorm(5), nn.GELU()], [-1, -1, -1]),
+    ],
+)
+def test_units_lie_where_the_layer_before_put_them(layers: list[nn.Module], dims: list[int]) -> None:
+    model = nn.Sequential(*layers).eval()
+    x = torch.randn(2, 1, 2, 2) if isinstance(layers[0], nn.Conv2d) else torch.randn(2, 1, 2)
+    told: list[Call] = []
+    with Capture({"": model}, {"a": Outputs(lambda layer, module: True, told.append)}).forward():
+        model(x)
+    assert [call.channel_dim for call in told] == dims
+
+
+def test_an_error_of_a_reducer_is_kept_from_the_forward_and_the_others_go_on() -> None:
+    def fails(call: Call) -> Any:
+        raise ValueError("no")
+
+    model, everything = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), lambda layer, module: True
+    capture = Capture({"": model}, {"bad": Outputs(everything, fails), "good": Outputs(everything, lambda call: 1)})
+    with capture.forward():
+        model(torch.ones(1, 2))
+    assert str(capture.errors["bad"]) == "no"
+    assert capture.results["good"] == {"0": [1], "1": [1]}
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
+
+
+def test_hooks_go_when_the_forward_raises() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(3, 3))
+    capture = Capture({"": model}, {"a": Outputs(lambda layer, module: True, lambda call: 1)})
+    with pytest.raises(RuntimeError, match="shape"), capture.forward():
+        model(torch.ones(1, 2))
+    assert hooks(model) == 0
+    assert capture.results["a"] == {"0": [1]}
+
+
+def test_a_copy_or_pickle_of_a_hooked_model_does_not_fire_into_us() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    counted: list[str] = []
+    capture = Capture({"": model}, {"a": Outputs(lambda layer, module: True, lambda call: counted.append(call.layer))})
+    buffer = io.BytesIO()
+    with ExitStack() as stack:
+        capture.attach_live(stack)
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        torch.save(model, buffer)
+        torch.save(model.state_dict(), io.BytesIO())
+    buffer.seek(0)
+    for other in [*copies, torch.load(buffer, weights_only=False)]:
+        other(torch.ones(1, 2)).sum().backward()
+    assert counted == []
+
+
+def live(model: nn.Module) -> tuple[Capture, ExitStack]:
+    capture, stack = (
+        Capture({"": model}, {"a": Outputs(lambda layer, module: True, lambda call: call.output)}),
+        ExitStack(),
+    )
+    capture.attach_live(stack)
+    return capture, stack
+
+
+def test_the_live_forward_is_seen_and_an_evaluation_is_not() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    capture, stack = live(model)
+    with stack:
+        model(torch.ones(1, 2)).sum().backward()
+        with torch.no_grad():
+            model.eval()(torch.ones(1, 2))
+        model.train()(torch.ones(1, 2)).sum().backward()
+        F.relu(torch.ones(3))  # outside a forward
+    assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {"0": 2, "1": 2}
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_a_checkpoint_computes_again_is_not_seen(*, reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(lambda y: F.relu(self.block(y)), x, use_reentrant=reentrant)
+
+    model = Checkpointed()
+    capture, stack = live(model)
+    with stack:
+        model(torch.ones(1, 2, requires_grad=True)).sum().backward()
+    assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {
+        "block.0": 1,
+        "block.1": 1,
+        "block": 1,
+        "relu": 1,
+    }
+    assert model.block[0].weight.grad is not None
+
+
+def test_a_live_forward_that_raises_does_not_spoil_the_next() -> None:
+    class Picky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.isnan().any():
+                raise ValueError("nan")
+            return F.relu(self.fc(x))
+
+    model = nn.Sequential(Picky())
+    capture, stack = live(model)
+    with stack:
+        with pytest.raises(ValueError, match="nan"):
+            model(torch.tensor([[float("nan"), 0.0]]))
+        model(torch.ones(1, 2))
+    assert list(capture.results["a"]) == ["0.fc", "0.relu", "0"]
+
+
+def test_attention_is_told_by_the_layer_that_calls_it() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = x[:, None]
+            F.softmax(self.router(x), dim=-1)  # no attention
+            F.scaled_dot_product_attention(q, q, q)
+            return F.scaled_dot_product_attention(q, q, q)[:, 0]
+
+    model = nn.Sequential(Block(), Block())
+    capture = Capture({"": model}, {"a": AttentionCalls(lambda call: tuple(call.output.shape))})
+    with capture.forward():
+        model(torch.randn(2, 5, 4))
+    shape = (2, 1, 5, 4)
+    assert capture.results["a"] == {"0": [shape], "0@2": [shape], "1": [shape], "1@2": [shape]}
+
+
+def test_the_autocast_of_the_training_forward_is_learnt() -> None:
+    model = nn.Linear(2, 2)
+    autocast = AutocastSeen("cpu")
+    with ExitStack() as stack:
+        autocast.attach(stack, model)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(torch.ones(1, 2))
+    with autocast():
+        assert model(torch.ones(1, 2)).dtype == torch.bfloat16
+    with ExitStack() as stack:
+        autocast.attach(stack, model)
+        model(torch.ones(1, 2))
+    with torch.autocast("cpu", torch.bfloat16), autocast():
+        assert model(torch.ones(1, 2)).dtype == torch.float32
+
+
+def test_an_output_can_be_replaced_for_a_while() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with replaced(model[0], lambda output: output * 0 - 1):
+        assert model(torch.ones(1, 2)).sum() == 0
+    assert hooks(model) == 0
+    pair = nn.LSTM(2, 3)
+    with replaced(pair, lambda output: output * 0):
+        output, (hidden, _) = pair(torch.ones(1, 1, 2))
+    assert output.abs().sum() == 0
+    assert hidden.abs().sum() > 0
+
+
+def test_a_survey_tells_layers_in_the_order_they_ran() -> None:
+    met = survey({"": Course()}, FixedBatch(torch.randn(6, 1, 5, 5), torch.arange(6) % 3))
+    assert [layer.name for layer in met.layers] == [
+        "conv1",
+        "relu",
+        "conv2",
+        "tanh",
+        "conv2@2",
+        "relu@2",
+        "fc",
+        "softmax",
+    ]
+    assert met.layers[0].input_shape == (2, 1, 5, 5)
+    assert met.layers[0].output_shape == (2, 4, 5, 5)
+    assert (met.scored, met.classes, met.attention) == ("logits", 3, ())
