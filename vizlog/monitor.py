@@ -23,6 +23,7 @@ from vizlog.capture import AutocastSeen, Survey, device_of, survey
 from vizlog.delivery import Delivery
 from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated
+from vizlog.messages import show
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
 from vizlog.probes.base import Context, Probe
 from vizlog.probes.standard import standard_for
@@ -77,6 +78,7 @@ class Monitor:
         budget: float | None = None,
         forward_context: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
+        show()
         self._models = named_models(model)
         self._roots = list(given_models(model).values())
         self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
@@ -137,22 +139,22 @@ class Monitor:
 
     def begin(self, step: int | None = None, epoch: int | None = None) -> None:
         """Before the forward of a step; nothing happens where nothing is due, or where this step has begun already."""
-        if step is None:
-            step = self._count
-        self._begin(step, epoch)
-        if self._due is not None:
-            self._ended = False
+        with self._contained("the start of a step"):
+            self._begin(self._count if step is None else step, epoch)
+            if self._due is not None:
+                self._ended = False
 
     def end(self) -> None:
         """After the backward of a step; what is due is finished here, or once the watched optimizers have stepped."""
-        self._forward_done()
-        due = self._due
-        if due is None:
-            return
-        if not self._optimizers:
-            due.read_gradients()
-        if not due.waiting:
-            self._finish(due)
+        with self._contained("the end of a step"):
+            self._forward_done()
+            due = self._due
+            if due is None:
+                return
+            if not self._optimizers:
+                due.read_gradients()
+            if not due.waiting:
+                self._finish(due)
 
     def cancel(self) -> None:
         """Forgets the step that was begun."""
