@@ -1,7 +1,7 @@
 """The record types: what a probe found, as data and not as pixels.
 
-A record is a frozen dataclass of numpy arrays with a `tag` (where it goes) and a `caption` (what was computed, on which examples,
-from which source, with which settings, and what was left out). Records compare by identity.
+A record is a frozen dataclass of numpy arrays with a `tag` (where it goes) and a `caption` (what was computed, on which
+examples, from which source, with which settings, and what was left out). Records compare by identity.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Limits: TypeAlias = tuple[float, float]
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
-def _require(holds: bool, message: str) -> None:
+def _require(holds: object, message: str) -> None:
     if not holds:
         raise ValueError(message)
 
@@ -76,7 +76,8 @@ class Histogram(_Tagged):
 
     Args:
         edges: (B+1,) float64, finite and rising; bin i is [edges[i], edges[i+1]), the last one closed.
-        counts: (B,) finite values in each bin. Whole numbers where the bins are exact, fractions where they were interpolated.
+        counts: (B,) finite values in each bin; whole numbers where the bins are exact, fractions where they were
+            interpolated.
         count: every element, non-finite ones too, so `counts.sum() + nans + pos_infs + neg_infs == count`.
         zeros: elements equal to 0, −0.0 too.
         min, max, mean, std: of the finite elements (population standard deviation); NaN where there are none.
