@@ -1,0 +1,185 @@
+"""The optimizer's step: what is hooked, when gradients are read, what counts as a step."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
+
+
+class Accelerated(Optimizer):
+    """As accelerate wraps: an Optimizer in name, whose step calls the real one's."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self) -> Any:  # type: ignore[override]
+        return self.optimizer.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+
+def made(kind: type[Optimizer] = SGD, **options: Any) -> Optimizer:
+    return kind([nn.Parameter(torch.ones(2))], lr=0.1, **options)
+
+
+def test_each_real_optimizer_is_found_once() -> None:
+    a, b = made(), made(Adam)
+    lightning = SimpleNamespace(optimizer=a)
+    container = SimpleNamespace(optimizers=[a, b])
+    for given in (
+        [a, b],
+        (b, a),
+        {"g": a, "d": b},
+        container,
+        [a, [b], a],
+        [Accelerated(a), b],
+        [lightning, container],
+    ):
+        assert {id(optimizer) for optimizer in real_optimizers(given)} == {id(a), id(b)}
+        assert len(real_optimizers(given)) == 2
+    assert real_optimizers(Accelerated(Accelerated(a))) == [a]
+
+
+@pytest.mark.parametrize("given", ["adam", [], 3, SimpleNamespace(optimizer=None), nn.Linear(1, 1)])
+def test_what_holds_no_optimizer_says_what_to_do(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"no torch optimizer found in .*monitor\.step"):
+        real_optimizers(given)
+
+
+def watched(optimizer: Optimizer) -> tuple[list[tuple[str, Tensor, Tensor | None]], StepHooks]:
+    """What was called, with copies of the first parameter and its gradient."""
+    told: list[tuple[str, Tensor, Tensor | None]] = []
+    parameter = optimizer.param_groups[0]["params"][0]
+
+    def tell(moment: str) -> Any:
+        def note(optimizer: Optimizer) -> bool:
+            gradient = None if parameter.grad is None else parameter.grad.clone()
+            told.append((moment, parameter.detach().clone(), gradient))
+            return True
+
+        return note
+
+    return told, StepHooks([optimizer], before=tell("before"), gradients=tell("gradients"), after=tell("after"))
+
+
+def test_gradients_are_read_before_the_step_overwrites_them() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = SGD([parameter], lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+    told, _ = watched(optimizer)
+    parameter.grad = torch.tensor([1.0, 2.0])
+    optimizer.step()
+    assert [moment for moment, *_ in told] == ["before", "gradients", "after"]
+    assert torch.equal(told[1][2], torch.tensor([1.0, 2.0]))  # type: ignore[arg-type]
+    assert torch.equal(told[0][1], torch.ones(2))
+    assert torch.equal(told[2][1], parameter.detach())
+
+
+@pytest.mark.parametrize("by_keyword", [True, False])
+def test_gradients_of_a_closure_are_read_once_it_has_run(*, by_keyword: bool) -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = SGD([parameter], lr=0.1)
+    told, _ = watched(optimizer)
+    parameter.grad = torch.full((2,), 99.0)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (parameter * torch.tensor([3.0, 4.0])).sum()
+        loss.backward()
+        return loss
+
+    loss = optimizer.step(closure=closure) if by_keyword else optimizer.step(closure)
+    assert torch.equal(loss, torch.tensor(7.0))  # type: ignore[arg-type]
+    assert torch.equal(told[1][2], torch.tensor([3.0, 4.0]))  # type: ignore[arg-type]
+    assert torch.equal(told[1][1], torch.ones(2))
+
+
+def test_a_closure_that_runs_many_times_is_read_once() -> None:
+    parameter = nn.Parameter(torch.tensor([3.0]))
+    optimizer = torch.optim.LBFGS([parameter], max_iter=5)
+    told, _ = watched(optimizer)
+    calls = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (parameter**2).sum()
+        loss.backward()
+        calls.append(1)
+        return loss
+
+    optimizer.step(closure)
+    assert len(calls) > 1
+    assert [moment for moment, *_ in told] == ["before", "gradients", "after"]
+    assert float(told[1][2]) == 6  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("overflow", [True, False])
+def test_a_fused_step_under_a_scaler_is_read_unscaled_and_says_whether_it_was_skipped(*, overflow: bool) -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = AdamW([parameter], lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    told, _ = watched(optimizer)
+    found: list[Any] = []
+    optimizer.register_step_post_hook(lambda optimizer, *_: found.append(skipped(optimizer)))
+    scaler.scale((parameter * torch.tensor([1.0, float("inf") if overflow else 2.0])).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert bool(found[0] > 0) is overflow
+    if not overflow:
+        assert torch.equal(told[1][2], torch.tensor([1.0, 2.0]))  # type: ignore[arg-type]
+    assert torch.equal(told[2][1], torch.ones(2)) is overflow
+
+
+def test_a_step_outside_a_scaler_was_not_skipped() -> None:
+    assert skipped(made()) is None
+
+
+def test_removed_hooks_are_gone() -> None:
+    optimizer = made()
+    told, hooks = watched(optimizer)
+    hooks.remove()
+    hooks.remove()
+    optimizer.step()
+    assert told == []
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)])
+def test_loading_a_checkpoint_makes_state_only(rate: Any) -> None:
+    from torch.distributed.checkpoint.state_dict import _init_optim_state
+
+    optimizer = AdamW([nn.Parameter(torch.ones(2))], lr=rate)
+    made: list[bool] = []
+    optimizer.register_step_pre_hook(lambda optimizer, *_: made.append(makes_state_only(optimizer)))
+    _init_optim_state(optimizer)
+    assert made == [True]
+
+
+def test_a_warm_up_step_at_rate_zero_is_a_step() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([0.0, 1.0])
+    assert not makes_state_only(SGD([parameter], lr=0.0))
+    parameter.grad.zero_()
+    assert not makes_state_only(SGD([parameter], lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("order", "rounds"),
+    [("aaa", 3), ("ababab", 3), ("aaaaab", 5), ("aabaab", 4), ("abcabc", 2), ("abaab", 3)],
+)
+def test_a_round_ends_where_an_optimizer_steps_again(order: str, rounds: int) -> None:
+    optimizers = {name: made() for name in "abc"}
+    counted, starts = Rounds(), 0
+    for name in order:
+        starts += counted.starts(optimizers[name])
+        counted.stepped(optimizers[name])
+    assert starts == rounds
