@@ -166,6 +166,7 @@ def test_loading_a_checkpoint_makes_state_only(rate: Any) -> None:
 
 def test_a_warm_up_step_at_rate_zero_is_a_step() -> None:
     parameter = nn.Parameter(torch.ones(2))
+    assert not makes_state_only(SGD([parameter], lr=0.0))  # a closure is still to make the gradient
     parameter.grad = torch.tensor([0.0, 1.0])
     assert not makes_state_only(SGD([parameter], lr=0.0))
     parameter.grad.zero_()

@@ -130,7 +130,8 @@ def makes_state_only(optimizer: Optimizer) -> bool:
     if any((isinstance(rate, Tensor) and rate.device.type != "cpu") or rate != 0 for rate in rates):
         return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return not any(bool(gradient.any()) for gradient in gradients)
+    # No gradients at all: a closure is still to make them, at the rate a warm-up begins with.
+    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
 
 
 def _unscales_inside(optimizer: Optimizer) -> bool:
