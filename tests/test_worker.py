@@ -1,0 +1,189 @@
+"""The worker: order, bounds, forks, exits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from vizlog.worker import Worker
+
+
+def test_jobs_run_in_order_on_another_thread() -> None:
+    worker, done = Worker(), []
+    for number in range(100):
+        worker.submit(lambda number=number: done.append((number, threading.current_thread())))  # type: ignore[misc]
+    assert worker.flush()
+    assert [number for number, _ in done] == list(range(100))
+    assert threading.main_thread() not in {thread for _, thread in done}
+    assert worker.close()
+
+
+def blocked(worker: Worker) -> threading.Event:
+    """Keeps the worker busy until the event is set."""
+    started, go = threading.Event(), threading.Event()
+
+    def job() -> None:
+        started.set()
+        go.wait()
+
+    worker.submit(job)
+    started.wait()
+    return go
+
+
+def test_a_full_queue_drops_the_oldest_pictures_and_counts_them(caplog: pytest.LogCaptureFixture) -> None:
+    worker, done = Worker(most=3), []
+    go = blocked(worker)
+    for number in range(8):
+        worker.submit(lambda number=number: done.append(number), picture=True)  # type: ignore[misc]
+    go.set()
+    worker.close()
+    assert done == [5, 6, 7]
+    assert worker.dropped == 5
+    assert len(caplog.records) == 1
+    assert "the oldest waiting ones are dropped" in caplog.text
+
+
+def test_scalars_are_never_dropped_and_never_block() -> None:
+    worker, done = Worker(most=2), []
+    go = blocked(worker)
+    for number in range(500):
+        worker.submit(lambda number=number: done.append(number))  # type: ignore[misc]
+        worker.submit(lambda: None, picture=True)
+    go.set()
+    worker.close()
+    assert done == list(range(500))
+    assert worker.dropped == 498
+
+
+def test_a_slow_job_holds_up_no_other_and_is_waited_for() -> None:
+    worker, done, go = Worker(), [], threading.Event()
+
+    def slow() -> None:
+        go.wait()
+        worker.submit(lambda: done.append("written"))
+
+    worker.submit(slow, slow=True)
+    worker.submit(lambda: done.append("scalar"))
+    assert not worker.flush(timeout=0.05)
+    assert done == ["scalar"]
+    go.set()
+    assert worker.flush()
+    assert done == ["scalar", "written"]
+
+
+def test_a_job_that_fails_does_not_stop_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    worker, done = Worker(), []
+    worker.submit(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    worker.submit(lambda: done.append(1))
+    worker.close()
+    assert done == [1]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_flush_and_close_may_come_twice_and_work_goes_on_after_them() -> None:
+    worker, done = Worker(), []
+    assert worker.flush()
+    assert worker.close()
+    assert worker.close()
+    worker.submit(lambda: done.append(1))
+    assert worker.close()
+    assert worker.flush()
+    assert done == [1]
+
+
+def test_no_thread_runs_before_the_first_job_nor_after_the_close() -> None:
+    before = threading.active_count()
+    worker = Worker()
+    assert threading.active_count() == before
+    worker.submit(lambda: None)
+    worker.close()
+    until = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # Python warns of a fork while threads run: that is the case tested
+def test_a_forked_child_has_none_of_its_parents_jobs_and_can_work() -> None:
+    worker, read, write = Worker(), *os.pipe()
+    go = blocked(worker)
+    worker.submit(lambda: os.write(write, b"parent"))
+    child = os.fork()
+    if child == 0:
+        worker.flush()
+        worker.submit(lambda: os.write(write, b"child"))
+        worker.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.read(read, 100) == b"child"
+    go.set()
+    worker.close()
+    assert os.read(read, 100) == b"parent"
+
+
+TRAIN = """
+import sys, torch, vizlog
+from torch import nn
+
+def train():
+    model = nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = vizlog.watch(model, optimizer, to="run", every=1, batch=(torch.randn(8, 3), torch.arange(8) % 3))
+    for step in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).sum().backward()
+        optimizer.step()
+        monitor.log({"loss": float(step)})
+    return monitor, optimizer
+"""
+ENDINGS = {
+    "kept": "kept = train()",
+    "let go": "import gc\ntrain()\ngc.collect()",
+    "beside a fork": "import os\nkept = train()\nif os.fork() == 0:\n    sys.exit(0)\nos.wait()\nraise SystemExit(3)",
+}
+
+
+def run_script(script: str, folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", script], cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def steps_of(folder: Path, tag: str) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    run.Reload()
+    return [event.step for event in run.Tensors(tag)]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_script_that_ends_without_close_has_written_everything(ending: str, tmp_path: Path) -> None:
+    process = run_script(TRAIN + ENDINGS[ending], tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (3 if "fork" in ending else 0), errors
+    assert "Traceback" not in errors
+    for tag in ("weights/weight", "gradients/bias", "health/update_ratio_worst", "loss"):
+        assert steps_of(tmp_path / "run", tag) == [0, 1, 2, 3, 4]
+
+
+def test_a_script_that_is_killed_leaves_a_file_that_can_be_read(tmp_path: Path) -> None:
+    waits = "monitor, _ = train()\nmonitor.flush()\nprint('written', flush=True)\nsys.stdin.read()"
+    process = run_script(TRAIN + waits, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "written\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert steps_of(tmp_path / "run", "weights/weight") == [0, 1, 2, 3, 4]
