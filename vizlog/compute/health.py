@@ -61,10 +61,10 @@ def alive(output: Tensor, channel_dim: int = -1) -> Tensor:
 
 
 def _any(output: Tensor, dims: list[int]) -> Tensor:
-    if output.is_complex():
-        return torch.any(output, dim=dims)
-    # The extremes: `any` takes seven times as long on a CPU, and a comparison would write a flag for every element.
-    return (output.amax(dims) != 0) | (output.amin(dims) != 0)
+    # A comparison would write a flag for every element, and `any` takes three to seven times as long as an extreme.
+    if output.dtype in (torch.float32, torch.float64):
+        return (output.amax(dims) != 0) | (output.amin(dims) != 0)
+    return torch.any(output, dim=dims)
 
 
 def dead_units(output: Tensor, channel_dim: int = -1) -> Tensor:
@@ -84,7 +84,7 @@ def saturated(output: Tensor, low: float, high: float) -> Tensor:
         raise ValueError(f"saturated needs finite limits with low < high, got {low} and {high}")
     margin = MARGIN * (high - low)
     output = output.detach()
-    return (output <= low + margin).sum() + (output >= high - margin).sum()
+    return torch.count_nonzero(output <= low + margin) + torch.count_nonzero(output >= high - margin)
 
 
 def saturated_rows(probabilities: Tensor, dim: int = -1) -> Tensor:
@@ -94,4 +94,4 @@ def saturated_rows(probabilities: Tensor, dim: int = -1) -> Tensor:
     """
     if probabilities.numel() == 0:
         return torch.zeros((), dtype=torch.int64, device=probabilities.device)
-    return (probabilities.detach().amax(dim) > CERTAIN).sum()
+    return torch.count_nonzero(probabilities.detach().amax(dim) > CERTAIN)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from vizlog.capture import Call, Outputs, Request, Survey
@@ -143,7 +144,14 @@ def _reduce(call: Call) -> _Seen | None:
         counts = count_bits(tensor)
     except Uncountable as reason:
         return _Seen(None, skipped=str(reason))
-    return _Seen(counts, alive(tensor, call.channel_dim), *_saturation(call, tensor))
+    return _Seen(counts, _alive(call, tensor, counts), *_saturation(call, tensor))
+
+
+def _alive(call: Call, tensor: Tensor, counts: BitCounts) -> Tensor:
+    # Without a zero no unit is dead: most layers need no second look. On a device, asking would wait for it.
+    if tensor.device.type == "cpu" and tensor.dim() and not counts.zeros:
+        return torch.ones(tensor.shape[call.channel_dim], dtype=torch.bool)
+    return alive(tensor, call.channel_dim)
 
 
 def _saturation(call: Call, tensor: Tensor) -> tuple[Tensor | None, int]:
