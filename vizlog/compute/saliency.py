@@ -1,7 +1,7 @@
 """Saliency: which parts of an input a score depends on, as attributions of the input's shape.
 
 A `Score` maps inputs (R, ...) and rows (R,), int64 on the CPU, to scores (R,): `rows[i]` is the number of the example
-that `inputs[i]` is a version of, so that a method may run an example many times and each run is scored for that example's
+that `inputs[i]` is a version of, so that a method may run an example many times and each run is scored for its own
 target. Rows must not influence each other (BatchNorm in eval mode). Attributions are raw and signed float32: what is
 summed (channels, embedding dimensions) is the caller's choice. Nothing here touches `.grad` or a global random state,
 and all of it works under `no_grad`, `inference_mode` and the caller's autocast.
