@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -42,28 +43,43 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters after the step. `reduce` takes a list of tensors and gives a small result for each."""
+    """Parameters after the step. `reduce` takes a list of tensors and gives a small result for each.
+
+    Where the model is sharded, `reduce` sees each rank's own shards, which may be empty, and `merge` makes one result
+    of two ranks'; with `whole` it sees whole tensors, put together for it one by one.
+    """
 
     names: tuple[str, ...]
     reduce: Callable[[list[Tensor]], list[Any]]
+    merge: Callable[[Any, Any], Any] = operator.add
+    whole: bool = False
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients as the optimizer uses them: unscaled, clipped, summed over ranks. A parameter may have none."""
+    """Gradients as the optimizer uses them: unscaled, clipped, summed over ranks. A parameter may have none.
+
+    `reduce` and `merge` are as in `Weights`.
+    """
 
     names: tuple[str, ...]
     reduce: Callable[[list[Tensor]], list[Any]]
+    merge: Callable[[Any, Any], Any] = operator.add
+    whole: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
 class Updates:
-    """Parameters before and after the step; `reduce` takes (before, after), of which the first is a copy of ours."""
+    """Parameters before and after the step; `reduce` takes (before, after), of which the first is a copy of ours.
+
+    Where the model is sharded, it sees each rank's own shards, and `merge` makes one result of two ranks'.
+    """
 
     names: tuple[str, ...]
     reduce: Callable[[Tensor, Tensor], Any]
-    rows: Mapping[str, slice] = field(default_factory=dict)
-    """Which rows to look at, of parameters too large to copy whole."""
+    merge: Callable[[Any, Any], Any] = operator.add
+    parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Of parameters too large to copy whole: which part, and of how many along dimension 0."""
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vizlog.batch import CHUNK, FixedBatch
 from vizlog.capture import AttentionCalls, Capture, Gradients, Outputs, Request, Updates, Weights, device_of
+from vizlog.compute.transfer import to_host
 from vizlog.probes.base import Probe
+from vizlog.ranks import Ranks, local, reshard, whole
 from vizlog.schedules import Schedule
 from vizlog.selection import named_parameters
 
-__all__ = ["DueStep", "Turn"]
+__all__ = ["DueStep", "Part", "Turn"]
 
 Key = tuple["Turn", str]
+Part: TypeAlias = list[tuple[int, str, bytes]]
+"""What one rank read of its shards: number of the turn, key of the request, and the pickled results by name."""
+
 R = TypeVar("R", bound=Request)
 
 
@@ -34,6 +40,7 @@ class Turn:
         self.seconds = 0.0
         self.latest_seconds = 0.0
         self.disabled = False
+        self.error = ""  # of this rank; what fails on one is disabled once all ranks know
 
     def due(self, step: int, epoch: int | None) -> bool:
         """Whether a due number has been reached."""
@@ -76,17 +83,23 @@ class DueStep:
     Args:
         models: name -> bare module.
         failed: called with (turn, what it was doing, error) when a probe fails; the probe is left out from then on.
+        ranks: those that hold the models.
     """
 
     def __init__(
         self,
         models: Mapping[str, nn.Module],
         failed: Callable[[Turn, str, Exception], None],
+        ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
     ) -> None:
         self.step: int | None = None  # None until it has begun
         self.epoch: int | None = None
         self.models = models
-        self.turns: list[Turn] = []
+        self.due: list[Turn] = []  # the same on every rank
+        self.turns: list[Turn] = []  # of them, those that have not failed here
+        if ranks.sharded:
+            reshard(models.values())  # an evaluation leaves whole parameters behind, which no optimizer knows
+        self._ranks = ranks
         self.parameters = named_parameters(models)
         self.waiting: set[int] = set()
         self.skipped: list[Tensor] = []
@@ -99,12 +112,16 @@ class DueStep:
     def add(self, turns: Iterable[Turn], *, forward_passed: bool = False) -> None:
         """Asks probes that are due what they want; those that want a training forward which has passed are left out."""
         for turn in turns:
-            if turn in self.turns:
+            if turn in self.due:
+                continue
+            if turn.error:
+                self.due.append(turn)
                 continue
             with self.guarded(turn, "wants()"), turn.timed():
                 turn.latest_seconds = 0.0
                 asked = turn.probe.wants(self.models)
                 if not (forward_passed and any(getattr(request, "live", False) for request in asked.values())):
+                    self.due.append(turn)
                     self.turns.append(turn)
                     self._asked.update({(turn, key): request for key, request in asked.items()})
 
@@ -114,10 +131,15 @@ class DueStep:
         try:
             yield
         except Exception as error:  # noqa: BLE001 -- whatever one probe raises, the others go on
-            if turn in self.turns:
-                self.turns.remove(turn)
-            self._asked = {key: request for key, request in self._asked.items() if key[0] is not turn}
+            if turn not in self.due:
+                self.due.append(turn)
+            self.drop([turn])
             self._failed(turn, doing, error)
+
+    def drop(self, turns: Collection[Turn]) -> None:
+        """Leaves these probes out."""
+        self.turns = [turn for turn in self.turns if turn not in turns]
+        self._asked = {key: request for key, request in self._asked.items() if key[0] not in turns}
 
     def captured(self, turn: Turn) -> dict[str, dict[str, Any]]:
         """What this probe asked for."""
@@ -130,8 +152,7 @@ class DueStep:
         for key, request in self._requests(Updates):
             with self.guarded(key[0], "a copy of the weights"), key[0].timed(), torch.no_grad():
                 for name in self._mine(request.names, owned):
-                    rows = request.rows.get(name, ...)
-                    self._before.setdefault(key, {})[name] = self.parameters[name].detach()[rows].clone()
+                    self._before.setdefault(key, {})[name] = self._part(request, name).clone()
 
     def read_gradients(self, owned: Collection[int] | None = None) -> None:
         """Reduces the gradients of the owned parameters (None: of all)."""
@@ -151,19 +172,36 @@ class DueStep:
             with self.guarded(key[0], "updates"), key[0].timed(), torch.no_grad():
                 before = self._before.get(key, {})
                 for name in self._mine([name for name in request.names if name in before], owned):
-                    after = self.parameters[name].detach()[request.rows.get(name, ...)]
-                    self._results.setdefault(key, {})[name] = request.reduce(before.pop(name), after)
+                    reduced = request.reduce(before.pop(name), self._part(request, name))
+                    self._results.setdefault(key, {})[name] = reduced
+
+    def read_whole_weights(self) -> None:
+        """Reduces the parameters that are to be seen whole; sharded ones are put together by all ranks at once."""
+        for key, request in self._requests(Weights):
+            if request.whole:
+                with self.guarded(key[0], "the weights"), key[0].timed(), torch.no_grad():
+                    names = [name for name in request.names if name in self.parameters]
+                    reduced = [request.reduce([whole(self.parameters[name].detach())]) for name in names]
+                    self._results[key] = {name: one for name, (one,) in zip(names, reduced, strict=True)}
 
     def _reduce(self, kind: type[Weights] | type[Gradients], tensors: Mapping[str, Tensor]) -> None:
         """Each reduction of a tensor is made once, however many probes ask for it."""
         done: dict[Any, dict[str, Any]] = {}
         for key, request in self._requests(kind):
+            if request.whole:
+                continue
             with self.guarded(key[0], f"the {kind.__name__.lower()}"), key[0].timed(), torch.no_grad():
                 mine = self._results.setdefault(key, {})
                 shared = done.setdefault(request.reduce, {})
                 new = [name for name in request.names if name in tensors and name not in mine and name not in shared]
-                shared.update(zip(new, request.reduce([tensors[name].detach() for name in new]), strict=True))
+                shared.update(zip(new, request.reduce([local(tensors[name].detach()) for name in new]), strict=True))
                 mine.update({name: shared[name] for name in request.names if name in shared and name not in mine})
+
+    def _part(self, request: Updates, name: str) -> Tensor:
+        """A view of what is looked at of a parameter."""
+        part, parts = request.parts.get(name, (0, 1))
+        tensor = local(self.parameters[name].detach())
+        return tensor if parts == 1 else tensor.tensor_split(parts)[part]
 
     def _mine(self, names: Iterable[str], owned: Collection[int] | None) -> list[str]:
         return [
@@ -179,6 +217,37 @@ class DueStep:
             for key, request in self._asked.items()
             if isinstance(request, (Outputs, AttentionCalls)) and not request.live
         }
+
+    # Ranks of a sharded model -----------------------------------------------------------------------------------------
+
+    def own_part(self) -> Part:
+        """What this rank adds to what all ranks have read of their shards."""
+        parts: Part = []
+        for key in self._of_shards():
+            with self.guarded(key[0], "what it tells the rank that writes"):
+                results = self._results.get(key, {})
+                counted = {name: results[name] for name in results if self._ranks.counts(self.parameters[name])}
+                parts.append((self.due.index(key[0]), key[1], pickle.dumps(to_host(counted).wait())))
+        return parts
+
+    def merge(self, parts: Iterable[Part]) -> None:
+        """On the rank that writes: makes one result of what all ranks have read."""
+        requests = self._of_shards()
+        merged: dict[Key, dict[str, Any]] = {key: {} for key in requests}
+        for number, asked, pickled in (entry for part in parts for entry in part):
+            key = (self.due[number], asked)
+            if key in self._asked:
+                with self.guarded(key[0], "what the ranks have read"):
+                    mine = merged[key]
+                    for name, result in pickle.loads(pickled).items():  # noqa: S301 (from our own ranks)
+                        mine[name] = requests[key].merge(mine[name], result) if name in mine else result
+        for key, results in merged.items():
+            self._results[key] = {name: results[name] for name in requests[key].names if name in results}
+
+    def _of_shards(self) -> dict[Key, Weights | Gradients | Updates]:
+        kinds = (Weights, Gradients, Updates)
+        asked = {key: request for key, request in self._asked.items() if isinstance(request, kinds)}
+        return {key: request for key, request in asked.items() if not getattr(request, "whole", False)}
 
     # Forwards ---------------------------------------------------------------------------------------------------------
 
@@ -209,10 +278,8 @@ class DueStep:
         asked = self._of_the_batch()
         most = min(len(batch), max((request.examples for request in asked.values()), default=0))
         device = device_of(self.models)
-        for start in range(0, most, CHUNK):
+        for start in range(0, most, CHUNK):  # to the end, whatever failed: other ranks may be waiting in a forward
             wanted = {key: request for key, request in asked.items() if request.examples > start and key in self._asked}
-            if not wanted:
-                return
             capture = Capture(self.models, wanted)
             began = time.perf_counter()
             part = batch.part(start, min(start + CHUNK, most), device)
@@ -227,8 +294,7 @@ class DueStep:
     def drop_batch(self) -> list[Turn]:
         """Leaves out the probes that asked for a pass over the fixed batch, and says which."""
         dropped = list(dict.fromkeys(turn for turn, _ in self._of_the_batch()))
-        self.turns = [turn for turn in self.turns if turn not in dropped]
-        self._asked = {key: request for key, request in self._asked.items() if key[0] not in dropped}
+        self.drop(dropped)
         return dropped
 
     def _take(self, capture: Capture) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vizlog.ranks import reshard, sharded_modules
+
 __all__ = ["isolated"]
 
 
@@ -23,6 +25,8 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     separately (a frozen BatchNorm stays frozen); every `.grad`, which is None inside. A LightningModule's `log` does
     nothing inside.
 
+    Modules that `fully_shard` was applied to hold their own shards again afterwards; all ranks go inside together.
+
     What cannot be kept: objects of other kinds that a forward changes from within, such as a key-value cache.
     """
     models = list(models)
@@ -32,8 +36,9 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
         stack.enter_context(_eager())
         stack.enter_context(_no_cached_casts())
         stack.enter_context(_gradients(models))
+        stack.callback(reshard, models)
         stack.enter_context(_tensors(modules))
-        stack.enter_context(_attributes(modules))
+        stack.enter_context(_attributes(modules, _left_alone(models)))
         for module in modules:
             if isinstance(module, torch.jit.ScriptModule):  # its flag lies beyond Python
                 stack.callback(setattr, module, "training", module.training)
@@ -117,11 +122,15 @@ def _tensors(modules: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _attributes(modules: list[nn.Module]) -> Iterator[None]:
+def _attributes(modules: list[nn.Module], left_alone: frozenset[str]) -> Iterator[None]:
     kept = []
     for module in modules:
         attributes = dict(module.__dict__)
-        containers = [(value, value.copy()) for value in attributes.values() if type(value) in _CONTAINERS]
+        containers = [
+            (value, value.copy())
+            for name, value in attributes.items()
+            if type(value) in _CONTAINERS and name not in left_alone
+        ]
         kept.append((module.__dict__, attributes, containers))
     try:
         yield
@@ -135,6 +144,11 @@ def _attributes(modules: list[nn.Module]) -> Iterator[None]:
 
 
 _CONTAINERS = (list, dict, set)
+
+
+def _left_alone(models: list[nn.Module]) -> frozenset[str]:
+    # A forward of sharded modules puts whole parameters in place of the shards, and keeps a book of its own on that.
+    return frozenset({"_parameters"} if sharded_modules(models) else ())
 
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -27,6 +27,7 @@ from vizlog.messages import show
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
 from vizlog.probes.base import Context, Probe
 from vizlog.probes.standard import standard_for
+from vizlog.ranks import Ranks, reshard
 from vizlog.schedules import Schedule
 from vizlog.selection import given_models, named_models, named_parameters
 
@@ -81,6 +82,9 @@ class Monitor:
         show()
         self._models = named_models(model)
         self._roots = list(given_models(model).values())
+        self._ranks = Ranks.of(self._models.values())
+        if self._ranks.sharded:
+            reshard(self._models.values())
         self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
         _check_owned(self._models, self._optimizers)
         if budget is not None and not 0 < budget <= 1:
@@ -88,18 +92,18 @@ class Monitor:
         self._budget = budget
         self._autocast = AutocastSeen(device_of(self._models).type)
         self._forward_context = forward_context or self._autocast
-        with isolated(self._models.values()), torch.no_grad():
-            given = batch() if callable(batch) and not isinstance(batch, FixedBatch) else batch
-            self._batch = as_fixed_batch(given)
-            with forward_context() if forward_context is not None else nullcontext():
-                met = survey(self._models, self._batch) if self._batch is not None else None
-        chosen = _checked(probes) if probes is not None else self._standard(met, 100 if every is None else every)
+        chosen = None if probes is None else _checked(probes)
+        self._batch, met = self._look(batch, forward_context or nullcontext)
+        if chosen is None:
+            chosen = self._standard(met, 100 if every is None else every)
         for probe in chosen:
-            probe.bind(self._models, met)
+            if self._ranks.takes_part:
+                probe.bind(self._models, met)
             if probe.needs_optimizer and not self._optimizers:
                 raise ValueError(f"{probe.name} compares weights before and after a step: give optimizer= as well")
         self._turns = [Turn(probe) for probe in chosen]
-        self._delivery = Delivery(open_backend(to) if to is not None else None, self._disable)
+        writes = to is not None and self._ranks.writes
+        self._delivery = Delivery(open_backend(to) if writes else None, self._disable)
         self._rounds: Rounds | None = None
         self._sources: tuple[Callable[[], int] | None, Callable[[], int] | None] = (None, None)
         self._count = 0  # of the step to come
@@ -114,8 +118,9 @@ class Monitor:
         self._steps = 0
         self._closed = False
         self._warned: set[str] = set()
+        watched = self._optimizers if self._ranks.takes_part else []
         self._hooks = StepHooks(
-            self._optimizers, before=self._before_step, gradients=self._gradients_ready, after=self._after_step
+            watched, before=self._before_step, gradients=self._gradients_ready, after=self._after_step
         )
         _close_at_exit(self)
 
@@ -189,7 +194,7 @@ class Monitor:
         Args:
             scalars: tag -> a number or a tensor of one element.
         """
-        if not self._closed:
+        if not self._idle:
             self._delivery.log(self._latest, scalars)
 
     def flush(self) -> None:
@@ -201,7 +206,8 @@ class Monitor:
         if self._closed:
             return
         self._closed = True
-        if self._due is not None and self._due.step is not None and self._ended:
+        # At the exit of one rank the others may be elsewhere: none waits for them there.
+        if self._due is not None and self._due.step is not None and self._ended and not self._ranks.sharded:
             self._finish(self._due)
         self.cancel()
         self._hooks.remove()
@@ -219,9 +225,31 @@ class Monitor:
         """What is looked at."""
         return tuple(turn.probe for turn in self._turns)
 
+    def _look(
+        self, batch: Any, context: Callable[[], AbstractContextManager[Any]]
+    ) -> tuple[FixedBatch | None, Survey | None]:
+        """The fixed batch, and what a first pass over it meets; nothing where this rank takes no part."""
+        is_made = callable(batch) and not isinstance(batch, FixedBatch)
+        if not self._ranks.takes_part:
+            if not is_made:
+                as_fixed_batch(batch)  # what is wrong raises on every rank alike
+            return None, None
+        with isolated(self._models.values()), torch.no_grad():
+            fixed = _common(self._ranks, as_fixed_batch(batch() if is_made else batch))
+            if fixed is None:
+                return None, None
+            with context():
+                return fixed, survey(self._models, fixed)
+
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
+        if not self._ranks.takes_part:
+            return []
         chosen = standard_for(self._models, met, every=every)
         return [probe for probe in chosen if self._optimizers or not probe.needs_optimizer]
+
+    @property
+    def _idle(self) -> bool:
+        return self._closed or not self._ranks.takes_part
 
     @property
     def is_due(self) -> bool:
@@ -272,7 +300,7 @@ class Monitor:
     # One due step -----------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
-        if self._closed or (step == self._latest and self._started is not None):
+        if self._idle or (step == self._latest and self._started is not None):
             return
         self._latest = step
         self._steps += 1
@@ -287,7 +315,7 @@ class Monitor:
             self._open(turns, forward_passed=forward_passed)
         due = self._due
         if due is not None and due.step is None:
-            if not due.turns or not turns:  # armed for a number that has not come
+            if not turns or all(turn.disabled for turn in due.due):  # armed for a number that has not come
                 self.cancel()
                 return
             due.step, due.epoch = step, epoch
@@ -300,7 +328,7 @@ class Monitor:
         due = self._due
         if due is None or due.step != self._latest:
             return
-        for turn in due.turns:
+        for turn in due.due:
             turn.plan(due.step, due.epoch)
         planned = [turn.next_step for turn in self._turns if not turn.disabled]
         self._next_step = min((number for number in planned if number is not None), default=_NEVER)
@@ -308,14 +336,14 @@ class Monitor:
     def _arm(self, step: int) -> None:
         """Between steps: if something will be due at `step`, attaches what must see its forward."""
         turns = [turn for turn in self._turns if turn.due(step, self._epoch)]
-        if turns and self._due is None and not self._closed:
+        if turns and self._due is None and not self._idle:
             self._open(turns)
 
     def _open(self, turns: Sequence[Turn], *, forward_passed: bool = False) -> None:
         if self._due is not None:
             self._due.add(turns, forward_passed=forward_passed)
             return
-        self._due = DueStep(self._models, self._disable)
+        self._due = DueStep(self._models, self._disable, self._ranks)
         self._due.add(turns, forward_passed=forward_passed)
         if self._forward_context is self._autocast:
             for root in self._roots:
@@ -345,9 +373,35 @@ class Monitor:
         with self._contained("a due step"):
             due.read_weights()
             due.take_live()
+            if self._ranks.sharded:
+                self._agree(due)
+            due.read_whole_weights()
             measured = self._measure(due)
             self._stretch(due.step)
-            self._delivery.send(due.step, measured)
+            if self._ranks.writes:
+                self._delivery.send(due.step, measured)
+
+    def _agree(self, due: DueStep) -> None:
+        """What all ranks have read comes together on the one that writes; what failed on any is off on all.
+
+        From here on they do the same: a rank that left out a forward would leave the others waiting in theirs.
+        """
+        own = due.own_part()
+        gathered = self._ranks.gather((own, self._failures()))
+        due.merge(part for part, _ in gathered)
+        failures = [failed for _, failed in gathered[1:]]
+        failures.insert(0, self._failures())  # merging may have failed too
+        for rank, failed in enumerate(self._ranks.broadcast(failures)):
+            for number, why in failed.items():
+                turn = self._turns[number]
+                if self._ranks.writes and not turn.error:
+                    _LOG.warning("vizlog: %s failed on rank %d at %s, off from now on", turn.probe.name, rank, why)
+                turn.error, turn.disabled = turn.error or why, True
+        due.drop([turn for turn in due.turns if turn.disabled])
+
+    def _failures(self) -> dict[int, str]:
+        """What failed on this rank since all ranks were told: number of the turn -> why."""
+        return {number: turn.error for number, turn in enumerate(self._turns) if turn.error and not turn.disabled}
 
     def _measure(self, due: DueStep) -> list[tuple[Turn, Any]]:
         looks = due.wants_batch or any(type(turn.probe).measure is not Probe.measure for turn in due.turns)
@@ -379,6 +433,8 @@ class Monitor:
             self._batch,
             self._forward_context,
             skipped=tuple(due.skipped),
+            rank=self._ranks.rank,
+            world=self._ranks.world,
         )
 
     def _stretch(self, step: int) -> None:
@@ -387,7 +443,8 @@ class Monitor:
         seconds_a_step = (time.perf_counter() - self._started) / self._steps
         live = [turn for turn in self._turns if not turn.disabled and turn.next_step is not None]
         shares = [turn.latest_seconds / (turn.interval(step) * seconds_a_step) for turn in live]
-        for turn, factor in zip(live, stretches(shares, self._budget), strict=True):
+        # One rank's clock decides for all of a sharded model's.
+        for turn, factor in zip(live, self._ranks.broadcast(stretches(shares, self._budget)), strict=True):
             turn.stretch = factor
 
     # Errors of ours ---------------------------------------------------------------------------------------------------
@@ -398,7 +455,10 @@ class Monitor:
         try:
             yield
         except Exception as error:  # noqa: BLE001 -- nothing of ours reaches the training loop
-            self.cancel()
+            if self._due is not None and self._ranks.sharded:
+                self._due.drop(self._due.turns)  # the others go through with it, and wait for this rank
+            else:
+                self.cancel()
             self._warn_once(f"failed at {doing}: {type(error).__name__}: {error}; training goes on", error)
 
     def _warn_once(self, message: str, error: Exception | None = None) -> None:
@@ -412,12 +472,12 @@ class Monitor:
         self._disable_all([turn], doing, error)
 
     def _disable_all(self, turns: Sequence[Turn], doing: str, error: Exception) -> None:
-        live = [turn for turn in turns if not turn.disabled]
+        live = [turn for turn in turns if not turn.error]
+        what = f"{type(error).__name__}: {error}"
         for turn in live:
-            turn.disabled = True
-        if live:
+            turn.error, turn.disabled = f"{doing}: {what}", not self._ranks.sharded
+        if live and self._ranks.writes:  # another rank tells the one that writes
             names = ", ".join(turn.probe.name for turn in live)
-            what = f"{type(error).__name__}: {error}"
             _LOG.warning("vizlog: %s failed at %s, off from now on: %s", names, doing, what, exc_info=error)
 
     def _say_cost(self) -> None:
@@ -435,6 +495,29 @@ class Monitor:
                 most.probe.name,
                 most.seconds,
             )
+
+
+def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
+    """The fixed batch with the examples of the rank that writes, which all ranks of a sharded model run together.
+
+    Raises:
+        ValueError: on every rank alike, where only some were given a batch.
+    """
+    if not ranks.sharded:
+        return batch
+    examples = None
+    if batch is not None and ranks.writes:
+        own = batch.part(0, len(batch), torch.device("cpu"))
+        examples = own.ids, own.inputs, own.targets
+    given, examples = ranks.broadcast((ranks.gather(batch is not None), examples))
+    if not all(given) and any(given):
+        without = [rank for rank, has in enumerate(given) if not has]
+        raise ValueError(f"batch= must be given on every rank of a sharded model, but ranks {without} have none")
+    if batch is None:
+        return None
+    common = batch.part(0, 0)
+    common.ids, common.inputs, common.targets = examples
+    return common
 
 
 def _owned(optimizer: Optimizer) -> set[int]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from vizlog.ranks import whole
+
 __all__ = ["Rounds", "StepHooks", "makes_state_only", "real_optimizers", "skipped"]
 
 
@@ -131,7 +133,8 @@ def makes_state_only(optimizer: Optimizer) -> bool:
         return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     # No gradients at all: a closure is still to make them, at the rate a warm-up begins with.
-    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
+    # Whole: a rank's shards alone may be zero, and all ranks must agree.
+    return bool(gradients) and not any(bool(whole(gradient.any())) for gradient in gradients)
 
 
 def _unscales_inside(optimizer: Optimizer) -> bool:

@@ -56,7 +56,7 @@ class FilterImages(Probe):
             raise ValueError("no convolution of 1, 3 or 4 input channels, and no first linear layer over images")
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
-        return {"weights": Weights(tuple(_weight(name) for name in self._shapes), self._first)}
+        return {"weights": Weights(tuple(_weight(name) for name in self._shapes), self._first, whole=True)}
 
     def finish(self, measured: Any) -> Iterable[Record]:
         for name, shape in self._shapes.items():

@@ -51,7 +51,7 @@ class ParameterHistograms(Probe):
         prepare()
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
-        return {"counts": self.request(tuple(self._names(models)), count_or_skip)}
+        return {"counts": self.request(tuple(self._names(models)), count_or_skip, _added)}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
         counts = {name: count for name, count in measured["counts"].items() if isinstance(count, BitCounts)}
@@ -90,6 +90,13 @@ def count_or_skip(tensors: list[Tensor]) -> list[BitCounts | str]:
         return list(count_each(tensors))
     except Uncountable:
         return [_one(tensor) for tensor in tensors]
+
+
+def _added(one: BitCounts | str, other: BitCounts | str) -> BitCounts | str:
+    """The counts of two ranks' parts of one tensor; a part that cannot be counted leaves out all of it."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one if isinstance(one, str) else other
+    return one + other
 
 
 def _one(tensor: Tensor) -> BitCounts | str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vizlog.capture import Request, Survey, Updates
 from vizlog.probes.base import Context, Figures, Probe
 from vizlog.probes.health import layer_of
+from vizlog.ranks import shards
 from vizlog.records import Record, Scalar
 from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Select, check_select, matcher, named_parameters, selected_parameters, spread
@@ -58,14 +59,14 @@ class UpdateRatios(Probe):
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         found = self._found(models)
         self._all = list(found)
-        names, rows = self._next_chunk(found)
-        return {"norms": Updates(tuple(names), _norms, rows)}
+        names, parts = self._next_chunk(found)
+        return {"squares": Updates(tuple(names), _squares, parts=parts)}
 
     def measure(self, context: Context) -> Any:
-        return {"norms": context.captured["norms"], "all": self._all}
+        return {"squares": context.captured["squares"], "all": self._all}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
-        squares = {name: [norm**2 for norm in pair.tolist()] for name, pair in measured["norms"].items()}
+        squares = {name: pair.tolist() for name, pair in measured["squares"].items()}
         looked = (
             ""
             if len(squares) == len(measured["all"])
@@ -90,41 +91,39 @@ class UpdateRatios(Probe):
     def _found(self, models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
         return {name: p for name, p in selected_parameters(models, self._select).items() if p.requires_grad}
 
-    def _next_chunk(self, parameters: Mapping[str, nn.Parameter]) -> tuple[list[str], dict[str, slice]]:
-        """The parameters whose turn it is, at most a chunk of bytes, and the rows of one that alone is larger."""
+    def _next_chunk(self, parameters: Mapping[str, nn.Parameter]) -> tuple[list[str], dict[str, tuple[int, int]]]:
+        """The parameters whose turn it is, at most a chunk of bytes, and the part of one that alone is larger."""
         names = list(parameters)
-        sizes = {name: p.numel() * p.element_size() for name, p in parameters.items()}
+        sizes = {name: -(-p.numel() // shards(p)) * p.element_size() for name, p in parameters.items()}
         if sum(sizes.values()) <= _CHUNK_BYTES:
             return names, {}
-        start, row = self._position
+        start, part = self._position
         first = names.index(start) if start in names else 0
         taken: list[str] = []
-        rows: dict[str, slice] = {}
         left = _CHUNK_BYTES
         for name in names[first:] + names[:first]:
             if sizes[name] > _CHUNK_BYTES:
                 if taken:
                     break
-                height = parameters[name].shape[0]
-                step = max(1, height * _CHUNK_BYTES // sizes[name])
-                stop = min(height, row + step)
-                rows[name] = slice(row, stop)
+                rows = max(1, parameters[name].shape[0] // shards(parameters[name]))
+                parts = min(-(-sizes[name] // _CHUNK_BYTES), rows)
                 following = names[(names.index(name) + 1) % len(names)]
-                self._position = (name, stop) if stop < height else (following, 0)
-                return [name], rows
+                self._position = (name, part + 1) if part + 1 < parts else (following, 0)
+                return [name], {name: (part, parts)}
             if sizes[name] > left:
                 break
             taken.append(name)
             left -= sizes[name]
         self._position = (names[(first + len(taken)) % len(names)], 0)
-        return taken, rows
+        return taken, {}
 
 
-def _norms(before: Tensor, after: Tensor) -> Tensor:
-    """(2,) float32: the norms of the update and of the weight before it; `before` is ours and is overwritten."""
-    weight = torch.linalg.vector_norm(before, dtype=torch.float32)
-    update = torch.linalg.vector_norm(before.sub_(after), dtype=torch.float32)
-    return torch.stack([update, weight])
+def _squares(before: Tensor, after: Tensor) -> Tensor:
+    """(2,) float64: sums of squares of the update and of the weight before it; `before` is ours and is overwritten."""
+    exact = torch.promote_types(torch.float32, before.dtype)  # half precision is widened, double and complex stay
+    weight = torch.linalg.vector_norm(before, dtype=exact)
+    update = torch.linalg.vector_norm(before.sub_(after), dtype=exact)
+    return torch.stack([update, weight]).double().square()
 
 
 def _ratio(update: float, weight: float) -> float:
