@@ -22,9 +22,9 @@ __all__ = ["encode"]
 #   the better of the last two                            level 3: 173, 4.5%   level 6:  85, 3.7%   level 9: 17, 3.6%
 #
 # Drawn pictures are flat colours and repeated letters, which filters tear apart; photographs are a third smaller with
-# "up". So both are tried; above level 6 little is gained.
+# "up". So both are tried, on a sample of the rows (the same choice as on all, in two thirds of the time); above level 6
+# little is gained.
 _LEVEL = 6
-_NOISE = 0.9  # of their size that pixels keep where no filter will help: a second try would take as long again
 _NONE, _UP = 0, 2
 _COLOR_TYPES = {1: 0, 3: 2, 4: 6}
 
@@ -42,28 +42,31 @@ def encode(pixels: Pixels, *, level: int = _LEVEL) -> bytes:
         raise ValueError(f"a PNG needs pixels (H, W, C) uint8 with C 1, 3 or 4, got {pixels.shape} {pixels.dtype}")
     height, width, channels = pixels.shape
     rows = pixels.reshape(height, width * channels)
-    data = zlib.compress(_repeats(rows), level)
-    if len(data) < _NOISE * rows.size:
-        data = min(data, zlib.compress(_differences(rows), level), key=len)
+    data = zlib.compress(min(_repeats(rows), _differences(rows), key=_sampled_size), level)
     header = struct.pack(">IIBBBBB", width, height, 8, _COLOR_TYPES[channels], 0, 0, 0)
     chunks = (b"IHDR", header), (b"IDAT", data), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
 
 
-def _repeats(rows: Pixels) -> bytes:
+def _sampled_size(lines: Pixels) -> int:
+    """Which filter is the better shows in 32 of every 128 rows, at the fastest level."""
+    return len(zlib.compress(np.ascontiguousarray(lines[np.arange(len(lines)) % 128 < 32]), 1))
+
+
+def _repeats(rows: Pixels) -> Pixels:
     """Rows as they are, but zeros for those that are equal to the row above."""
     lines = _behind(_NONE, rows)
     same = np.flatnonzero((rows[1:] == rows[:-1]).all(axis=1)) + 1
     lines[same] = 0
     lines[same, 0] = _UP
-    return lines.tobytes()
+    return lines
 
 
-def _differences(rows: Pixels) -> bytes:
+def _differences(rows: Pixels) -> Pixels:
     """The difference of each row to the row above, modulo 256."""
     lines = _behind(_UP, rows)
     lines[1:, 1:] -= rows[:-1]
-    return lines.tobytes()
+    return lines
 
 
 def _behind(kind: int, rows: Pixels) -> Pixels:
