@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
-from vizlog.batch import MOST, FixedBatch, describe
+from vizlog.batch import MOST, BatchDoesNotFit, FixedBatch, as_fixed_batch, describe
 from vizlog.isolation import isolated
 from vizlog.monitor import Monitor
 from vizlog.probes.base import Probe
-from vizlog.schedules import Schedule
+from vizlog.schedules import Schedule, as_schedule
+from vizlog.selection import bare
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-    from lightning.pytorch.loggers.logger import DummyLogger
 except ImportError as error:
     raise ImportError("the Lightning callback needs lightning: pip install 'vizlog[lightning]'") from error
 
 __all__ = ["VizLog"]
 
 _LOG = logging.getLogger("vizlog")
+
 _BATCH_BYTES = 64 << 20
-"""How large an inferred batch may be; at least 32 examples are taken whatever they weigh."""
+"""How large an inferred batch may be; 32 examples are taken whatever they weigh."""
+
+_TARGETS = ("labels", "label", "targets", "target", "y")
+"""What targets are called in batches that are mappings."""
 
 
 class VizLog(Callback):
@@ -38,19 +45,20 @@ class VizLog(Callback):
     trainer = Trainer(callbacks=[VizLog()])
     ```
 
-    Writes to all loggers of the Trainer that can take pictures (TensorBoard, Weights & Biases); where there is none, to TensorBoard under
-    `default_root_dir/vizlog`. Silent in `fast_dev_run`, `lr_find` and the batch-size finder.
+    Writes to all loggers of the Trainer that can take pictures (TensorBoard, Weights & Biases); where there is none, to
+    TensorBoard under `default_root_dir/vizlog`. Steps are those of the loggers. Silent in `fast_dev_run`, `lr_find` and
+    `scale_batch_size`.
 
     Args:
         probes: what to look at; None lets `vizlog.standard` choose.
         to: where to write instead: a path, a SummaryWriter, a W&B run, a backend, or a list of these.
-        batch: a FixedBatch, (inputs, targets), or a function that returns one; None: examples spread over the validation dataset (of the
-            training data where there is none, which is said).
+        batch: a FixedBatch, (inputs, targets), or a function that returns one; None: examples spread over the
+            validation dataset (of the training data where there is none, which is said).
         every: for the standard probes, how many steps between histograms.
         budget: the share of training time that may be spent (0.01: one percent).
 
     Raises:
-        TypeError, ValueError: at the start of fit, where what was given does not fit the model.
+        TypeError, ValueError: `every` is no schedule; or, at the start of fit, what was given does not fit the model.
     """
 
     def __init__(
@@ -63,63 +71,70 @@ class VizLog(Callback):
         budget: float | None = None,
     ) -> None:
         super().__init__()
+        if every is not None:
+            as_schedule(every)
         self._probes, self._to, self._batch, self._every, self._budget = probes, to, batch, every, budget
         self._monitor: Monitor | None = None
+        self._seen: Any = None  # the first batch of the sanity check
         self._waits_for_batch = False
-        self._passed: Any = None
+        self._measures_norm = True
 
     @property
     def state_key(self) -> str:
-        names = None if self._probes is None else [probe.name for probe in self._probes]
-        return self._generate_state_key(probes=names, every=self._every, to=None if self._to is None else str(self._to))
+        looks_at = None if self._probes is None else [getattr(probe, "name", probe) for probe in self._probes]
+        to = self._to if self._to is None or isinstance(self._to, (str, Path)) else type(self._to).__name__
+        return self._generate_state_key(probes=looks_at, every=self._every, to=to)
 
     @property
     def monitor(self) -> Monitor | None:
         """The monitor of the fit under way, or None."""
         return self._monitor
 
-    # Lightning's hooks ---------------------------------------------------------------------------------------------------------------
+    # Lightning's hooks ------------------------------------------------------------------------------------------------
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
-        if trainer.sanity_checking and self._passed is None and self._batch is None and _is_active(trainer):
-            self._passed = batch  # wanted only where the dataset cannot be asked by index
+        if trainer.sanity_checking and self._seen is None and self._batch is None:
+            self._seen = batch  # wanted only where the dataset cannot be asked by index
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not _is_active(trainer):
+        seen, self._seen = self._seen, None
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self._batch is not None:
-            self._start(trainer, pl_module, self._batch)
+            self._start(trainer, pl_module, _given_batch(self._batch, trainer, pl_module))
             return
-        batch, self._waits_for_batch = self._infer(trainer, pl_module)
+        batch = _examples(trainer, pl_module, seen)
+        self._waits_for_batch = batch is None
         if not self._waits_for_batch:
-            self._start(trainer, pl_module, batch)
+            self._start(trainer, pl_module, _inferred_batch(batch, pl_module))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._waits_for_batch:
             self._waits_for_batch = False
-            _LOG.warning("vizlog: the validation data cannot be asked by index, so pictures are made of training examples; or give batch=")
-            self._start(trainer, pl_module, _as_batch(batch, trainer, pl_module))
+            self._start(trainer, pl_module, _inferred_batch(batch, pl_module))
         if self._monitor is not None:
             self._monitor.begin(_step(trainer), trainer.current_epoch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         monitor = self._monitor
-        if monitor is None or not monitor.is_due:
+        # In manual optimisation the user has clipped by now, and a fused optimizer unscales inside its step.
+        if (
+            monitor is None
+            or not monitor.is_due
+            or not pl_module.automatic_optimization
+            or _unscales(optimizer, trainer)
+        ):
             return
-        if getattr(trainer.precision_plugin, "scaler", None) and getattr(optimizer, "_step_supports_amp_scaling", False):
-            return  # a fused optimizer unscales inside its step, and clipping is refused for it
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        number = trainer.optimizers.index(optimizer) if optimizer in trainer.optimizers else 0
-        name = "health/gradient_norm_before_clipping" + (f"/{number}" if len(trainer.optimizers) > 1 else "")
-        monitor.log({name: torch.nn.utils.get_total_norm(gradients)})
+        if self._measures_norm:
+            try:
+                monitor.log({"health/gradient_norm_before_clipping": _gradient_norm(optimizer)})
+            except Exception as error:  # noqa: BLE001 -- nothing of ours reaches the training loop
+                self._measures_norm = False
+                _LOG.warning("vizlog could not measure the gradient norm: %s: %s", type(error).__name__, error)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._monitor is not None:
             self._monitor.end()
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._monitor is not None:
-            self._monitor.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -130,65 +145,46 @@ class VizLog(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stop()
 
-    # What they lead to ---------------------------------------------------------------------------------------------------------------
+    # What they lead to ------------------------------------------------------------------------------------------------
 
-    def _start(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+    def _start(self, trainer: Trainer, pl_module: LightningModule, batch: FixedBatch | None) -> None:
         options: dict[str, Any] = {
-            "to": self._to if self._to is not None else _destinations(trainer),
-            "optimizer": trainer.optimizers or None,
+            "to": _destinations(trainer, self._to),
+            "optimizer": _training(trainer.optimizers, pl_module) or None,
             "every": self._every,
             "budget": self._budget,
             "forward_context": trainer.precision_plugin.forward_context,
         }
-        if self._batch is not None or batch is None:
-            self._monitor = Monitor(pl_module, self._probes, batch=batch, **options)
-            return
         try:
             self._monitor = Monitor(pl_module, self._probes, batch=batch, **options)
-        except ValueError as reason:  # the batch was ours to guess, so it must not stop the training
+        except BatchDoesNotFit as reason:
+            if self._batch is not None:
+                raise
+            # The batch was ours to guess, so it must not stop the training.
             _LOG.warning("vizlog goes on without pictures of examples: %s", reason)
             self._monitor = Monitor(pl_module, self._probes, **options)
 
     def _stop(self) -> None:
-        monitor, self._monitor, self._passed = self._monitor, None, None
+        monitor, self._monitor = self._monitor, None
+        self._seen, self._waits_for_batch = None, False
         if monitor is not None:
             monitor.close()
 
-    def _infer(self, trainer: Trainer, pl_module: LightningModule) -> tuple[FixedBatch | None, bool]:
-        """Examples of the validation data, or of the training data, and whether to wait for a batch to pass instead."""
-        loader = _first_loader(trainer.val_dataloaders)
-        if loader is None:
-            loader = _first_loader(trainer.train_dataloader)
-            _LOG.warning("vizlog: there is no validation data, so pictures are made of training examples; or give batch=")
-        try:
-            with isolated([pl_module]):
-                collated = _by_index(loader)
-        except Exception as error:  # a dataset may raise anything
-            _LOG.warning("vizlog could not fetch examples by index (%s: %s)", type(error).__name__, error)
-            collated = None
-        collated = collated if collated is not None else self._passed
-        if collated is None:
-            return None, True
-        return _as_batch(collated, trainer, pl_module), False
 
-
-def _is_active(trainer: Trainer) -> bool:
-    # lr_find, the batch-size finder and fast_dev_run put a DummyLogger in place of the loggers.
-    return not trainer.fast_dev_run and not isinstance(trainer.logger, DummyLogger) and not _finds_learning_rate(trainer)
-
-
-def _finds_learning_rate(trainer: Trainer) -> bool:
-    return any(type(callback).__name__ in ("_LRCallback", "_TryLoopCallback") for callback in trainer.callbacks)
+# The Trainer ----------------------------------------------------------------------------------------------------------
 
 
 def _step(trainer: Trainer) -> int:
     """The step that the Trainer's loggers use; `global_step` would count every optimizer."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)  # noqa: SLF001 -- it has no public name
 
 
-def _destinations(trainer: Trainer) -> Any:
+def _destinations(trainer: Trainer, to: Any) -> Any:
+    """What was asked for, else the loggers that can take pictures, else a folder; nothing on ranks that do not log."""
     if not trainer.is_global_zero:
         return None
+    if to is not None:
+        return to
     found = [backend for logger in trainer.loggers if (backend := _backend(logger)) is not None]
     if found:
         return found
@@ -197,62 +193,155 @@ def _destinations(trainer: Trainer) -> Any:
     return path
 
 
-def _backend(logger: Logger) -> Any:
-    if isinstance(logger, TensorBoardLogger):
+def _backend(logger: Any) -> Any:
+    # By name, since `pytorch_lightning` and `lightning.pytorch` have each a class of their own.
+    kinds = {kind.__name__ for kind in type(logger).__mro__}
+    if "TensorBoardLogger" in kinds:
         return TensorBoard(logger.experiment)
-    if isinstance(logger, WandbLogger):
+    if "WandbLogger" in kinds:
         return WandB(logger.experiment, step_key="trainer/global_step")
     return None
 
 
+def _training(optimizers: Sequence[Any], pl_module: LightningModule) -> list[Any]:
+    """The optimizers that train the model; Lightning has one that does nothing where a module configures none."""
+    known = {id(parameter) for parameter in pl_module.parameters()}
+    return [o for o in optimizers if any(id(p) in known for group in o.param_groups for p in group["params"])]
+
+
+def _unscales(optimizer: Any, trainer: Trainer) -> bool:
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler is not None and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def _gradient_norm(optimizer: Any) -> Tensor:
+    """The 2-norm over all gradients of an optimizer, as a scalar on their device."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+
+
+# The fixed batch ------------------------------------------------------------------------------------------------------
+
+
+def _examples(trainer: Trainer, pl_module: LightningModule, seen: Any) -> Any:
+    """A batch as validation_step gets it, of examples spread over the validation data, or over the training data.
+
+    Where neither can be asked by index, the first batch of the sanity check (`seen`), else None: take the first
+    training batch that passes.
+    """
+    reason = "there is no validation data"
+    if trainer.enable_validation:
+        try:
+            return _fetch(lambda: _validation_loaders(trainer), trainer, pl_module)
+        except Exception as error:  # noqa: BLE001 -- a dataset may raise anything
+            if seen is not None:
+                return seen
+            reason = f"the validation data cannot be asked by index ({str(error) or type(error).__name__})"
+    _LOG.warning("vizlog: %s, so pictures are made of training examples; or give VizLog(batch=…)", reason)
+    try:
+        return _fetch(lambda: trainer.train_dataloader, trainer, pl_module)
+    except Exception:  # noqa: BLE001 -- a dataset may raise anything
+        return None
+
+
+def _validation_loaders(trainer: Trainer) -> Any:
+    loaders = trainer.val_dataloaders
+    if loaders is None:  # Lightning makes them for the first validation, which may be epochs away
+        loaders = trainer.fit_loop.epoch_loop.val_loop._data_source.dataloader()  # noqa: SLF001 -- it has no public name
+    return loaders
+
+
+def _fetch(loaders: Callable[[], Any], trainer: Trainer, pl_module: LightningModule) -> Any:
+    """Examples spread evenly over a map-style dataset, collated, converted and moved as for a validation step."""
+    trainer.validating = True  # hooks that augment in training must not
+    try:
+        with isolated([pl_module]):
+            batch = trainer.precision_plugin.convert_input(_by_index(_first_loader(loaders())))
+            batch = pl_module._on_before_batch_transfer(batch)  # noqa: SLF001 -- it has no public name
+            return trainer.strategy.batch_to_device(batch)
+    finally:
+        trainer.training = True
+
+
 def _first_loader(loaders: Any) -> Any:
-    while isinstance(loaders, (Mapping, Sequence)) and not isinstance(loaders, str) and len(loaders):
-        loaders = next(iter(loaders.values())) if isinstance(loaders, Mapping) else loaders[0]
-    inner = getattr(loaders, "iterables", None)
-    return _first_loader(inner) if inner is not None else loaders
+    """The first of nested lists, dicts and CombinedLoaders of loaders."""
+    if hasattr(loaders, "iterables"):
+        return _first_loader(loaders.iterables)
+    if isinstance(loaders, Mapping):
+        return _first_loader(next(iter(loaders.values())))
+    return _first_loader(loaders[0]) if isinstance(loaders, (list, tuple)) else loaders
 
 
 def _by_index(loader: Any) -> Any:
-    """Examples spread evenly over a map-style dataset, collated as the loader does; None for another kind."""
     dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
-    if dataset is None or collate is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        return None
-    first = dataset[0]
-    size = sum(x.numel() * x.element_size() for x in torch.utils._pytree.tree_leaves(first) if isinstance(x, torch.Tensor))
+    if dataset is None or collate is None:
+        raise TypeError(f"{type(loader).__name__} has no dataset")
+    if isinstance(dataset, IterableDataset):
+        raise TypeError(f"{type(dataset).__name__} is iterable")
+    if loader.batch_sampler is None:
+        raise TypeError(f"{type(dataset).__name__} makes batches itself")
+    tensors = torch.utils._pytree.tree_leaves(dataset[0])  # noqa: SLF001 -- what torch itself walks nested data with
+    size = sum(x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor))
     number = min(len(dataset), MOST, max(32, _BATCH_BYTES // max(size, 1)))
     indices = torch.linspace(0, len(dataset) - 1, number).round().long().tolist()
     return collate([dataset[index] for index in indices])
 
 
-def _as_batch(collated: Any, trainer: Trainer, pl_module: LightningModule) -> FixedBatch | None:
-    """A collated batch -> (inputs, targets), moved and converted as the Trainer does."""
-    trainer.validating = True  # transfer hooks that augment in training must not
+def _given_batch(batch: Any, trainer: Trainer, pl_module: LightningModule) -> FixedBatch | None:
+    """What a person gave, in the Trainer's precision."""
+    with isolated([pl_module]):
+        fixed = copy.copy(as_fixed_batch(batch() if callable(batch) else batch))
+    if fixed is not None:
+        fixed.inputs = trainer.precision_plugin.convert_input(fixed.inputs)
+        fixed.forward = fixed.forward or _forward(pl_module)
+    return fixed
+
+
+def _inferred_batch(batch: Any, pl_module: LightningModule) -> FixedBatch | None:
+    """A batch of the data -> what of it the model takes, and targets; None, which is said, where there is no such."""
     try:
-        with isolated([pl_module]):
-            moved = trainer.precision_plugin.convert_input(pl_module._apply_batch_transfer_handler(collated))
-    finally:
-        trainer.training = True
-    inputs, targets = (moved[0], moved[1]) if isinstance(moved, (tuple, list)) and len(moved) >= 2 else (moved, None)
-    if isinstance(inputs, list):
-        inputs = tuple(inputs)
-    try:
+        inputs, targets = _split(batch, _model(pl_module))
         return FixedBatch(inputs, targets, forward=_forward(pl_module))
     except (TypeError, ValueError) as reason:
-        _LOG.warning("vizlog makes no pictures of examples, since the data is no (inputs, targets) but %s: %s", describe(moved), reason)
+        _LOG.warning("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)
         return None
+
+
+def _split(batch: Any, model: nn.Module) -> tuple[Any, Any]:
+    """(inputs, targets) of a batch, by the names and the number of what the model's forward takes."""
+    taken = list(inspect.signature(bare(model).forward).parameters.values())
+    if isinstance(batch, Mapping):
+        targets = next((batch[name] for name in _TARGETS if name in batch), None)
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+            return batch, targets
+        named = {parameter.name: batch[parameter.name] for parameter in taken if parameter.name in batch}
+        return named or (batch,), targets  # no name fits: forward takes the mapping itself
+    if not isinstance(batch, (tuple, list)):
+        return batch, None
+    if not isinstance(batch[0], Tensor):
+        return tuple(batch[0]) if isinstance(batch[0], list) else batch[0], batch[1] if len(batch) > 1 else None
+    needed = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in taken)
+    number = min(max(needed, 1), len(batch))
+    return tuple(batch[:number]), batch[number] if number < len(batch) else None
+
+
+def _model(pl_module: LightningModule) -> nn.Module:
+    """What is called with the inputs: the module, or, where it has no forward of its own, the only model it holds."""
+    home = next(kind for kind in type(pl_module).__mro__ if "forward" in vars(kind))
+    if home.__name__ != "LightningModule":
+        return pl_module
+    models = [child for child in pl_module.children() if any(True for _ in child.parameters())]
+    return models[0] if len(models) == 1 else pl_module
 
 
 def _forward(pl_module: LightningModule) -> Callable[[Any, Any], Any] | None:
-    """For a LightningModule without a forward of its own: the only model that it holds."""
-    if type(pl_module).forward is not LightningModule.forward:
+    model = _model(pl_module)
+    if model is pl_module:
         return None
-    models = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
-    if len(models) != 1:
-        return None
-    name = models[0]
 
-    def forward(module: Any, inputs: Any) -> Any:
-        model = getattr(module, name)
-        return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    def forward(_: nn.Module, inputs: Any) -> Any:
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
     return forward
