@@ -54,6 +54,7 @@ def digits() -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, .
 
 def main(backend: str = "tensorboard", epochs: int = 15, folder: str = "runs") -> str:
     """Trains, and returns where the logs are."""
+    torch.set_num_threads(1)  # of a model this small a second thread would only wait
     lightning.seed_everything(0, verbose=False)
     logger: Logger = TensorBoardLogger(folder, name="digits")
     if backend == "wandb":

@@ -66,6 +66,7 @@ def excerpts(text: Tensor, number: int, generator: torch.Generator) -> tuple[Ten
 
 def main(backend: str = "tensorboard", steps: int = 400, folder: str = "runs") -> str:
     """Trains, and returns where the logs are."""
+    torch.set_num_threads(1)  # of a model this small a second thread would only wait
     torch.manual_seed(0)
     text, alphabet = english()
     training, held_out = text[:-20_000], text[-20_000:]
