@@ -1,0 +1,116 @@
+"""The two workloads: a ResNet-18 on CIFAR-sized images, and a small GPT-2; random data, since only time is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["WORKLOADS", "Workload", "gpt2", "resnet", "resnet18"]
+
+
+@dataclass
+class Workload:
+    """A model in training.
+
+    Args:
+        loss: (model, inputs, targets) -> scalar.
+        held_out: (inputs, targets), as many examples as Lightning would give vizlog: 256.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    inputs: Tensor
+    targets: Tensor
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    held_out: tuple[Any, Any]
+
+    def backward(self) -> None:
+        self.optimizer.zero_grad()
+        self.loss(self.model, self.inputs, self.targets).backward()
+
+    def step(self) -> None:
+        """One training step."""
+        self.backward()
+        self.optimizer.step()
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; with `width`, a bottleneck of 1x1, 3x3 and 1x1 (He et al. 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, width: int | None) -> None:
+        super().__init__()
+        if width is None:
+            self.residual = nn.Sequential(
+                *_convolution(inputs, outputs, 3, stride), nn.ReLU(), *_convolution(outputs, outputs, 3)
+            )
+        else:
+            self.residual = nn.Sequential(
+                *(*_convolution(inputs, width, 1), nn.ReLU()),
+                *(*_convolution(width, width, 3, stride), nn.ReLU()),
+                *_convolution(width, outputs, 1),
+            )
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Sequential(*_convolution(inputs, outputs, 1, stride))
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.residual(x) + self.shortcut(x))
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs)
+
+
+def resnet(blocks: Sequence[int], *, expansion: int = 1, classes: int = 10) -> nn.Sequential:
+    """A ResNet for 32x32 images; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) with expansion 4 ResNet-50."""
+    layers: list[nn.Module] = [*_convolution(3, 64, 3), nn.ReLU()]
+    channels = 64
+    for stage, number in enumerate(blocks):
+        width = 64 << stage
+        for block in range(number):
+            stride = 2 if stage and not block else 1
+            layers.append(_Block(channels, width * expansion, stride, width if expansion > 1 else None))
+            channels = width * expansion
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def resnet18() -> Workload:
+    """CIFAR's ResNet-18 with batches of 32."""
+    torch.manual_seed(0)
+    model = resnet((2, 2, 2, 2))
+    images, labels = torch.randn(288, 3, 32, 32), torch.randint(0, 10, (288,))
+    return Workload(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+        images[:32],
+        labels[:32],
+        lambda model, inputs, targets: F.cross_entropy(model(inputs), targets),
+        (images[32:], labels[32:]),
+    )
+
+
+def gpt2() -> Workload:
+    """A GPT-2 of 6 layers and 384 features over 65 characters, with batches of 8 times 256 tokens."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=65, n_positions=256, n_embd=384, n_layer=6, n_head=6, use_cache=False)
+    config.bos_token_id = config.eos_token_id = 0
+    model = GPT2LMHeadModel(config)
+    tokens = torch.randint(0, 65, (264, 256))
+    return Workload(
+        model,
+        torch.optim.AdamW(model.parameters(), lr=1e-3),
+        tokens[:8],
+        tokens[:8],
+        lambda model, inputs, targets: model(input_ids=inputs, labels=targets).loss,
+        ({"input_ids": tokens[8:], "labels": tokens[8:]}, None),
+    )
+
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {"ResNet-18": resnet18, "GPT-2": gpt2}
