@@ -19,6 +19,7 @@ from vizlog.batch import MOST, BatchDoesNotFit, FixedBatch, as_fixed_batch, desc
 from vizlog.isolation import isolated
 from vizlog.monitor import Monitor
 from vizlog.probes.base import Probe
+from vizlog.ranks import whole
 from vizlog.schedules import Schedule, as_schedule
 from vizlog.selection import bare
 
@@ -182,7 +183,7 @@ def _step(trainer: Trainer) -> int:
 def _destinations(trainer: Trainer, to: Any) -> Any:
     """What was asked for, else the loggers that can take pictures, else a folder; nothing on ranks that do not log."""
     if not trainer.is_global_zero:
-        return None
+        return None  # a logger's experiment is a dummy there, which would take anything
     if to is not None:
         return to
     found = [backend for logger in trainer.loggers if (backend := _backend(logger)) is not None]
@@ -217,7 +218,7 @@ def _unscales(optimizer: Any, trainer: Trainer) -> bool:
 def _gradient_norm(optimizer: Any) -> Tensor:
     """The 2-norm over all gradients of an optimizer, as a scalar on their device."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+    return whole(torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients]))
 
 
 # The fixed batch ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import socket
@@ -17,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 import vizlog
+from vizlog.capture import Outputs, Weights
 from vizlog.compute.bits import BitCounts, fine
 from vizlog.probes.base import Context, Probe
 
@@ -34,7 +37,8 @@ PATIENCE = 60.0
 class Pair:
     """Two ranks that stay up between tests, and are replaced where they hang."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
 
@@ -67,13 +71,14 @@ class Pair:
             port = free.getsockname()[1]
         for rank in range(WORLD):
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(rank, port, theirs), daemon=True)
+            process = spawn.Process(target=_serve, args=(rank, port, theirs, self._folder), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
 
 
-def _serve(rank: int, port: int, pipe: Connection) -> None:
+def _serve(rank: int, port: int, pipe: Connection, folder: Path) -> None:
+    os.chdir(folder)  # the test's own folder goes with the test
     torch.set_num_threads(1)
     # As torchrun sets it.
     os.environ |= {
@@ -96,8 +101,8 @@ def _serve(rank: int, port: int, pipe: Connection) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Pair]:
-    pair = Pair()
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    pair = Pair(tmp_path_factory.mktemp("ranks"))
     yield pair
     pair.stop()
 
@@ -372,3 +377,320 @@ def test_what_passes_through_shards_is_what_passes_through_the_whole_model(ranks
             assert np.array_equal(record.pixels, found[record.tag].pixels)
         elif record.tag.startswith("saliency/"):
             assert np.allclose(record.values, found[record.tag].values, atol=1e-6)
+
+
+class Fails(Probe):
+    """Fails at one phase on one rank."""
+
+    picture = False
+
+    def __init__(self, phase: str, rank: int) -> None:
+        super().__init__(every=1)
+        self.phase, self.rank = phase, rank
+
+    def _maybe(self, phase: str) -> None:
+        if phase == self.phase and dist.get_rank() == self.rank:
+            raise RuntimeError(f"no {phase} today")
+
+    def wants(self, models: Any) -> Any:
+        self._maybe("wants")
+        return {"w": Weights(("0.weight",), self._reduce), "o": Outputs(lambda *_: True, self._look)}
+
+    def _reduce(self, tensors: list[Tensor]) -> list[Any]:
+        self._maybe("reduce")
+        unpicklable = (lambda: 0) if self.phase == "pickle" and dist.get_rank() == self.rank else 1
+        return [{"n": unpicklable} if self.phase == "merge" else [unpicklable] for tensor in tensors]
+
+    def _look(self, call: Any) -> float:
+        self._maybe("look")
+        return 1.0
+
+    def measure(self, context: Context) -> Any:
+        with context.forward_context():
+            context.batch.part(0, 2).run(context.models)
+        self._maybe("measure")
+        return 1
+
+    def finish(self, measured: Any) -> Any:
+        self._maybe("finish")
+        yield vizlog.Scalar("mine", 1.0)
+
+
+def _one_rank_fails(rank: int, phase: str, where: int) -> dict[str, Any]:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("vizlog").addHandler(handler)
+    memory = vizlog.Memory()
+
+    def watch(model: nn.Module, optimizer: Any) -> Any:
+        probes = [Fails(phase, where), vizlog.ActivationHistograms(every=2), vizlog.UpdateRatios(every=3)]
+        return vizlog.watch(model, optimizer, to=memory, batch=_batch(), probes=probes)
+
+    try:
+        plain, _ = _train(rank, _sharded())
+        watched, _ = _train(rank, _sharded(), watch)
+    finally:
+        logging.getLogger("vizlog").removeHandler(handler)
+    steps = {step for step, record in memory.records if record.tag.startswith(("activations/", "updates/"))}
+    return {"same": _same(plain, watched), "steps": steps, "said": [line for line in said if "failed" in line]}
+
+
+@pytest.mark.parametrize(
+    ("phase", "where"), [("wants", 1), ("reduce", 0), ("pickle", 1), ("merge", 1), ("look", 0), ("measure", 1)]
+)
+def test_a_probe_that_fails_on_one_rank_is_off_on_all_and_the_rest_goes_on(ranks: Pair, phase: str, where: int) -> None:
+    first, second = ranks.run(_one_rank_fails, phase, where)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == {0, 2, 3, 4}
+    (said,) = first["said"]  # the rank that writes says it, once
+    assert "Fails failed" in said
+    assert ("on rank 1" in said) == (where == 1 and phase != "merge")
+    assert second["said"] == []
+
+
+def test_a_probe_that_cannot_finish_where_it_is_written_is_off_on_all(ranks: Pair) -> None:
+    first, second = ranks.run(_one_rank_fails, "finish", 0)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == {0, 2, 3, 4}
+    assert len(first["said"]) == 1
+
+
+def _no_destination(rank: int) -> list[bool]:
+    memory, ran = vizlog.Memory(), []
+
+    def watch(to: Any) -> Callable[[nn.Module, Any], Any]:
+        def start(model: nn.Module, optimizer: Any) -> Any:
+            return vizlog.watch(model, optimizer, to=to, batch=_batch(), every=2)
+
+        return start
+
+    class Full:
+        def write(self, step: int, records: Any) -> None:
+            ran.append(step)
+            raise OSError("no space left")
+
+        def close(self) -> None:
+            pass
+
+    plain, _ = _train(rank, _sharded())
+    nowhere, _ = _train(rank, _sharded(), watch(None if rank == 0 else memory))
+    full, _ = _train(rank, _sharded(), watch(Full()))
+    return [_same(plain, nowhere), _same(plain, full), memory.records == [], bool(ran) == (rank == 0)]
+
+
+def test_ranks_train_on_where_nothing_is_written_or_writing_fails(ranks: Pair) -> None:
+    assert ranks.run(_no_destination) == [[True] * 4] * 2
+
+
+def _batch_on_rank_0_alone(rank: int) -> str:
+    try:
+        vizlog.Monitor(_sharded(), to=None, batch=_batch() if rank == 0 else None)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_batch_that_some_ranks_lack_raises_on_all(ranks: Pair) -> None:
+    first, second = ranks.run(_batch_on_rank_0_alone)
+    assert "ranks [1] have none" in first
+    assert first == second
+
+
+def _other_batches(rank: int) -> Any:
+    inputs, targets = _batch()
+    memory = vizlog.Memory()
+    number = 40 if rank == 0 else 5  # another number of passes, were each to take its own
+    model = _sharded()
+    probes = [vizlog.ActivationHistograms(), vizlog.Embeddings(methods=["pca"]), vizlog.SaliencyMaps()]
+    with vizlog.Monitor(model, probes, to=memory, batch=(inputs[:number] + rank, targets[:number])) as monitor:
+        monitor.begin()
+        monitor.end()
+    return [record.ids.tolist() for _, record in memory.records if record.tag == "embeddings/7.input"]
+
+
+def test_all_ranks_run_the_examples_of_rank_0(ranks: Pair) -> None:
+    first, second = ranks.run(_other_batches)
+    assert sorted(first[0]) == list(range(40))
+    assert second == []
+
+
+def _warm_up(rank: int) -> tuple[list[int], int]:
+    """At rate zero, with a gradient that is zero on all of rank 1's shards."""
+    model, memory = _sharded(), vizlog.Memory()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    monitor = vizlog.watch(model, optimizer, to=memory, probes=[vizlog.WeightHistograms(every=1)])
+    for step in range(3):
+        model(_batch()[0][:4]).square().sum().backward()
+        for parameter in model.parameters():
+            if rank == 1:
+                parameter.grad.to_local().zero_()
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = 0.1 * step
+    monitor.close()
+    return sorted({step for step, record in memory.records})
+
+
+def test_a_warm_up_from_zero_counts_the_same_steps_on_all_ranks(ranks: Pair) -> None:
+    assert ranks.run(_warm_up) == [[0, 1, 2], []]
+
+
+def _after_an_evaluation(rank: int) -> list[str]:
+    """A forward without a backward leaves the root's parameters whole, which no optimizer knows."""
+    model, memory = _sharded(), vizlog.Memory()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs, _ = _batch()
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            model.eval()(inputs)
+        model.train()
+
+    evaluate()
+    monitor = vizlog.Monitor(model, to=memory, batch=_batch(), optimizer=optimizer, every=1)
+    for _ in range(2):
+        evaluate()
+        with monitor.step():
+            model(inputs).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    monitor.close()
+    return sorted({f"{step} {record.tag}" for step, record in memory.records})
+
+
+def test_an_evaluation_between_steps_hides_no_parameter(ranks: Pair) -> None:
+    first, second = ranks.run(_after_an_evaluation)
+    expected = {f"{step} {kind}/7.weight" for step in (0, 1) for kind in ("weights", "gradients", "updates")}
+    assert expected <= set(first)
+    assert second == []
+
+
+def _in_turn(rank: int) -> Any:
+    """At rate zero the weight stays: the squares of its parts, one a step, add up to its own."""
+    from torch.distributed.fsdp import fully_shard
+
+    from vizlog.probes import updates
+
+    parts: list[float] = []
+
+    class Keeps(vizlog.UpdateRatios):
+        def finish(self, measured: Any) -> Any:
+            parts.extend(weight for _, weight in (pair.tolist() for pair in measured["squares"].values()))
+            return super().finish(measured)
+
+    whole = updates._CHUNK_BYTES
+    updates._CHUNK_BYTES = 500  # the shard has 1320 bytes
+    try:
+        model = nn.Linear(10, 65, bias=False)
+        expected = model.weight.detach().square().sum().item()
+        fully_shard(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with vizlog.watch(model, optimizer, to=vizlog.Memory(), probes=[Keeps(every=1)]):
+            for _ in range(6):
+                model(torch.ones(2, 10)).sum().backward()
+                optimizer.step()
+    finally:
+        updates._CHUNK_BYTES = whole
+    return parts, expected
+
+
+def test_large_shards_are_looked_at_in_the_same_parts_on_all_ranks(ranks: Pair) -> None:
+    (parts, _), (nothing, _) = results = ranks.run(_in_turn)
+    assert nothing == []
+    assert len(parts) == 6
+    assert all(part > 0 for part in parts)
+    assert sum(parts[:3]) == pytest.approx(results[0][1], rel=1e-5)
+    assert parts[3:] == parts[:3]
+
+
+def _by_hand(rank: int) -> list[float]:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("vizlog").addHandler(handler)
+    model, memory = _sharded(), vizlog.Memory()
+    monitor = vizlog.Monitor(model, [vizlog.WeightHistograms()], to=memory)
+    model(_batch()[0]).sum().backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    monitor.log({"part": norm, "whole": norm.full_tensor()})
+    monitor.close()
+    logging.getLogger("vizlog").removeHandler(handler)
+    return [norm.full_tensor().item(), {record.tag: record.value for _, record in memory.records}, said]
+
+
+def test_a_part_of_a_number_is_not_written_as_the_whole(ranks: Pair) -> None:
+    (norm, written, said), (_, nothing, _) = ranks.run(_by_hand)
+    assert written == {"whole": pytest.approx(norm)}
+    assert "full_tensor()" in said[0]
+    assert nothing == {}
+
+
+# Lightning ------------------------------------------------------------------------------------------------------------
+
+
+def _lightning(rank: int, strategy: str, folder: str) -> dict[str, Any]:
+    import lightning.pytorch as pl
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    from vizlog.callbacks.lightning import VizLog
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = _model()
+
+        def configure_model(self) -> None:
+            if strategy == "sharded" and not hasattr(self.model, "unshard"):
+                mesh: DeviceMesh = self.device_mesh["data_parallel"]
+                for part in (self.model[0], self.model[5], self.model):
+                    fully_shard(part, mesh=mesh)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x)
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, _: int) -> None:
+            self.log("val", nn.functional.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.05)
+
+    def fit(*callbacks: Any) -> list[np.ndarray[Any, Any]]:
+        pl.seed_everything(0, verbose=False)
+        data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*_batch()), batch_size=5)
+        module = Module()
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=WORLD,
+            strategy="ddp" if strategy == "ddp" else pl.strategies.ModelParallelStrategy(WORLD, 1),
+            max_epochs=2,
+            callbacks=list(callbacks),
+            logger=pl.loggers.TensorBoardLogger(folder) if callbacks else False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            gradient_clip_val=1.0,
+        )
+        trainer.fit(module, data, data)
+        return [_local(tensor) for tensor in [*module.parameters(), *module.buffers(), torch.get_rng_state()]]
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return {"same": _same(fit(), fit(VizLog(every=2)))}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+def test_lightning_trains_as_without_and_writes_once(ranks: Pair, strategy: str, tmp_path: Path) -> None:
+    first, second = ranks.run(_lightning, strategy, str(tmp_path))
+    assert first["same"]
+    assert second["same"]
+    events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0"), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = events.Tags()["tensors"]
+    assert {"gradients/model.0.weight", "updates/model.5.weight", "activations/model.2"} <= set(tags)
+    assert [event.step for event in events.Tensors("weights/model.0.weight")] == [0, 2, 4, 6]
+    assert len(events.Tensors("health/gradient_norm_before_clipping")) == 4

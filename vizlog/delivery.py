@@ -14,6 +14,7 @@ from vizlog.compute.transfer import Pending, to_host
 from vizlog.due import Turn
 from vizlog.probes.base import Figures
 from vizlog.probes.health import draw
+from vizlog.ranks import is_sharded
 from vizlog.records import Record, Scalar
 from vizlog.worker import Worker
 
@@ -32,6 +33,7 @@ class Delivery:
         self._failed = failed
         self._worker = Worker()
         self._scalars: list[tuple[int, dict[str, Any]]] = []
+        self._said_parts = False
 
     def send(self, step: int, measured: Sequence[tuple[Turn, Any]]) -> None:
         """Starts one copy to the host and queues the rest: numbers and histograms together, each picture by itself."""
@@ -47,7 +49,11 @@ class Delivery:
 
     def log(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Keeps numbers for the next copy; tensors are cloned, since training may change them in place."""
-        self._scalars.append((step, {tag: _owned(value) for tag, value in scalars.items()}))
+        parts = [tag for tag, value in scalars.items() if isinstance(value, Tensor) and is_sharded(value)]
+        if parts and not self._said_parts:  # to put it together all ranks would have to be here
+            self._said_parts = True
+            _LOG.warning("vizlog: %s is left out, since it is one rank's part: log its full_tensor()", ", ".join(parts))
+        self._scalars.append((step, {tag: _owned(scalars[tag]) for tag in scalars if tag not in parts}))
         if len(self._scalars) >= _TOGETHER:
             self._send_scalars()
 

@@ -374,24 +374,22 @@ class Monitor:
             due.read_weights()
             due.take_live()
             if self._ranks.sharded:
-                self._agree(due)
+                self._bring_together(due)
             due.read_whole_weights()
             measured = self._measure(due)
             self._stretch(due.step)
             if self._ranks.writes:
                 self._delivery.send(due.step, measured)
 
-    def _agree(self, due: DueStep) -> None:
-        """What all ranks have read comes together on the one that writes; what failed on any is off on all.
+    def _bring_together(self, due: DueStep) -> None:
+        """What all ranks have read of their shards comes together on the one that writes."""
+        parts = self._ranks.gather(due.own_part())
+        due.merge(parts)
+        self._agree(due)
 
-        From here on they do the same: a rank that left out a forward would leave the others waiting in theirs.
-        """
-        own = due.own_part()
-        gathered = self._ranks.gather((own, self._failures()))
-        due.merge(part for part, _ in gathered)
-        failures = [failed for _, failed in gathered[1:]]
-        failures.insert(0, self._failures())  # merging may have failed too
-        for rank, failed in enumerate(self._ranks.broadcast(failures)):
+    def _agree(self, due: DueStep) -> None:
+        """What has failed on any rank is off on all: a forward that one left out would leave the others waiting."""
+        for rank, failed in enumerate(self._ranks.gather_everywhere(self._failures())):
             for number, why in failed.items():
                 turn = self._turns[number]
                 if self._ranks.writes and not turn.error:
@@ -411,6 +409,8 @@ class Monitor:
                 stack.enter_context(isolated(self._models.values()))
             if due.wants_batch and self._batch is not None:
                 self._run_batch(due, self._batch)
+                if self._ranks.sharded:
+                    self._agree(due)
             for turn in list(due.turns):
                 with due.guarded(turn, "measure()"), turn.timed():
                     measured.append((turn, turn.probe.measure(self._context(due, turn))))
@@ -481,7 +481,7 @@ class Monitor:
             _LOG.warning("vizlog: %s failed at %s, off from now on: %s", names, doing, what, exc_info=error)
 
     def _say_cost(self) -> None:
-        if self._started is None:
+        if self._started is None or not self._ranks.writes:
             return
         elapsed = time.perf_counter() - self._started
         spent = sum(turn.seconds for turn in self._turns)

@@ -90,6 +90,14 @@ class Ranks:
         dist.gather_object(value, found, dst=self.writer, group=self.group)
         return found or []
 
+    def gather_everywhere(self, value: Any) -> list[Any]:
+        """What each rank gives, in the order of ranks, on every rank; small plain data."""
+        if not self.sharded:
+            return [value]
+        found: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
     def broadcast(self, value: Any) -> Any:
         """What the writing rank gives, on every rank; what the others give is ignored.
 

@@ -119,6 +119,9 @@ class Probe:
 
         Tensors may lie on any device, nested in dicts, lists, tuples and dataclasses: they reach `finish` on the CPU,
         as copies.
+
+        Of a sharded model all ranks run it, with what was read of parameters brought together on rank 0 alone; a model
+        that it runs must run on all of them.
         """
         return context.captured
 
