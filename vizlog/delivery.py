@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,10 @@ __all__ = ["Delivery"]
 
 _LOG = logging.getLogger("vizlog")
 _TOGETHER = 64
-"""How many calls of `log` share one copy to the host."""
+"""How many calls of `log` share one copy to the host, at most."""
+
+_SECONDS = 10.0
+"""How long numbers wait for others, at most: what a killed run loses."""
 
 
 class Delivery:
@@ -33,7 +37,9 @@ class Delivery:
         self._failed = failed
         self._worker = Worker()
         self._scalars: list[tuple[int, dict[str, Any]]] = []
+        self._since = 0.0
         self._said_parts = False
+        self._said_twice: set[str] = set()
 
     def send(self, step: int, measured: Sequence[tuple[Turn, Any]]) -> None:
         """Starts one copy to the host and queues the rest: numbers and histograms together, each picture by itself."""
@@ -54,7 +60,9 @@ class Delivery:
             self._said_parts = True
             _LOG.warning("vizlog: %s is left out, since it is one rank's part: log its full_tensor()", ", ".join(parts))
         self._scalars.append((step, {tag: _owned(scalars[tag]) for tag in scalars if tag not in parts}))
-        if len(self._scalars) >= _TOGETHER:
+        if len(self._scalars) == 1:
+            self._since = time.monotonic()
+        if len(self._scalars) >= _TOGETHER or time.monotonic() - self._since >= _SECONDS:
             self._send_scalars()
 
     def flush(self) -> None:
@@ -118,6 +126,9 @@ class Delivery:
             if record.tag not in written:
                 written.add(record.tag)
                 new.append(record)
+            elif record.tag not in self._said_twice:
+                self._said_twice.add(record.tag)
+                _LOG.warning("vizlog: two probes make %s; the second one's is left out", record.tag)
         backend = self._backend
         if backend is None or not new:
             return
