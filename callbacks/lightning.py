@@ -18,7 +18,7 @@ from vizlog.backends.wandb import WandB
 from vizlog.batch import MOST, BatchDoesNotFit, FixedBatch, as_fixed_batch, describe
 from vizlog.isolation import isolated
 from vizlog.monitor import Monitor
-from vizlog.probes.base import Probe
+from vizlog.probes.base import Probe, as_probes
 from vizlog.ranks import whole
 from vizlog.schedules import Schedule, as_schedule
 from vizlog.selection import bare
@@ -59,7 +59,8 @@ class VizLog(Callback):
         budget: the share of training time that may be spent (0.01: one percent).
 
     Raises:
-        TypeError, ValueError: `every` is no schedule; or, at the start of fit, what was given does not fit the model.
+        TypeError, ValueError: `probes` or `every` is nothing of the kind; or, at the start of fit, what was given does
+            not fit the model.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class VizLog(Callback):
         super().__init__()
         if every is not None:
             as_schedule(every)
-        self._probes, self._to, self._batch, self._every, self._budget = probes, to, batch, every, budget
+        self._probes = None if probes is None else as_probes(probes)
+        self._to, self._batch, self._every, self._budget = to, batch, every, budget
         self._monitor: Monitor | None = None
         self._seen: Any = None  # the first batch of the sanity check
         self._waits_for_batch = False
@@ -82,7 +84,7 @@ class VizLog(Callback):
 
     @property
     def state_key(self) -> str:
-        looks_at = None if self._probes is None else [getattr(probe, "name", probe) for probe in self._probes]
+        looks_at = None if self._probes is None else [probe.name for probe in self._probes]
         to = self._to if self._to is None or isinstance(self._to, (str, Path)) else type(self._to).__name__
         return self._generate_state_key(probes=looks_at, every=self._every, to=to)
 

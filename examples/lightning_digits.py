@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import warnings
 
 import lightning.pytorch as lightning
 import torch
@@ -21,12 +23,12 @@ class DigitsCNN(lightning.LightningModule):
         self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
         self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
         self.hidden = nn.Linear(32 * 4 * 4, 64)
-        self.output = nn.Linear(64, 10)
+        self.classifier = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = F.relu(self.conv1(images))
         maps = F.max_pool2d(F.relu(self.conv2(maps)), 2)
-        return self.output(F.relu(self.hidden(maps.flatten(1))))
+        return self.classifier(F.relu(self.hidden(maps.flatten(1))))
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
@@ -37,7 +39,7 @@ class DigitsCNN(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         images, labels = batch
         accuracy = (self(images).argmax(1) == labels).float().mean()
-        self.log("accuracy/validation", accuracy, prog_bar=True)
+        self.log("accuracy", accuracy, prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
@@ -80,4 +82,7 @@ def main(backend: str = "tensorboard", epochs: int = 15, folder: str = "runs") -
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=["tensorboard", "wandb"], default="tensorboard")
-    print("digits: logs in", main(parser.parse_args().backend))
+    backend = parser.parse_args().backend
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # nobody asked whether there is a TPU
+    warnings.filterwarnings("ignore", module="lightning")
+    print("digits: logs in", main(backend))

@@ -23,7 +23,7 @@ from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 from wandb_file import WrittenRun, read_run
 
 import vizlog
@@ -123,7 +123,10 @@ class Gan(LightningModule):
 
 
 class Augmenting(Classifier):
-    """Keeps what its hook made of a batch in training; examples of ours must not come through there."""
+    """Its hooks shift and double each batch, and add noise in training: examples of ours must not get that."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] + 1, batch[1]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         x, y = batch
@@ -201,7 +204,7 @@ def data(pairs: TensorDataset, held_out: TensorDataset) -> dict[str, Any]:
     """Loaders: four training batches an epoch, and one of validation."""
     return {
         "train_dataloaders": DataLoader(pairs, batch_size=16, shuffle=True),
-        "val_dataloaders": DataLoader(held_out, batch_size=300),
+        "val_dataloaders": DataLoader(held_out, batch_size=300, collate_fn=drawing),
     }
 
 
@@ -212,6 +215,12 @@ def histograms(every: int = 1) -> list[vizlog.Probe]:
         vizlog.UpdateRatios(every=every),
         vizlog.ActivationHistograms(every=every),
     ]
+
+
+def drawing(examples: list[Any]) -> Any:
+    """Collates as usual, and draws random numbers as an augmentation would."""
+    torch.rand(1), np.random.rand()  # noqa: NPY002
+    return default_collate(examples)
 
 
 def probes(every: int = 1) -> list[vizlog.Probe]:
@@ -486,7 +495,7 @@ def test_batches_that_pass_have_been_through_the_hooks_once(data: dict[str, Any]
         seen: list[Any] = []
         callback.on_train_end = lambda trainer, module, c=callback, s=seen: s.append(c.monitor._batch.inputs)
         fit(Augmenting(), loaders, callback, limit_val_batches=1)
-        assert seen[0][0].max() == 2  # of digits in [0, 1], doubled once and not augmented
+        assert seen[0][0].max() == 4  # of digits in [0, 1], shifted and doubled once
 
 
 def test_keys_that_are_no_numbers(data: dict[str, Any], held_out: TensorDataset) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -25,7 +25,7 @@ from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated
 from vizlog.messages import show
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
-from vizlog.probes.base import Context, Probe
+from vizlog.probes.base import Context, Probe, as_probes
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import Ranks, reshard
 from vizlog.schedules import Schedule
@@ -92,7 +92,7 @@ class Monitor:
         self._budget = budget
         self._autocast = AutocastSeen(device_of(self._models).type)
         self._forward_context = forward_context or self._autocast
-        chosen = None if probes is None else _checked(probes)
+        chosen = None if probes is None else as_probes(probes)
         self._batch, met = self._look(batch, forward_context or nullcontext)
         if chosen is None:
             chosen = self._standard(met, 100 if every is None else every)
@@ -541,16 +541,6 @@ def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer
     if optimizers and left:
         shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
         _LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", shown)
-
-
-def _checked(probes: Sequence[Probe]) -> list[Probe]:
-    given = list(probes) if isinstance(probes, Iterable) else [probes]
-    wrong = [probe for probe in given if not isinstance(probe, Probe)]
-    if wrong or not isinstance(probes, Iterable):
-        raise TypeError(
-            f"probes= takes a list of probes such as [vizlog.WeightHistograms()], got {(wrong or given)[0]!r}"
-        )
-    return given
 
 
 def _close_at_exit(monitor: Monitor) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vizlog.capture import Request, Survey
     from vizlog.records import Record
 
-__all__ = ["Context", "Figures", "Probe"]
+__all__ = ["Context", "Figures", "Probe", "as_probes"]
 
 
 @dataclass(frozen=True)
@@ -128,3 +128,18 @@ class Probe:
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
         """Turns what was measured into records; runs on the worker."""
         raise NotImplementedError(f"{self.name} needs a finish(measured) that yields records")
+
+
+def as_probes(probes: Iterable[Probe]) -> list[Probe]:
+    """What a person gave as `probes=` -> a list of probes.
+
+    Raises:
+        TypeError: it is no list, or there is something else in it.
+    """
+    given = list(probes) if isinstance(probes, Iterable) else [probes]
+    wrong = [probe for probe in given if not isinstance(probe, Probe)]
+    if wrong or not isinstance(probes, Iterable):
+        raise TypeError(
+            f"probes= takes a list of probes such as [vizlog.WeightHistograms()], got {(wrong or given)[0]!r}"
+        )
+    return given
