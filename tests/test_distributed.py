@@ -567,6 +567,25 @@ def test_an_evaluation_between_steps_hides_no_parameter(ranks: Pair) -> None:
     assert second == []
 
 
+def _run_aside(rank: int) -> tuple[bool, bool]:
+    """The model is run aside while some of its parameters are whole."""
+    from vizlog.isolation import isolated
+
+    model, (inputs, _) = _sharded().eval(), _batch()
+    with torch.no_grad():
+        before = model(inputs)  # leaves the root's parameters whole
+        model[5].unshard()
+        with isolated([model]):
+            model(inputs)
+    are_sharded = all(hasattr(parameter, "to_local") for parameter in model.parameters())
+    with torch.no_grad():
+        return are_sharded, torch.equal(before, model(inputs))
+
+
+def test_modules_hold_their_shards_after_the_model_was_run_aside(ranks: Pair) -> None:
+    assert ranks.run(_run_aside) == [(True, True)] * 2
+
+
 def _in_turn(rank: int) -> Any:
     """At rate zero the weight stays: the squares of its parts, one a step, add up to its own."""
     from torch.distributed.fsdp import fully_shard
@@ -694,3 +713,52 @@ def test_lightning_trains_as_without_and_writes_once(ranks: Pair, strategy: str,
     assert {"gradients/model.0.weight", "updates/model.5.weight", "activations/model.2"} <= set(tags)
     assert [event.step for event in events.Tensors("weights/model.0.weight")] == [0, 2, 4, 6]
     assert len(events.Tensors("health/gradient_norm_before_clipping")) == 4
+
+
+# Other ways to cut a model up -----------------------------------------------------------------------------------------
+
+
+def _replicas_of_shards(model: nn.Module) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(model, mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard")))
+
+
+def _by_tensor(model: nn.Module) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
+
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel(), "4": SequenceParallel(use_local_output=True)}
+    parallelize_module(model, init_device_mesh("cpu", (2,)), plan)
+
+
+def _cut_up(rank: int, cut: Callable[[nn.Module], None]) -> Any:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6), nn.Unflatten(0, (2, -1)), nn.LayerNorm(6))
+    cut(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    memory = vizlog.Memory()
+    probes = [KeepsWeightCounts(), KeepsCounts(), vizlog.UpdateRatios()]
+    with vizlog.watch(model, optimizer, to=memory, probes=probes):
+        model(torch.randn(4, 6)).square().sum().backward()
+        gradients = {name: _whole(parameter.grad) for name, parameter in model.named_parameters()}
+        optimizer.step()
+    weights = {name: _whole(parameter.detach()) for name, parameter in model.named_parameters()}
+    placed = [str(parameter.grad.placements) for parameter in model.parameters()]
+    return [probe.kept for probe in probes[:2]], weights, gradients, placed
+
+
+def _whole(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone().numpy()
+
+
+@pytest.mark.parametrize("cut", [_replicas_of_shards, _by_tensor])
+def test_copies_are_counted_once(ranks: Pair, cut: Callable[[nn.Module], None]) -> None:
+    (kept, weights, gradients, placed), _ = ranks.run(_cut_up, cut)
+    assert ("Partial" in " ".join(placed)) == (cut is _by_tensor)
+    weight_counts, gradient_counts = kept
+    assert set(weight_counts) == set(weights)
+    for name, values in weights.items():
+        _assert_counts(weight_counts[name], values)
+        _assert_counts(gradient_counts[name], gradients[name])

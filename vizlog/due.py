@@ -16,7 +16,7 @@ from vizlog.batch import CHUNK, FixedBatch
 from vizlog.capture import AttentionCalls, Capture, Gradients, Outputs, Request, Updates, Weights, device_of
 from vizlog.compute.transfer import to_host
 from vizlog.probes.base import Probe
-from vizlog.ranks import Ranks, local, reshard, whole
+from vizlog.ranks import Ranks, local, reshard, summed, whole
 from vizlog.schedules import Schedule
 from vizlog.selection import named_parameters
 
@@ -159,7 +159,7 @@ class DueStep:
         self._reduce(
             Gradients,
             {
-                name: p.grad
+                name: summed(p.grad.detach())
                 for name, p in self.parameters.items()
                 if p.grad is not None and (owned is None or id(p) in owned)
             },
@@ -194,7 +194,9 @@ class DueStep:
                 mine = self._results.setdefault(key, {})
                 shared = done.setdefault(request.reduce, {})
                 new = [name for name in request.names if name in tensors and name not in mine and name not in shared]
-                shared.update(zip(new, request.reduce([local(tensors[name].detach()) for name in new]), strict=True))
+                if new:
+                    reduced = request.reduce([local(tensors[name].detach()) for name in new])
+                    shared.update(zip(new, reduced, strict=True))
                 mine.update({name: shared[name] for name in request.names if name in shared and name not in mine})
 
     def _part(self, request: Updates, name: str) -> Tensor:

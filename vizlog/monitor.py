@@ -384,7 +384,8 @@ class Monitor:
     def _bring_together(self, due: DueStep) -> None:
         """What all ranks have read of their shards comes together on the one that writes."""
         parts = self._ranks.gather(due.own_part())
-        due.merge(parts)
+        if self._ranks.writes:
+            due.merge(parts)
         self._agree(due)
 
     def _agree(self, due: DueStep) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Ranks", "is_sharded", "local", "reshard", "sharded_modules", "shards", "whole"]
+__all__ = ["Ranks", "is_sharded", "local", "reshard", "sharded_modules", "shards", "summed", "whole"]
 
 _LOG = logging.getLogger("vizlog")
 
@@ -120,17 +120,17 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, which may be empty.
+    """This rank's part of a tensor, which may be empty."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
-    What is a partial sum on each rank is added up first, so that all ranks must ask for it together.
-    """
-    if not is_sharded(tensor):
+
+def summed(tensor: Tensor) -> Tensor:
+    """What is a partial sum on each rank, added up; all ranks must ask for it together."""
+    if not is_sharded(tensor) or not any(placement.is_partial() for placement in tensor.placements):
         return tensor
-    if any(placement.is_partial() for placement in tensor.placements):
-        from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor import Replicate
 
-        tensor = tensor.redistribute(placements=[Replicate() if p.is_partial() else p for p in tensor.placements])
-    return tensor.to_local()
+    return tensor.redistribute(placements=[Replicate() if p.is_partial() else p for p in tensor.placements])
 
 
 def whole(tensor: Tensor) -> Tensor:
