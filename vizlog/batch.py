@@ -79,10 +79,14 @@ class FixedBatch:
         if targets is None and isinstance(inputs, Mapping):
             targets = inputs.get("labels")
         if isinstance(targets, Tensor) and (targets.ndim == 0 or len(targets) != number):
-            raise ValueError(f"targets must be one for each of the {number} examples, got {describe(targets)}")
+            raise ValueError(
+                f"targets must be one for each of the {number} examples, got {describe(targets)}; "
+                "examples lie along dimension 0 of the inputs"
+            )
         self.ids = _balanced(targets, number)
         self.inputs: Tree = _take(inputs, self.ids, number)
         self.targets: Any = _take(targets, self.ids, number)
+        self._classes = int(self.labels.max()) + 1 if self.labels is not None else 0
         self.forward, self.score, self.loss = forward, score, loss
         self.class_names = tuple(str(name) for name in class_names) if class_names is not None else ()
         self.tokens = tokens
@@ -148,7 +152,9 @@ class FixedBatch:
     def logits(self, output: Any) -> Tensor | None:
         """(N, classes) pre-softmax scores found in `output`, or None where there are none.
 
-        Scores at every position (N, T, classes) of token inputs are taken at the last position that is no padding.
+        They are the first (N, classes) of its parts, `.logits` before all others; one number an example (N,) is (N, 1).
+        Scores at every position (N, T, classes) of token inputs are taken at the last position that is no padding. What
+        is compared with numbers as targets, or rebuilds an input, is no score of classes.
         """
         if self.score is not None:
             logits = self.score(output)
@@ -157,14 +163,38 @@ class FixedBatch:
                     f"FixedBatch(score=) must return (N, classes) with N={len(self)}, got {describe(logits)}"
                 )
             return logits
-        found = _logits(output, len(self))
-        if found is None or (self.labels is None and any(found.shape == x.shape for x in self._rows)):
-            return None  # an output shaped like an input is a reconstruction, no class scores
+        parts = [part for part in _parts(output) if len(part) == len(self)]
+        if self._reconstruct(parts):
+            return None
+        found = next((x for x in parts if x.ndim in (2, 3) and x.is_floating_point()), None)
+        if found is None:
+            return parts[0][:, None] if self._scored_alone(parts) else None
+        if found.ndim == 3 and found.shape[1] == 1:
+            found = found[:, 0]  # one position: a language model that generates, a sequence that was pooled
         if found.ndim == 3:
             if self.token_ids is None or found.shape[1] != self.token_ids.shape[1]:
                 return None
             found = found[torch.arange(len(found), device=found.device), self.last_positions.to(found.device)]
-        return found
+        return None if found.shape[1] > 1 and self._regresses(found) else found
+
+    def _reconstruct(self, parts: Sequence[Tensor]) -> bool:
+        """Whether a part of an output has as many values as an input: what rebuilds it (an autoencoder) scores none.
+
+        As many classes as values are believed where the labels say so.
+        """
+        sizes = {x[0].numel() for x in self.float_inputs} - {self._classes}
+        return any(part[0].numel() in sizes for part in parts)
+
+    def _scored_alone(self, parts: Sequence[Tensor]) -> bool:
+        """Whether an output is one number an example (N,): a regression's, or a logit of two classes."""
+        return len(parts) == 1 and parts[0].ndim == 1 and parts[0].is_floating_point() and self._classes <= 2
+
+    def _regresses(self, scores: Tensor) -> bool:
+        """Whether the targets are numbers, and no shares of the classes."""
+        targets = self.targets
+        if not isinstance(targets, Tensor) or not targets.is_floating_point():
+            return False
+        return targets.shape != scores.shape or not bool(((targets >= 0) & (targets <= 1)).all())
 
     def losses(self, output: Any) -> Tensor | None:
         """(N,) loss of each example, a scalar loss of all, or None where there is no way to tell."""
@@ -325,8 +355,8 @@ def _move(tree: Tree, device: torch.device | None) -> Tree:
     return tree if device is None else _map(lambda x: x.to(device, non_blocking=True), tree)
 
 
-def _logits(output: Any, number: int) -> Tensor | None:
-    """The first (N, classes) or (N, T, classes) tensor of an output, `.logits` first."""
+def _parts(output: Any) -> list[Tensor]:
+    """The tensors in an output that may be scores: its `.logits`, or else all that lie at its surface."""
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     parts: Iterable[Any] = ()
     if isinstance(named, Tensor) or isinstance(output, Tensor):
@@ -335,10 +365,7 @@ def _logits(output: Any, number: int) -> Tensor | None:
         parts = output.values()
     elif isinstance(output, (tuple, list)):
         parts = output
-    for part in parts:
-        if isinstance(part, Tensor) and part.ndim in (2, 3) and len(part) == number and part.is_floating_point():
-            return part
-    return None
+    return [part for part in parts if isinstance(part, Tensor) and part.ndim]
 
 
 def _per_channel(value: float | Sequence[float] | None, default: float) -> NDArray[np.float32]:
