@@ -172,7 +172,6 @@ class Capture:
         self.errors: dict[Any, Exception] = {}
         self._outputs = {key: request for key, request in requests.items() if isinstance(request, Outputs)}
         self._attention = {key: request for key, request in requests.items() if isinstance(request, AttentionCalls)}
-        self._mode = _Functions(self)
         self._stack: list[tuple[str, nn.Module]] = []
         self._calls: Counter[str] = Counter()
         self._channel_dims: dict[tuple[int, ...], int] = {}
@@ -185,7 +184,7 @@ class Capture:
         self.restart()
         with ExitStack() as stack:
             self.attach(stack)
-            with self._mode:
+            with _Functions(self):
                 yield
 
     def attach(self, stack: ExitStack) -> None:
@@ -219,7 +218,7 @@ class Capture:
             if _is_no_training_forward(module):
                 return
             self.restart()
-            self._live.enter_context(self._mode)
+            self._live.enter_context(_Functions(self))
         self._stack.append((name, module))
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:

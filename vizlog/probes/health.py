@@ -65,7 +65,7 @@ def _in_order(parts: Sequence[Figures]) -> list[str]:
     """All layers; one that only a later source knows stands behind the one that precedes it there."""
     layers: list[str] = []
     for part in parts:
-        position = 0
+        position = 0 if any(layer in layers for layer in part.values) else len(layers)
         for layer in part.values:
             if layer in layers:
                 position = layers.index(layer) + 1

@@ -21,7 +21,7 @@ from vizlog.probes.gradients import GradientHistograms
 from vizlog.probes.saliency import SaliencyMaps
 from vizlog.probes.updates import UpdateRatios
 from vizlog.probes.weights import WeightHistograms
-from vizlog.schedules import LogSpaced, Schedule, Thinning
+from vizlog.schedules import LogSpaced, Schedule, Thinning, as_schedule
 from vizlog.selection import named_models
 
 __all__ = ["standard", "standard_for"]
@@ -58,6 +58,7 @@ def standard(
 
 def standard_for(models: Mapping[str, nn.Module], met: Survey | None, *, every: int | Schedule = 100) -> list[Probe]:
     """`standard` where the batch has been run already."""
+    as_schedule(every)  # raises where it is no number of steps
     numbers = every if isinstance(every, Schedule) else Thinning(every=every)
     pictures = every if isinstance(every, Schedule) else LogSpaced(every=every)
     candidates: list[Callable[[], Probe]] = [

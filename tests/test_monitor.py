@@ -1,0 +1,507 @@
+"""The monitor: explicit steps, what goes wrong, what it costs."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+import tracemalloc
+import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+import vizlog
+from vizlog.capture import Call, Outputs, Weights
+from vizlog.records import Histogram, Scalar
+
+X, Y = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 3
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def steps(memory: vizlog.Memory, tag: str) -> list[int]:
+    return [step for step, _ in memory.of(tag)]
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+    for _ in range(number):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+
+
+# Explicit steps -------------------------------------------------------------------------------------------------------
+
+
+def test_without_an_optimizer_gradients_and_weights_are_read_at_the_end_of_the_step() -> None:
+    model, memory = net(), vizlog.Memory()
+    probes = [vizlog.WeightHistograms(every=2), vizlog.GradientHistograms(every=2)]
+    with vizlog.Monitor(model, probes, to=memory) as monitor:
+        for _ in range(5):
+            model.zero_grad()
+            with monitor.step():
+                (1024 * model(X).sum()).backward()
+            assert model[0].weight.grad is not None
+    assert steps(memory, "weights/0.weight") == steps(memory, "gradients/0.weight") == [0, 2, 4]
+    (_, record), *_ = memory.of("gradients/0.weight")
+    assert isinstance(record, Histogram)
+    assert "before the optimizer: not clipped, scaled as the loss was" in record.caption
+
+
+def test_with_an_optimizer_a_step_is_complete_once_it_has_stepped() -> None:
+    model, memory = net(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=memory, optimizer=optimizer) as monitor:
+        with monitor.step():
+            model(X).sum().backward()
+        monitor.flush()
+        assert not memory.of("weights/0.weight")
+        optimizer.step()
+        monitor.flush()
+        (_, record), *_ = memory.of("weights/0.weight")
+    assert record.max == model[0].weight.max().item()  # type: ignore[union-attr]
+
+
+def test_step_numbers_may_be_given_and_counting_goes_on_from_them() -> None:
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=memory) as monitor:
+        for number in (7, None, 20, None):
+            with monitor.step(number):
+                pass
+    assert steps(memory, "weights/0.weight") == [7, 8, 20, 21]
+
+
+def test_a_step_begun_twice_is_one_step() -> None:
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.GradientHistograms(every=1)], to=memory) as monitor:
+        for _ in range(3):  # micro-batches of one step
+            monitor.begin(0)
+            model(X).sum().backward()
+        monitor.end()
+        monitor.begin(1)
+        monitor.end()
+    assert steps(memory, "gradients/0.weight") == [0, 1]
+
+
+def test_an_exception_cancels_the_step_passes_through_and_leaves_it_due() -> None:
+    model, memory = net(), vizlog.Memory()
+    probe = vizlog.ActivationHistograms(every=100, source="live")
+    with vizlog.Monitor(model, [probe], to=memory) as monitor:
+        with pytest.raises(KeyError), monitor.step():
+            raise KeyError("mine")
+        assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+        for _ in range(2):
+            with monitor.step():
+                model(X)
+    assert steps(memory, "activations/0") == [0] or steps(memory, "activations/0") == [1]
+    assert len(memory.of("activations/0")) == 1
+
+
+def test_epochs_may_be_given() -> None:
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=vizlog.EveryEpoch(2))], to=memory) as monitor:
+        for number in range(12):
+            with monitor.step(epoch=number // 3):
+                pass
+    assert steps(memory, "weights/0.weight") == [0, 6]
+
+
+def test_gradients_that_are_gone_at_the_end_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    with vizlog.Monitor(model, [vizlog.GradientHistograms(every=1)], to=vizlog.Memory()) as monitor:
+        for _ in range(3):
+            with monitor.step():
+                model(X).sum().backward()
+                model.zero_grad()
+    (message,) = warnings(caplog)
+    assert "none of the selected parameters had a gradient at end()" in message
+
+
+def test_writing_nothing_is_possible() -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=None, batch=(X, Y), every=1) as monitor:
+        train(model, optimizer, 2)
+        monitor.log({"loss": 1.0})
+
+
+def test_models_by_name_have_their_names_in_tags() -> None:
+    memory = vizlog.Memory()
+    with (
+        vizlog.Monitor({"G": net(), "D": net()}, [vizlog.WeightHistograms("G.0")], to=memory) as monitor,
+        monitor.step(),
+    ):
+        pass
+    assert {record.tag for _, record in memory.records if record.tag.startswith("weights")} == {
+        "weights/G.0.weight",
+        "weights/G.0.bias",
+    }
+
+
+def test_numbers_are_logged_at_the_step_under_way_as_they_were_then() -> None:
+    model, memory = net(), vizlog.Memory()
+    loss = torch.zeros((), requires_grad=True)
+    with vizlog.Monitor(model, [], to=memory) as monitor:
+        for number in range(3):
+            with monitor.step():
+                with torch.no_grad():
+                    loss.fill_(number)
+                monitor.log({"loss": loss, "rate": 0.5})
+    assert [(step, record.value) for step, record in memory.of("loss")] == [(0, 0.0), (1, 1.0), (2, 2.0)]  # type: ignore[union-attr]
+    assert len(memory.of("rate")) == 3
+
+
+def test_what_is_no_number_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    memory = vizlog.Memory()
+    with vizlog.Monitor(net(), [], to=memory) as monitor, monitor.step():
+        monitor.log({"loss": 1.0, "all": torch.zeros(3), "text": "high"})
+    assert [record.tag for _, record in memory.records] == ["loss"]
+    assert "'all' is left out" in caplog.text
+    assert "'text' is left out" in caplog.text
+
+
+def test_two_probes_of_one_kind_make_figures_of_all_their_layers() -> None:
+    model, memory = net(), vizlog.Memory()
+    probes = [vizlog.GradientHistograms("0", every=1), vizlog.GradientHistograms("2", every=1)]
+    with vizlog.Monitor(model, probes, to=memory) as monitor, monitor.step():
+        model(X).sum().backward()
+    ((_, curve),) = memory.of("health/gradient_norm")
+    assert list(curve.x_names) == ["0", "2"]  # type: ignore[union-attr]
+    assert (curve.ys["gradient_norm"] > 0).all()  # type: ignore[union-attr]
+
+
+def test_the_time_each_probe_took_is_logged() -> None:
+    memory = vizlog.Memory()
+    with vizlog.Monitor(net(), [vizlog.WeightHistograms()], to=memory) as monitor, monitor.step():
+        pass
+    ((_, record),) = memory.of("health/vizlog_seconds/WeightHistograms")
+    assert isinstance(record, Scalar)
+    assert 0 < record.value < 60
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+class Failing(vizlog.Probe):
+    """Fails at one of its moments, the second time."""
+
+    def __init__(self, moment: str) -> None:
+        super().__init__(every=1)
+        self.moment = moment
+        self.times = 0
+
+    def fail(self, moment: str) -> None:
+        if moment == self.moment:
+            self.times += 1
+            if self.times > 1:
+                raise ZeroDivisionError(moment)
+
+    def reduce(self, tensors: list[Tensor]) -> list[Any]:
+        self.fail("reduce")
+        return [tensor.sum() for tensor in tensors]
+
+    def look(self, call: Call) -> Any:
+        if call.layer == "0":
+            self.fail("look")
+        return 1
+
+    def wants(self, models: Any) -> Any:
+        self.fail("wants")
+        return {"w": Weights(("0.weight",), self.reduce), "o": Outputs(lambda layer, module: True, self.look)}
+
+    def measure(self, context: Any) -> Any:
+        self.fail("measure")
+        return context.captured["w"]
+
+    def finish(self, measured: Any) -> Iterable[Scalar]:
+        self.fail("finish")
+        yield Scalar("mine", 1.0)
+
+
+@pytest.mark.parametrize("moment", ["wants", "reduce", "look", "measure", "finish"])
+def test_a_probe_that_fails_is_off_with_one_warning_and_the_rest_goes_on(
+    moment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def trained(*, watch: bool) -> tuple[dict[str, Tensor], vizlog.Memory]:
+        torch.manual_seed(0)
+        model, memory = net(), vizlog.Memory()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        if watch:
+            probes = [Failing(moment), vizlog.WeightHistograms(every=1), vizlog.ActivationHistograms(every=1)]
+            monitor = vizlog.watch(model, optimizer, to=memory, probes=probes, batch=(X, Y))
+        for _ in range(5):
+            train(model, optimizer, 1)
+            if watch:
+                monitor.flush()
+        if watch:
+            monitor.close()
+        return model.state_dict(), memory
+
+    alone, _ = trained(watch=False)
+    watched, memory = trained(watch=True)
+    assert all(torch.equal(alone[name], watched[name]) for name in alone)
+    (message,) = warnings(caplog)
+    assert "Failing failed" in message
+    assert f"ZeroDivisionError: {moment}" in message
+    assert steps(memory, "mine") == [0]
+    assert steps(memory, "weights/0.weight") == steps(memory, "activations/0") == list(range(5))
+
+
+def test_a_batch_pass_that_fails_takes_only_what_needs_it(caplog: pytest.LogCaptureFixture) -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+            self.broken = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.broken and not self.training:
+                raise ValueError("not in eval mode")
+            return self.fc(x)
+
+    model, memory = nn.Sequential(Moody()), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    probes = [
+        vizlog.WeightHistograms(every=1),
+        vizlog.ActivationHistograms(every=1),
+        vizlog.GradientHistograms(every=1),
+    ]
+    with vizlog.watch(model, optimizer, to=memory, probes=probes, batch=(X, Y)):
+        train(model, optimizer, 2)
+        model[0].broken = True  # type: ignore[assignment]
+        train(model, optimizer, 2)
+    (message,) = warnings(caplog)
+    assert "ActivationHistograms failed at the pass over the fixed batch" in message
+    assert "not in eval mode" in message
+    assert steps(memory, "activations/0.fc") == [0, 1]
+    assert steps(memory, "weights/0.fc.weight") == steps(memory, "gradients/0.fc.weight") == [0, 1, 2, 3]
+
+
+def test_a_backend_that_fails_is_off_with_one_warning_and_training_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    class Full:
+        def write(self, step: int, records: Any) -> None:
+            raise OSError("no space left")
+
+        def close(self) -> None:
+            raise OSError("still no space")
+
+    model, memory = net(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=[Full(), memory], probes=[vizlog.WeightHistograms(every=1)]):
+        train(model, optimizer, 3)
+    assert steps(memory, "weights/0.weight") == [0, 1, 2]
+    assert len([message for message in warnings(caplog) if "no space left" in message]) == 1
+    caplog.clear()
+    with vizlog.Monitor(net(), [vizlog.WeightHistograms(every=1)], to=Full()) as monitor:
+        for _ in range(3):
+            with monitor.step():
+                pass
+            monitor.flush()
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_step_source_that_fails_does_not_reach_training(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=vizlog.Memory(), step=lambda: 1 // 0):
+        train(model, optimizer, 3)
+    assert len(warnings(caplog)) == 1
+    assert "ZeroDivisionError" in warnings(caplog)[0]
+
+
+def watch(model: Any = None, optimizer: Any = "its own", **options: Any) -> vizlog.Monitor:
+    model = net() if model is None else model
+    if optimizer == "its own":
+        optimizer = SGD(model.parameters(), lr=0.1)
+    return vizlog.watch(model, optimizer, **{"to": vizlog.Memory(), **options})
+
+
+WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "every 0": (lambda: watch(every=0), ValueError, "n >= 1"),
+    "every of text": (lambda: watch(every="often"), TypeError, "every= takes a number of steps or a schedule"),
+    "an option there is not": (lambda: vizlog.WeightHistograms(evry=3), TypeError, "evry"),  # type: ignore[call-arg]
+    "a pattern": (
+        lambda: watch(probes=[vizlog.WeightHistograms("1.*")]),
+        ValueError,
+        r"no parameter matches '1\.\*'; the nearest names are '0\.weight'",
+    ),
+    "a probe alone": (lambda: watch(probes=vizlog.WeightHistograms()), TypeError, "probes= takes a list of probes"),
+    "a class of probes": (lambda: watch(probes=[vizlog.WeightHistograms]), TypeError, "probes= takes a list of probes"),
+    "a batch": (lambda: watch(batch=3), TypeError, r"batch= takes \(inputs, targets\)"),
+    "a batch of another shape": (
+        lambda: watch(batch=torch.zeros(4, 5)),
+        ValueError,
+        r"(?s)inputs are float32 \(2, 5\).*RuntimeError",
+    ),
+    "no batch": (lambda: watch(probes=[vizlog.FeatureMaps()]), ValueError, "FeatureMaps needs batch="),
+    "no optimizer": (
+        lambda: watch(optimizer=None, probes=[vizlog.UpdateRatios()]),
+        ValueError,
+        "UpdateRatios compares weights before and after a step: give optimizer=",
+    ),
+    "no real optimizer": (
+        lambda: watch(optimizer="adam"),
+        TypeError,
+        r"no torch optimizer found in str.*monitor\.step",
+    ),
+    "another model's optimizer": (
+        lambda: watch(optimizer=SGD(net().parameters(), lr=0.1)),
+        ValueError,
+        r"none of the model's parameters.*after prepare\(\) or fully_shard\(\)",
+    ),
+    "epochs from nowhere": (
+        lambda: watch(probes=[vizlog.WeightHistograms(every=vizlog.EveryEpoch())]),
+        ValueError,
+        r"WeightHistograms goes by epochs \(EveryEpoch\).*epoch=",
+    ),
+    "a step of text": (lambda: watch(step="one"), TypeError, "step= takes the number to start from or a function"),
+    "a step below 0": (lambda: watch(step=-1), TypeError, "got -1"),
+    "an epoch that is no function": (lambda: watch(epoch=3), TypeError, "epoch= takes a function"),
+    "no destination": (lambda: watch(to=3), TypeError, "to= takes a path, a SummaryWriter, a wandb run"),
+    "no model": (lambda: vizlog.Monitor("net", to=None), TypeError, r"model must be an nn\.Module"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_says_so_when_built(what: str) -> None:
+    make, error, message = WRONG[what]
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_what_was_wrong_when_built_leaves_nothing_on_the_optimizer() -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for options in ({"every": 0}, {"probes": [vizlog.WeightHistograms(every=vizlog.EveryEpoch())]}, {"to": 3}):
+        with pytest.raises((TypeError, ValueError)):
+            watch(model, optimizer, **options)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_folder_that_cannot_be_written_says_so_when_built(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        watch(to=tmp_path / "file" / "run")
+
+
+def test_a_run_that_is_finished_says_so_when_built() -> None:
+    import wandb
+
+    run = wandb.init(project="test", mode="offline")
+    run.finish()
+    with pytest.raises(Exception, match=re.compile("finish", re.IGNORECASE)):
+        watch(to=run)
+
+
+def test_parameters_that_no_watched_optimizer_has_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    watch(model, SGD(model[0].parameters(), lr=0.1)).close()
+    assert "no watched optimizer has these parameters, so their gradients are not read: 2.weight, 2.bias" in caplog.text
+
+
+# What it costs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_with_nothing_due_attaches_nothing_and_keeps_nothing() -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=vizlog.Memory(), batch=(X, Y), every=vizlog.AtSteps(0)) as monitor:
+        train(model, optimizer, 3)
+        monitor.flush()
+        hooked: list[int] = []
+        model.register_forward_hook(
+            lambda module, *_: hooked.append(sum(len(m._forward_hooks) for m in model.modules()))
+        )
+        folder = Path(vizlog.__file__).parent
+        tracemalloc.start()
+        train(model, optimizer, 3)
+        before = tracemalloc.take_snapshot()
+        train(model, optimizer, 200)
+        after = tracemalloc.take_snapshot()
+        tracemalloc.stop()
+    assert set(hooked) == {1}  # the one of this test
+    ours = [d for d in after.compare_to(before, "filename") if d.traceback[0].filename.startswith(str(folder))]
+    assert sum(d.size_diff for d in ours) < 2_000
+
+
+def test_memory_does_not_grow_with_logged_steps() -> None:
+    class Counted:
+        def __init__(self) -> None:
+            self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
+            self.written = 0
+
+        def write(self, step: int, records: Any) -> None:
+            self.alive.update(records)
+            self.written += len(records)
+
+        def close(self) -> None:
+            pass
+
+    model, backend = net(), Counted()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    probes = [
+        vizlog.GradientHistograms(every=1),
+        vizlog.UpdateRatios(every=1),
+        vizlog.ActivationHistograms("0", every=1),
+        vizlog.ActivationHistograms("2", every=1, source="live"),
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        with vizlog.watch(model, optimizer, to=backend, probes=probes, batch=(X, Y)) as monitor:
+            kept = []
+            for _ in range(5):
+                train(model, optimizer, 100)
+                monitor.flush()
+                kept.append(len(gc.get_objects()))
+            assert backend.written > 500 * 20
+            assert len(backend.alive) < 100
+    finally:
+        gc.enable()
+    assert kept[-1] - kept[0] < 400  # not one for each step
+
+
+def test_a_closed_monitor_lets_go_of_the_model() -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    monitor = vizlog.watch(model, optimizer, to=vizlog.Memory(), batch=(X, Y), every=1)
+    train(model, optimizer, 2)
+    monitor.close()
+    reference = weakref.ref(model)
+    del model, optimizer, monitor
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_budget_stretches_what_is_dear() -> None:
+    class Dear(vizlog.Probe):
+        def measure(self, context: Any) -> int:
+            torch.randn(400, 400) @ torch.randn(400, 400)
+            return context.step
+
+        def finish(self, measured: int) -> Iterable[Scalar]:
+            yield Scalar("dear", measured)
+
+    def due(budget: float | None) -> list[int]:
+        model, memory = net(), vizlog.Memory()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        with vizlog.watch(model, optimizer, to=memory, probes=[Dear(every=1)], budget=budget):
+            train(model, optimizer, 60)
+        return steps(memory, "dear")
+
+    assert due(None) == list(range(60))
+    assert due(0.01)[0] == 0
+    assert len(due(0.01)) < 40
