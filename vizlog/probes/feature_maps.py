@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vizlog.batch import CHUNK
 from vizlog.capture import Call, Outputs, Request, Survey
 from vizlog.probes.base import Context, Probe
 from vizlog.records import Heatmaps, Record
@@ -54,7 +55,11 @@ class FeatureMaps(Probe):
             )
         maps = {layer.name: layer for layer in survey.layers if len(layer.output_shape) == 4}
         if self._select is None:
-            convolutions = [layer.name for layer in survey.of_type(nn.Conv2d, nn.ConvTranspose2d) if layer.name in maps]
+            convolutions = [
+                layer.name
+                for layer in survey.of_type(nn.Conv2d, nn.ConvTranspose2d)
+                if layer.name in maps and max(layer.output_shape[2:]) > 1  # a single pixel is no map
+            ]
             if not convolutions:
                 raise ValueError("no 2-D convolution ran on the batch")
             self._layers = set(spread(convolutions, 4))
@@ -73,14 +78,14 @@ class FeatureMaps(Probe):
 
     def finish(self, measured: Any) -> Iterable[Record]:
         for layer, calls in measured["maps"].items():
-            yield self._heatmaps(layer, calls[0], measured["id"])
+            yield self._heatmaps(layer, calls[-1], measured["id"])  # the last chunk is the one that holds the example
 
     def _reduce(self, call: Call) -> dict[str, Any] | None:
         tensor = call.tensor
-        # A batch is run in chunks: only the one that holds the example is of use.
-        if tensor is None or tensor.ndim != 4 or len(tensor) <= self._example % 32:
+        row = self._example % CHUNK
+        if tensor is None or tensor.ndim != 4 or len(tensor) <= row:
             return None
-        maps = tensor[self._example % 32, : self._channels].float()
+        maps = tensor[row, : self._channels].float()
         if max(maps.shape[1:]) > _SIDE:
             height, width = maps.shape[1:]
             maps = torch.nn.functional.adaptive_avg_pool2d(maps, (min(_SIDE, height), min(_SIDE, width)))

@@ -1,0 +1,290 @@
+"""What the probes show, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+
+import vizlog
+from vizlog.records import Curves, Heatmaps, Histogram, Images
+
+
+def seen(model: nn.Module, *probes: vizlog.Probe, batch: Any = None, backward: Any = None) -> vizlog.Memory:
+    """One step of the monitor, without an optimizer."""
+    memory = vizlog.Memory()
+    with vizlog.Monitor(model, probes, to=memory, batch=batch) as monitor, monitor.step():
+        if backward is not None:
+            backward(model)
+    return memory
+
+
+def only(memory: vizlog.Memory, tag: str) -> Any:
+    ((_, record),) = memory.of(tag)
+    return record
+
+
+def curve(memory: vizlog.Memory, kind: str, line: str | None = None) -> dict[str, float]:
+    """A health curve as layer -> figure."""
+    record = only(memory, f"health/{kind}")
+    assert isinstance(record, Curves)
+    return dict(zip(record.x_names or (), record.ys[line or kind].tolist(), strict=True))
+
+
+def linear(weight: list[list[float]], bias: list[float] | None = None) -> nn.Linear:
+    layer = nn.Linear(len(weight[0]), len(weight), bias=bias is not None)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight))
+        if bias is not None:
+            layer.bias.copy_(torch.tensor(bias))
+    return layer
+
+
+# Histograms -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_histogram_of_weights_counts_what_is_there() -> None:
+    model = nn.Sequential(linear([[1.0, -2.0, 0.0], [float("nan"), float("inf"), -0.0]]))
+    record = only(seen(model, vizlog.WeightHistograms()), "weights/0.weight")
+    assert isinstance(record, Histogram)
+    assert (record.count, record.zeros, record.nans, record.pos_infs, record.neg_infs) == (6, 2, 1, 1, 0)
+    assert (record.min, record.max, record.counts.sum()) == (-2.0, 1.0, 4)
+    assert record.mean == pytest.approx(-0.25)
+
+
+def test_at_most_so_many_are_drawn_spread_over_the_depth_and_health_covers_all() -> None:
+    model = nn.Sequential(*[nn.Linear(2, 2, bias=False) for _ in range(9)])
+    with torch.no_grad():
+        model[1].weight[0, 0] = float("nan")  # type: ignore[index, operator]
+    memory = seen(model, vizlog.WeightHistograms(most=3))
+    drawn = [record.tag for _, record in memory.records if record.tag.startswith("weights/")]
+    assert drawn == ["weights/0.weight", "weights/4.weight", "weights/8.weight"]
+    assert curve(memory, "nonfinite", "weights")["1"] == 0.25
+    assert only(memory, "health/nonfinite_worst").value == 0.25
+    assert only(memory, "health/nonfinite_mean").value == pytest.approx(0.25 / 9)
+
+
+def test_a_frozen_parameter_has_no_gradient_and_is_left_out() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    model[0].weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    memory = seen(model, vizlog.GradientHistograms(), backward=lambda model: model(torch.ones(1, 2)).sum().backward())
+    assert not memory.of("gradients/0.weight")
+    assert memory.of("gradients/1.weight")
+
+
+class Course(nn.Module):
+    """Activations are functions: there is no module for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = linear([[1.0], [-1.0], [0.0], [1.0]], [0.0, 0.0, 0.0, -10.0])
+        self.fc2 = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softmax(self.fc2(F.relu(self.fc1(x))), dim=-1)
+
+
+def test_activations_of_functions_are_shown_and_their_health_is_as_counted_by_hand() -> None:
+    x = torch.tensor([[1.0], [2.0], [3.0]])
+    memory = seen(Course(), vizlog.ActivationHistograms(), batch=x)
+    relu = only(memory, "activations/relu")
+    assert (relu.count, relu.zeros, relu.max) == (12, 9, 3.0)  # unit 0 passes, 1 is negative, 2 is zero, 3 below −10
+    assert curve(memory, "dead_units")["relu"] == 0.75
+    assert curve(memory, "zeros")["relu"] == 0.75
+    assert curve(memory, "zeros")["fc1"] == 0.25
+    assert math.isnan(curve(memory, "saturated").get("relu", math.nan))
+
+
+def test_saturation_is_as_counted_by_hand() -> None:
+    values = torch.tensor([[-9.0, 0.0, 9.0, 1.0]])
+    model = nn.Sequential(nn.Identity(), nn.Sigmoid(), nn.Identity())
+    memory = seen(model, vizlog.ActivationHistograms(), batch=values)
+    assert curve(memory, "saturated")["1"] == 0.5
+    memory = seen(nn.Sequential(nn.Hardtanh(-1, 2)), vizlog.ActivationHistograms(), batch=values)
+    assert curve(memory, "saturated")["0"] == 0.5
+    memory = seen(
+        nn.Sequential(nn.Softmax(-1)),
+        vizlog.ActivationHistograms(),
+        batch=values.repeat(3, 1) * values.new_tensor([[1.0], [0], [0]]),
+    )
+    assert curve(memory, "saturated")["0"] == pytest.approx(1 / 3)  # one row of three has nearly all on one entry
+
+
+def test_units_of_a_convolution_are_its_channels() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Flatten())
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)  # type: ignore[union-attr, operator]
+        model[0].bias.copy_(torch.tensor([0.0, -100.0, -100.0, 0.0]))  # type: ignore[union-attr, operator]
+    memory = seen(model, vizlog.ActivationHistograms(), batch=torch.rand(3, 1, 2, 2) + 0.1)
+    assert curve(memory, "dead_units")["1"] == 0.5
+
+
+def test_activations_of_the_batch_are_those_of_its_first_32_examples_in_eval_mode() -> None:
+    model = nn.Sequential(nn.Dropout(0.9), nn.Linear(3, 2))
+    x = torch.randn(50, 3)
+    record = only(seen(model, vizlog.ActivationHistograms("1"), batch=x), "activations/1")
+    expected = model[1](x[:32]).detach()
+    assert (record.count, record.min, record.max) == (64, expected.min().item(), expected.max().item())
+
+
+def test_live_activations_add_up_over_micro_batches() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+
+    def micro_batches(model: nn.Module) -> None:
+        for _ in range(3):
+            model(torch.randn(5, 2)).sum().backward()
+
+    record = only(seen(model, vizlog.ActivationHistograms(), backward=micro_batches), "activations/1")
+    assert record.count == 30
+    assert "live forward" in record.caption
+
+
+def test_nothing_captured_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with vizlog.Monitor(model, [vizlog.ActivationHistograms(every=1)], to=None) as monitor:
+        for _ in range(3):
+            with monitor.step():
+                pass
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    assert "captured nothing" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])
+def test_parameters_of_any_type_are_shown(dtype: torch.dtype) -> None:
+    model = nn.ParameterList([nn.Parameter(torch.ones(3, 2, dtype=dtype))])
+    model = nn.Sequential(model)  # type: ignore[assignment]
+    assert only(seen(model, vizlog.WeightHistograms()), "weights/0.0").max == 1.0
+
+
+# Updates --------------------------------------------------------------------------------------------------------------
+
+
+def test_update_ratios_of_a_large_model_come_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vizlog.probes.updates._CHUNK_BYTES", 4 * 4 * 8)
+    model, memory = nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(4)], nn.Linear(4, 24)), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.5)
+    with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.UpdateRatios(every=1)]):
+        for _ in range(12):
+            optimizer.zero_grad()
+            model(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+    tags = {record.tag for _, record in memory.records if record.tag.startswith("updates/")}
+    assert tags == {f"updates/{n}.weight" for n in range(5)} | {"updates/4.bias"}
+    (_, record), *_ = memory.of("health/update_ratio")
+    assert "2 of 6 tensors this time, in turn" in record.caption
+
+
+def test_a_weight_of_zeros_has_no_update_ratio() -> None:
+    model, memory = nn.Sequential(linear([[0.0, 0.0]])), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.UpdateRatios(every=1)]):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert math.isnan(only(memory, "updates/0.weight").value)
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+
+def test_filters_are_images_on_one_scale_in_filter_order() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 4))
+    record = only(seen(model, vizlog.FilterImages()), "filters/0")
+    weight = model[0].weight.detach().numpy()  # type: ignore[union-attr, operator]
+    scale = np.abs(weight).max()
+    assert isinstance(record, Images)
+    assert record.limits == pytest.approx((-scale, scale))
+    expected = np.round(weight / scale * 127.5 + 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
+    assert np.abs(record.pixels.astype(int) - expected.astype(int)).max() <= 1
+    np.testing.assert_allclose(record.norms, np.sqrt((weight**2).sum((1, 2, 3))), rtol=1e-5)
+    assert list(record.titles) == ["0", "1", "2", "3", "4"]
+
+
+def test_rows_of_a_first_linear_layer_are_images() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    record = only(seen(model, vizlog.FilterImages(), batch=torch.randn(3, 1, 6, 8)), "filters/1")
+    assert record.pixels.shape == (4, 6, 8, 1)
+    flat = nn.Sequential(nn.Linear(64, 4))
+    assert only(seen(flat, vizlog.FilterImages(), batch=torch.randn(3, 64)), "filters/0").pixels.shape == (4, 8, 8, 1)
+
+
+def test_deeper_filters_come_only_when_asked_for() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 5, 3))
+    tags = [record.tag for _, record in seen(model, vizlog.FilterImages()).records if record.tag.startswith("filters")]
+    assert tags == ["filters/0"]
+    deep = only(seen(model, vizlog.FilterImages("1")), "filters/1")
+    assert deep.pixels.shape == (30, 3, 3, 1)
+    assert deep.titles[7] == "1, input 1"
+
+
+def test_no_filters_says_so() -> None:
+    with pytest.raises(ValueError, match="no convolution"):
+        vizlog.Monitor(nn.Sequential(nn.Linear(3, 3)), [vizlog.FilterImages()], to=None)
+
+
+@pytest.mark.parametrize("example", [0, 40])
+def test_feature_maps_are_the_layers_output_for_the_example(example: int) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3))
+    x = torch.randn(50, 1, 9, 9)
+    memory = seen(model, vizlog.FeatureMaps(example=example, channels=5), batch=x)
+    first, second = only(memory, "feature_maps/0"), only(memory, "feature_maps/2")
+    assert isinstance(first, Heatmaps)
+    np.testing.assert_allclose(first.values, model[0](x[example : example + 1])[0].detach(), rtol=1e-5, atol=1e-6)
+    assert second.values.shape == (5, 5, 5)
+    assert "5 of 6 channels" in second.caption
+    assert f"example {example}" in second.caption
+    assert second.limits[0] == -second.limits[1]
+
+
+def test_large_feature_maps_are_averaged_down_and_say_so() -> None:
+    x = torch.randn(2, 1, 130, 200)
+    record = only(seen(nn.Sequential(nn.Conv2d(1, 2, 1)), vizlog.FeatureMaps(), batch=x), "feature_maps/0")
+    assert record.values.shape == (2, 64, 64)
+    assert "averaged down from 130x200" in record.caption
+
+
+# What suits a model never seen before ---------------------------------------------------------------------------------
+
+
+class Text(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(ids)))
+
+
+def chosen(model: nn.Module, batch: Any = None) -> set[str]:
+    return {probe.name for probe in vizlog.standard(model, batch)}
+
+
+NUMBERS = {"WeightHistograms", "GradientHistograms", "UpdateRatios", "ActivationHistograms"}
+
+
+def test_standard_suits_a_model_it_has_never_seen() -> None:
+    labels = torch.arange(8) % 3
+    cnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    mlp = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    autoencoder = nn.Sequential(nn.Linear(5, 2), nn.ReLU(), nn.Linear(2, 5))
+    pictures = {"FilterImages", "FeatureMaps", "SaliencyMaps", "Embeddings"}
+    assert chosen(cnn, (torch.randn(8, 1, 8, 8), labels)) == NUMBERS | pictures
+    assert chosen(cnn) == NUMBERS | {"FilterImages"}
+    assert chosen(mlp) == NUMBERS
+    assert chosen(mlp, (torch.randn(8, 5), labels)) == NUMBERS | {"SaliencyMaps", "Embeddings"}
+    assert chosen(autoencoder, torch.randn(8, 5)) >= NUMBERS
+    assert "SaliencyMaps" not in chosen(autoencoder, torch.randn(8, 5))
+    assert chosen(Text(), torch.randint(20, (8, 6))) >= NUMBERS | {"AttentionMaps", "Embeddings"}
+
+
+def test_standard_is_a_list_to_add_to_with_the_schedule_asked_for() -> None:
+    probes = vizlog.standard(nn.Sequential(nn.Linear(2, 2)), every=vizlog.Every(7))
+    probes.append(vizlog.WeightHistograms())
+    assert [probe.schedule for probe in probes[:-1]] == [vizlog.Every(7)] * 4
