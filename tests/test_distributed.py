@@ -27,7 +27,7 @@ from vizlog.compute.bits import BitCounts, fine
 from vizlog.probes.base import Context, Probe
 
 WORLD = 2
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds after which ranks that wait for each other are taken to do so forever."""
 
 
