@@ -69,7 +69,7 @@ def _allocated(work: Callable[[], None]) -> tuple[int, int]:
     gc.collect()
     gc.disable()
     tracemalloc.start()
-    for _ in range(10):
+    for _ in range(_STEPS):
         work()
     before, _ = tracemalloc.get_traced_memory()
     tracemalloc.reset_peak()

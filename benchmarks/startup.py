@@ -10,12 +10,12 @@ from benchmarks.measure import in_turns, output_of
 from benchmarks.results import Found, at_most
 
 _IMPORT = "import sys, time; start = time.perf_counter(); __import__(sys.argv[1]); print(time.perf_counter() - start)"
-_MODULES = "import sys; before = set(sys.modules); import vizlog; print(*{m.partition('.')[0] for m in sys.modules})"
-# TensorBoard finds plugins by their entry points: without vizlog's it is as if vizlog were not installed.
+_MODULES = "import sys; before = set(sys.modules); import vizlog; print(*{m.partition('.')[0] for m in set(sys.modules) - before})"
+# TensorBoard finds plugins by what is installed: here as if vizlog were not.
 _WITHOUT = """
 import importlib.metadata as metadata
-found = metadata.entry_points
-metadata.entry_points = lambda **chosen: [e for e in found(**chosen) if not (e.dist and e.dist.name == "vizlog")]
+found = metadata.distributions
+metadata.distributions = lambda **chosen: (d for d in found(**chosen) if d.metadata["Name"] != "vizlog")
 """
 _TENSORBOARD = "from tensorboard.main import run_main; run_main()"
 
