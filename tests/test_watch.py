@@ -428,6 +428,37 @@ def test_epochs_come_from_a_function() -> None:
     assert steps_seen(18, every=every, epoch=lambda: next(count) // 4) == [0, 8, 16]
 
 
+def test_a_live_look_at_an_epoch_that_began_unannounced_takes_its_second_step() -> None:
+    model, memory = nn.Sequential(nn.Linear(2, 2), nn.Tanh()), vizlog.Memory()
+    optimizer, count = SGD(model.parameters(), lr=0.1), iter(range(1000))
+    probes = [
+        vizlog.WeightHistograms(every=vizlog.EveryEpoch()),
+        vizlog.ActivationHistograms(every=vizlog.EveryEpoch(), source="live"),
+        vizlog.GradientHistograms(every=3),
+    ]
+    with vizlog.watch(model, optimizer, to=memory, probes=probes, epoch=lambda: next(count) // 4):
+        for _ in range(12):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    assert [step for step, _ in memory.of("weights/0.weight")] == [0, 4, 8]
+    assert [step for step, _ in memory.of("activations/1")] == [0, 5, 9]
+    assert [step for step, _ in memory.of("gradients/0.weight")] == [0, 3, 6, 9]
+    assert {record.count for _, record in memory.of("activations/1")} == {2}  # type: ignore[union-attr]
+
+
+def test_the_batch_is_run_under_the_autocast_of_the_training_forward() -> None:
+    model, memory = nn.Sequential(nn.Linear(2, 2)), vizlog.Memory()
+    optimizer, x = SGD(model.parameters(), lr=0.0), torch.randn(4, 2)
+    with vizlog.watch(model, optimizer, to=memory, batch=x, probes=[vizlog.ActivationHistograms(every=1)]):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(x).sum()
+            expected = model(x).max().item()
+        loss.backward()
+        optimizer.step()
+    ((_, record),) = memory.of("activations/0")
+    assert record.max == expected  # type: ignore[union-attr]
+
+
 def test_loading_a_checkpoint_is_no_step() -> None:
     from torch.distributed.checkpoint.state_dict import _init_optim_state
 
