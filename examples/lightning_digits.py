@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as lightning
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
@@ -58,9 +60,10 @@ def main(backend: str = "tensorboard", epochs: int = 15, folder: str = "runs") -
     """Trains, and returns where the logs are."""
     torch.set_num_threads(1)  # of a model this small a second thread would only wait
     lightning.seed_everything(0, verbose=False)
-    logger: Logger = TensorBoardLogger(folder, name="digits")
     if backend == "wandb":
-        logger = WandbLogger(project="vizlog-demo", name="digits", save_dir=folder, offline=True)
+        logger: Any = WandbLogger(project="vizlog-demo", name="digits", save_dir=folder, offline=True)
+    else:
+        logger = TensorBoardLogger(folder, name="digits")
     trainer = lightning.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -71,12 +74,11 @@ def main(backend: str = "tensorboard", epochs: int = 15, folder: str = "runs") -
         log_every_n_steps=10,
     )
     trainer.fit(DigitsCNN(), *digits())
-    where = logger.log_dir if isinstance(logger, TensorBoardLogger) else logger.save_dir
-    if backend == "wandb":
-        import wandb
-
-        wandb.finish()
-    return str(where)
+    if isinstance(logger, TensorBoardLogger):
+        return logger.log_dir
+    run = logger.experiment
+    run.finish()
+    return str(Path(run.dir).parent)
 
 
 if __name__ == "__main__":

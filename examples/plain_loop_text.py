@@ -92,7 +92,7 @@ def main(backend: str = "tensorboard", steps: int = 400, folder: str = "runs") -
     monitor.close()
     if backend == "wandb":
         to.finish()
-    return str(folder if backend == "wandb" else to)
+    return str(Path(to.dir).parent if backend == "wandb" else to)
 
 
 if __name__ == "__main__":

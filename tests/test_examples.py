@@ -40,11 +40,11 @@ def steps_of(found: list[Event]) -> dict[str, list[int]]:
 
 
 def test_digits_under_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    where = example("lightning_digits", monkeypatch).main(epochs=6, folder=str(tmp_path))
+    where = example("lightning_digits", monkeypatch).main(epochs=4, folder=str(tmp_path))
     found = events(Path(where))
     steps = steps_of(found)
-    # 138 steps; pictures every 30, which is also when histograms come.
-    due = [0, 30, 60, 90, 120]
+    # 92 steps; pictures every 30, which is also when histograms come.
+    due = [0, 30, 60, 90]
     for tag in (
         "weights/conv1.weight",
         "gradients/hidden.bias",
@@ -58,9 +58,9 @@ def test_digits_under_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "embeddings/classifier.input",
     ):
         assert steps[tag] == due, tag
-    assert steps["accuracy"] == [23 * epoch - 1 for epoch in range(1, 7)]
+    assert steps["accuracy"] == [23 * epoch - 1 for epoch in range(1, 5)]
     accuracies = [v.simple_value for event in found for v in event.summary.value if v.tag == "accuracy"]
-    assert accuracies[-1] > 0.95
+    assert accuracies[-1] > 0.9
 
 
 def test_text_in_a_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +90,8 @@ def value(summary_value: object) -> float:
 
 
 def test_both_write_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    example("lightning_digits", monkeypatch).main("wandb", epochs=2, folder=str(tmp_path))
-    example("plain_loop_text", monkeypatch).main("wandb", steps=3, folder=str(tmp_path))
-    digits, text = (read_run(folder) for folder in sorted((tmp_path / "wandb").glob("offline-run-*")))
+    digits = read_run(Path(example("lightning_digits", monkeypatch).main("wandb", epochs=2, folder=str(tmp_path))))
+    text = read_run(Path(example("plain_loop_text", monkeypatch).main("wandb", steps=3, folder=str(tmp_path))))
     of_weights = [row["trainer/global_step"] for row in digits.rows if "weights/conv1/weight" in row]
     assert of_weights == [0, 30]
     assert {"saliency/gradient", "embeddings/classifier/input", "filters/conv1"} <= digits.keys

@@ -75,7 +75,7 @@ class UpdateRatios(Probe):
         drawn = set(spread(measured["all"], self._most or len(measured["all"]))) if measured["all"] else set()
         layers: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for name, (update, weight) in squares.items():
-            if name in drawn:
+            if name in drawn and weight > 0:  # a weight of nothing but zeros has no ratio
                 yield Scalar(
                     f"updates/{name}", _ratio(update, weight), caption=f"|Δw| / |w| of {name}, Euclidean norms"
                 )
