@@ -20,7 +20,7 @@ from vizlog.selection import Select, check_select, matcher, named_parameters, se
 
 __all__ = ["UpdateRatios"]
 
-_CHUNK_BYTES = 48 << 20
+_CHUNK_BYTES = 40 << 20
 """How much is copied before a step: with the differences made from it, and what else lies about, below 64 MB."""
 
 
@@ -28,7 +28,7 @@ class UpdateRatios(Probe):
     """The ratio ‖Δw‖ / ‖w‖ of each step's update to the weight it changed: tags `updates/…`.
 
     Around 1e-3 is usual; 1e-5 hardly learns, 1e-1 is unstable. `health/update_ratio` has it for each layer, over all
-    its parameters. Models too large to be copied at once are looked at in turns: each due step takes the next 48 MB of
+    its parameters. Models too large to be copied at once are looked at in turns: each due step takes the next 40 MB of
     parameters (of a larger one, the next rows), and the caption says how many.
 
     Args:
