@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vizlog.compute import histogram as module
-from vizlog.compute.bits import GRIDS, settled
+from vizlog.compute.bits import GRIDS, interpolation_error, settled
 from vizlog.compute.bits_numpy import PlainPass
 from vizlog.compute.bits_torch import count_on_device
 from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, count_each, fine, histogram
@@ -56,7 +58,7 @@ def total_variation(record: Any, values: NDArray[np.float64]) -> float:
 @pytest.fixture(params=["numba", "numpy"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to count on a CPU."""
-    monkeypatch.setattr(module, "_of_this_thread", threading.local())
+    monkeypatch.setattr(module, "_idle", {name: deque() for name in GRIDS})
     if request.param == "numpy":
         monkeypatch.setattr(module, "_new_pass", PlainPass)
     else:
@@ -117,7 +119,7 @@ def test_without_numba_the_counts_are_equal(monkeypatch: pytest.MonkeyPatch, dty
     pytest.importorskip("numba")
     tensors = [everything(dtype), everything(dtype, 1000)]
     compiled = count_each(tensors)
-    monkeypatch.setattr(module, "_of_this_thread", threading.local())
+    monkeypatch.setattr(module, "_idle", {name: deque() for name in GRIDS})
     monkeypatch.setattr(module, "_new_pass", PlainPass)
     for a, b in zip(compiled, count_each(tensors), strict=True):
         assert_equal_counts(a, b)
@@ -175,6 +177,16 @@ def test_addition_is_commutative_and_none_is_neutral() -> None:
 def test_different_bins_do_not_add() -> None:
     with pytest.raises(ValueError, match="float64 and of float32"):
         count_bits(torch.ones(3, dtype=torch.float64)) + count_bits(torch.ones(3))
+
+
+@pytest.mark.parametrize("n", [20_000, 400_000])
+def test_both_ways_expect_the_same_of_interpolation(n: int) -> None:
+    numba_pass = pytest.importorskip("vizlog.compute.bits_numba").CompiledPass
+    for dtype in (torch.float32, torch.float64):
+        for make in DISTRIBUTIONS.values():
+            counts = count_bits(make(n).to(dtype))
+            found = numba_pass(GRIDS[counts.grid]).interpolation_error(counts)
+            np.testing.assert_allclose(found, interpolation_error(counts), rtol=0.02, atol=1e-6)
 
 
 # What is shown
@@ -388,6 +400,43 @@ def test_two_threads_count_at_once() -> None:
         thread.join()
     for a, b in zip(expected, found, strict=True):
         assert_equal_counts(a, b)  # type: ignore[arg-type]
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_count_together_what_one_counts_alone(passes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(module, "CHUNK", 1000)
+    tensors = [everything(torch.float32), everything(torch.float64), everything(torch.bfloat16), torch.randn(9, 7, 500)]
+    tensors += [torch.randn(300, 200)[:, ::3].t(), torch.randn(60_000) * 0.01 + 1, torch.zeros(9000), torch.empty(0)]
+    for tensor in tensors:
+        with torch_threads(1):
+            alone = count_bits(tensor)
+        for _ in range(3):
+            with torch_threads(3):
+                assert_equal_counts(count_bits(tensor), alone)
+
+
+def test_what_an_error_leaves_half_counted_is_not_used_again(passes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks_off(tensor: Tensor, most: int) -> Iterator[Tensor]:
+        yield tensor[:500]
+        raise RuntimeError("out of memory")
+
+    tensor = torch.randn(5000, dtype=torch.float64).to(torch.bfloat16)
+    expected = count_bits(tensor)
+    for threads in (1, 3):
+        with monkeypatch.context() as broken, torch_threads(threads):
+            broken.setattr(module, "WORTH_A_THREAD", 1)
+            broken.setattr(module, "flat_chunks", breaks_off)
+            with pytest.raises(Uncountable, match="out of memory"):
+                count_bits(tensor)
+        assert_equal_counts(count_bits(tensor), expected)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")

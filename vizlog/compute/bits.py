@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 __all__ = [
     "GRIDS",
     "LINEAR_BINS",
+    "MANTISSA_BITS",
     "BitCounts",
     "Grid",
     "Linear",
     "added_moments",
     "fine",
+    "interpolation_error",
     "linear_exponent",
     "settled",
     "steps",
@@ -250,6 +252,16 @@ def fine(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     ends, below = steps(np.asarray(counts.bins), np.asarray(counts.counts))
     new = np.append(True, ends[1:] > ends[:-1])[: len(ends)]
     return GRIDS[counts.grid].lower_edges(ends[new]), np.diff(below[new])
+
+
+def interpolation_error(counts: BitCounts) -> float:
+    """Total variation to expect if 64 bins are interpolated: large where counts jump at a shown bin's edge."""
+    edges = np.linspace(counts.min / 2, counts.max / 2, 65)[1:-1] * 2
+    nearby = GRIDS[counts.grid].bins_of(edges) + np.array([[-1], [0], [1]])
+    bins, found = np.asarray(counts.bins), np.asarray(counts.counts)
+    places = np.minimum(np.searchsorted(bins, nearby), len(bins) - 1)
+    heights = np.where(bins[places] == nearby, found[places], 0)
+    return float(np.abs(np.diff(heights, axis=0)).max(axis=0).sum()) / 8 / counts.finite
 
 
 def steps(bins: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

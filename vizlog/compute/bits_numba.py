@@ -1,25 +1,31 @@
 """The histogram's loops over a tensor in CPU memory, compiled by numba. Imported only where numba is installed.
 
 Each loop goes through blocks that stay in the first-level cache. Inside a block, extremes and sums are vectorised;
-counting costs one addition to memory an element, spread over two tables because equal values in a row would wait for
-one another.
+counting costs one addition to memory an element, which is what bounds the whole.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from vizlog.compute.bits import LINEAR_BINS, BitCounts, Grid, Linear, linear_exponent
+from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear, added_moments, linear_exponent
 
 __all__ = ["CompiledPass"]
 
 BLOCK = 4096
+OCTAVE = 1 << MANTISSA_BITS
+
+TABLES = 4
+"""Counters of each bin: equal values in a row would wait for one another at a single one."""
+
+PAD = 768
+"""Counters between two tables, so that those of one bin do not compete for one set of the first-level cache."""
 
 
 def _compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -56,15 +62,19 @@ def _extremes_and_sums(values, signed, unsigned, center):  # type: ignore[no-unt
     return lowest, highest, largest, total, squares
 
 
-@_compiled("void(uint32[::1], uint32, uint32[::1], uint32[::1])", "void(uint64[::1], uint64, uint32[::1], uint32[::1])")
-def _count(unsigned, shift, even, odd):  # type: ignore[no-untyped-def]
-    half = unsigned.size // 2
-    left, right = unsigned[:half], unsigned[half : 2 * half]
-    for j in range(half):
-        even[left[j] >> shift] += np.uint32(1)
-        odd[right[j] >> shift] += np.uint32(1)
-    if unsigned.size % 2:
-        even[unsigned[-1] >> shift] += np.uint32(1)
+@_compiled("void(uint32[::1], uint32, uint32[:, ::1])", "void(uint64[::1], uint64, uint32[:, ::1])")
+def _count(unsigned, shift, tables):  # type: ignore[no-untyped-def]
+    quarter = unsigned.size // 4
+    a, b, c, d = tables[0], tables[1], tables[2], tables[3]
+    first, second = unsigned[:quarter], unsigned[quarter : 2 * quarter]
+    third, fourth = unsigned[2 * quarter : 3 * quarter], unsigned[3 * quarter : 4 * quarter]
+    for j in range(quarter):
+        a[first[j] >> shift] += np.uint32(1)
+        b[second[j] >> shift] += np.uint32(1)
+        c[third[j] >> shift] += np.uint32(1)
+        d[fourth[j] >> shift] += np.uint32(1)
+    for pattern in unsigned[4 * quarter :]:
+        a[pattern >> shift] += np.uint32(1)
 
 
 @_compiled("Tuple((int64, int64))(int32[::1], int32)", "Tuple((int64, int64))(int64[::1], int64)")
@@ -105,22 +115,23 @@ def _block_with_nonfinite(values, tallies, moments):  # type: ignore[no-untyped-
 
 
 @_compiled(
-    "void(float32[::1], int32[::1], uint32[::1], int32, uint32, uint32[::1], uint32[::1], int64[::1], float64[::1])",
-    "void(float64[::1], int64[::1], uint64[::1], int64, uint64, uint32[::1], uint32[::1], int64[::1], float64[::1])",
+    "void(float32[::1], int32[::1], uint32[::1], int32, uint32, uint32[:, ::1], int64[::1], float64[::1])",
+    "void(float64[::1], int64[::1], uint64[::1], int64, uint64, uint32[:, ::1], int64[::1], float64[::1])",
 )
 def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop takes arrays, not objects
-    values, signed, unsigned, negative_zero, shift, even, odd, tallies, moments
+    values, signed, unsigned, negative_zero, shift, tables, tallies, moments
 ):
     """Adds `values` to the tables, tallies and moments.
 
     Args:
         values, signed, unsigned: three views of the same memory.
         negative_zero: the bit pattern of −0.0; shift: how many low bits a bin ignores.
-        even, odd: (bins,) counts by upper bits; zeros are left out of them, so that bin 0 holds denormals alone.
+        tables: (TABLES, bins + PAD) counts by upper bits; zeros are left out, so that entry 0 holds denormals alone.
         tallies: (5,) count, zeros, NaNs, +infs, −infs.
         moments: (4,) of the finite: minimum, maximum, sum, sum of squares about the mean.
     """
-    first_negative = even.size // 2
+    first_negative = (tables.shape[1] - PAD) // 2
+    at_zero, below_zero = tables[:, 0], tables[:, first_negative]
     edges = np.empty(2, values.dtype)
     edge_bits, edge_patterns = edges.view(signed.dtype), edges.view(unsigned.dtype)
     for start in range(0, values.size, BLOCK):
@@ -131,12 +142,12 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
         center = moments[2] / finite if finite > 0 else np.float64(block[0])
         lowest, highest, largest, total, squares = _extremes_and_sums(block, ints, unsigned[start:stop], center)
 
-        before = even[0] + odd[0] + even[first_negative] + odd[first_negative]
-        _count(unsigned[start:stop], shift, even, odd)
-        if even[0] + odd[0] + even[first_negative] + odd[first_negative] != before:
+        before = at_zero.sum() + below_zero.sum()
+        _count(unsigned[start:stop], shift, tables)
+        if at_zero.sum() + below_zero.sum() != before:
             positive, negative = _zeros(ints, negative_zero)
-            even[0] -= np.uint32(positive)
-            even[first_negative] -= np.uint32(negative)
+            at_zero[0] -= np.uint32(positive)
+            below_zero[0] -= np.uint32(negative)
             tallies[1] += positive + negative
 
         # A larger magnitude is a larger pattern, so among negatives the signed order is upside down.
@@ -153,114 +164,226 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
         tallies[0] += n
 
 
-@_compiled("int64(uint32[::1], uint32[::1], int64, boolean, int64[::1], int64[::1], int64)")
-def _take_octave(even, odd, lowest, backwards, bins, counts, found):  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    """Moves 64 entries of the tables to `bins`, numbered from `lowest`, and `counts`; returns how many those hold."""
+@_compiled("int64(uint32[:, ::1], int64, uint32[::1])")
+def _gather_octave(tables, start, merged):  # type: ignore[no-untyped-def]
+    """Moves one octave's counters from the tables to `merged`; returns how many values they hold."""
     total = np.int64(0)
-    for k in range(even.size):
-        total += np.int64(even[k]) + np.int64(odd[k])
-    if total == 0:
-        return found
-    for j in range(even.size):
-        k = even.size - 1 - j if backwards else j
-        n = np.uint32(even[k] + odd[k])
-        if n:
-            bins[found], counts[found] = lowest + j, n
-            found += 1
-    even[:] = 0
-    odd[:] = 0
-    return found
+    into = merged[start : start + OCTAVE]
+    for t in range(TABLES):
+        octave = tables[t, start : start + OCTAVE]
+        for k in range(OCTAVE):
+            total += np.int64(octave[k])
+            into[k] += octave[k]
+        octave[:] = 0
+    return total
 
 
-@_compiled("int64(uint32[::1], uint32[::1], int64, int64, int64[::1], int64[::1])")
-def extract(even, odd, top, zeros, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    """Writes the occupied bins, rising, and their counts; empties the tables; returns how many there were.
+@_compiled("int64(uint32[:, ::1], int64, int64, uint32[::1])")
+def gather(tables, highest, number, merged):  # type: ignore[no-untyped-def]
+    """Moves all counters of finite values to `merged` (bins,); returns where the lowest octave that has any starts.
+
+    From the highest octave down to where all values are found: the rest of the tables, most of them, is never read.
 
     Args:
-        top: the table's entry of +inf, a multiple of 64; this and all above are not finite.
+        highest: where the octave of the largest magnitude starts. number: finite values other than zero.
+    """
+    negative = merged.size // 2
+    lowest = highest
+    while True:
+        number -= _gather_octave(tables, lowest, merged) + _gather_octave(tables, negative + lowest, merged)
+        if number <= 0 or lowest == 0:
+            return lowest
+        lowest -= OCTAVE
+
+
+@_compiled("int64(uint32[::1], int64, int64, int64, int64[::1], int64[::1])")
+def extract(merged, lowest, highest, zeros, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """Writes the occupied bins, rising, and their counts; empties `merged`; returns how many there were.
+
+    Args:
+        lowest, highest: between these octaves lie all that are occupied.
         zeros: the count of bin 0.
         bins, counts: at least as long as there are occupied bins.
     """
     found = 0
-    half = even.size // 2
-    for start in range(half + top - 64, half - 64, -64):
-        stop = start + 64
-        found = _take_octave(even[start:stop], odd[start:stop], half - stop, True, bins, counts, found)
+    negative = merged.size // 2
+    for k in range(highest + OCTAVE - 1, lowest - 1, -1):
+        if merged[negative + k]:
+            bins[found], counts[found] = -1 - k, merged[negative + k]
+            found += 1
     if zeros:
         bins[found], counts[found] = 0, zeros
         found += 1
-    for start in range(0, top, 64):
-        stop = start + 64
-        found = _take_octave(even[start:stop], odd[start:stop], start + 1, False, bins, counts, found)
-    for nonfinite in (top, half + top):
-        even[nonfinite : nonfinite + 64] = 0
-        odd[nonfinite : nonfinite + 64] = 0
+    for k in range(lowest, highest + OCTAVE):
+        if merged[k]:
+            bins[found], counts[found] = k + 1, merged[k]
+            found += 1
+    merged[lowest : highest + OCTAVE] = 0
+    merged[negative + lowest : negative + highest + OCTAVE] = 0
     return found
 
 
+@_compiled("int64(int64[::1], int64[::1], int64)")
+def _count_of(bins, counts, wanted):  # type: ignore[no-untyped-def]
+    place = np.searchsorted(bins, wanted)
+    return counts[place] if place < bins.size and bins[place] == wanted else 0
+
+
 @_compiled(
-    "void(float32[::1], float64, float64, int32[::1], int64[::1])",
-    "void(float64[::1], float64, float64, int32[::1], int64[::1])",
+    "float64(float64, float64, float32[::1], uint32[::1], uint32, int64, int64[::1], int64[::1])",
+    "float64(float64, float64, float64[::1], uint64[::1], uint64, int64, int64[::1], int64[::1])",
 )
-def linear_pass(values, scale, first, places, table):  # type: ignore[no-untyped-def]
-    """Adds to `table` how many values lie in each [k, k+1)/scale, k from `first`; its last entry takes the rest.
+def jumps(low, high, edge, pattern, shift, first_negative, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """The sum over 63 inner edges of the larger difference between the edge's fine bin and either neighbour.
 
     Args:
-        scale: a power of two. places: (BLOCK,) scratch.
+        edge, pattern: (1,) scratch, two views of the same memory.
     """
-    outside = np.float64(table.size - 1)
+    total = 0
+    for j in range(1, 64):
+        edge[0] = (low / 2 + j * ((high / 2 - low / 2) / 64)) * 2
+        upper_bits = np.int64(pattern[0] >> shift)
+        middle = upper_bits + 1 if upper_bits < first_negative else first_negative - 1 - upper_bits
+        if edge[0] == 0:
+            middle = 0
+        here = _count_of(bins, counts, middle)
+        total += max(abs(here - _count_of(bins, counts, middle - 1)), abs(_count_of(bins, counts, middle + 1) - here))
+    return float(total)
+
+
+@_compiled(
+    "void(float32[::1], float64, float64, int32[::1], uint32[:, ::1])",
+    "void(float64[::1], float64, float64, int32[::1], uint32[:, ::1])",
+)
+def scan_linear(values, scale, first, places, tables):  # type: ignore[no-untyped-def]
+    """Adds to the tables how many values lie in each [k, k+1)/scale, k from `first`; entry LINEAR_BINS takes the rest.
+
+    Args:
+        scale: a power of two. places: (BLOCK,) scratch. tables: (2, LINEAR_BINS + 1).
+    """
+    outside = np.float64(LINEAR_BINS)
+    even, odd = tables[0], tables[1]
     for start in range(0, values.size, BLOCK):
         block = values[start : start + BLOCK]
         for j in range(block.size):
             place = np.floor(np.float64(block[j]) * scale) - first
             place = place if place >= 0 else outside  # NaN too
             places[j] = np.int32(min(place, outside))
-        for j in range(block.size):
-            table[np.uint32(places[j])] += 1
+        half = block.size // 2
+        left, right = places[:half], places[half : 2 * half]
+        for j in range(half):
+            even[np.uint32(left[j])] += np.uint32(1)
+            odd[np.uint32(right[j])] += np.uint32(1)
+        if block.size % 2:
+            even[np.uint32(places[block.size - 1])] += np.uint32(1)
 
 
-@_compiled("int64(int64[::1], int64, int64[::1], int64[::1])")
-def extract_linear(table, first, bins, counts):  # type: ignore[no-untyped-def]
-    """As `extract`, from the table of `linear_pass`."""
+@_compiled("int64(uint32[:, ::1], int64, int64[::1], int64[::1])")
+def extract_linear(tables, first, bins, counts):  # type: ignore[no-untyped-def]
+    """As `extract`, from the tables of `scan_linear`."""
     found = 0
-    for k in range(table.size - 1):
-        if table[k]:
-            bins[found], counts[found] = first + k, table[k]
+    for k in range(LINEAR_BINS):
+        n = np.int64(tables[0, k]) + np.int64(tables[1, k])
+        if n:
+            bins[found], counts[found] = first + k, n
             found += 1
-    table[:] = 0
+    tables[:] = 0
     return found
 
 
 class CompiledPass:
-    """Counts one tensor after another, from chunks of float32 or float64; keeps its tables for the next.
-
-    Not to be shared by threads.
-    """
+    """Counts chunks of float32 or float64 in tables that are kept for the next tensor; for one thread at a time."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._even, self._odd = (np.zeros(2 * grid.first_negative, np.uint32) for _ in range(2))
+        self.merged = np.zeros(2 * grid.first_negative, np.uint32)
+        self._tables = np.zeros((TABLES, self.merged.size + PAD), np.uint32)
         self._bins, self._counts = (np.empty(2 * grid.top + 1, np.int64) for _ in range(2))
-        self._table, self._places = np.zeros(LINEAR_BINS + 1, np.int64), np.empty(BLOCK, np.int32)
+        self.linear, self._places = np.zeros((2, LINEAR_BINS + 1), np.uint32), np.empty(BLOCK, np.int32)
+        self._edge = np.empty(1, grid.real)
+        self._shift = grid.unsigned(grid.shift)
         self._negative_zero = np.array(-0.0, grid.real).view(grid.signed)[()]
+        self.start()
 
-    def count(self, chunks: Iterable[NDArray[np.floating[Any]]]) -> BitCounts:
-        """Fewer than 2**32 values in all."""
-        grid = self._grid
-        tallies, moments = np.zeros(5, np.int64), np.array([np.inf, -np.inf, 0.0, 0.0])
-        shift = grid.unsigned(grid.shift)
+    def start(self) -> None:
+        """Forgets what was counted."""
+        self.tallies, self.moments = np.zeros(5, np.int64), np.array([np.inf, -np.inf, 0.0, 0.0])
+        self.lowest, self.highest = self._grid.top, -OCTAVE
+
+    def count(self, chunks: Iterable[NDArray[np.floating[Any]]]) -> None:
+        """Adds these values; fewer than 2**32 between two calls of `counted`."""
+        tables, tallies, moments = self._tables, self.tallies, self.moments
+        signed, unsigned, shift, negative_zero = (
+            self._grid.signed,
+            self._grid.unsigned,
+            self._shift,
+            self._negative_zero,
+        )
+        before = _nonzero(tallies)
         for values in chunks:
-            signed, unsigned = values.view(grid.signed), values.view(grid.unsigned)
-            scan(values, signed, unsigned, self._negative_zero, shift, self._even, self._odd, tallies, moments)
-        found = extract(self._even, self._odd, grid.top, tallies[1], self._bins, self._counts)
-        return BitCounts(grid.name, tallies, moments, self._bins[:found].copy(), self._counts[:found].copy())
+            scan(values, values.view(signed), values.view(unsigned), negative_zero, shift, tables, tallies, moments)
+        self._gather(_nonzero(tallies) - before)
 
-    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], low: float, high: float) -> Linear:
-        """`low` and `high` are the extremes of the finite values."""
+    def _gather(self, number: int) -> None:
+        """Empties the tables, which hold this many finite values other than zero."""
+        grid = self._grid
+        if self.tallies[2:].any():
+            for nonfinite in (grid.top, grid.first_negative + grid.top):
+                self._tables[:, nonfinite : nonfinite + OCTAVE] = 0
+        if number:
+            exponent = math.frexp(max(-self.moments[0], self.moments[1]))[1] - 1 + grid.top // OCTAVE // 2
+            highest = max(0, exponent) * OCTAVE
+            self.highest = max(self.highest, highest)
+            self.lowest = min(self.lowest, gather(self._tables, highest, number, self.merged))
+
+    def counted(self, others: Sequence[CompiledPass] = ()) -> BitCounts:
+        """All that this one and the others counted; the next tensor begins."""
+        tallies, moments = self.tallies, self.moments
+        for other in others:
+            moments = added_moments(_finite(tallies), moments, _finite(other.tallies), other.moments)
+            tallies = tallies + other.tallies
+            self._take_merged(other)
+        found = extract(self.merged, self.lowest, self.highest, tallies[1], self._bins, self._counts)
+        self.start()
+        return BitCounts(self._grid.name, tallies, moments, self._bins[:found].copy(), self._counts[:found].copy())
+
+    def _take_merged(self, other: CompiledPass) -> None:
+        low, high = other.lowest, other.highest + OCTAVE
+        for sign in (0, self._grid.first_negative):
+            self.merged[sign + low : sign + high] += other.merged[sign + low : sign + high]
+            other.merged[sign + low : sign + high] = 0
+        self.lowest, self.highest = min(self.lowest, other.lowest), max(self.highest, other.highest)
+        other.start()
+
+    def interpolation_error(self, counts: BitCounts) -> float:
+        """As `vizlog.compute.bits.interpolation_error`."""
+        pattern = self._edge.view(self._grid.unsigned)
+        grid, low, high = self._grid, counts.min, counts.max
+        found = jumps(low, high, self._edge, pattern, self._shift, grid.first_negative, counts.bins, counts.counts)
+        return float(found) / 8 / counts.finite
+
+    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], low: float, high: float) -> None:
+        """Adds these values to bins of equal width; `low` and `high` are the extremes of all finite ones."""
         exponent = linear_exponent(low, high)
         scale = math.ldexp(1.0, -exponent)
         first = math.floor(low * scale)
         for values in chunks:
-            linear_pass(values, scale, float(first), self._places, self._table)
-        found = extract_linear(self._table, first, self._bins, self._counts)
+            scan_linear(values, scale, float(first), self._places, self.linear)
+
+    def counted_linear(self, low: float, high: float, others: Sequence[CompiledPass] = ()) -> Linear:
+        exponent = linear_exponent(low, high)
+        for other in others:
+            self.linear += other.linear
+            other.linear[:] = 0
+        first = math.floor(math.ldexp(low, -exponent))
+        found = extract_linear(self.linear, first, self._bins, self._counts)
         return Linear(exponent, self._bins[:found].copy(), self._counts[:found].copy())
+
+
+def _finite(tallies: NDArray[np.int64]) -> int:
+    count, _, nans, pos_infs, neg_infs = tallies.tolist()
+    return int(count - nans - pos_infs - neg_infs)
+
+
+def _nonzero(tallies: NDArray[np.int64]) -> int:
+    return _finite(tallies) - int(tallies[1])
