@@ -229,6 +229,8 @@ class Capture:
             pass
         if self._live is not None and not self._stack:
             self._live.close()
+        if not name and not module._modules:
+            name = type(module).__name__  # a model that is one layer has no other name
         if output is None or not name:
             return
         tensor = first_tensor(output)

@@ -8,6 +8,7 @@ import os
 import re
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -89,6 +90,8 @@ class Monitor:
         _check_owned(self._models, self._optimizers)
         if budget is not None and not 0 < budget <= 1:
             raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
+        if probes is not None and every is not None:
+            raise ValueError("every= is for the standard probes; give each of probes= its own every=")
         self._budget = budget
         self._autocast = AutocastSeen(device_of(self._models).type)
         self._forward_context = forward_context or self._autocast
@@ -115,6 +118,7 @@ class Monitor:
         self._attached = ExitStack()
         self._state_only: int | None = None
         self._started: float | None = None
+        self._pace: float | None = None  # seconds a step takes
         self._steps = 0
         self._closed = False
         self._warned: set[str] = set()
@@ -194,8 +198,28 @@ class Monitor:
         Args:
             scalars: tag -> a number or a tensor of one element.
         """
-        if not self._idle:
+        if self._idle:
+            return
+        with self._contained("log(), which takes a mapping of tags to numbers"):
             self._delivery.log(self._latest, scalars)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as if it had not stopped: the step to come, and when each probe is due.
+
+        Plain data, for a checkpoint.
+        """
+        return {"step": self._count, "epoch": self._epoch, "probes": {k: t.state_dict() for k, t in self._named_turns()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave, before the first step; probes that it does not know start anew."""
+        self.cancel()
+        self._count, self._epoch = state["step"], state["epoch"]
+        for name, turn in self._named_turns():
+            if name in state["probes"]:
+                turn.load_state_dict(state["probes"][name])
+        self._next_step = -1
+        if self._rounds is not None:
+            self._arm(self._count)
 
     def flush(self) -> None:
         """Waits until everything under way has been written."""
@@ -212,6 +236,13 @@ class Monitor:
         self.cancel()
         self._hooks.remove()
         self._delivery.close()
+        if self._started is None and not self._warned and (self._rounds is not None or not self._optimizers):
+            why = (
+                "the watched optimizer never stepped, so the model that trains is perhaps another; watch it"
+                if self._optimizers
+                else "give optimizer=, or put `with monitor.step():` around forward and backward"
+            )
+            self._warn_once(f"no step was seen: {why}")
         self._say_cost()
 
     def __enter__(self) -> Monitor:
@@ -246,6 +277,14 @@ class Monitor:
             return []
         chosen = standard_for(self._models, met, every=every)
         return [probe for probe in chosen if self._optimizers or not probe.needs_optimizer]
+
+    def _named_turns(self) -> Iterator[tuple[str, Turn]]:
+        """Turns under the names of their probes; a second one of a name is `NAME-2`."""
+        seen: Counter[str] = Counter()
+        for turn in self._turns:
+            seen[turn.probe.name] += 1
+            number = seen[turn.probe.name]
+            yield turn.probe.name + (f"-{number}" if number > 1 else ""), turn
 
     @property
     def _idle(self) -> bool:
@@ -311,6 +350,7 @@ class Monitor:
         self._epoch = epoch
         turns = [turn for turn in self._turns if turn.due(step, epoch)]
         if turns:
+            self._pace = self._seconds_a_step()
             self._close_late()
             self._open(turns, forward_passed=forward_passed)
         due = self._due
@@ -328,10 +368,7 @@ class Monitor:
         due = self._due
         if due is None or due.step != self._latest:
             return
-        for turn in due.due:
-            turn.plan(due.step, due.epoch)
-        planned = [turn.next_step for turn in self._turns if not turn.disabled]
-        self._next_step = min((number for number in planned if number is not None), default=_NEVER)
+        self._plan(due)
 
     def _arm(self, step: int) -> None:
         """Between steps: if something will be due at `step`, attaches what must see its forward."""
@@ -377,7 +414,7 @@ class Monitor:
                 self._bring_together(due)
             due.read_whole_weights()
             measured = self._measure(due)
-            self._stretch(due.step)
+            self._stretch(due)
             if self._ranks.writes:
                 self._delivery.send(due.step, measured)
 
@@ -438,15 +475,31 @@ class Monitor:
             world=self._ranks.world,
         )
 
-    def _stretch(self, step: int) -> None:
-        if self._budget is None or self._started is None or self._steps < 2:
+    def _stretch(self, due: DueStep) -> None:
+        """Keeps the budget: what each probe took this time, against what a step takes without them."""
+        if self._budget is None or self._pace is None:
             return
-        seconds_a_step = (time.perf_counter() - self._started) / self._steps
-        live = [turn for turn in self._turns if not turn.disabled and turn.next_step is not None]
-        shares = [turn.latest_seconds / (turn.interval(step) * seconds_a_step) for turn in live]
+        live = [turn for turn in self._turns if not turn.disabled]
+        shares = [turn.latest_seconds / (turn.interval(self._latest) * self._pace) for turn in live]
         # One rank's clock decides for all of a sharded model's.
         for turn, factor in zip(live, self._ranks.broadcast(stretches(shares, self._budget)), strict=True):
             turn.stretch = factor
+        self._plan(due)
+
+    def _seconds_a_step(self) -> float | None:
+        """What the steps so far took without vizlog, on average; None at the first."""
+        if self._started is None or self._steps < 2:
+            return None
+        ours = sum(turn.seconds for turn in self._turns)
+        return max(time.perf_counter() - self._started - ours, 1e-6) / (self._steps - 1)
+
+    def _plan(self, due: DueStep) -> None:
+        """Finds what is due next."""
+        assert due.step is not None
+        for turn in due.due:
+            turn.plan(due.step, due.epoch)
+        planned = [turn.next_step for turn in self._turns if not turn.disabled]
+        self._next_step = min((number for number in planned if number is not None), default=_NEVER)
 
     # Errors of ours ---------------------------------------------------------------------------------------------------
 
