@@ -236,7 +236,8 @@ class Monitor:
         self.cancel()
         self._hooks.remove()
         self._delivery.close()
-        if self._started is None and not self._warned and (self._rounds is not None or not self._optimizers):
+        follows = self._rounds is not None or not self._optimizers
+        if self._started is None and follows and not self._warned:
             why = (
                 "the watched optimizer never stepped, so the model that trains is perhaps another; watch it"
                 if self._optimizers
