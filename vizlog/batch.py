@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -210,6 +211,21 @@ class FixedBatch:
         return next((x for x in four if x.shape[1] in (1, 3, 4) and x.shape[2] > 1), None)
 
     @property
+    def pictures(self) -> Tensor | None:
+        """What can be shown as images, (N, C, H, W): `images`; else gray squares (N, S, S), or laid flat (N, S²).
+
+        Squares need sides of at least 5, and rows that are like those below them, which a table's features are not.
+        """
+        if self.images is not None or self.token_ids is not None:
+            return self.images
+        for x in self.float_inputs[:1]:
+            side = math.isqrt(x[0].numel())
+            if side >= 5 and x.shape[1:] in ((side, side), (side * side,)):
+                squares = x.detach().reshape(len(x), side, side)
+                return squares[:, None] if _is_picture(squares.float()) else None
+        return None
+
+    @property
     def float_inputs(self) -> list[Tensor]:
         """All floating inputs with one row an example."""
         return [x for x in self._rows if x.is_floating_point()]
@@ -258,12 +274,12 @@ class FixedBatch:
         return [str(self.tokens[token]) if 0 <= token < len(self.tokens) else str(token) for token in row]
 
     def thumbnails(self, number: int | None = None) -> NDArray[np.uint8] | None:
-        """The first `number` image inputs as (N, H, W, C) uint8, or None where the inputs are no images.
+        """The first `number` of `pictures` as (N, H, W, C) uint8, or None where there are none.
 
         De-normalised by `mean` and `std` where given; else values in [0, 1] are taken as they are and others stretched
         over their range.
         """
-        images = self.images
+        images = self.pictures
         if images is None:
             return None
         values = images[:number].detach().float().cpu().numpy()
@@ -366,6 +382,14 @@ def _parts(output: Any) -> list[Tensor]:
     elif isinstance(output, (tuple, list)):
         parts = output
     return [part for part in parts if isinstance(part, Tensor) and part.ndim]
+
+
+def _is_picture(squares: Tensor) -> bool:
+    """Whether pixels below one another are more alike than pixels anywhere: squares (N, S, S)."""
+    pixels = squares.flatten(1)
+    order = torch.randperm(pixels.shape[1], generator=torch.Generator().manual_seed(0)).to(pixels.device)
+    anywhere = pixels[:, order].reshape(squares.shape)
+    return bool(squares.diff(dim=1).abs().mean() < 0.75 * anywhere.diff(dim=1).abs().mean())
 
 
 def _per_channel(value: float | Sequence[float] | None, default: float) -> NDArray[np.float32]:

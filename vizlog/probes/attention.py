@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from vizlog.batch import FixedBatch
 from vizlog.capture import AttentionCalls, Call, Request, Survey
 from vizlog.compute.attention import AttentionCall, Shown, attention_probabilities
 from vizlog.probes.base import Context, Probe
@@ -67,7 +68,7 @@ class AttentionMaps(Probe):
         self._layers, self._total_layers = spread(matching, self._most_layers), len(survey.attention)
         shown = survey.batch.part(0, len(self._shown.examples))
         self._ids = shown.ids.tolist()
-        if shown.token_ids is not None and not _two_texts(shown.inputs, shown.token_ids):
+        if shown.token_ids is not None and not _two_texts(shown):
             self._tokens = [shown.token_names(example) for example in range(len(shown))]
             self._longest = int(shown.last_positions.max()) + 1
 
@@ -133,8 +134,10 @@ class AttentionMaps(Probe):
         return "; ".join(parts)
 
 
-def _two_texts(inputs: Any, ids: Tensor) -> bool:
+def _two_texts(shown: FixedBatch) -> bool:
     """Whether a second text of the same length goes in (a decoder's), so that lengths do not tell them apart."""
+    inputs, ids, targets = shown.inputs, shown.token_ids, shown.targets
+    assert ids is not None
     if isinstance(inputs, Mapping):
         others = [inputs.get("decoder_input_ids")]
     else:
@@ -144,5 +147,6 @@ def _two_texts(inputs: Any, ids: Tensor) -> bool:
         and other.shape == ids.shape
         and not other.is_floating_point()
         and int(other.max()) > 1  # a mask has zeros and ones
+        and not (isinstance(targets, Tensor) and torch.equal(other, targets))  # a model that is given its targets
         for other in others
     )

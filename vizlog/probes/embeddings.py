@@ -171,8 +171,15 @@ class Embeddings(Probe):
 
 
 def _last(survey: Survey) -> Layer:
-    """The last linear layer that ran; the last convolution where there is none."""
+    """The last linear layer that ran; the last convolution where there is none.
+
+    Where several inputs go through it, each by itself (twins), the first: pictures are of that.
+    """
     candidates = survey.of_type(nn.Linear) or survey.of_type(*_CONVOLUTIONS)
     if not candidates:
         raise ValueError("no linear layer and no convolution ran on the batch: name a layer whose output to show")
-    return candidates[-1]
+    last = candidates[-1]
+    shapes = [x.shape for x in survey.batch.float_inputs]
+    if len(shapes) > len(set(shapes)):
+        return next(layer for layer in candidates if layer.module is last.module)
+    return last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class SaliencyMaps(Probe):
         self._convolution = ""
         self._tokens = False
         self._next_tokens = False
+        self._one_number = False
         self._shown: FixedBatch | None = None
         self._pictures: Pixels | None = None
 
@@ -100,6 +102,7 @@ class SaliencyMaps(Probe):
             )
         self._shown = survey.batch.part(0, self._examples)
         self._pictures = _pictures(survey.batch, self._examples)
+        self._one_number = survey.classes == 1
         self._check_target(self._shown, survey)
         self._tokens = _explains_tokens(self._shown, survey)
         self._next_tokens = self._tokens and _predicts_tokens(self._shown, survey)
@@ -109,9 +112,9 @@ class SaliencyMaps(Probe):
         self._convolution = convolution.partition("@")[0]
         if self._asked is not None:
             self._methods = self._asked
-        elif convolution and not survey.attention:
+        elif convolution and "@" not in convolution and not survey.attention:
             self._methods = ("gradient", "gradcam")
-        else:  # where attention follows, the last convolution (of patches, mostly) says little
+        else:  # called again it sees another input; where attention follows, it is of patches, mostly, and says little
             self._methods = ("gradient",)
         if "gradcam" in self._methods and not convolution:
             raise ValueError("Grad-CAM needs a convolution whose output has more than one position; none ran")
@@ -173,7 +176,7 @@ class SaliencyMaps(Probe):
 
     def _explain(self, method: str, subject: Subject, question: _Question) -> _Found:
         score, values, gap = subject.score(question.targets), subject.values, None
-        images = subject.batch.images is not None
+        images = self._pictures is not None
         if method == "gradcam":
             maps = _map_of_positions(subject.gradcam(score, self._convolution), values, tokens=self._tokens)
             return _Found(method, question, _shrunk(maps, images=images), gap)
@@ -186,7 +189,10 @@ class SaliencyMaps(Probe):
                 score, values, baseline=self._baseline, steps=self._steps, chunk=subject.chunk
             )
         if not self._tokens:
-            return _Found(method, question, _shrunk(_map_of_values(found), images=images), gap)
+            maps = _map_of_values(found)
+            if images and found.ndim == 2:  # pixels laid flat
+                maps = maps.unflatten(2, (math.isqrt(maps.shape[2]), -1)).squeeze(1)
+            return _Found(method, question, _shrunk(maps, images=images), gap)
         # The dimensions of an embedding mean nothing by themselves. The gradient along the embedding does: what the
         # token adds to the score, to first order. Integrated gradients are that already.
         parts = found if gap is not None else found * values.float()
@@ -221,7 +227,7 @@ class SaliencyMaps(Probe):
             where = f"where channels of layer {self._convolution} that raise the score are active"
             return f"Grad-CAM (Selvaraju et al. 2017): {where}"
         images = self._shown.images
-        unit = "token" if self._tokens else "value" if images is None else "pixel"
+        unit = "token" if self._tokens else "value" if self._pictures is None else "pixel"
         summed = ", summed over channels" if images is not None and images.shape[1] > 1 else ""
         if method == "integrated_gradients":
             start = "a given baseline" if isinstance(self._baseline, Tensor) else f"{self._baseline:g}"
@@ -242,6 +248,8 @@ class SaliencyMaps(Probe):
         kind = "next token, at the last position" if self._next_tokens else "class"
         if question.targets is None:
             score = "minus the loss"
+        elif self._one_number:
+            score = "the model's output, one number an example"
         elif question.suffix.startswith("class-"):
             score = f"the logit (before softmax) of {self._class_name(int(question.targets[0]))}"
         else:
