@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
 
+import vizlog
 from vizlog import FixedBatch
 
 IMAGES, LABELS = torch.rand(20, 1, 4, 4), torch.arange(20) % 10
@@ -60,3 +66,129 @@ def test_outputs_compared_with_numbers_are_no_classes(targets: Tensor) -> None:
 
 def test_several_labels_an_example_are_classes() -> None:
     assert FixedBatch(torch.rand(3, 8), torch.eye(3)).logits(torch.randn(3, 3)) is not None
+
+
+def watched(model: nn.Module, batch: FixedBatch, loss: Any = F.cross_entropy) -> vizlog.Memory:
+    """One step of training on the batch itself, looked at."""
+    memory = vizlog.Memory()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=memory, batch=batch):
+        loss(batch.run({"": model}), batch.targets).backward()
+        optimizer.step()
+    return memory
+
+
+def tags(memory: vizlog.Memory) -> set[str]:
+    return {record.tag for _, record in memory.records}
+
+
+def only(memory: vizlog.Memory, tag: str) -> Any:
+    ((_, record),) = memory.of(tag)
+    return record
+
+
+def test_digits_laid_flat_are_shown_as_digits() -> None:
+    digits = torch.tensor(load_digits().data, dtype=torch.float32)[:32] / 16
+    memory = watched(
+        nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)), FixedBatch(digits, torch.arange(32) % 10)
+    )
+    saliency, embedding = only(memory, "saliency/gradient"), only(memory, "embeddings/2.input")
+    assert saliency.values.shape == (8, 8, 8)
+    assert np.array_equal(saliency.over, (digits[saliency_ids(saliency)] * 255).round().reshape(8, 8, 8, 1))
+    assert embedding.thumbnails.shape == (32, 8, 8, 1)
+
+
+def saliency_ids(record: Any) -> list[int]:
+    return [int(title.split()[1].rstrip(":")) for title in record.titles]
+
+
+def test_a_table_of_a_square_number_of_features_is_no_picture() -> None:
+    assert FixedBatch(torch.randn(64, 64)).thumbnails() is None
+
+
+def test_the_caption_of_one_output_speaks_of_no_class() -> None:
+    memory = watched(nn.Sequential(nn.Linear(6, 1)), FixedBatch(torch.randn(8, 6), torch.randn(8, 1)), F.mse_loss)
+    assert "class" not in only(memory, "saliency/gradient").caption
+
+
+class Twins(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+
+    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return self.body(left), self.body(right)
+
+
+def test_pictures_of_twins_are_of_the_input_that_is_shown(caplog: pytest.LogCaptureFixture) -> None:
+    model, alike = Twins(), torch.ones(8)
+    left, right = torch.rand(8, 1, 4, 4), torch.rand(8, 1, 4, 4)
+
+    def distances(output: Any, targets: Tensor) -> Tensor:
+        return targets * F.pairwise_distance(*output)
+
+    batch = FixedBatch((left, right), alike, loss=distances)
+    memory = watched(model, batch, lambda output, y: distances(output, y).mean())
+    embedding = only(memory, "embeddings/body.3.input")
+    assert np.allclose(embedding.vectors, model.body[:3](left).detach()[list(embedding.ids)], atol=1e-6)
+    assert "saliency/gradient" in tags(memory)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_convolution_down_to_one_pixel_is_no_map() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 10, 2), nn.Flatten())
+    assert {tag for tag in tags(watched(model, FixedBatch(IMAGES, LABELS))) if tag.startswith("feature_maps")} == {
+        "feature_maps/0"
+    }
+
+
+class Generator(nn.Module):
+    """As language models are written that take their targets, too, and generate from the last position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention = nn.Embedding(20, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 20)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        x = self.embed(ids)
+        x = self.attention(x, x, x, need_weights=False)[0]
+        if targets is None:
+            return self.head(x[:, [-1]]), None
+        scores = self.head(x)
+        return scores, F.cross_entropy(scores.flatten(0, 1), targets.flatten())
+
+
+@pytest.mark.parametrize("with_targets", [True, False])
+def test_a_language_model_that_is_given_its_targets_shows_its_tokens(with_targets: bool) -> None:  # noqa: FBT001
+    text = torch.randint(2, 20, (8, 7))
+    ids, targets = text[:, :-1], text[:, 1:]
+    inputs = (ids, targets) if with_targets else ids
+    names = [f"token{number}" for number in range(20)]
+    memory = watched(Generator(), FixedBatch(inputs, targets, tokens=names), lambda output, _: output[0].mean())
+    first = [names[number] for number in ids[only(memory, "attention/attention").examples[0]]]
+    assert only(memory, "attention/attention").key_tokens[0] == first
+    assert only(memory, "saliency/gradient/predicted").column_labels[0] == first
+
+
+def test_a_model_of_a_single_layer_has_nothing_inside_and_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    memory = watched(nn.Linear(6, 3), FixedBatch(torch.randn(9, 6), torch.arange(9) % 3))
+    assert {"weights/weight", "gradients/bias", "saliency/gradient"} <= tags(memory)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_the_norm_of_a_gradient_of_nans_is_not_zero() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    memory = watched(model, FixedBatch(torch.full((9, 6), math.nan), torch.arange(9) % 3))
+    assert np.isnan(only(memory, "health/gradient_norm").ys["gradient_norm"]).all()
+
+
+def test_a_model_that_never_trains_is_told_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(2, 2)
+    with vizlog.watch(model, torch.optim.SGD(model.parameters()), to=vizlog.Memory()):
+        pass
+    with vizlog.watch(model, to=vizlog.Memory()):
+        model(torch.ones(1, 2)).sum().backward()
+    never, nowhere = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "the watched optimizer never stepped" in never
+    assert "with monitor.step()" in nowhere

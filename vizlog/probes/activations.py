@@ -102,6 +102,8 @@ class ActivationHistograms(Probe):
             names = {layer.name: layer.module for layer in survey.layers}
             found = [name for name, module in names.items() if self._matches(name, module)]
             check_select(self._select, names, found, "layer that runs on the batch")
+            if not found:
+                raise ValueError("the model is a single layer: nothing runs inside it")
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         return {"seen": Outputs(self._wanted, _reduce, live=self._live)}
@@ -109,7 +111,7 @@ class ActivationHistograms(Probe):
     def measure(self, context: Context) -> Any:
         if not context.captured["seen"] and not self._warned:
             self._warned = True
-            live = "a compiled model does not show its live forward; give batch="
+            live = "none of them ran in the live forward, which a compiled model does not show: give batch="
             reason = live if self._live else "none of them ran on the batch"
             _LOG.warning("vizlog: %s selected layers but captured nothing: %s", self.name, reason)
         return context.captured["seen"]

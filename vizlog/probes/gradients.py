@@ -60,6 +60,6 @@ class GradientHistograms(ParameterHistograms):
         yield from super().figures(counts)
         squares: dict[str, float] = defaultdict(float)
         for name, count in counts.items():
-            squares[layer_of(name)] += count.norm**2
+            squares[layer_of(name)] += math.nan if count.nonfinite else count.norm**2
         norms = {layer: math.sqrt(square) for layer, square in squares.items()}
         yield Figures("gradient_norm", norms, caption=f"Euclidean norm of each layer's gradient, {self._how}")

@@ -64,10 +64,10 @@ class Axis:
 
     @classmethod
     def of_heights(cls, values: NDArray[Any], *, log: bool = False) -> Axis:
-        """An axis for the y of lines: quantities that are never negative and reach near zero start at it."""
+        """An axis for the y of lines: what is never negative starts at zero if it comes near it, or never changes."""
         axis = cls.around(values, log=log, pad=0.06)
         finite = values[np.isfinite(values)]
-        if log or not finite.size or finite.min() < 0 or finite.min() > finite.max() / 2:
+        if log or not finite.size or finite.min() < 0 or finite.max() / 2 < finite.min() < finite.max():
             return axis
         return cls(0.0, axis.high) if finite.max() > 0 else cls(0.0, 1.0)
 
