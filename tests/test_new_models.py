@@ -171,7 +171,7 @@ def test_a_language_model_that_is_given_its_targets_shows_its_tokens(with_target
     assert only(memory, "saliency/gradient/predicted").column_labels[0] == first
 
 
-def test_a_model_of_a_single_layer_has_nothing_inside_and_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_of_a_single_layer_is_watched_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     memory = watched(nn.Linear(6, 3), FixedBatch(torch.randn(9, 6), torch.arange(9) % 3))
     assert {"weights/weight", "gradients/bias", "saliency/gradient"} <= tags(memory)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

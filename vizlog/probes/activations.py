@@ -102,8 +102,6 @@ class ActivationHistograms(Probe):
             names = {layer.name: layer.module for layer in survey.layers}
             found = [name for name, module in names.items() if self._matches(name, module)]
             check_select(self._select, names, found, "layer that runs on the batch")
-            if not found:
-                raise ValueError("the model is a single layer: nothing runs inside it")
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         return {"seen": Outputs(self._wanted, _reduce, live=self._live)}
