@@ -96,7 +96,16 @@ def _size(folder: Path) -> int:
 
 def _load(folder: Path) -> None:
     """TensorBoard's data server reads a log directory once."""
-    command = [tensorboard_data_server.server_binary(), "--logdir", str(folder), "--reload", "once", "--port", "0", "-v"]
+    command = [
+        tensorboard_data_server.server_binary(),
+        "--logdir",
+        str(folder),
+        "--reload",
+        "once",
+        "--port",
+        "0",
+        "-v",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         loaded = any("Finished load cycle" in line for line in server.stderr)
@@ -136,7 +145,9 @@ def _pictures() -> tuple[list[Row], dict[str, Any]]:
         slowed = {"vizlog": _slowed(train, ours), "torch": _slowed(train, theirs)}
         backend.close()
     rows = [
-        at_least("pictures of noise, drawn, encoded and written", 20, sizes["vizlog"] / seconds["vizlog"] / 1e6, "MB/s"),
+        at_least(
+            "pictures of noise, drawn, encoded and written", 20, sizes["vizlog"] / seconds["vizlog"] / 1e6, "MB/s"
+        ),
         at_most("training beside it, one thread, a step takes", 1.1, slowed["vizlog"], "x as long"),
     ]
     return rows, {"bytes": sizes, "seconds": seconds, "a training step beside it takes": slowed}

@@ -51,7 +51,9 @@ def run() -> Found:
 
 def _counting(elements: int) -> dict[str, float]:
     tensor = torch.randn(elements)
-    return in_turns({"vizlog": lambda: count_bits(tensor), "torch.sum": tensor.sum}, repeats=15 if elements < 10**8 else 5)
+    return in_turns(
+        {"vizlog": lambda: count_bits(tensor), "torch.sum": tensor.sum}, repeats=15 if elements < 10**8 else 5
+    )
 
 
 def _logging(tensors: int) -> dict[str, float]:

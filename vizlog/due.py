@@ -37,6 +37,8 @@ class Turn:
         self.next_step: int | None = -1
         self.next_epoch: int | None = None
         self.stretch = 1
+        self._latest: int | None = None  # the latest due step
+        self._passed = 1 << 60  # steps between the two latest ones
         self.seconds = 0.0
         self.latest_seconds = 0.0
         self.disabled = False
@@ -51,7 +53,10 @@ class Turn:
         return self.next_epoch is not None and epoch is not None and epoch >= self.next_epoch
 
     def plan(self, step: int, epoch: int | None) -> None:
-        """After a due step: finds the next, `stretch` due numbers on."""
+        """At a due step: finds the next, `stretch` due numbers on."""
+        if self._latest is not None and self._latest < step:
+            self._passed = (step - self._latest) // self.stretch
+        self._latest = step
         self.next_step, self.next_epoch = step, epoch
         schedule: Schedule = self.probe.schedule
         for _ in range(self.stretch):
@@ -63,7 +68,16 @@ class Turn:
     def interval(self, step: int) -> int:
         """Steps from `step` to the next due one, were nothing stretched."""
         following = self.probe.schedule.next_step(step)
-        return max(1, following - step) if following is not None else 1 << 60
+        return max(1, following - step if following is not None else self._passed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {"next_step": self.next_step, "next_epoch": self.next_epoch, "stretch": self.stretch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self.next_step, self.next_epoch = state["next_step"], state["next_epoch"]
+        self.stretch = state["stretch"]
 
     @contextmanager
     def timed(self) -> Iterator[None]:

@@ -208,7 +208,8 @@ class Monitor:
 
         Plain data, for a checkpoint.
         """
-        return {"step": self._count, "epoch": self._epoch, "probes": {k: t.state_dict() for k, t in self._named_turns()}}
+        probes = {name: turn.state_dict() for name, turn in self._named_turns()}
+        return {"step": self._count, "epoch": self._epoch, "probes": probes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave, before the first step; probes that it does not know start anew."""
