@@ -51,7 +51,7 @@ class Classifier(LightningModule):
         self.mean = torchmetrics.MeanMetric()
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.head(self.body(x))
+        logits = self.head(self.body(x + torch.zeros(1)))  # which is of the default type, as the Trainer sets it
         self.mean.update(logits.detach().float())
         if self._trainer is not None and self.training:
             self.log("inside", logits.detach().float().mean())
@@ -374,6 +374,13 @@ def test_gradients_are_those_that_the_optimizer_uses(data: dict[str, Any]) -> No
         assert record.max == pytest.approx(gradient.max().item(), rel=1e-6)
 
 
+def test_a_norm_before_clipping_is_not_claimed_where_the_module_clips_by_itself(data: dict[str, Any]) -> None:
+    memory = vizlog.Memory()
+    fit(Manual(), data, VizLog([vizlog.GradientHistograms(every=1)], to=memory))
+    assert memory.of("health/gradient_norm_worst")
+    assert not memory.of("health/gradient_norm_before_clipping")
+
+
 def test_a_rate_that_starts_at_zero_loses_no_step(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     class Warmup(Classifier):
         def configure_optimizers(self) -> Any:
@@ -493,9 +500,10 @@ def test_batches_that_pass_have_been_through_the_hooks_once(data: dict[str, Any]
         memory = vizlog.Memory()
         callback = VizLog([vizlog.WeightHistograms(), vizlog.SaliencyMaps(methods=["gradient"])], to=memory)
         seen: list[Any] = []
-        callback.on_train_end = lambda trainer, module, c=callback, s=seen: s.append(c.monitor._batch.inputs)
+        callback.on_train_end = lambda trainer, module, c=callback, s=seen: s.extend([c.monitor._batch.inputs, c._seen])
         fit(Augmenting(), loaders, callback, limit_val_batches=1)
         assert seen[0][0].max() == 4  # of digits in [0, 1], shifted and doubled once
+        assert seen[1] is None  # no batch is held longer than needed
 
 
 def test_keys_that_are_no_numbers(data: dict[str, Any], held_out: TensorDataset) -> None:
@@ -665,6 +673,7 @@ def test_wrong_arguments_raise_before_training(data: dict[str, Any], held_out: T
         ({"batch": "validation"}, "batch= takes"),
         ({"to": 3}, "to= takes"),
         ({"budget": 2.0}, "budget="),
+        ({"probes": probes(), "every": 5}, "every="),
     ]
     for options, message in wrong:
         module = Classifier()
@@ -834,7 +843,7 @@ def test_a_callback_serves_another_trainer(data: dict[str, Any]) -> None:
 
 
 def test_copies_and_pickles(data: dict[str, Any]) -> None:
-    callback = VizLog(probes(every=2), every=5)
+    callback = VizLog(probes(every=2))
     fit(Classifier(), data, callback)
     for twin in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
         assert twin.state_key == callback.state_key
@@ -931,10 +940,11 @@ trainer:
     - class_path: vizlog.callbacks.lightning.VizLog
       init_args: {every: 50}
     - class_path: vizlog.callbacks.lightning.VizLog
+      init_args: {every: {class_path: vizlog.LogSpaced}}
+    - class_path: vizlog.callbacks.lightning.VizLog
       init_args:
         to: runs/a
         budget: 0.01
-        every: {class_path: vizlog.LogSpaced}
         probes:
           - class_path: vizlog.WeightHistograms
             init_args: {select: "head.*", every: 500}
@@ -944,10 +954,10 @@ trainer:
     )
     monkeypatch.setattr("sys.argv", ["train.py", "--config", str(tmp_path / "config.yaml")])
     cli = LightningCLI(Classifier, run=False, seed_everything_default=False)
-    first, second = [c for c in cli.trainer.callbacks if isinstance(c, VizLog)]
+    first, spaced, second = [c for c in cli.trainer.callbacks if isinstance(c, VizLog)]
     assert first._every == 50
     assert second._to == "runs/a"
-    assert isinstance(second._every, vizlog.LogSpaced)
+    assert isinstance(spaced._every, vizlog.LogSpaced)
     weights, saliency = second._probes
     assert isinstance(weights, vizlog.WeightHistograms)
     assert weights.schedule == vizlog.Every(500)
