@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import vizlog
 from vizlog import FixedBatch
+from vizlog.views.colors import look_up
+from vizlog.views.raster import raster
 
 IMAGES, LABELS = torch.rand(20, 1, 4, 4), torch.arange(20) % 10
 
@@ -192,3 +194,23 @@ def test_a_model_that_never_trains_is_told_at_the_end(caplog: pytest.LogCaptureF
     never, nowhere = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "the watched optimizer never stepped" in never
     assert "with monitor.step()" in nowhere
+
+
+def test_a_series_lies_along_the_width() -> None:
+    class Forecast(nn.GRU):
+        def forward(self, series: Tensor) -> Tensor:  # type: ignore[override]
+            outputs: Tensor = super().forward(series)[0]
+            return outputs[:, -1].mean(1)
+
+    memory = watched(Forecast(3, 8, batch_first=True), FixedBatch(torch.randn(8, 24, 3), torch.randn(8)), F.mse_loss)
+    assert only(memory, "saliency/gradient").values.shape == (8, 3, 24)
+
+
+def test_a_map_much_wider_than_high_is_drawn_over_the_whole_width() -> None:
+    values = np.zeros((2, 1, 30), np.float32)
+    values[1, 0, -1] = 1.0
+    drawn = raster(vizlog.Heatmaps("saliency/x", values, ["a", "b"], ["", ""], (0.0, 1.0), "sequential"))
+    brightest = (drawn == np.array([look_up(np.ones(1), "sequential")[0]])).all(-1)
+    rows, columns = np.nonzero(brightest[150:])  # below the colour bar
+    assert np.ptp(rows) >= 20
+    assert columns.min() > drawn.shape[1] * 0.8

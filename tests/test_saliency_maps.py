@@ -372,7 +372,7 @@ def test_a_recurrent_model_is_explained() -> None:
             return self.head(self.lstm(inputs)[0][:, -1])
 
     record = drawn(SaliencyMaps(), Recurrent(), FixedBatch(torch.randn(4, 6, 3)))["saliency/gradient/predicted"]
-    assert record.values.shape == (4, 6, 3)
+    assert record.values.shape == (4, 3, 6)  # the series lies along the width
     assert record.values.any()
 
 

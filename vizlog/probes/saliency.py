@@ -381,11 +381,16 @@ def _recurrent_backward(models: Mapping[str, nn.Module]) -> AbstractContextManag
 
 
 def _map_of_values(found: Tensor) -> Tensor:
-    """Attributions of an input as maps (N, H, W): channels are summed, of a volume the middle slice is shown."""
+    """Attributions of an input as maps (N, H, W): channels are summed, of a volume the middle slice is shown.
+
+    A series lies along W, whichever of its dimensions comes first in the input.
+    """
     if found.ndim == 2:
         return found[:, None]
+    if found.ndim == 4 and found.shape[2:] == (1, 1):
+        return found.flatten(1)[:, None]
     if found.ndim == 3:
-        return found
+        return found.transpose(1, 2) if found.shape[1] > found.shape[2] else found
     if found.ndim == 4 and found.shape[-1] in (1, 3, 4) and found.shape[1] not in (1, 3, 4):
         return found.sum(-1)
     return _middle(found.sum(1))

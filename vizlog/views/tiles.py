@@ -242,10 +242,26 @@ def _heatmap_header(record: Heatmaps, width: int) -> Image.Image:
     return _side_by_side(facts, color_bar(record.limits, record.colormap, label="value", nans=nans), width)
 
 
+def _strips(record: Heatmaps, width: int) -> Image.Image:
+    """Maps much wider than high (a sound, a row of a table) under each other, each over the whole width."""
+    _, height, wide = record.values.shape
+    size = (wide * max(1, (width - 2) // wide) if wide < width else width - 2, height * max(1, round(30 / height)))
+    blocks: list[Image.Image | None] = []
+    for i, (title, note) in enumerate(zip(record.titles, record.notes, strict=True)):
+        if sum(block.height for block in blocks if block is not None) > TALLEST - size[1]:
+            blocks.append(paragraph(_left_out(i, len(record.titles)).lstrip("; "), width, fill=WARNING))
+            break
+        words = [shorten("; ".join(part for part in (clean(title), clean(note)) if part), width)]
+        blocks.append(_tile(framed(_panels(record, i, size)[0]), words, ()))
+    return stack(blocks, _GAP)
+
+
 def _maps(record: Heatmaps, width: int) -> Image.Image:
     count, height, wide = record.values.shape
     rows, columns = record.row_labels, record.column_labels
     panels = 1 if record.over is None else 3
+    if wide >= 8 * height and panels == 1 and rows is None and columns is None:
+        return _strips(record, width)
     left, below = _longest_label(rows or (), 120), _longest_label(columns or (), 90)
     labelled = rows is not None or columns is not None
     shape = (height, wide) if record.over is None else (record.over.shape[1], record.over.shape[2])
