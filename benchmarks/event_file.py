@@ -13,7 +13,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import tensorboard_data_server
+import tensorboard_data_server  # type: ignore[import-untyped]
 import torch
 from tensorboard.summary.writer import record_writer
 from torch.utils.tensorboard import SummaryWriter
@@ -62,11 +62,11 @@ def _histograms() -> tuple[list[Row], dict[str, Any]]:
 
 @contextmanager
 def _fast_checksums() -> Iterator[None]:
-    """torch's writer writes the same bytes inside, in a minute less: only their size and their reading are looked at."""
+    """Inside, torch's writer writes the same bytes in a minute less: only size and reading are looked at."""
     slow = record_writer.masked_crc32c
 
     def masked(data: bytes) -> int:
-        crc = google_crc32c.value(bytes(data))
+        crc = int(google_crc32c.value(bytes(data)))
         return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
     record_writer.masked_crc32c = masked

@@ -1,4 +1,4 @@
-"""How things are measured: side by side and in turns, so that a busy machine slows all alike; and in fresh processes."""
+"""How things are measured: side by side and in turns, so that a busy machine slows all alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two workloads: a ResNet-18 on CIFAR-sized images, and a small GPT-2; random data, since only time is looked at."""
+"""The workloads: a ResNet-18 on images of CIFAR's size, and a small GPT-2; on random data, as only time counts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class _Block(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.residual(x) + self.shortcut(x))
+        output: Tensor = self.relu(self.residual(x) + self.shortcut(x))
+        return output
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:

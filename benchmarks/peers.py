@@ -33,7 +33,7 @@ class SummaryWriterLoop:
                 handle.remove()
 
     def _keeper(self, name: str) -> Any:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
                 self._outputs[name] = output.detach()
 
@@ -71,5 +71,5 @@ def wandb_counts() -> Callable[[Tensor], None]:
     """What `wandb.watch` does with one tensor, in its own code; inside an `offline_run`."""
     from wandb.integration.torch.wandb_torch import TorchHistory
 
-    history = TorchHistory()
+    history: Any = TorchHistory()  # type: ignore[no-untyped-call]
     return lambda tensor: history.log_tensor_stats(tensor, "weights/a")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results import Found, Plot, Row, read
+from benchmarks.results import Plot, Row, read
 from vizlog.records import Curves
 from vizlog.views import png
 from vizlog.views.raster import raster
@@ -28,10 +28,9 @@ def update_readme(names: Sequence[str]) -> None:
         content, found = kept
         machine = content["machine"]
         versions = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
-        parts.append(
-            f"### {name}\n\n{table(found.rows)}\n\n`{content['command']}`, {content['seconds']} s on {content['date']}: "
-            f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, {versions}."
-        )
+        made = f"`{content['command']}`, {content['seconds']} s on {content['date']}: {machine['cpu']}, "
+        made += f"{machine['cores']} cores, Python {machine['python']}, {versions}."
+        parts.append(f"### {name}\n\n{table(found.rows)}\n\n{made}")
         parts += [_drawn(plot) for plot in found.plots]
     path = _FOLDER / "README.md"
     before, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.metadata
 import json
 import os
@@ -68,7 +68,7 @@ def write(name: str, found: Found, seconds: float) -> None:
     FOLDER.mkdir(exist_ok=True)
     content = {
         "command": f"python -m benchmarks {name}",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
         "seconds": round(seconds),
         "machine": _machine(),
         "versions": {package: _version(package) for package in _PACKAGES},

@@ -10,7 +10,7 @@ from benchmarks.measure import in_turns, output_of
 from benchmarks.results import Found, at_most
 
 _IMPORT = "import sys, time; start = time.perf_counter(); __import__(sys.argv[1]); print(time.perf_counter() - start)"
-_MODULES = "import sys; before = set(sys.modules); import vizlog; print(*{m.partition('.')[0] for m in set(sys.modules) - before})"
+_MODULES = "import sys; before = set(sys.modules); import vizlog; print(*(set(sys.modules) - before))"
 # TensorBoard finds plugins by what is installed: here as if vizlog were not.
 _WITHOUT = """
 import importlib.metadata as metadata
