@@ -160,7 +160,8 @@ class BitCounts:
 
     @property
     def finite(self) -> int:
-        return self.count - self.nonfinite
+        count, _, nans, pos_infs, neg_infs = self.tallies.tolist()
+        return int(count - nans - pos_infs - neg_infs)
 
     @property
     def min(self) -> float:

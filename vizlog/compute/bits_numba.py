@@ -1,7 +1,8 @@
 """The histogram's loops over a tensor in CPU memory, compiled by numba. Imported only where numba is installed.
 
-Each loop goes through blocks that stay in the first-level cache. Inside a block, extremes and sums are vectorised;
-counting costs one addition to memory an element, which is what bounds the whole.
+Counting costs one addition to memory an element, which is what bounds the whole: a processor stores once a cycle.
+Extremes and sums are vector arithmetic between the additions, in groups so small that the processor computes the next
+while it still stores the last. Moments are settled block by block, about the mean so far.
 """
 
 from __future__ import annotations
@@ -14,11 +15,32 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear, added_moments, linear_exponent
+from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear, added_moments
+from vizlog.compute.lanes import (
+    WIDTH,
+    add,
+    lane,
+    load,
+    lower,
+    multiply,
+    prefetch,
+    splat,
+    subtract,
+    upper,
+    upper_bits_of_two,
+    wide,
+)
 
 __all__ = ["CompiledPass"]
 
-BLOCK = 4096
+BLOCK = 1 << 14
+LINEAR_BLOCK = 1 << 12
+GROUP = 32
+"""Elements between which vector arithmetic and counting alternate."""
+
+AHEAD = 2048
+"""Elements by which memory is asked for before it is read: what a processor does by itself stops at each page's end."""
+
 OCTAVE = 1 << MANTISSA_BITS
 
 TABLES = 4
@@ -44,37 +66,57 @@ def _compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
 
 @_compiled(
-    "Tuple((int32, int32, uint32, float64, float64))(float32[::1], int32[::1], uint32[::1], float64)",
-    "Tuple((int64, int64, uint64, float64, float64))(float64[::1], int64[::1], uint64[::1], float64)",
+    "Tuple((int32, int32, uint32, float64, float64))(float32[::1], int32[::1], uint32[::1], float64, uint32[:, ::1])",
+    "Tuple((int64, int64, uint64, float64, float64))(float64[::1], int64[::1], uint64[::1], float64, uint32[:, ::1])",
 )
-def _extremes_and_sums(values, signed, unsigned, center):  # type: ignore[no-untyped-def]
-    """Extremes of the bit patterns, and sum and sum of squares of (value − center)."""
-    lowest = highest = signed[0]
-    largest = unsigned[0]
-    total = squares = 0.0
-    for j in range(signed.size):
-        lowest = min(lowest, signed[j])
-        highest = max(highest, signed[j])
-        largest = max(largest, unsigned[j])
-        d = np.float64(values[j]) - center
-        total += d
-        squares += d * d
-    return lowest, highest, largest, total, squares
-
-
-@_compiled("void(uint32[::1], uint32, uint32[:, ::1])", "void(uint64[::1], uint64, uint32[:, ::1])")
-def _count(unsigned, shift, tables):  # type: ignore[no-untyped-def]
-    quarter = unsigned.size // 4
+def _scan_vectors(values, signed, unsigned, center, tables):  # type: ignore[no-untyped-def]
+    """Counts a whole number of `GROUP`s; extremes of their bit patterns, sum and sum of squares of (value − center)."""
     a, b, c, d = tables[0], tables[1], tables[2], tables[3]
-    first, second = unsigned[:quarter], unsigned[quarter : 2 * quarter]
-    third, fourth = unsigned[2 * quarter : 3 * quarter], unsigned[3 * quarter : 4 * quarter]
-    for j in range(quarter):
-        a[first[j] >> shift] += np.uint32(1)
-        b[second[j] >> shift] += np.uint32(1)
-        c[third[j] >> shift] += np.uint32(1)
-        d[fourth[j] >> shift] += np.uint32(1)
-    for pattern in unsigned[4 * quarter :]:
-        a[pattern >> shift] += np.uint32(1)
+    lowest, highest, largest = splat(signed[0]), splat(signed[0]), splat(unsigned[0])
+    centers, totals, squares = splat(center), splat(0.0), splat(0.0)
+    for start in range(np.uint64(0), np.uint64(values.size), np.uint64(GROUP)):
+        prefetch(values, start + np.uint64(AHEAD))
+        for j in range(start, start + np.uint64(GROUP), np.uint64(WIDTH)):
+            patterns = load(signed, j)
+            lowest, highest = lower(lowest, patterns), upper(highest, patterns)
+            largest = upper(largest, load(unsigned, j))
+            deviations = subtract(wide(load(values, j)), centers)
+            totals, squares = add(totals, deviations), add(squares, multiply(deviations, deviations))
+        for j in range(start, start + np.uint64(GROUP), np.uint64(TABLES)):
+            first, second = upper_bits_of_two(unsigned, j)
+            third, fourth = upper_bits_of_two(unsigned, j + np.uint64(2))
+            a[first] += np.uint32(1)
+            b[second] += np.uint32(1)
+            c[third] += np.uint32(1)
+            d[fourth] += np.uint32(1)
+    low, high, large, total, square = signed[0], signed[0], unsigned[0], 0.0, 0.0
+    for k in range(np.uint64(0), np.uint64(WIDTH), np.uint64(1)):
+        low, high, large = min(low, lane(lowest, k)), max(high, lane(highest, k)), max(large, lane(largest, k))
+        total, square = total + lane(totals, k), square + lane(squares, k)
+    return low, high, large, total, square
+
+
+@_compiled(
+    "Tuple((int32, int32, uint32, float64, float64))"
+    "(float32[::1], int32[::1], uint32[::1], float64, uint32, uint32[:, ::1])",
+    "Tuple((int64, int64, uint64, float64, float64))"
+    "(float64[::1], int64[::1], uint64[::1], float64, uint64, uint32[:, ::1])",
+)
+def _scan_block(values, signed, unsigned, center, shift, tables):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """As `_scan_vectors`, of any number of values."""
+    whole = values.size // GROUP * GROUP
+    lowest, highest, largest, total, squares = signed[0], signed[0], unsigned[0], 0.0, 0.0
+    if whole:
+        lowest, highest, largest, total, squares = _scan_vectors(
+            values[:whole], signed[:whole], unsigned[:whole], center, tables
+        )
+    for j in range(whole, values.size):
+        lowest, highest, largest = min(lowest, signed[j]), max(highest, signed[j]), max(largest, unsigned[j])
+        deviation = np.float64(values[j]) - center
+        total += deviation
+        squares += deviation * deviation
+        tables[j % TABLES, unsigned[j] >> shift] += np.uint32(1)
+    return lowest, highest, largest, total, squares
 
 
 @_compiled("Tuple((int64, int64))(int32[::1], int32)", "Tuple((int64, int64))(int64[::1], int64)")
@@ -140,10 +182,8 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
         n = stop - start
         finite = np.float64(tallies[0] - tallies[2] - tallies[3] - tallies[4])
         center = moments[2] / finite if finite > 0 else np.float64(block[0])
-        lowest, highest, largest, total, squares = _extremes_and_sums(block, ints, unsigned[start:stop], center)
-
         before = at_zero.sum() + below_zero.sum()
-        _count(unsigned[start:stop], shift, tables)
+        lowest, highest, largest, total, squares = _scan_block(block, ints, unsigned[start:stop], center, shift, tables)
         if at_zero.sum() + below_zero.sum() != before:
             positive, negative = _zeros(ints, negative_zero)
             at_zero[0] -= np.uint32(positive)
@@ -259,12 +299,12 @@ def scan_linear(values, scale, first, places, tables):  # type: ignore[no-untype
     """Adds to the tables how many values lie in each [k, k+1)/scale, k from `first`; entry LINEAR_BINS takes the rest.
 
     Args:
-        scale: a power of two. places: (BLOCK,) scratch. tables: (2, LINEAR_BINS + 1).
+        scale: a power of two. places: (LINEAR_BLOCK,) scratch. tables: (2, LINEAR_BINS + 1).
     """
     outside = np.float64(LINEAR_BINS)
     even, odd = tables[0], tables[1]
-    for start in range(0, values.size, BLOCK):
-        block = values[start : start + BLOCK]
+    for start in range(0, values.size, LINEAR_BLOCK):
+        block = values[start : start + LINEAR_BLOCK]
         for j in range(block.size):
             place = np.floor(np.float64(block[j]) * scale) - first
             place = place if place >= 0 else outside  # NaN too
@@ -299,7 +339,7 @@ class CompiledPass:
         self.merged = np.zeros(2 * grid.first_negative, np.uint32)
         self._tables = np.zeros((TABLES, self.merged.size + PAD), np.uint32)
         self._bins, self._counts = (np.empty(2 * grid.top + 1, np.int64) for _ in range(2))
-        self.linear, self._places = np.zeros((2, LINEAR_BINS + 1), np.uint32), np.empty(BLOCK, np.int32)
+        self.linear, self._places = np.zeros((2, LINEAR_BINS + 1), np.uint32), np.empty(LINEAR_BLOCK, np.int32)
         self._edge = np.empty(1, grid.real)
         self._shift = grid.unsigned(grid.shift)
         self._negative_zero = np.array(-0.0, grid.real).view(grid.signed)[()]
@@ -313,21 +353,17 @@ class CompiledPass:
     def count(self, chunks: Iterable[NDArray[np.floating[Any]]]) -> None:
         """Adds these values; fewer than 2**32 between two calls of `counted`."""
         tables, tallies, moments = self._tables, self.tallies, self.moments
-        signed, unsigned, shift, negative_zero = (
-            self._grid.signed,
-            self._grid.unsigned,
-            self._shift,
-            self._negative_zero,
-        )
+        signed, unsigned = self._grid.signed, self._grid.unsigned
         before = _nonzero(tallies)
         for values in chunks:
-            scan(values, values.view(signed), values.view(unsigned), negative_zero, shift, tables, tallies, moments)
+            views = values, values.view(signed), values.view(unsigned)
+            scan(*views, self._negative_zero, self._shift, tables, tallies, moments)
         self._gather(_nonzero(tallies) - before)
 
     def _gather(self, number: int) -> None:
         """Empties the tables, which hold this many finite values other than zero."""
         grid = self._grid
-        if self.tallies[2:].any():
+        if _finite(self.tallies) < self.tallies[0]:
             for nonfinite in (grid.top, grid.first_negative + grid.top):
                 self._tables[:, nonfinite : nonfinite + OCTAVE] = 0
         if number:
@@ -362,20 +398,17 @@ class CompiledPass:
         found = jumps(low, high, self._edge, pattern, self._shift, grid.first_negative, counts.bins, counts.counts)
         return float(found) / 8 / counts.finite
 
-    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], low: float, high: float) -> None:
-        """Adds these values to bins of equal width; `low` and `high` are the extremes of all finite ones."""
-        exponent = linear_exponent(low, high)
+    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], exponent: int, first: int) -> None:
+        """Adds these values to `LINEAR_BINS` bins of equal width 2**exponent, numbered from `first`."""
         scale = math.ldexp(1.0, -exponent)
-        first = math.floor(low * scale)
         for values in chunks:
             scan_linear(values, scale, float(first), self._places, self.linear)
 
-    def counted_linear(self, low: float, high: float, others: Sequence[CompiledPass] = ()) -> Linear:
-        exponent = linear_exponent(low, high)
+    def counted_linear(self, exponent: int, first: int, others: Sequence[CompiledPass] = ()) -> Linear:
+        """As `counted`, of the bins of equal width."""
         for other in others:
             self.linear += other.linear
             other.linear[:] = 0
-        first = math.floor(math.ldexp(low, -exponent))
         found = extract_linear(self.linear, first, self._bins, self._counts)
         return Linear(exponent, self._bins[:found].copy(), self._counts[:found].copy())
 

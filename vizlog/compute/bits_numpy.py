@@ -16,7 +16,6 @@ from vizlog.compute.bits import (
     Linear,
     added_moments,
     interpolation_error,
-    linear_exponent,
 )
 
 __all__ = ["PlainPass"]
@@ -67,21 +66,20 @@ class PlainPass:
     def interpolation_error(self, counts: BitCounts) -> float:
         return interpolation_error(counts)
 
-    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], low: float, high: float) -> None:
-        """Adds these values to bins of equal width; `low` and `high` are the extremes of all finite ones."""
-        scale = math.ldexp(1.0, -linear_exponent(low, high))
-        first = math.floor(low * scale)
+    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], exponent: int, first: int) -> None:
+        """Adds these values to `LINEAR_BINS` bins of equal width 2**exponent, numbered from `first`."""
+        scale = math.ldexp(1.0, -exponent)
         for values in _blocks(chunks):
             finite = values[np.isfinite(values)].astype(np.float64)
             self.linear += np.bincount((np.floor(finite * scale) - first).astype(np.intp), minlength=LINEAR_BINS)
 
-    def counted_linear(self, low: float, high: float, others: Sequence[PlainPass] = ()) -> Linear:
-        exponent = linear_exponent(low, high)
+    def counted_linear(self, exponent: int, first: int, others: Sequence[PlainPass] = ()) -> Linear:
+        """As `counted`, of the bins of equal width."""
         table = sum((other.linear for other in others), self.linear)
         for each in (self, *others):
             each.start()
         places = np.flatnonzero(table)
-        return Linear(exponent, places + math.floor(math.ldexp(low, -exponent)), table[places])
+        return Linear(exponent, places + first, table[places])
 
 
 def _finite(tallies: NDArray[np.int64]) -> int:

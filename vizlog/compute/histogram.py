@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -124,9 +125,9 @@ class _Pass(Protocol):
 
     def counted(self, others: Sequence[Any]) -> BitCounts: ...
 
-    def count_linear(self, chunks: Iterable[NDArray[Any]], low: float, high: float) -> None: ...
+    def count_linear(self, chunks: Iterable[NDArray[Any]], exponent: int, first: int) -> None: ...
 
-    def counted_linear(self, low: float, high: float, others: Sequence[Any]) -> Linear: ...
+    def counted_linear(self, exponent: int, first: int, others: Sequence[Any]) -> Linear: ...
 
     def interpolation_error(self, counts: BitCounts) -> float: ...
 
@@ -167,9 +168,10 @@ def _count_on_cpu(tensor: Tensor) -> BitCounts:
     counts = first.counted(others)
     linear = None
     if counts.finite and (_always_linear(tensor) or first.interpolation_error(counts) > TOLERABLE_ERROR):
-        low, high = counts.min, counts.max
-        _share(tensor, hands, lambda hand, chunks: hand.count_linear(chunks, low, high))
-        linear = first.counted_linear(low, high, others)
+        exponent = linear_exponent(counts.min, counts.max)
+        low = math.floor(math.ldexp(counts.min, -exponent))
+        _share(tensor, hands, lambda hand, chunks: hand.count_linear(chunks, exponent, low))
+        linear = first.counted_linear(exponent, low, others)
     _idle[grid.name].extend(hands)
     if linear is None and not tensor.is_complex():
         return counts
