@@ -214,3 +214,9 @@ def test_a_map_much_wider_than_high_is_drawn_over_the_whole_width() -> None:
     rows, columns = np.nonzero(brightest[150:])  # below the colour bar
     assert np.ptp(rows) >= 20
     assert columns.min() > drawn.shape[1] * 0.8
+
+
+def test_a_mean_of_other_channels_than_the_images_have_is_said() -> None:
+    with pytest.raises(ValueError, match=r"std=\) takes a number for each of 1 channels, got \(0.2, 0.2, 0.2\)"):
+        FixedBatch(IMAGES, LABELS, mean=0.5, std=(0.2, 0.2, 0.2))
+    FixedBatch(torch.rand(4, 3, 8, 8), mean=(0.5, 0.5, 0.5), std=torch.ones(3).tolist())

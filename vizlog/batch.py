@@ -23,7 +23,8 @@ PICTURES = 8
 """How many of the first examples pictures are made of."""
 
 CHUNK = 32
-"""How many examples go through the model at once, and how many activations are counted on."""
+TOKENS = 2048
+"""How many examples go through the model at once, and how many of them have that many tokens at most."""
 
 
 class BatchDoesNotFit(ValueError):
@@ -92,12 +93,25 @@ class FixedBatch:
         self.class_names = tuple(str(name) for name in class_names) if class_names is not None else ()
         self.tokens = tokens
         self.mean, self.std = mean, std
+        channels = self.pictures.shape[1] if self.pictures is not None else 1
+        for name, numbers in (("mean", mean), ("std", std)):
+            if np.size(numbers if numbers is not None else 0) not in (1, channels):
+                raise ValueError(f"FixedBatch({name}=) takes a number for each of {channels} channels, got {numbers!r}")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __repr__(self) -> str:
         return f"FixedBatch({describe(self.inputs)}, targets={describe(self.targets)})"
+
+    @property
+    def chunk(self) -> int:
+        """How many examples go through the model at once, and how many activations are counted on: 32, or fewer texts.
+
+        A step of training sees thousands of tokens, so 32 long texts would take as long as several steps.
+        """
+        ids = self.token_ids
+        return CHUNK if ids is None else max(1, min(CHUNK, TOKENS // max(1, ids.shape[1])))
 
     @property
     def labels(self) -> Tensor | None:
