@@ -75,9 +75,12 @@ class VizLog(Callback):
         super().__init__()
         if every is not None:
             as_schedule(every)
+            if probes is not None:
+                raise ValueError("every= is for the standard probes; give each of probes= its own every=")
         self._probes = None if probes is None else as_probes(probes)
         self._to, self._batch, self._every, self._budget = to, batch, every, budget
         self._monitor: Monitor | None = None
+        self._resumed: dict[str, Any] | None = None
         self._seen: Any = None  # the first batch of the sanity check
         self._waits_for_batch = False
         self._measures_norm = True
@@ -87,6 +90,13 @@ class VizLog(Callback):
         looks_at = None if self._probes is None else [probe.name for probe in self._probes]
         to = self._to if self._to is None or isinstance(self._to, (str, Path)) else type(self._to).__name__
         return self._generate_state_key(probes=looks_at, every=self._every, to=to)
+
+    def state_dict(self) -> dict[str, Any]:
+        # Without a budget schedules follow from the step alone, and there is nothing to keep.
+        return self._monitor.state_dict() if self._monitor is not None and self._budget is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict
 
     @property
     def monitor(self) -> Monitor | None:
@@ -166,6 +176,9 @@ class VizLog(Callback):
             # The batch was ours to guess, so it must not stop the training.
             _LOG.warning("vizlog goes on without pictures of examples: %s", reason)
             self._monitor = Monitor(pl_module, self._probes, **options)
+        resumed, self._resumed = self._resumed, None
+        if resumed:
+            self._monitor.load_state_dict(resumed)
 
     def _stop(self) -> None:
         monitor, self._monitor = self._monitor, None

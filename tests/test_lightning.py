@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchmetrics
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -823,6 +823,34 @@ def test_a_resumed_run_goes_on_at_its_step(data: dict[str, Any], tmp_path: Path)
     fit(Classifier(), data, VizLog(probes(), to=memory)).save_checkpoint(tmp_path / "a.ckpt")
     trainer(VizLog(probes(), to=memory), max_epochs=2).fit(Classifier(), **data, ckpt_path=tmp_path / "a.ckpt")
     assert steps(memory, "weights/head.weight") == list(range(2 * STEPS))
+
+
+def test_a_budget_s_factors_go_with_the_checkpoint(data: dict[str, Any], tmp_path: Path) -> None:
+    first = VizLog(probes(), to=vizlog.Memory(), budget=1e-6)
+    made = trainer(first)
+    states = []
+
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "a.ckpt")
+            states.append(first.state_dict())
+
+    made.callbacks.append(Saves())
+    made.fit(Classifier(), **data)
+    stretched = {name: state["stretch"] for name, state in states[-1]["probes"].items()}
+    assert max(stretched.values()) > 1
+
+    second = VizLog(probes(), to=vizlog.Memory(), budget=1e-6)
+    seen = []
+
+    class Looks(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            seen.append(second.state_dict()["probes"])
+
+    made = trainer(second, max_epochs=2)
+    made.callbacks.append(Looks())
+    made.fit(Classifier(), **data, ckpt_path=tmp_path / "a.ckpt")
+    assert {name: state["stretch"] for name, state in seen[0].items()} == stretched
 
 
 def test_a_second_fit_goes_on(data: dict[str, Any]) -> None:

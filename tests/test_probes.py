@@ -186,7 +186,8 @@ def test_a_weight_of_zeros_has_no_update_ratio() -> None:
     with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.UpdateRatios(every=1)]):
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
-    assert math.isnan(only(memory, "updates/0.weight").value)
+    assert memory.of("updates/0.weight") == []
+    assert math.isnan(only(memory, "health/update_ratio").ys["update_ratio"][0])
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
