@@ -289,3 +289,12 @@ def test_standard_is_a_list_to_add_to_with_the_schedule_asked_for() -> None:
     probes = vizlog.standard(nn.Sequential(nn.Linear(2, 2)), every=vizlog.Every(7))
     probes.append(vizlog.WeightHistograms())
     assert [probe.schedule for probe in probes[:-1]] == [vizlog.Every(7)] * 4
+
+
+def test_of_many_tensors_matrices_are_drawn_before_biases_and_the_caption_says_how_many() -> None:
+    model, memory = nn.Sequential(*(nn.Linear(2, 2) for _ in range(10))), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=1, most=4)], to=memory) as monitor, monitor.step():
+        pass
+    tags = {record.tag for _, record in memory.records if record.tag.startswith("weights/")}
+    assert tags == {f"weights/{layer}.weight" for layer in (0, 3, 6, 9)}
+    assert "4 of 20 tensors are drawn" in only(memory, "weights/0.weight").caption

@@ -53,7 +53,7 @@ class GradientHistograms(ParameterHistograms):
             self._how += "; the gradient scaler skipped this step"
         yield from super().finish(measured)
 
-    def caption(self, name: str, number: int) -> str:
+    def caption(self, name: str) -> str:
         return f"gradient of {name}, {self._how}"
 
     def figures(self, counts: Mapping[str, BitCounts]) -> Iterable[Figures]:

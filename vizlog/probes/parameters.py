@@ -24,7 +24,8 @@ class ParameterHistograms(Probe):
     Args:
         select: which parameters, by their own or their module's name; None: all.
         every: a number of steps, or a schedule.
-        most: how many tensors to draw, spread over the depth (None: all that were selected); health figures cover all.
+        most: how many tensors to draw, spread over the depth and matrices before biases (None: all that were selected);
+            health figures cover all.
     """
 
     picture = False
@@ -44,6 +45,7 @@ class ParameterHistograms(Probe):
         matcher(select)  # raises where it is no selection
         self._select, self._most = select, most
         self._drawn: list[str] = []
+        self._matrices: set[str] = set()
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         found = self._names(models)
@@ -51,17 +53,21 @@ class ParameterHistograms(Probe):
         prepare()
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
-        return {"counts": self.request(tuple(self._names(models)), count_or_skip, _added)}
+        selected = selected_parameters(models, self._select)
+        self._matrices = {name for name, parameter in selected.items() if parameter.ndim > 1}
+        return {"counts": self.request(tuple(selected), count_or_skip, _added)}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
         counts = {name: count for name, count in measured["counts"].items() if isinstance(count, BitCounts)}
         skipped = {name: reason for name, reason in measured["counts"].items() if isinstance(reason, str)}
         left_out = f"; {len(skipped)} skipped ({next(iter(skipped.values()))})" if skipped else ""
-        for name in self._choose(list(counts)):
-            yield histogram(f"{self.kind}/{name}", counts[name], caption=self.caption(name, len(counts)) + left_out)
+        drawn = self._choose(list(counts))
+        left_out += f"; {len(drawn)} of {len(counts)} tensors are drawn" if len(drawn) < len(counts) else ""
+        for name in drawn:
+            yield histogram(f"{self.kind}/{name}", counts[name], caption=self.caption(name) + left_out)
         yield from self.figures(counts)
 
-    def caption(self, name: str, number: int) -> str:
+    def caption(self, name: str) -> str:
         """What one histogram's caption says."""
         raise NotImplementedError
 
@@ -79,8 +85,11 @@ class ParameterHistograms(Probe):
     def _choose(self, names: Sequence[str]) -> list[str]:
         # Once chosen, a tensor stays: histograms of one tag are compared over time.
         chosen = [name for name in self._drawn if name in set(names)]
-        if not chosen:
-            chosen = self._drawn = spread(names, self._most or len(names)) if names else []
+        if not chosen and names:
+            most = self._most or len(names)
+            matrices = [name for name in names if name in self._matrices]
+            few = set(spread(matrices if len(matrices) >= most else names, most))
+            chosen = self._drawn = [name for name in names if name in few]
         return chosen
 
 

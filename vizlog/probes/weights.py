@@ -14,5 +14,5 @@ class WeightHistograms(ParameterHistograms):
     kind = "weights"
     request = Weights
 
-    def caption(self, name: str, number: int) -> str:
+    def caption(self, name: str) -> str:
         return f"values of {name} after the step"
