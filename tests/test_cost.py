@@ -89,7 +89,7 @@ def drawn(clock: Clock, budget: float | None, *, steps: int = 1000, **seconds: f
 
 
 def test_a_schedule_is_stretched_by_the_whole_multiple_that_keeps_the_budget(clock: Clock) -> None:
-    # 5 s every 10 steps of 1 s are a half of the time, ten times the budget; step 10 is the first with a step to compare.
+    # 5 s every 10 steps of 1 s: half of the time, ten times the budget; before step 10 there is no step to compare.
     assert due(drawn(clock, 0.05, Dear=5.0), "Dear") == [0, 10, *range(110, 1000, 100)]
 
 
@@ -262,3 +262,25 @@ def test_a_run_of_450000_steps_draws_at_most_500_histograms_and_60_pictures() ->
         while step < 450_000:
             step, number = schedule.next_step(step), number + 1
         assert number <= most
+
+
+def test_long_texts_are_looked_at_by_their_tokens() -> None:
+    assert vizlog.FixedBatch(torch.zeros(64, 256, dtype=torch.long)).chunk == 8
+    assert vizlog.FixedBatch(torch.zeros(64, 10, dtype=torch.long)).chunk == 32
+    assert vizlog.FixedBatch(torch.zeros(64, 5000, dtype=torch.long)).chunk == 1
+    assert vizlog.FixedBatch(torch.zeros(64, 3, 32, 32)).chunk == 32
+
+
+def test_activations_of_long_texts_are_counted_on_the_same_tokens_whatever_else_is_due() -> None:
+    model, memory = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 7)), vizlog.Memory()
+    tokens = torch.randint(0, 7, (64, 256))
+    probes = [
+        vizlog.ActivationHistograms(every=1),
+        vizlog.Embeddings(every=2, methods=["pca"], label=np.arange(64) % 3),
+    ]
+    with vizlog.Monitor(model, probes, to=memory, batch=(tokens, tokens)) as monitor:
+        for _ in range(2):
+            with monitor.step():
+                pass
+    counts = [record.count for _, record in memory.of("activations/1") if isinstance(record, vizlog.Histogram)]
+    assert counts == [8 * 256 * 7] * 2

@@ -83,7 +83,7 @@ def test_the_features_before_the_last_linear_layer_are_found(digits, small_cnn):
 def test_more_examples_than_go_through_the_model_at_once_stay_in_order(digits, small_cnn):
     model = small_cnn()
     batch = vizlog.FixedBatch(*digits)
-    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), batch)
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"], examples=256), batch)
     assert len(embedding.vectors) == len(batch) == 256
     np.testing.assert_allclose(embedding.vectors, evaluated(model[:-1], batch.inputs), atol=1e-5)
 

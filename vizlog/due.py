@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vizlog.batch import CHUNK, FixedBatch
+from vizlog.batch import FixedBatch
 from vizlog.capture import AttentionCalls, Capture, Gradients, Outputs, Request, Updates, Weights, device_of
 from vizlog.compute.transfer import to_host
 from vizlog.probes.base import Probe
@@ -294,11 +294,12 @@ class DueStep:
         asked = self._of_the_batch()
         most = min(len(batch), max((request.examples for request in asked.values()), default=0))
         device = device_of(self.models)
-        for start in range(0, most, CHUNK):  # to the end, whatever failed: other ranks may be waiting in a forward
+        # To the end, whatever failed: other ranks may be waiting in a forward.
+        for start in range(0, most, batch.chunk):
             wanted = {key: request for key, request in asked.items() if request.examples > start and key in self._asked}
             capture = Capture(self.models, wanted)
             began = time.perf_counter()
-            part = batch.part(start, min(start + CHUNK, most), device)
+            part = batch.part(start, min(start + batch.chunk, most), device)
             with torch.no_grad(), context(), capture.forward():
                 part.run(self.models)
             for turn in {key[0] for key in wanted}:

@@ -89,12 +89,12 @@ class AtSteps(Schedule):
 class LogSpaced(Schedule):
     """Due at 0 and at steps that grow geometrically: about `per_decade` for each tenfold, all multiples of `every`.
 
-    Early training changes fast and late training slowly: 450,000 steps make 55 due ones, with
-    `every=100` 35.
+    Early training changes fast and late training slowly: 450,000 steps make 24 due ones, with
+    `every=100` 16.
     """
 
     every: int = 1
-    per_decade: int = 10
+    per_decade: int = 4
 
     def __post_init__(self) -> None:
         _check_whole("LogSpaced(every)", "every", self.every, least=1)

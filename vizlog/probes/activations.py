@@ -55,11 +55,12 @@ class _Seen:
 class ActivationHistograms(Probe):
     """How the outputs of modules and of functional activations are distributed: tags `activations/…`.
 
-    On the fixed batch they come from a pass in eval mode after the step, over its first 32 examples, so that they
-    compare from step to step; the live forward is looked at where there is no batch, or where `source="live"` asks for
-    it. Also `health/dead_units` (units that are zero for every example and position; a unit is a channel of a
-    convolution, else an entry of the last dimension), `health/zeros` and `health/saturated` (within 2% of the range of
-    either limit of a sigmoid, tanh or hard variant; softmax: rows whose maximum is over 0.98), and `health/nonfinite`.
+    On the fixed batch they come from a pass in eval mode after the step, over its first 32 examples (of texts, those of
+    the first 2,048 tokens), so that they compare from step to step; the live forward is looked at where there is no
+    batch, or where `source="live"` asks for it. Also `health/dead_units` (units that are zero for every example and
+    position; a unit is a channel of a convolution, else an entry of the last dimension), `health/zeros` and
+    `health/saturated` (within 2% of the range of either limit of a sigmoid, tanh or hard variant; softmax: rows whose
+    maximum is over 0.98), and `health/nonfinite`.
 
     Args:
         select: which layers; None: leaf modules and functional activations (`F.relu`, `torch.tanh` …, named by
@@ -86,6 +87,7 @@ class ActivationHistograms(Probe):
         self._select, self._source, self._most = select, source, most
         self._matches: Matcher = matcher(select) if select is not None else _leaf_or_function
         self._live = source == "live"
+        self._examples = 0
         self._drawn: list[str] = []
         self._warned = False
 
@@ -93,6 +95,7 @@ class ActivationHistograms(Probe):
         if survey is None and self._source == "batch":
             raise ValueError(f"{self.name}(source='batch') needs batch=(inputs, targets) or a vizlog.FixedBatch")
         self._live = self._source == "live" or survey is None
+        self._examples = survey.batch.chunk if survey is not None else 0
         prepare()
         modules = named_modules(models)
         if survey is None or self._live:
@@ -104,7 +107,7 @@ class ActivationHistograms(Probe):
             check_select(self._select, names, found, "layer that runs on the batch")
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
-        return {"seen": Outputs(self._wanted, _reduce, live=self._live)}
+        return {"seen": Outputs(self._wanted, _reduce, examples=self._examples, live=self._live)}
 
     def measure(self, context: Context) -> Any:
         if not context.captured["seen"] and not self._warned:

@@ -51,6 +51,7 @@ class Embeddings(Probe):
             numbers or words, (N,) for the examples as they were given or (N, T) for their tokens. None: the class where
             there is one, else the token.
         layers: how many of the selected layers to draw, spread over the depth.
+        examples: how many of the fixed batch's examples, the first ones.
 
     Raises:
         ImportError: "umap" without umap-learn.
@@ -66,8 +67,11 @@ class Embeddings(Probe):
         every: int | Schedule = LogSpaced(every=100),  # noqa: B008 (frozen)
         label: Label = None,
         layers: int = 6,
+        examples: int = 128,
     ) -> None:
         super().__init__(every=every)
+        if examples < 1:
+            raise ValueError(f"{self.name}(examples=) needs a number >= 1, got {examples}")
         if layers < 1:
             raise ValueError(f"{self.name}(layers=) needs a number >= 1, got {layers}")
         if isinstance(label, str) and label not in {"class", "token"}:
@@ -75,7 +79,7 @@ class Embeddings(Probe):
         self._select, self._matches = select, matcher(select)
         self._methods = check_methods(methods)
         self._label = label if label is None or isinstance(label, str) else np.asarray(label)
-        self._most = layers
+        self._most, self._examples = layers, examples
         self._process = shared()
         self._features: list[Features] = []
         self._left_out = 0
@@ -85,7 +89,7 @@ class Embeddings(Probe):
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         if survey is None:
             raise ValueError(f"{self.name} needs batch=: it shows where the model puts examples")
-        batch, is_input = survey.batch, self._select is None
+        batch, is_input = survey.batch.part(0, self._examples), self._select is None
         layers = [_last(survey)] if is_input else self._selected(survey)
         chosen = spread(layers, self._most)
         self._left_out = len(layers) - len(chosen)

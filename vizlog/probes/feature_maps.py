@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vizlog.batch import CHUNK
 from vizlog.capture import Call, Outputs, Request, Survey
 from vizlog.probes.base import Context, Probe
 from vizlog.records import Heatmaps, Record
@@ -45,6 +44,7 @@ class FeatureMaps(Probe):
             raise ValueError(f"{self.name}(channels=) needs a number >= 1, got {channels}")
         self._select, self._example, self._channels = select, example, channels
         self._layers: set[str] = set()
+        self._row = example
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         if survey is None:
@@ -53,6 +53,7 @@ class FeatureMaps(Probe):
             raise ValueError(
                 f"{self.name}(example=) needs one of the batch's {len(survey.batch)} examples, got {self._example}"
             )
+        self._row = self._example % survey.batch.chunk
         maps = {layer.name: layer for layer in survey.layers if len(layer.output_shape) == 4}
         if self._select is None:
             convolutions = [
@@ -82,7 +83,7 @@ class FeatureMaps(Probe):
 
     def _reduce(self, call: Call) -> dict[str, Any] | None:
         tensor = call.tensor
-        row = self._example % CHUNK
+        row = self._row
         if tensor is None or tensor.ndim != 4 or len(tensor) <= row:
             return None
         maps = tensor[row, : self._channels].float()

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vizlog.batch import CHUNK, FixedBatch
+from vizlog.batch import FixedBatch
 from vizlog.capture import Call, Layer
 from vizlog.records import Pixels
 
@@ -189,7 +189,7 @@ def points_of(batch: FixedBatch, label: Any, *, by_token: bool) -> Points:
 def _tokens(batch: FixedBatch, given: NDArray[Any] | None) -> Points:
     if batch.token_ids is None:
         raise ValueError("a point for each token needs token ids (N, T) in the batch")
-    examples = min(len(batch), CHUNK)
+    examples = min(len(batch), batch.chunk)
     rows, positions = np.nonzero(batch.token_mask.numpy()[:examples])
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), _MOST_TOKENS)).round().astype(np.int64)
     rows, positions = rows[chosen], positions[chosen]
