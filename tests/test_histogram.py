@@ -6,9 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -58,7 +56,7 @@ def total_variation(record: Any, values: NDArray[np.float64]) -> float:
 @pytest.fixture(params=["numba", "numpy"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to count on a CPU."""
-    monkeypatch.setattr(module, "_idle", {name: deque() for name in GRIDS})
+    monkeypatch.setattr(module, "_of_this_thread", threading.local())
     if request.param == "numpy":
         monkeypatch.setattr(module, "_new_pass", PlainPass)
     else:
@@ -119,7 +117,7 @@ def test_without_numba_the_counts_are_equal(monkeypatch: pytest.MonkeyPatch, dty
     pytest.importorskip("numba")
     tensors = [everything(dtype), everything(dtype, 1000)]
     compiled = count_each(tensors)
-    monkeypatch.setattr(module, "_idle", {name: deque() for name in GRIDS})
+    monkeypatch.setattr(module, "_of_this_thread", threading.local())
     monkeypatch.setattr(module, "_new_pass", PlainPass)
     for a, b in zip(compiled, count_each(tensors), strict=True):
         assert_equal_counts(a, b)
@@ -177,6 +175,19 @@ def test_addition_is_commutative_and_none_is_neutral() -> None:
 def test_different_bins_do_not_add() -> None:
     with pytest.raises(ValueError, match="float64 and of float32"):
         count_bits(torch.ones(3, dtype=torch.float64)) + count_bits(torch.ones(3))
+
+
+@pytest.mark.parametrize("n", [*range(1, 70), 127, 16_383, 16_384, 16_385, 16_417])
+def test_every_length_and_alignment_is_counted_whole(n: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        tensor = torch.randn(n + 1, dtype=dtype)[1:]
+        counts, values = count_bits(tensor), values_of(tensor)
+        edges, found = fine(counts)
+        np.testing.assert_array_equal(found, np.histogram(values, edges)[0])
+        assert found.sum() == n
+        assert (counts.min, counts.max) == (values.min(), values.max())
+        np.testing.assert_allclose(counts.mean, values.mean(), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(counts.std, values.std(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [20_000, 400_000])
@@ -402,27 +413,6 @@ def test_two_threads_count_at_once() -> None:
         assert_equal_counts(a, b)  # type: ignore[arg-type]
 
 
-@contextmanager
-def torch_threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_threads_count_together_what_one_counts_alone(passes: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(module, "CHUNK", 1000)
-    tensors = [everything(torch.float32), everything(torch.float64), everything(torch.bfloat16), torch.randn(9, 7, 500)]
-    tensors += [torch.randn(300, 200)[:, ::3].t(), torch.randn(60_000) * 0.01 + 1, torch.zeros(9000), torch.empty(0)]
-    for tensor in tensors:
-        with torch_threads(1):
-            alone = count_bits(tensor)
-        for _ in range(3):
-            with torch_threads(3):
-                assert_equal_counts(count_bits(tensor), alone)
-
-
 def test_what_an_error_leaves_half_counted_is_not_used_again(passes: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks_off(tensor: Tensor, most: int) -> Iterator[Tensor]:
         yield tensor[:500]
@@ -430,13 +420,11 @@ def test_what_an_error_leaves_half_counted_is_not_used_again(passes: None, monke
 
     tensor = torch.randn(5000, dtype=torch.float64).to(torch.bfloat16)
     expected = count_bits(tensor)
-    for threads in (1, 3):
-        with monkeypatch.context() as broken, torch_threads(threads):
-            broken.setattr(module, "WORTH_A_THREAD", 1)
-            broken.setattr(module, "flat_chunks", breaks_off)
-            with pytest.raises(Uncountable, match="out of memory"):
-                count_bits(tensor)
-        assert_equal_counts(count_bits(tensor), expected)
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "flat_chunks", breaks_off)
+        with pytest.raises(Uncountable, match="out of memory"):
+            count_bits(tensor)
+    assert_equal_counts(count_bits(tensor), expected)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")

@@ -8,14 +8,14 @@ while it still stores the last. Moments are settled block by block, about the me
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear, added_moments
+from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear
 from vizlog.compute.lanes import (
     WIDTH,
     add,
@@ -332,64 +332,44 @@ def extract_linear(tables, first, bins, counts):  # type: ignore[no-untyped-def]
 
 
 class CompiledPass:
-    """Counts chunks of float32 or float64 in tables that are kept for the next tensor; for one thread at a time."""
+    """Counts one tensor after another, from chunks of float32 or float64; keeps its tables for the next.
+
+    Not to be shared by threads.
+    """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self.merged = np.zeros(2 * grid.first_negative, np.uint32)
-        self._tables = np.zeros((TABLES, self.merged.size + PAD), np.uint32)
+        self._merged = np.zeros(2 * grid.first_negative, np.uint32)
+        self._tables = np.zeros((TABLES, self._merged.size + PAD), np.uint32)
         self._bins, self._counts = (np.empty(2 * grid.top + 1, np.int64) for _ in range(2))
-        self.linear, self._places = np.zeros((2, LINEAR_BINS + 1), np.uint32), np.empty(LINEAR_BLOCK, np.int32)
+        self._linear, self._places = np.zeros((2, LINEAR_BINS + 1), np.uint32), np.empty(LINEAR_BLOCK, np.int32)
         self._edge = np.empty(1, grid.real)
         self._shift = grid.unsigned(grid.shift)
         self._negative_zero = np.array(-0.0, grid.real).view(grid.signed)[()]
-        self.start()
 
-    def start(self) -> None:
-        """Forgets what was counted."""
-        self.tallies, self.moments = np.zeros(5, np.int64), np.array([np.inf, -np.inf, 0.0, 0.0])
-        self.lowest, self.highest = self._grid.top, -OCTAVE
-
-    def count(self, chunks: Iterable[NDArray[np.floating[Any]]]) -> None:
-        """Adds these values; fewer than 2**32 between two calls of `counted`."""
-        tables, tallies, moments = self._tables, self.tallies, self.moments
-        signed, unsigned = self._grid.signed, self._grid.unsigned
-        before = _nonzero(tallies)
+    def count(self, chunks: Iterable[NDArray[np.floating[Any]]]) -> BitCounts:
+        """Fewer than 2**32 values in all."""
+        tallies, moments = np.zeros(5, np.int64), np.array([np.inf, -np.inf, 0.0, 0.0])
         for values in chunks:
-            views = values, values.view(signed), values.view(unsigned)
-            scan(*views, self._negative_zero, self._shift, tables, tallies, moments)
-        self._gather(_nonzero(tallies) - before)
-
-    def _gather(self, number: int) -> None:
-        """Empties the tables, which hold this many finite values other than zero."""
-        grid = self._grid
-        if _finite(self.tallies) < self.tallies[0]:
-            for nonfinite in (grid.top, grid.first_negative + grid.top):
-                self._tables[:, nonfinite : nonfinite + OCTAVE] = 0
-        if number:
-            exponent = math.frexp(max(-self.moments[0], self.moments[1]))[1] - 1 + grid.top // OCTAVE // 2
-            highest = max(0, exponent) * OCTAVE
-            self.highest = max(self.highest, highest)
-            self.lowest = min(self.lowest, gather(self._tables, highest, number, self.merged))
-
-    def counted(self, others: Sequence[CompiledPass] = ()) -> BitCounts:
-        """All that this one and the others counted; the next tensor begins."""
-        tallies, moments = self.tallies, self.moments
-        for other in others:
-            moments = added_moments(_finite(tallies), moments, _finite(other.tallies), other.moments)
-            tallies = tallies + other.tallies
-            self._take_merged(other)
-        found = extract(self.merged, self.lowest, self.highest, tallies[1], self._bins, self._counts)
-        self.start()
+            views = values, values.view(self._grid.signed), values.view(self._grid.unsigned)
+            scan(*views, self._negative_zero, self._shift, self._tables, tallies, moments)
+        found = self._extract(*tallies.tolist(), largest=max(-moments[0], moments[1]))
         return BitCounts(self._grid.name, tallies, moments, self._bins[:found].copy(), self._counts[:found].copy())
 
-    def _take_merged(self, other: CompiledPass) -> None:
-        low, high = other.lowest, other.highest + OCTAVE
-        for sign in (0, self._grid.first_negative):
-            self.merged[sign + low : sign + high] += other.merged[sign + low : sign + high]
-            other.merged[sign + low : sign + high] = 0
-        self.lowest, self.highest = min(self.lowest, other.lowest), max(self.highest, other.highest)
-        other.start()
+    def _extract(self, count: int, zeros: int, *nonfinite: int, largest: float) -> int:
+        """Empties the tables into `_bins` and `_counts`; returns how many of these are occupied."""
+        grid = self._grid
+        if any(nonfinite):
+            for start in (grid.top, grid.first_negative + grid.top):
+                self._tables[:, start : start + OCTAVE] = 0
+        number = count - zeros - sum(nonfinite)
+        if not number:
+            self._bins[0], self._counts[0] = 0, zeros
+            return int(zeros > 0)
+        exponent = math.frexp(largest)[1] - 1 + grid.top // OCTAVE // 2
+        highest = max(0, exponent) * OCTAVE
+        lowest = gather(self._tables, highest, number, self._merged)
+        return int(extract(self._merged, lowest, highest, zeros, self._bins, self._counts))
 
     def interpolation_error(self, counts: BitCounts) -> float:
         """As `vizlog.compute.bits.interpolation_error`."""
@@ -398,25 +378,10 @@ class CompiledPass:
         found = jumps(low, high, self._edge, pattern, self._shift, grid.first_negative, counts.bins, counts.counts)
         return float(found) / 8 / counts.finite
 
-    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], exponent: int, first: int) -> None:
-        """Adds these values to `LINEAR_BINS` bins of equal width 2**exponent, numbered from `first`."""
+    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], exponent: int, first: int) -> Linear:
+        """The finite values all lie in `LINEAR_BINS` bins of width 2**exponent, numbered from `first`."""
         scale = math.ldexp(1.0, -exponent)
         for values in chunks:
-            scan_linear(values, scale, float(first), self._places, self.linear)
-
-    def counted_linear(self, exponent: int, first: int, others: Sequence[CompiledPass] = ()) -> Linear:
-        """As `counted`, of the bins of equal width."""
-        for other in others:
-            self.linear += other.linear
-            other.linear[:] = 0
-        found = extract_linear(self.linear, first, self._bins, self._counts)
+            scan_linear(values, scale, float(first), self._places, self._linear)
+        found = extract_linear(self._linear, first, self._bins, self._counts)
         return Linear(exponent, self._bins[:found].copy(), self._counts[:found].copy())
-
-
-def _finite(tallies: NDArray[np.int64]) -> int:
-    count, _, nans, pos_infs, neg_infs = tallies.tolist()
-    return int(count - nans - pos_infs - neg_infs)
-
-
-def _nonzero(tallies: NDArray[np.int64]) -> int:
-    return _finite(tallies) - int(tallies[1])

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vizlog.compute.bits import (
-    LINEAR_BINS,
-    BitCounts,
-    Grid,
-    Linear,
-    added_moments,
-    interpolation_error,
-)
+from vizlog.compute.bits import LINEAR_BINS, BitCounts, Grid, Linear, added_moments, interpolation_error
 
 __all__ = ["PlainPass"]
 
@@ -24,66 +17,40 @@ BLOCK = 1 << 16
 
 
 class PlainPass:
-    """Counts chunks of float32 or float64 in tables; for one thread at a time."""
+    """Counts one tensor after another, from chunks of float32 or float64."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self.start()
 
-    def start(self) -> None:
-        """Forgets what was counted."""
-        self.table = np.zeros(2 * self._grid.first_negative, np.int64)
-        self.linear = np.zeros(LINEAR_BINS, np.int64)
-        self.tallies, self.moments = np.zeros(5, np.int64), np.array([np.inf, -np.inf, 0.0, 0.0])
-
-    def count(self, chunks: Iterable[NDArray[np.floating[Any]]]) -> None:
-        """Adds these values."""
-        tallies = self.tallies
+    def count(self, chunks: Iterable[NDArray[np.floating[Any]]]) -> BitCounts:
+        table = np.zeros(2 * self._grid.first_negative, np.int64)
+        tallies, moments = np.zeros(5, np.int64), np.array([np.inf, -np.inf, 0.0, 0.0])
         for values in _blocks(chunks):
             finite = np.isfinite(values)
             everything_finite = bool(finite.all())
             kept = values if everything_finite else values[finite]
-            self.moments = added_moments(_finite(tallies), self.moments, len(kept), _moments(kept))
+            moments = added_moments(int(tallies[0] - tallies[2:].sum()), moments, len(kept), _moments(kept))
             tallies[0] += len(values)
             tallies[1] += len(values) - np.count_nonzero(values)
             if not everything_finite:
                 tallies[2:] += np.isnan(values).sum(), np.isposinf(values).sum(), np.isneginf(values).sum()
             patterns = kept[kept != 0].view(self._grid.unsigned)
             upper_bits = (patterns >> self._grid.unsigned(self._grid.shift)).astype(np.intp)
-            self.table += np.bincount(upper_bits, minlength=len(self.table))
-
-    def counted(self, others: Sequence[PlainPass] = ()) -> BitCounts:
-        """All that this one and the others counted; the next tensor begins."""
-        table, tallies, moments = self.table, self.tallies, self.moments
-        for other in others:
-            moments = added_moments(_finite(tallies), moments, _finite(other.tallies), other.moments)
-            table, tallies = table + other.table, tallies + other.tallies
-            other.start()
-        self.start()
+            table += np.bincount(upper_bits, minlength=len(table))
         bins, counts = self._grid.occupied(table, int(tallies[1]))
         return BitCounts(self._grid.name, tallies, moments, bins, counts)
 
     def interpolation_error(self, counts: BitCounts) -> float:
         return interpolation_error(counts)
 
-    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], exponent: int, first: int) -> None:
-        """Adds these values to `LINEAR_BINS` bins of equal width 2**exponent, numbered from `first`."""
+    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], exponent: int, first: int) -> Linear:
         scale = math.ldexp(1.0, -exponent)
+        table = np.zeros(LINEAR_BINS, np.int64)
         for values in _blocks(chunks):
             finite = values[np.isfinite(values)].astype(np.float64)
-            self.linear += np.bincount((np.floor(finite * scale) - first).astype(np.intp), minlength=LINEAR_BINS)
-
-    def counted_linear(self, exponent: int, first: int, others: Sequence[PlainPass] = ()) -> Linear:
-        """As `counted`, of the bins of equal width."""
-        table = sum((other.linear for other in others), self.linear)
-        for each in (self, *others):
-            each.start()
+            table += np.bincount((np.floor(finite * scale) - first).astype(np.intp), minlength=LINEAR_BINS)
         places = np.flatnonzero(table)
         return Linear(exponent, places + first, table[places])
-
-
-def _finite(tallies: NDArray[np.int64]) -> int:
-    return int(tallies[0] - tallies[2:].sum())
 
 
 def _blocks(chunks: Iterable[NDArray[np.floating[Any]]]) -> Iterable[NDArray[np.floating[Any]]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,22 +16,18 @@ from torch import Tensor
 
 from vizlog.compute.bits import GRIDS, BitCounts, Grid, Linear, fine, linear_exponent, settled, steps
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of
-from vizlog.compute.threads import MOST_THREADS, side_by_side
 from vizlog.records import QUANTILES, Histogram
 
 __all__ = ["BitCounts", "Uncountable", "count_bits", "count_each", "fine", "histogram", "prepare"]
 
 CHUNK = 1 << 17
-"""Elements converted or copied at a time, or handed to one thread: at most 1 MB of each form."""
+"""Elements converted or copied at a time: at most 1 MB of each form."""
 
 MOST = 1 << 31
 """Elements counted in one table of 32-bit counters."""
 
 ALWAYS_LINEAR = 1 << 14
 """Elements up to which the second pass is always made: interpolated bins would show the noise of few values each."""
-
-WORTH_A_THREAD = 1 << 20
-"""Elements from which another thread saves more time than waking it and fetching its tables cost."""
 
 TOLERABLE_ERROR = 0.005
 """Total variation that interpolation may be expected to cost before the second pass is made."""
@@ -45,8 +40,7 @@ class Uncountable(ValueError):
 def count_bits(tensor: Tensor) -> BitCounts:
     """Counts the values of one tensor of any type, shape and memory layout, without changing or keeping it.
 
-    On a CPU one pass, and a second one where bins of equal width are needed to show the distribution well; a large
-    tensor's is shared by some of as many threads as torch computes with (`torch.get_num_threads`). On a CUDA
+    On a CPU one pass, and a second one where bins of equal width are needed to show the distribution well. On a CUDA
     device small tensors come back and nothing waits for the device. Complex values are counted by magnitude,
     quantised ones dequantised, of a sparse tensor the implicit zeros too, of a DTensor this rank's shard. At most 64
     MB of memory beside the tensor.
@@ -119,28 +113,16 @@ def _count_mixed(tensors: Sequence[Tensor]) -> list[BitCounts]:
 
 
 class _Pass(Protocol):
-    """Tables that values are counted in; for one thread at a time."""
+    """Tables that values are counted in, kept for the next tensor; for one thread."""
 
-    def count(self, chunks: Iterable[NDArray[Any]]) -> None: ...
-
-    def counted(self, others: Sequence[Any]) -> BitCounts: ...
-
-    def count_linear(self, chunks: Iterable[NDArray[Any]], exponent: int, first: int) -> None: ...
-
-    def counted_linear(self, exponent: int, first: int, others: Sequence[Any]) -> Linear: ...
+    def count(self, chunks: Iterable[NDArray[Any]]) -> BitCounts: ...
 
     def interpolation_error(self, counts: BitCounts) -> float: ...
 
-
-_idle: dict[str, deque[_Pass]] = {name: deque(maxlen=MOST_THREADS) for name in GRIDS}
-"""By grid. Out of here while in use: what an error or an interrupt leaves half counted is never used again."""
+    def count_linear(self, chunks: Iterable[NDArray[Any]], exponent: int, first: int) -> Linear: ...
 
 
-def _pass_for(grid: Grid) -> _Pass:
-    try:
-        return _idle[grid.name].pop()
-    except IndexError:
-        return _new_pass(grid)
+_of_this_thread = threading.local()
 
 
 def _new_pass(grid: Grid) -> _Pass:
@@ -156,51 +138,26 @@ def _new_pass(grid: Grid) -> _Pass:
 def _count_on_cpu(tensor: Tensor) -> BitCounts:
     if tensor.layout != torch.strided or tensor.is_nested:
         return _count_parts(tensor)
-    size = tensor.numel()
-    if size > MOST:
+    if tensor.numel() > MOST:
         longest = max(range(tensor.dim()), key=lambda dim: tensor.shape[dim])
         return _sum([_count_on_cpu(half) for half in tensor.tensor_split(2, longest)])
     tensor = tensor.cpu()
-    threads = min(torch.get_num_threads(), MOST_THREADS) if size >= WORTH_A_THREAD else 1
     grid = grid_of(tensor.dtype)
-    first, *others = hands = [_pass_for(grid) for _ in range(threads)]
-    _share(tensor, hands, lambda hand, chunks: hand.count(chunks))
-    counts = first.counted(others)
-    linear = None
-    if counts.finite and (_always_linear(tensor) or first.interpolation_error(counts) > TOLERABLE_ERROR):
+    # Out of its place while in use: what an interrupt leaves half counted is never used again.
+    counting = _of_this_thread.__dict__.pop(grid.name, None) or _new_pass(grid)
+    counts = counting.count(_arrays(tensor))
+    if counts.finite and (_always_linear(tensor) or counting.interpolation_error(counts) > TOLERABLE_ERROR):
         exponent = linear_exponent(counts.min, counts.max)
-        low = math.floor(math.ldexp(counts.min, -exponent))
-        _share(tensor, hands, lambda hand, chunks: hand.count_linear(chunks, exponent, low))
-        linear = first.counted_linear(exponent, low, others)
-    _idle[grid.name].extend(hands)
-    if linear is None and not tensor.is_complex():
-        return counts
-    return replace(counts, linear=linear, note="magnitudes of complex values" if tensor.is_complex() else "")
+        first = math.floor(math.ldexp(counts.min, -exponent))
+        counts = replace(counts, linear=counting.count_linear(_arrays(tensor), exponent, first))
+    setattr(_of_this_thread, grid.name, counting)
+    return replace(counts, note="magnitudes of complex values") if tensor.is_complex() else counts
 
 
-def _share(tensor: Tensor, hands: Sequence[_Pass], use: Callable[[_Pass, Iterable[NDArray[Any]]], None]) -> None:
-    """Each hand uses some of the tensor's values, all together every one once."""
-    readable = tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous() and not tensor.is_neg()
-    if len(hands) == 1:
-        chunks = (tensor.view(-1).numpy(),) if readable else (as_real(c).numpy() for c in flat_chunks(tensor, CHUNK))
-        use(hands[0], chunks)
-        return
-    pieces = _Supply(flat_chunks(tensor, CHUNK))
-    side_by_side(lambda hand: use(hand, (as_real(piece).numpy() for piece in pieces)), hands)
-
-
-class _Supply:
-    """An iterator that threads may share."""
-
-    def __init__(self, pieces: Iterator[Tensor]) -> None:
-        self._pieces, self._lock = pieces, threading.Lock()
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return self
-
-    def __next__(self) -> Tensor:
-        with self._lock:
-            return next(self._pieces)
+def _arrays(tensor: Tensor) -> Iterable[NDArray[Any]]:
+    if tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous() and not tensor.is_neg():
+        return (tensor.view(-1).numpy(),)
+    return (as_real(chunk).numpy() for chunk in flat_chunks(tensor, CHUNK))
 
 
 def _always_linear(tensor: Tensor) -> bool:
