@@ -64,7 +64,7 @@ class AttentionMaps(Probe):
         matching = [name for name in survey.attention if self._matches(name, modules.get(name))]
         check_select(self._select, survey.attention, matching, "layer with attention")
         if not matching:
-            raise ValueError("AttentionMaps found no attention in the model; leave it out")
+            raise ValueError("AttentionMaps found no attention in the model")
         self._layers, self._total_layers = spread(matching, self._most_layers), len(survey.attention)
         shown = survey.batch.part(0, len(self._shown.examples))
         self._ids = shown.ids.tolist()

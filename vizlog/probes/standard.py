@@ -79,7 +79,7 @@ def standard_for(models: Mapping[str, nn.Module], met: Survey | None, *, every: 
         try:
             probe.bind(models, met)
         except ValueError as reason:
-            left_out.append(f"{probe.name} ({reason})")
+            left_out.append(f"{probe.name} ({str(reason).removeprefix(probe.name).strip()})")
         else:
             chosen.append(probe)
     _LOG.info("vizlog looks at %s", ", ".join(probe.name for probe in chosen))
