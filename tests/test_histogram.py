@@ -190,6 +190,11 @@ def test_every_length_and_alignment_is_counted_whole(n: int) -> None:
         np.testing.assert_allclose(counts.std, values.std(), rtol=1e-9, atol=1e-12)
 
 
+def test_compiled_code_has_the_bins_of_the_grids() -> None:
+    shifts = pytest.importorskip("vizlog.compute.bits_numba").SHIFTS
+    assert shifts == {grid.unsigned(0).itemsize * 8: grid.shift for grid in GRIDS.values()}
+
+
 @pytest.mark.parametrize("n", [20_000, 400_000])
 def test_both_ways_expect_the_same_of_interpolation(n: int) -> None:
     numba_pass = pytest.importorskip("vizlog.compute.bits_numba").CompiledPass

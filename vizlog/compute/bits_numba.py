@@ -3,7 +3,10 @@
 Counting costs one addition to memory an element, which is what bounds the whole: a processor stores once a cycle.
 Extremes and sums are vector arithmetic between the additions, in groups so small that the processor computes the next
 while it still stores the last. Moments are settled block by block, about the mean so far.
+
+What is compiled depends on nothing but this file: numba keeps machine code until the text of a function's file changes.
 """
+# ruff: noqa: ARG001 -- an intrinsic is called with all it may need
 
 from __future__ import annotations
 
@@ -13,35 +16,29 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic as typed_intrinsic
+from numba.extending import models, register_model
 from numpy.typing import NDArray
 
 from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear
-from vizlog.compute.lanes import (
-    WIDTH,
-    add,
-    lane,
-    load,
-    lower,
-    multiply,
-    prefetch,
-    splat,
-    subtract,
-    upper,
-    upper_bits_of_two,
-    wide,
-)
 
 __all__ = ["CompiledPass"]
 
 BLOCK = 1 << 14
 LINEAR_BLOCK = 1 << 12
+SHIFTS = {32: 17, 64: 46}
+"""Bits of a pattern -> how many low ones a bin ignores, as in `GRIDS`."""
+
+WIDTH = 8
+"""Numbers in a vector."""
+
 GROUP = 32
 """Elements between which vector arithmetic and counting alternate."""
 
 AHEAD = 2048
 """Elements by which memory is asked for before it is read: what a processor does by itself stops at each page's end."""
-
-OCTAVE = 1 << MANTISSA_BITS
 
 TABLES = 4
 """Counters of each bin: equal values in a row would wait for one another at a single one."""
@@ -63,6 +60,155 @@ def _compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., 
         return compiled
 
     return compile_
+
+
+# vectors, which numba does not know
+
+
+intrinsic: Any = typed_intrinsic  # it takes a function of types and gives one of values, which no annotation says
+
+
+class Lanes(types.Type):
+    """A vector of `WIDTH` numbers, kept in registers.
+
+    LLVM vectorises a loop whole or not at all. With these one loop does vector arithmetic between stores that no vector
+    can make. Processors whose vectors are shorter take several.
+    """
+
+    def __init__(self, element: Any) -> None:
+        self.element = element
+        super().__init__(name=f"Lanes({element})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, lanes: Lanes) -> None:
+        vector = ir.VectorType(manager.lookup(lanes.element).get_value_type(), WIDTH)
+        super().__init__(manager, lanes, vector)  # type: ignore[no-untyped-call]
+
+
+def _place(context: Any, builder: Any, array_type: Any, array: Any, k: Any) -> Any:
+    """Where element k lies in memory."""
+    return builder.gep(context.make_array(array_type)(context, builder, array).data, [k])
+
+
+def _read(builder: Any, place: Any, as_type: Any, element: Any) -> Any:
+    """What lies there, in whatever alignment such elements have."""
+    read = builder.load(builder.bitcast(place, as_type.as_pointer()))
+    read.align = element.bitwidth // 8
+    return read
+
+
+@intrinsic
+def load(typing_context, array, start):  # type: ignore[no-untyped-def]
+    """Array elements `start` to `start + WIDTH`."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        vector = context.get_value_type(signature.return_type)
+        return _read(builder, _place(context, builder, array, *arguments), vector, array.dtype)
+
+    return Lanes(array.dtype)(array, types.uint64), generate
+
+
+@intrinsic
+def prefetch(typing_context, array, at):  # type: ignore[no-untyped-def]
+    """Has the memory of `array[at]` brought near; nothing happens if there is none."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        place = _place(context, builder, array, *arguments)
+        number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(fetch, [builder.bitcast(place, byte), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.none(array, types.uint64), generate
+
+
+@intrinsic
+def upper_bits_of_two(typing_context, patterns, start):  # type: ignore[no-untyped-def]
+    """The upper bits of `patterns[start]` and of the next, in either order.
+
+    Two 32-bit patterns are read at once: a counting loop makes as many memory accesses as a processor has ports for.
+    """
+    word = ir.IntType(64)
+    shift = word(SHIFTS[patterns.dtype.bitwidth])
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        place = _place(context, builder, patterns, *arguments)
+        first = both = _read(builder, place, word, patterns.dtype)
+        if patterns.dtype.bitwidth == 32:
+            first, second = builder.and_(both, word(2**32 - 1)), builder.lshr(both, word(32))
+        else:
+            second = _read(builder, builder.gep(place, [word(1)]), word, patterns.dtype)
+        found = builder.lshr(first, shift), builder.lshr(second, shift)
+        return context.make_tuple(builder, signature.return_type, found)
+
+    pair = types.UniTuple(types.uint64, 2)  # type: ignore[no-untyped-call]
+    return pair(patterns, types.uint64), generate
+
+
+@intrinsic
+def splat(typing_context, number):  # type: ignore[no-untyped-def]
+    """The number in every lane."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        nothing = ir.Constant(context.get_value_type(signature.return_type), ir.Undefined)
+        first = builder.insert_element(nothing, arguments[0], ir.IntType(32)(0))
+        return builder.shuffle_vector(first, nothing, ir.VectorType(ir.IntType(32), WIDTH)([0] * WIDTH))
+
+    return Lanes(number)(number), generate
+
+
+@intrinsic
+def lane(typing_context, lanes, k):  # type: ignore[no-untyped-def]
+    """The number in lane k."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.extract_element(*arguments)
+
+    return lanes.element(lanes, types.uint64), generate
+
+
+@intrinsic
+def wide(typing_context, lanes):  # type: ignore[no-untyped-def]
+    """The lanes as float64."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        doubles = context.get_value_type(signature.return_type)
+        return arguments[0] if lanes.element == types.float64 else builder.fpext(arguments[0], doubles)
+
+    return Lanes(types.float64)(lanes), generate
+
+
+def _lane_by_lane(operation: Callable[..., Any]) -> Any:
+    """An operation (builder, element type, a, b) on two vectors of one type."""
+
+    @intrinsic
+    def operate(typing_context, a, b):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return operation(builder, a.element, *arguments)
+
+        return a(a, b), generate
+
+    return operate
+
+
+def _where(builder: Any, element: Any, relation: str, a: Any, b: Any) -> Any:
+    """A where it stands in this relation to b, else b; whole numbers."""
+    compare = builder.icmp_signed if element.signed else builder.icmp_unsigned
+    return builder.select(compare(relation, a, b), a, b)
+
+
+# "contract": a product and the sum it goes into may be one instruction.
+add = _lane_by_lane(lambda builder, element, a, b: builder.fadd(a, b, flags=["contract"]))
+subtract = _lane_by_lane(lambda builder, element, a, b: builder.fsub(a, b))
+multiply = _lane_by_lane(lambda builder, element, a, b: builder.fmul(a, b, flags=["contract"]))
+lower = _lane_by_lane(lambda builder, element, a, b: _where(builder, element, "<", a, b))
+upper = _lane_by_lane(lambda builder, element, a, b: _where(builder, element, ">", a, b))
+
+
+# the bins of a float's upper bits
 
 
 @_compiled(
@@ -204,62 +350,65 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
         tallies[0] += n
 
 
-@_compiled("int64(uint32[:, ::1], int64, uint32[::1])")
-def _gather_octave(tables, start, merged):  # type: ignore[no-untyped-def]
+@_compiled("int64(uint32[:, ::1], int64, int64, uint32[::1])")
+def _gather_octave(tables, start, octave, merged):  # type: ignore[no-untyped-def]
     """Moves one octave's counters from the tables to `merged`; returns how many values they hold."""
     total = np.int64(0)
-    into = merged[start : start + OCTAVE]
+    into = merged[start : start + octave]
     for t in range(TABLES):
-        octave = tables[t, start : start + OCTAVE]
-        for k in range(OCTAVE):
-            total += np.int64(octave[k])
-            into[k] += octave[k]
-        octave[:] = 0
+        counters = tables[t, start : start + octave]
+        for k in range(counters.size):
+            total += np.int64(counters[k])
+            into[k] += counters[k]
+        counters[:] = 0
     return total
 
 
-@_compiled("int64(uint32[:, ::1], int64, int64, uint32[::1])")
-def gather(tables, highest, number, merged):  # type: ignore[no-untyped-def]
+@_compiled("int64(uint32[:, ::1], int64, int64, int64, uint32[::1])")
+def gather(tables, highest, octave, number, merged):  # type: ignore[no-untyped-def]
     """Moves all counters of finite values to `merged` (bins,); returns where the lowest octave that has any starts.
 
     From the highest octave down to where all values are found: the rest of the tables, most of them, is never read.
 
     Args:
-        highest: where the octave of the largest magnitude starts. number: finite values other than zero.
+        highest: where the octave of the largest magnitude starts.
+        octave: how many bins it has.
+        number: finite values other than zero.
     """
     negative = merged.size // 2
     lowest = highest
     while True:
-        number -= _gather_octave(tables, lowest, merged) + _gather_octave(tables, negative + lowest, merged)
+        number -= _gather_octave(tables, lowest, octave, merged)
+        number -= _gather_octave(tables, negative + lowest, octave, merged)
         if number <= 0 or lowest == 0:
             return lowest
-        lowest -= OCTAVE
+        lowest -= octave
 
 
 @_compiled("int64(uint32[::1], int64, int64, int64, int64[::1], int64[::1])")
-def extract(merged, lowest, highest, zeros, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def extract(merged, lowest, end, zeros, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Writes the occupied bins, rising, and their counts; empties `merged`; returns how many there were.
 
     Args:
-        lowest, highest: between these octaves lie all that are occupied.
+        lowest, end: from the one to before the other lie the upper bits of all that are occupied, signs aside.
         zeros: the count of bin 0.
         bins, counts: at least as long as there are occupied bins.
     """
     found = 0
     negative = merged.size // 2
-    for k in range(highest + OCTAVE - 1, lowest - 1, -1):
+    for k in range(end - 1, lowest - 1, -1):
         if merged[negative + k]:
             bins[found], counts[found] = -1 - k, merged[negative + k]
             found += 1
     if zeros:
         bins[found], counts[found] = 0, zeros
         found += 1
-    for k in range(lowest, highest + OCTAVE):
+    for k in range(lowest, end):
         if merged[k]:
             bins[found], counts[found] = k + 1, merged[k]
             found += 1
-    merged[lowest : highest + OCTAVE] = 0
-    merged[negative + lowest : negative + highest + OCTAVE] = 0
+    merged[lowest:end] = 0
+    merged[negative + lowest : negative + end] = 0
     return found
 
 
@@ -296,12 +445,12 @@ def jumps(low, high, edge, pattern, shift, first_negative, bins, counts):  # typ
     "void(float64[::1], float64, float64, int32[::1], uint32[:, ::1])",
 )
 def scan_linear(values, scale, first, places, tables):  # type: ignore[no-untyped-def]
-    """Adds to the tables how many values lie in each [k, k+1)/scale, k from `first`; entry LINEAR_BINS takes the rest.
+    """Adds to the tables how many values lie in each [k, k+1)/scale, k from `first`; the last entry takes the rest.
 
     Args:
-        scale: a power of two. places: (LINEAR_BLOCK,) scratch. tables: (2, LINEAR_BINS + 1).
+        scale: a power of two. places: (LINEAR_BLOCK,) scratch. tables: (2, bins + 1).
     """
-    outside = np.float64(LINEAR_BINS)
+    outside = np.float64(tables.shape[1] - 1)
     even, odd = tables[0], tables[1]
     for start in range(0, values.size, LINEAR_BLOCK):
         block = values[start : start + LINEAR_BLOCK]
@@ -322,7 +471,7 @@ def scan_linear(values, scale, first, places, tables):  # type: ignore[no-untype
 def extract_linear(tables, first, bins, counts):  # type: ignore[no-untyped-def]
     """As `extract`, from the tables of `scan_linear`."""
     found = 0
-    for k in range(LINEAR_BINS):
+    for k in range(tables.shape[1] - 1):
         n = np.int64(tables[0, k]) + np.int64(tables[1, k])
         if n:
             bins[found], counts[found] = first + k, n
@@ -358,18 +507,18 @@ class CompiledPass:
 
     def _extract(self, count: int, zeros: int, *nonfinite: int, largest: float) -> int:
         """Empties the tables into `_bins` and `_counts`; returns how many of these are occupied."""
-        grid = self._grid
+        grid, octave = self._grid, 1 << MANTISSA_BITS
         if any(nonfinite):
             for start in (grid.top, grid.first_negative + grid.top):
-                self._tables[:, start : start + OCTAVE] = 0
+                self._tables[:, start : start + octave] = 0
         number = count - zeros - sum(nonfinite)
         if not number:
             self._bins[0], self._counts[0] = 0, zeros
             return int(zeros > 0)
-        exponent = math.frexp(largest)[1] - 1 + grid.top // OCTAVE // 2
-        highest = max(0, exponent) * OCTAVE
-        lowest = gather(self._tables, highest, number, self._merged)
-        return int(extract(self._merged, lowest, highest, zeros, self._bins, self._counts))
+        exponent = math.frexp(largest)[1] - 1 + grid.top // octave // 2
+        highest = max(0, exponent) * octave
+        lowest = gather(self._tables, highest, octave, number, self._merged)
+        return int(extract(self._merged, lowest, highest + octave, zeros, self._bins, self._counts))
 
     def interpolation_error(self, counts: BitCounts) -> float:
         """As `vizlog.compute.bits.interpolation_error`."""
