@@ -16,7 +16,7 @@ from benchmarks.models import WORKLOADS, Workload
 from benchmarks.peers import SummaryWriterLoop, offline_run
 from benchmarks.results import Found, Row, at_least
 
-_REPEATS = 5
+_REPEATS = 3
 
 
 def run() -> Found:
