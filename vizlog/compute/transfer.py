@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -85,16 +86,35 @@ def _start_copy(device: torch.device, tensors: list[tuple[int, Tensor]], landing
 
 
 def _map(function: Callable[[Any], Any], tree: Any) -> Any:
+    kind: Any = type(tree)
+    if kind in _PLAIN:  # thousands of them at a due step
+        return tree
+    if kind in _LEAVES:
+        return function(tree)
     if isinstance(tree, dict):
         return {key: _map(function, part) for key, part in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map(function, part) for part in tree))
+        return kind(*(_map(function, part) for part in tree))
     if isinstance(tree, (list, tuple)):
-        return type(tree)(_map(function, part) for part in tree)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, (type, _Slot)):
-        changed = {part.name: getattr(tree, part.name) for part in dataclasses.fields(tree) if part.init}
-        mapped = {name: _map(function, value) for name, value in changed.items()}
-        if all(mapped[name] is changed[name] for name in changed):
-            return tree
-        return dataclasses.replace(tree, **mapped)
-    return function(tree)
+        return kind(_map(function, part) for part in tree)
+    changed = {}
+    for name in _parts(kind):
+        part = getattr(tree, name)
+        mapped = _map(function, part)
+        if mapped is not part:
+            changed[name] = mapped
+    if changed:
+        return dataclasses.replace(tree, **changed)
+    return tree if _parts(kind) else function(tree)
+
+
+_PLAIN = {str, int, float, bool, type(None)}
+_LEAVES = {Tensor, np.ndarray, _Slot}
+
+
+@functools.cache
+def _parts(kind: type) -> tuple[str, ...]:
+    """Names of a dataclass's fields; () for any other type."""
+    if not dataclasses.is_dataclass(kind) or kind is _Slot:
+        return ()
+    return tuple(part.name for part in dataclasses.fields(kind) if part.init)
