@@ -67,7 +67,7 @@ class Embeddings(Probe):
         every: int | Schedule = LogSpaced(every=100),  # noqa: B008 (frozen)
         label: Label = None,
         layers: int = 6,
-        examples: int = 128,
+        examples: int = 256,
     ) -> None:
         super().__init__(every=every)
         if examples < 1:

@@ -69,7 +69,7 @@ def standard_for(models: Mapping[str, nn.Module], met: Survey | None, *, every: 
         lambda: FilterImages(every=pictures),
         lambda: FeatureMaps(every=pictures),
         lambda: SaliencyMaps(every=pictures),
-        lambda: Embeddings(every=pictures),
+        lambda: Embeddings(every=pictures, examples=128),  # each more of them is a forward more
         lambda: AttentionMaps(every=pictures),
     ]
     chosen: list[Probe] = []
