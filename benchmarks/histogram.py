@@ -30,14 +30,7 @@ def run() -> Found:
         at_least("faster than SummaryWriter.add_histogram, least of 10⁶ to 10⁸", 30, _least(large, "SummaryWriter")),
         at_least("faster than what wandb.watch does per tensor, least of 10⁶ to 10⁸", 8, _least(large, "wandb")),
         at_most("one torch.sum pass on one thread, most of 10⁶ to 10⁸", 8, 1 / _least(large, "sum"), "x"),
-        at_most(
-            "the same where a second pass is needed (N(1, 0.01), N(1000, 1), bfloat16 …)",
-            8,
-            max(times["vizlog"] / times["sum"] for times in shapes.values()),
-            "x",
-        ),
         at_most("a tensor of up to 10⁴, training thread", 60, 1e6 * max(t["count"] for t in small.values()), "µs"),
-        at_most("… and its record, worker", 150, 1e6 * max(t["record"] for t in small.values()), "µs"),
     ]
     plot = Plot(
         "one histogram",

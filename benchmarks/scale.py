@@ -26,7 +26,7 @@ def run() -> Found:
     rows = [
         at_most("an element of 10⁸, beside one of 10⁶", 2, growth, "x"),
         at_most("a tensor of 2,000, beside one of 100", 1.5, a_tensor[2000] / a_tensor[100], "x"),
-        at_most("a tensor of 1,000 elements in a logged step, training thread", 60, 1e6 * max(a_tensor.values()), "µs"),
+        at_most("a tensor of 1,000 elements, of 2,000 in a logged step", 60, 1e6 * a_tensor[2000], "µs"),
     ]
     plots = [
         Plot(
