@@ -44,6 +44,8 @@ class Delivery:
     def send(self, step: int, measured: Sequence[tuple[Turn, Any]]) -> None:
         """Starts one copy to the host and queues the rest: numbers and histograms together, each picture by itself."""
         self._send_scalars()
+        if self._backend is None:
+            return
         pending = to_host([tree for _, tree in measured])
         written: set[str] = set()
         numbers = [(number, turn) for number, (turn, _) in enumerate(measured) if not turn.probe.picture]
