@@ -6,6 +6,7 @@ examples, from which source, with which settings, and what was left out). Record
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -100,19 +101,19 @@ class Histogram(_Tagged):
     def __post_init__(self) -> None:
         super().__post_init__()
         edges, counts = np.asarray(self.edges), np.asarray(self.counts)
-        _require(
-            edges.ndim == 1 and counts.ndim == 1 and len(edges) == len(counts) + 1 and len(counts) >= 1,
-            f"a histogram of B bins needs edges (B+1,) and counts (B,), got {edges.shape} and {counts.shape}",
-        )
-        _require(
-            bool(np.isfinite(edges).all()) and bool((np.diff(edges) > 0).all()),
-            f"histogram edges must be finite and rising, got {len(edges)} from {edges[0]} to {edges[-1]}",
-        )
+        # Thousands of these are made at a due step, so messages are put together only where they are needed.
+        if not (edges.ndim == 1 and counts.ndim == 1 and len(edges) == len(counts) + 1 and len(counts) >= 1):
+            raise ValueError(
+                f"a histogram of B bins needs edges (B+1,) and counts (B,), got {edges.shape} and {counts.shape}"
+            )
+        # Between finite ends that rise, every edge that rises is finite too.
+        if not (math.isfinite(edges[0]) and math.isfinite(edges[-1]) and (edges[1:] > edges[:-1]).all()):
+            raise ValueError(
+                f"histogram edges must be finite and rising, got {len(edges)} from {edges[0]} to {edges[-1]}"
+            )
         total = float(counts.sum()) + self.nans + self.pos_infs + self.neg_infs
-        _require(
-            abs(total - self.count) <= max(1e-6 * self.count, 1e-6),
-            f"counts and non-finite add up to {total:g}, but count is {self.count}",
-        )
+        if not abs(total - self.count) <= max(1e-6 * self.count, 1e-6):
+            raise ValueError(f"counts and non-finite add up to {total:g}, but count is {self.count}")
 
 
 @dataclass(frozen=True, eq=False)

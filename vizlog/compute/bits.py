@@ -7,6 +7,7 @@ themselves, positive values the bins above it, negative values those below it.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -29,7 +30,6 @@ __all__ = [
     "interpolation_error",
     "linear_exponent",
     "settled",
-    "steps",
 ]
 
 MANTISSA_BITS = 6
@@ -59,12 +59,7 @@ class Grid:
 
     def lower_edges(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
         """(K,) the smallest value in each of the `bins`, which run to one above the highest bin."""
-        upper_bits = np.abs(bins) - (bins > 0)
-        edges = (upper_bits.astype(self.unsigned) << self.unsigned(self.shift)).view(self.real)
-        edges = np.where(bins == 1, np.finfo(self.real).smallest_subnormal, edges)
-        # −edge itself belongs to the bin further from zero: this one starts at the neighbouring float.
-        edges = np.where(bins < 0, np.nextafter(-edges, self.real(0)), edges)
-        return np.minimum(edges, np.finfo(self.real).max).astype(np.float64)
+        return _all_lower_edges(self)[bins + self.top]
 
     def bins_of(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
         """(K,) the bin of each finite value."""
@@ -82,6 +77,18 @@ class Grid:
         upper_bits = upper_bits[upper_bits % self.first_negative < self.top]
         zero_bin = np.zeros(int(zeros > 0), np.int64)
         return _merged(self.number(upper_bits), table[upper_bits], zero_bin, zero_bin + zeros)
+
+
+@functools.cache
+def _all_lower_edges(grid: Grid) -> NDArray[np.float64]:
+    """(2·top + 2,) the smallest value in each bin of a grid, from the lowest to one above the highest."""
+    bins = np.arange(-grid.top, grid.top + 2)
+    upper_bits = np.abs(bins) - (bins > 0)
+    edges = (upper_bits.astype(grid.unsigned) << grid.unsigned(grid.shift)).view(grid.real)
+    edges = np.where(bins == 1, np.finfo(grid.real).smallest_subnormal, edges)
+    # −edge itself belongs to the bin further from zero: this one starts at the neighbouring float.
+    edges = np.where(bins < 0, np.nextafter(-edges, grid.real(0)), edges)
+    return np.minimum(edges, np.finfo(grid.real).max).astype(np.float64)
 
 
 GRIDS = {
@@ -250,7 +257,9 @@ def fine(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         empty where no value is finite.
     """
     counts = settled(counts)
-    ends, below = steps(np.asarray(counts.bins), np.asarray(counts.counts))
+    bins, after = np.asarray(counts.bins), np.cumsum(counts.counts)
+    # Both ends of each bin, and how many values lie below them; an end that two bins share stands there once.
+    ends, below = np.stack([bins, bins + 1], 1).ravel(), np.stack([after - counts.counts, after], 1).ravel()
     new = np.append(True, ends[1:] > ends[:-1])[: len(ends)]
     return GRIDS[counts.grid].lower_edges(ends[new]), np.diff(below[new])
 
@@ -263,12 +272,6 @@ def interpolation_error(counts: BitCounts) -> float:
     places = np.minimum(np.searchsorted(bins, nearby), len(bins) - 1)
     heights = np.where(bins[places] == nearby, found[places], 0)
     return float(np.abs(np.diff(heights, axis=0)).max(axis=0).sum()) / 8 / counts.finite
-
-
-def steps(bins: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(2K,) both ends of each bin, k and k + 1, and how many values lie below them; a common end comes twice."""
-    after = np.cumsum(counts)
-    return np.stack([bins, bins + 1], 1).ravel(), np.stack([after - counts, after], 1).ravel()
 
 
 def linear_exponent(low: float, high: float) -> int:

@@ -182,51 +182,52 @@ def wide(typing_context, lanes):  # type: ignore[no-untyped-def]
 
 
 def _lane_by_lane(operation: Callable[..., Any]) -> Any:
-    """An operation (builder, element type, a, b) on two vectors of one type."""
+    """An operation (builder, a, b) on two vectors of one type."""
 
     @intrinsic
     def operate(typing_context, a, b):  # type: ignore[no-untyped-def]
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            return operation(builder, a.element, *arguments)
+            return operation(builder, *arguments)
 
         return a(a, b), generate
 
     return operate
 
 
-def _where(builder: Any, element: Any, relation: str, a: Any, b: Any) -> Any:
-    """A where it stands in this relation to b, else b; whole numbers."""
-    compare = builder.icmp_signed if element.signed else builder.icmp_unsigned
-    return builder.select(compare(relation, a, b), a, b)
+def _where(builder: Any, relation: str, a: Any, b: Any) -> Any:
+    """A where it stands in this relation to b, else b: also where either is NaN."""
+    return builder.select(builder.fcmp_ordered(relation, a, b), a, b)
 
 
 # "contract": a product and the sum it goes into may be one instruction.
-add = _lane_by_lane(lambda builder, element, a, b: builder.fadd(a, b, flags=["contract"]))
-subtract = _lane_by_lane(lambda builder, element, a, b: builder.fsub(a, b))
-multiply = _lane_by_lane(lambda builder, element, a, b: builder.fmul(a, b, flags=["contract"]))
-lower = _lane_by_lane(lambda builder, element, a, b: _where(builder, element, "<", a, b))
-upper = _lane_by_lane(lambda builder, element, a, b: _where(builder, element, ">", a, b))
+add = _lane_by_lane(lambda builder, a, b: builder.fadd(a, b, flags=["contract"]))
+subtract = _lane_by_lane(lambda builder, a, b: builder.fsub(a, b))
+multiply = _lane_by_lane(lambda builder, a, b: builder.fmul(a, b, flags=["contract"]))
+lower = _lane_by_lane(lambda builder, a, b: _where(builder, "<", a, b))
+upper = _lane_by_lane(lambda builder, a, b: _where(builder, ">", a, b))
 
 
 # the bins of a float's upper bits
 
 
 @_compiled(
-    "Tuple((int32, int32, uint32, float64, float64))(float32[::1], int32[::1], uint32[::1], float64, uint32[:, ::1])",
-    "Tuple((int64, int64, uint64, float64, float64))(float64[::1], int64[::1], uint64[::1], float64, uint32[:, ::1])",
+    "Tuple((float32, float32, float64, float64))(float32[::1], uint32[::1], float64, uint32[:, ::1])",
+    "Tuple((float64, float64, float64, float64))(float64[::1], uint64[::1], float64, uint32[:, ::1])",
 )
-def _scan_vectors(values, signed, unsigned, center, tables):  # type: ignore[no-untyped-def]
-    """Counts a whole number of `GROUP`s; extremes of their bit patterns, sum and sum of squares of (value − center)."""
+def _scan_vectors(values, unsigned, center, tables):  # type: ignore[no-untyped-def]
+    """Counts a whole number of `GROUP`s; their minimum and maximum, sum and sum of squares of (value − center).
+
+    Where one is NaN so are the sums, and the extremes mean nothing.
+    """
     a, b, c, d = tables[0], tables[1], tables[2], tables[3]
-    lowest, highest, largest = splat(signed[0]), splat(signed[0]), splat(unsigned[0])
+    lowest, highest = splat(values[0]), splat(values[0])
     centers, totals, squares = splat(center), splat(0.0), splat(0.0)
     for start in range(np.uint64(0), np.uint64(values.size), np.uint64(GROUP)):
         prefetch(values, start + np.uint64(AHEAD))
         for j in range(start, start + np.uint64(GROUP), np.uint64(WIDTH)):
-            patterns = load(signed, j)
-            lowest, highest = lower(lowest, patterns), upper(highest, patterns)
-            largest = upper(largest, load(unsigned, j))
-            deviations = subtract(wide(load(values, j)), centers)
+            here = load(values, j)
+            lowest, highest = lower(lowest, here), upper(highest, here)
+            deviations = subtract(wide(here), centers)
             totals, squares = add(totals, deviations), add(squares, multiply(deviations, deviations))
         for j in range(start, start + np.uint64(GROUP), np.uint64(TABLES)):
             first, second = upper_bits_of_two(unsigned, j)
@@ -235,34 +236,30 @@ def _scan_vectors(values, signed, unsigned, center, tables):  # type: ignore[no-
             b[second] += np.uint32(1)
             c[third] += np.uint32(1)
             d[fourth] += np.uint32(1)
-    low, high, large, total, square = signed[0], signed[0], unsigned[0], 0.0, 0.0
+    low, high, total, square = values[0], values[0], 0.0, 0.0
     for k in range(np.uint64(0), np.uint64(WIDTH), np.uint64(1)):
-        low, high, large = min(low, lane(lowest, k)), max(high, lane(highest, k)), max(large, lane(largest, k))
+        low, high = min(low, lane(lowest, k)), max(high, lane(highest, k))
         total, square = total + lane(totals, k), square + lane(squares, k)
-    return low, high, large, total, square
+    return low, high, total, square
 
 
 @_compiled(
-    "Tuple((int32, int32, uint32, float64, float64))"
-    "(float32[::1], int32[::1], uint32[::1], float64, uint32, uint32[:, ::1])",
-    "Tuple((int64, int64, uint64, float64, float64))"
-    "(float64[::1], int64[::1], uint64[::1], float64, uint64, uint32[:, ::1])",
+    "Tuple((float32, float32, float64, float64))(float32[::1], uint32[::1], float64, uint32, uint32[:, ::1])",
+    "Tuple((float64, float64, float64, float64))(float64[::1], uint64[::1], float64, uint64, uint32[:, ::1])",
 )
-def _scan_block(values, signed, unsigned, center, shift, tables):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _scan_block(values, unsigned, center, shift, tables):  # type: ignore[no-untyped-def]
     """As `_scan_vectors`, of any number of values."""
     whole = values.size // GROUP * GROUP
-    lowest, highest, largest, total, squares = signed[0], signed[0], unsigned[0], 0.0, 0.0
+    lowest, highest, total, squares = values[0], values[0], 0.0, 0.0
     if whole:
-        lowest, highest, largest, total, squares = _scan_vectors(
-            values[:whole], signed[:whole], unsigned[:whole], center, tables
-        )
+        lowest, highest, total, squares = _scan_vectors(values[:whole], unsigned[:whole], center, tables)
     for j in range(whole, values.size):
-        lowest, highest, largest = min(lowest, signed[j]), max(highest, signed[j]), max(largest, unsigned[j])
+        lowest, highest = min(lowest, values[j]), max(highest, values[j])
         deviation = np.float64(values[j]) - center
         total += deviation
         squares += deviation * deviation
         tables[j % TABLES, unsigned[j] >> shift] += np.uint32(1)
-    return lowest, highest, largest, total, squares
+    return lowest, highest, total, squares
 
 
 @_compiled("Tuple((int64, int64))(int32[::1], int32)", "Tuple((int64, int64))(int64[::1], int64)")
@@ -320,8 +317,6 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
     """
     first_negative = (tables.shape[1] - PAD) // 2
     at_zero, below_zero = tables[:, 0], tables[:, first_negative]
-    edges = np.empty(2, values.dtype)
-    edge_bits, edge_patterns = edges.view(signed.dtype), edges.view(unsigned.dtype)
     for start in range(0, values.size, BLOCK):
         stop = min(values.size, start + BLOCK)
         block, ints = values[start:stop], signed[start:stop]
@@ -329,22 +324,18 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
         finite = np.float64(tallies[0] - tallies[2] - tallies[3] - tallies[4])
         center = moments[2] / finite if finite > 0 else np.float64(block[0])
         before = at_zero.sum() + below_zero.sum()
-        lowest, highest, largest, total, squares = _scan_block(block, ints, unsigned[start:stop], center, shift, tables)
+        lowest, highest, total, squares = _scan_block(block, unsigned[start:stop], center, shift, tables)
         if at_zero.sum() + below_zero.sum() != before:
             positive, negative = _zeros(ints, negative_zero)
             at_zero[0] -= np.uint32(positive)
             below_zero[0] -= np.uint32(negative)
             tallies[1] += positive + negative
 
-        # A larger magnitude is a larger pattern, so among negatives the signed order is upside down.
-        edge_bits[0], edge_bits[1] = lowest, highest if highest >= 0 else lowest
-        if lowest < 0:
-            edge_patterns[0] = largest
-        if not (np.isfinite(edges[0]) and np.isfinite(edges[1]) and np.isfinite(squares)):
+        if not np.isfinite(squares):  # nor where squares of finite values are too large for a float64
             _block_with_nonfinite(block, tallies, moments)
             continue
-        moments[0] = min(moments[0], np.float64(edges[0]))
-        moments[1] = max(moments[1], np.float64(edges[1]))
+        moments[0] = min(moments[0], np.float64(lowest))
+        moments[1] = max(moments[1], np.float64(highest))
         # Rounding can leave a trace below zero where all values are equal.
         _add_moments(moments, n, center + total / n, max(squares - total * (total / n), 0.0), finite)
         tallies[0] += n
@@ -365,7 +356,7 @@ def _gather_octave(tables, start, octave, merged):  # type: ignore[no-untyped-de
 
 
 @_compiled("int64(uint32[:, ::1], int64, int64, int64, uint32[::1])")
-def gather(tables, highest, octave, number, merged):  # type: ignore[no-untyped-def]
+def _gather(tables, highest, octave, number, merged):  # type: ignore[no-untyped-def]
     """Moves all counters of finite values to `merged` (bins,); returns where the lowest octave that has any starts.
 
     From the highest octave down to where all values are found: the rest of the tables, most of them, is never read.
@@ -386,7 +377,7 @@ def gather(tables, highest, octave, number, merged):  # type: ignore[no-untyped-
 
 
 @_compiled("int64(uint32[::1], int64, int64, int64, int64[::1], int64[::1])")
-def extract(merged, lowest, end, zeros, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _extract(merged, lowest, end, zeros, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Writes the occupied bins, rising, and their counts; empties `merged`; returns how many there were.
 
     Args:
@@ -410,6 +401,31 @@ def extract(merged, lowest, end, zeros, bins, counts):  # type: ignore[no-untype
     merged[lowest:end] = 0
     merged[negative + lowest : negative + end] = 0
     return found
+
+
+@_compiled("int64(uint32[:, ::1], int64[::1], float64[::1], int64, uint32[::1], int64[::1], int64[::1])")
+def settle(tables, tallies, moments, octave, merged, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """Empties the tables of `scan` into the occupied bins, rising, and their counts; returns how many there are.
+
+    Args:
+        octave: how many bins a power of two has.
+        merged: (bins,) zeros, and again so afterwards.
+        bins, counts: at least as long as there are bins of finite values.
+    """
+    negative = merged.size // 2
+    top = negative - octave
+    nonfinite = tallies[2] + tallies[3] + tallies[4]
+    if nonfinite:
+        tables[:, top:negative] = 0
+        tables[:, negative + top : 2 * negative] = 0
+    number = tallies[0] - tallies[1] - nonfinite
+    if number == 0:
+        bins[0], counts[0] = 0, tallies[1]
+        return np.int64(tallies[1] > 0)
+    exponent = math.frexp(max(-moments[0], moments[1]))[1] - 1 + top // octave // 2
+    highest = max(0, exponent) * octave
+    lowest = _gather(tables, highest, octave, number, merged)
+    return _extract(merged, lowest, highest + octave, tallies[1], bins, counts)
 
 
 @_compiled("int64(int64[::1], int64[::1], int64)")
@@ -493,38 +509,26 @@ class CompiledPass:
         self._bins, self._counts = (np.empty(2 * grid.top + 1, np.int64) for _ in range(2))
         self._linear, self._places = np.zeros((2, LINEAR_BINS + 1), np.uint32), np.empty(LINEAR_BLOCK, np.int32)
         self._edge = np.empty(1, grid.real)
+        self._pattern = self._edge.view(grid.unsigned)
         self._shift = grid.unsigned(grid.shift)
         self._negative_zero = np.array(-0.0, grid.real).view(grid.signed)[()]
 
     def count(self, chunks: Iterable[NDArray[np.floating[Any]]]) -> BitCounts:
         """Fewer than 2**32 values in all."""
-        tallies, moments = np.zeros(5, np.int64), np.array([np.inf, -np.inf, 0.0, 0.0])
+        grid = self._grid
+        tallies, moments = np.zeros(5, np.int64), _NO_MOMENTS.copy()
         for values in chunks:
-            views = values, values.view(self._grid.signed), values.view(self._grid.unsigned)
-            scan(*views, self._negative_zero, self._shift, self._tables, tallies, moments)
-        found = self._extract(*tallies.tolist(), largest=max(-moments[0], moments[1]))
-        return BitCounts(self._grid.name, tallies, moments, self._bins[:found].copy(), self._counts[:found].copy())
-
-    def _extract(self, count: int, zeros: int, *nonfinite: int, largest: float) -> int:
-        """Empties the tables into `_bins` and `_counts`; returns how many of these are occupied."""
-        grid, octave = self._grid, 1 << MANTISSA_BITS
-        if any(nonfinite):
-            for start in (grid.top, grid.first_negative + grid.top):
-                self._tables[:, start : start + octave] = 0
-        number = count - zeros - sum(nonfinite)
-        if not number:
-            self._bins[0], self._counts[0] = 0, zeros
-            return int(zeros > 0)
-        exponent = math.frexp(largest)[1] - 1 + grid.top // octave // 2
-        highest = max(0, exponent) * octave
-        lowest = gather(self._tables, highest, octave, number, self._merged)
-        return int(extract(self._merged, lowest, highest + octave, zeros, self._bins, self._counts))
+            signed, unsigned = values.view(grid.signed), values.view(grid.unsigned)
+            scan(values, signed, unsigned, self._negative_zero, self._shift, self._tables, tallies, moments)
+        octave = 1 << MANTISSA_BITS
+        found = settle(self._tables, tallies, moments, octave, self._merged, self._bins, self._counts)
+        return BitCounts(grid.name, tallies, moments, self._bins[:found].copy(), self._counts[:found].copy())
 
     def interpolation_error(self, counts: BitCounts) -> float:
         """As `vizlog.compute.bits.interpolation_error`."""
-        pattern = self._edge.view(self._grid.unsigned)
-        grid, low, high = self._grid, counts.min, counts.max
-        found = jumps(low, high, self._edge, pattern, self._shift, grid.first_negative, counts.bins, counts.counts)
+        grid, (low, high) = self._grid, counts.moments[:2]
+        edge = self._edge, self._pattern
+        found = jumps(low, high, *edge, self._shift, grid.first_negative, counts.bins, counts.counts)
         return float(found) / 8 / counts.finite
 
     def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], exponent: int, first: int) -> Linear:
@@ -534,3 +538,6 @@ class CompiledPass:
             scan_linear(values, scale, float(first), self._places, self._linear)
         found = extract_linear(self._linear, first, self._bins, self._counts)
         return Linear(exponent, self._bins[:found].copy(), self._counts[:found].copy())
+
+
+_NO_MOMENTS = np.array([np.inf, -np.inf, 0.0, 0.0])

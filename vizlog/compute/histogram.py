@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import threading
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vizlog.compute.bits import GRIDS, BitCounts, Grid, Linear, fine, linear_exponent, settled, steps
+from vizlog.compute.bits import GRIDS, BitCounts, Grid, Linear, fine, linear_exponent, settled
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of
 from vizlog.records import QUANTILES, Histogram
 
@@ -141,22 +142,32 @@ def _count_on_cpu(tensor: Tensor) -> BitCounts:
     if tensor.numel() > MOST:
         longest = max(range(tensor.dim()), key=lambda dim: tensor.shape[dim])
         return _sum([_count_on_cpu(half) for half in tensor.tensor_split(2, longest)])
-    tensor = tensor.cpu()
-    grid = grid_of(tensor.dtype)
+    if tensor.device.type != "cpu":
+        tensor = tensor.cpu()
+    grid, whole = grid_of(tensor.dtype), _array(tensor)
     # Out of its place while in use: what an interrupt leaves half counted is never used again.
     counting = _of_this_thread.__dict__.pop(grid.name, None) or _new_pass(grid)
-    counts = counting.count(_arrays(tensor))
+    counts = counting.count(_chunks(tensor) if whole is None else (whole,))
+    linear = None
     if counts.finite and (_always_linear(tensor) or counting.interpolation_error(counts) > TOLERABLE_ERROR):
-        exponent = linear_exponent(counts.min, counts.max)
-        first = math.floor(math.ldexp(counts.min, -exponent))
-        counts = replace(counts, linear=counting.count_linear(_arrays(tensor), exponent, first))
+        low, high = counts.moments[:2].tolist()
+        exponent = linear_exponent(low, high)
+        first = math.floor(math.ldexp(low, -exponent))
+        linear = counting.count_linear(_chunks(tensor) if whole is None else (whole,), exponent, first)
     setattr(_of_this_thread, grid.name, counting)
-    return replace(counts, note="magnitudes of complex values") if tensor.is_complex() else counts
+    note = "magnitudes of complex values" if tensor.is_complex() else ""
+    return replace(counts, linear=linear, note=note) if linear is not None or note else counts
 
 
-def _arrays(tensor: Tensor) -> Iterable[NDArray[Any]]:
-    if tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous() and not tensor.is_neg():
-        return (tensor.view(-1).numpy(),)
+def _array(tensor: Tensor) -> NDArray[Any] | None:
+    """(n,) the values where they lie, or None where they must be converted or copied to be counted."""
+    if tensor.dtype not in (torch.float32, torch.float64) or not tensor.is_contiguous() or tensor.is_neg():
+        return None
+    array: NDArray[Any] = tensor.numpy().reshape(-1)
+    return array
+
+
+def _chunks(tensor: Tensor) -> Iterable[NDArray[Any]]:
     return (as_real(chunk).numpy() for chunk in flat_chunks(tensor, CHUNK))
 
 
@@ -206,15 +217,15 @@ def histogram(tag: str, counts: BitCounts, *, caption: str = "", bins: int = 64)
     them; without a finite value the bins are empty. A quantile is the value of that rank, to the width of a bin.
     """
     counts = settled(counts)
+    finite, low, high = counts.finite, counts.min, counts.max
+    known = _known(counts)
     edges = _shown_edges(counts, bins)
-    points, below = _cumulative(counts)
-    below_edges = _interpolated(edges, points, below)
-    below_edges[[0, -1]] = 0, counts.finite  # the last bin is closed, and edges may end where floats end
-    shown = np.diff(below_edges)
-    if counts.linear is not None or counts.min == counts.max:
+    # Linear bins come last, and edges stand on theirs; the last shown bin is closed, and edges may end where floats do.
+    below = known[-1].below(edges) if finite else np.zeros(len(edges))
+    below[0], below[-1] = 0, finite
+    shown = below[1:] - below[:-1]
+    if counts.linear is not None or low == high:
         shown = np.rint(shown).astype(np.int64)
-    ranks = [q * (counts.finite - 1) + 0.5 for q in QUANTILES] if counts.finite else []
-    values = np.clip(_interpolated(np.array(ranks), below, points), counts.min, counts.max)
     return Histogram(
         tag,
         edges,
@@ -224,13 +235,66 @@ def histogram(tag: str, counts: BitCounts, *, caption: str = "", bins: int = 64)
         counts.nans,
         counts.pos_infs,
         counts.neg_infs,
-        counts.min,
-        counts.max,
+        low,
+        high,
         counts.mean,
         counts.std,
-        dict(zip(QUANTILES, values.tolist(), strict=False)),
+        dict(zip(QUANTILES, _values_at(known, finite, low, high), strict=True)) if finite else {},
         caption="; ".join(part for part in (caption, counts.note) if part),
     )
+
+
+class _Known:
+    """Bins (K,), rising, from `starts` to `stops`, and how many of the finite values lie below either end."""
+
+    def __init__(self, starts: NDArray[np.float64], stops: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
+        self.starts, self.stops, self.counts = starts, stops, counts
+        self.after = np.cumsum(counts)
+
+    def below(self, at: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N,) how many values lie below each of `at`; within a bin they are taken to be spread evenly."""
+        k = np.maximum(np.searchsorted(self.starts, at, side="right") - 1, 0)
+        starts, counts = self.starts[k], self.counts[k]
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # bins may be 1e308 wide, or of no width
+            share = (at - starts) / (self.stops[k] - starts)
+        inside = np.where(at < starts, 0.0, np.where(at < self.stops[k], share, 1.0))
+        return np.asarray(self.after[k] - counts * (1 - inside))
+
+    def around(self, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(4, N) of the bin that holds each rank: start, stop, and how many values lie below either."""
+        k = np.minimum(np.searchsorted(self.after, ranks, side="right"), len(self.after) - 1)
+        return np.stack([self.starts[k], self.stops[k], self.after[k] - self.counts[k], self.after[k]])
+
+
+def _known(counts: BitCounts) -> list[_Known]:
+    """The bins that tell something of these counts: fine ones, and linear ones where there are such."""
+    if not counts.finite:
+        return []
+    grid, bins = GRIDS[counts.grid], np.asarray(counts.bins)
+    ends = [(grid.lower_edges(bins), grid.lower_edges(bins + 1), np.asarray(counts.counts))]
+    if counts.linear is not None:
+        exponent, bins = int(counts.linear.exponent), np.asarray(counts.linear.bins)
+        with np.errstate(over="ignore"):  # clipped next
+            starts, stops = np.ldexp(bins.astype(np.float64), exponent), np.ldexp(bins + 1.0, exponent)
+        ends.append((starts, stops, np.asarray(counts.linear.counts)))
+    low, high = counts.min, counts.max
+    return [_Known(np.maximum(starts, low), np.minimum(stops, high), found) for starts, stops, found in ends]
+
+
+def _values_at(known: Sequence[_Known], finite: int, low: float, high: float) -> list[float]:
+    """The values at `QUANTILES`: each lies in every bin that holds its rank, so in what these have in common."""
+    ranks = _SHARES * (finite - 1) + 0.5
+    start, stop, below, after = known[0].around(ranks)
+    for other in known[1:]:
+        start_, stop_, below_, after_ = other.around(ranks)
+        start, below = np.where(start_ > start, start_, start), np.where(start_ > start, below_, below)
+        stop, after = np.where(stop_ < stop, stop_, stop), np.where(stop_ < stop, after_, after)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = start + (ranks - below) / np.maximum(after - below, 1) * (stop - start)
+    return [float(value) for value in np.minimum(np.maximum(values, low), high)]
+
+
+_SHARES = np.array(QUANTILES)
 
 
 def _shown_edges(counts: BitCounts, bins: int) -> NDArray[np.float64]:
@@ -238,52 +302,36 @@ def _shown_edges(counts: BitCounts, bins: int) -> NDArray[np.float64]:
     low, high = (counts.min, counts.max) if counts.finite else (0.0, 0.0)
     shown = bins
     while shown and low < high:
-        fractions = np.linspace(0.0, 1.0, shown + 1)
+        fractions = _fractions(shown)
         edges = low * (1 - fractions) + high * fractions
         if counts.linear is not None:
             exponent = int(counts.linear.exponent)
             with np.errstate(over="ignore"):  # beyond the last edge, which is set next
                 edges = np.ldexp(np.rint(np.ldexp(edges, -exponent)), exponent)
-        edges[[0, -1]] = low, high
+        edges[0], edges[-1] = low, high
         if _rising(edges):
             return edges
         shown //= 2
     return _around(low / 2 + high / 2, bins)
 
 
+@functools.cache
+def _fractions(bins: int) -> NDArray[np.float64]:
+    return np.linspace(0.0, 1.0, bins + 1)
+
+
 def _rising(edges: NDArray[np.float64]) -> bool:
-    if np.abs(edges).max() <= np.finfo(np.float32).max:
+    if max(-edges[0], edges[-1]) <= _LARGEST:
         edges = edges.astype(np.float32)
-    return bool((np.diff(edges) > 0).all())
+    return bool((edges[1:] > edges[:-1]).all())
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _around(value: float, bins: int) -> NDArray[np.float64]:
     """(B+1,) edges with `value` in the middle bin, or at the end where floats end."""
-    real = np.float32 if abs(value) <= np.finfo(np.float32).max else np.float64
+    real = np.float32 if abs(value) <= _LARGEST else np.float64
     limit = float(np.finfo(real).max)
     reach = max(abs(value) / 2, 1e-37) if value else 0.5
     return np.linspace(max(value - reach, -limit), min(value + reach, limit), bins + bins % 2)
-
-
-def _cumulative(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """All that is known exactly: points (K,), rising, and how many finite values lie below each."""
-    if not counts.finite:
-        return np.zeros(2), np.zeros(2)
-    ends, below = steps(np.asarray(counts.bins), np.asarray(counts.counts))
-    points, belows = [GRIDS[counts.grid].lower_edges(ends)], [below]
-    if counts.linear is not None:
-        ends, below = steps(np.asarray(counts.linear.bins), np.asarray(counts.linear.counts))
-        with np.errstate(over="ignore"):  # clipped next
-            points.append(np.ldexp(ends.astype(np.float64), int(counts.linear.exponent)))
-        belows.append(below)
-    x, y = np.concatenate(points).clip(counts.min, counts.max), np.concatenate(belows)
-    order = np.lexsort((y, x))
-    return np.asarray(x[order]), y[order].astype(np.float64)
-
-
-def _interpolated(at: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) y at each of `at`, between the last point at or before it and the next; x may repeat, and be 1e308 apart."""
-    k = np.searchsorted(x, at, side="right").clip(1, len(x) - 1)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        between = y[k - 1] + (at - x[k - 1]) / (x[k] - x[k - 1]) * (y[k] - y[k - 1])
-    return np.asarray(np.where(at < x[0], y[0], np.where(at >= x[-1], y[-1], between)))
