@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vizlog.process import shared
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 
 Digits: TypeAlias = tuple[Tensor, Tensor]
@@ -23,6 +25,14 @@ Digits: TypeAlias = tuple[Tensor, Tensor]
 def _one_thread() -> None:
     """Sums come out the same on every machine, and tests do not wait for each other's threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_process_draws() -> Iterator[None]:
+    """It is shared as long as anyone holds it, so that not every test starts one."""
+    process = shared("pictures")
+    yield
+    del process
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -220,8 +221,9 @@ def test_close_stops_the_child_and_a_call_under_way(process):
 
 
 def test_all_share_one_child_that_ends_with_the_last_of_them(monkeypatch):
-    monkeypatch.setattr("vizlog.process._shared", None)  # which other tests may still hold
-    first, second = shared(), shared()
+    monkeypatch.setattr("vizlog.process._shared", weakref.WeakValueDictionary())  # which other tests may still hold
+    first, second = shared("a"), shared("a")
+    assert shared("b") is not first
     assert first is second is copy.deepcopy(first) is pickle.loads(pickle.dumps(first))
     pid = first.call(os.getpid)
     del first
@@ -230,14 +232,14 @@ def test_all_share_one_child_that_ends_with_the_last_of_them(monkeypatch):
     del second
     gc.collect()
     assert ends(pid)
-    assert shared().pid is None
+    assert shared("a").pid is None
 
 
 def test_a_closed_one_is_not_shared_again(monkeypatch):
-    monkeypatch.setattr("vizlog.process._shared", None)
-    process = shared()
+    monkeypatch.setattr("vizlog.process._shared", weakref.WeakValueDictionary())
+    process = shared("a")
     process.close()
-    assert shared() is not process
+    assert shared("a") is not process
 
 
 @needs_posix
@@ -246,7 +248,7 @@ def test_the_child_ends_with_its_parent_however_that_ends(end):
     ran = run(f"""
         import os
         from vizlog.process import shared
-        process = shared()
+        process = shared("a")
         print(process.call(os.getpid), flush=True)
         {end}
     """)
@@ -259,7 +261,7 @@ def test_a_child_that_is_busy_does_not_outlive_the_exit():
     ran = run("""
         import contextlib, os, threading, time
         from vizlog.process import shared
-        process = shared()
+        process = shared("a")
         print(process.call(os.getpid), flush=True)
         def wait():
             with contextlib.suppress(RuntimeError):
@@ -277,7 +279,7 @@ def test_a_fork_neither_ends_nor_uses_the_child_of_its_parent():
         import os, sys, warnings
         warnings.simplefilter("ignore", DeprecationWarning)
         from vizlog.process import shared
-        process = shared()
+        process = shared("a")
         pid = process.call(os.getpid)
         fork = os.fork()
         if fork == 0:
@@ -301,7 +303,7 @@ def test_the_script_is_not_run_again_and_the_current_folder_is_not_searched(tmp_
         "import numpy\n"
         "from vizlog.process import shared\n"
         "from vizlog.compute.projection import pca\n"
-        "process = shared()\n"
+        "process = shared('a')\n"
         "print(process.call(pca, numpy.eye(3)).shape)\n"
     )
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120

@@ -17,6 +17,7 @@ from vizlog.probes.base import Figures
 from vizlog.probes.health import draw
 from vizlog.ranks import is_sharded
 from vizlog.records import Record, Scalar
+from vizlog.schedules import LogSpaced
 from vizlog.worker import Worker
 
 __all__ = ["Delivery"]
@@ -28,6 +29,9 @@ _TOGETHER = 64
 _SECONDS = 10.0
 """How long numbers wait for others, at most: what a killed run loses."""
 
+_CURVES = LogSpaced()
+"""When health figures are drawn over the layers: numbers come at every due step, pictures are bounded."""
+
 
 class Delivery:
     """Takes measured results and numbers, and has the worker turn them into records and write them."""
@@ -38,6 +42,7 @@ class Delivery:
         self._worker = Worker()
         self._scalars: list[tuple[int, dict[str, Any]]] = []
         self._since = 0.0
+        self._next_curves = -1
         self._said_parts = False
         self._said_twice: set[str] = set()
 
@@ -50,7 +55,8 @@ class Delivery:
         written: set[str] = set()
         numbers = [(number, turn) for number, (turn, _) in enumerate(measured) if not turn.probe.picture]
         seconds = _seconds([turn for turn, _ in measured])
-        self._worker.submit(lambda: self._write(step, self._finish(pending, numbers) + seconds, written))
+        curves = self._curves_due(step)
+        self._worker.submit(lambda: self._write(step, self._finish(pending, numbers, curves=curves) + seconds, written))
         for number, (turn, _) in enumerate(measured):
             if turn.probe.picture:
                 self._send_picture(step, pending, number, turn, written)
@@ -109,7 +115,13 @@ class Delivery:
 
         self._worker.submit(write)
 
-    def _finish(self, pending: Pending, wanted: Iterable[tuple[int, Turn]]) -> list[Record]:
+    def _curves_due(self, step: int) -> bool:
+        due = step >= self._next_curves
+        if due:
+            self._next_curves = _CURVES.next_step(step)
+        return due
+
+    def _finish(self, pending: Pending, wanted: Iterable[tuple[int, Turn]], *, curves: bool = True) -> list[Record]:
         """Runs `finish` of these probes; health figures of one kind become records together."""
         trees = pending.wait()
         records: list[Record] = []
@@ -120,7 +132,7 @@ class Delivery:
                     (figures if isinstance(found, Figures) else records).append(found)  # type: ignore[arg-type]
             except Exception as error:  # noqa: BLE001 -- whatever one probe raises, the others go on
                 self._failed(turn, "finish()", error)
-        return records + draw(figures)
+        return records + draw(figures, curves=curves)
 
     def _write(self, step: int, records: Sequence[Record], written: set[str]) -> None:
         new = []

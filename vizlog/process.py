@@ -1,4 +1,4 @@
-"""The low-priority process: where what takes seconds (t-SNE, UMAP) runs, so that training never waits for it."""
+"""Low-priority processes: where pictures are drawn and what takes seconds runs, so that training never waits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PATIENCE = 2.0
 """Seconds in which a child that is told to stop may do so by itself."""
 
 _live: weakref.WeakSet[LowPriority] = weakref.WeakSet()
-_shared: weakref.ref[LowPriority] | None = None
+_shared: weakref.WeakValueDictionary[str, LowPriority] = weakref.WeakValueDictionary()
 
 
 class LowPriority:
@@ -43,10 +43,11 @@ class LowPriority:
 
     The child is a fresh interpreter which imports nothing but what the functions need; the person's script is not run
     in it. It ends with this object and with this process, however that ends, but not with a fork of it. Pickled, this
-    object becomes the one that is shared where it arrives.
+    object becomes the one that is shared under its name where it arrives.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self._name = name
         self._forget()
         _live.add(self)
 
@@ -56,8 +57,8 @@ class LowPriority:
         self._stop_with_us: weakref.finalize[..., LowPriority] | None = None
         self._closed = False
 
-    def __reduce__(self) -> tuple[Callable[[], LowPriority], tuple[()]]:
-        return shared, ()
+    def __reduce__(self) -> tuple[Callable[[str], LowPriority], tuple[str]]:
+        return shared, (self._name,)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LowPriority:
         return self
@@ -136,13 +137,11 @@ class LowPriority:
         self._forget()
 
 
-def shared() -> LowPriority:
-    """The low-priority process that all of this process share, as long as anyone holds it."""
-    global _shared  # noqa: PLW0603 (one for the whole process is what this is)
-    found = _shared() if _shared is not None else None
+def shared(name: str) -> LowPriority:
+    """The low-priority process that all who ask for this name share, as long as anyone holds it."""
+    found = _shared.get(name)
     if found is None or found._closed:  # noqa: SLF001 (its own module)
-        found = LowPriority()
-        _shared = weakref.ref(found)
+        found = _shared[name] = LowPriority(name)
     return found
 
 

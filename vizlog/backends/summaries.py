@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from vizlog.backends.pictures import Picture, Pictures
 from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Record, Scalar, Surface, Text
-from vizlog.views import png
-from vizlog.views.raster import raster
 
 if sys.version_info >= (3, 11):
     from typing import assert_never
@@ -35,6 +34,7 @@ class Summaries:
     """
 
     def __init__(self) -> None:
+        self._pictures = Pictures()
         self._captioned: set[str] = set()
         self._had_nonfinite: set[str] = set()
 
@@ -58,7 +58,7 @@ class Summaries:
                 yield self._value("histograms", record.tag, _floats(bins(record)), record.caption)
                 yield from self._nonfinite(record)
             case Images() | Heatmaps() | Attention() | Curves() | Surface() | Embedding():
-                yield self._value("images", record.tag, _picture(raster(record)), record.caption)
+                yield self._value("images", record.tag, _picture(self._pictures.of(record)), record.caption)
             case _:
                 assert_never(record)
 
@@ -114,7 +114,6 @@ def _strings(*values: bytes) -> TensorProto:
     return tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=values)
 
 
-def _picture(pixels: NDArray[np.uint8]) -> TensorProto:
-    """(H, W, 3) as the Images tab wants it: width, height and a PNG."""
-    height, width = pixels.shape[:2]
-    return _strings(str(width).encode(), str(height).encode(), png.encode(pixels))
+def _picture(picture: Picture) -> TensorProto:
+    """As the Images tab wants it: width, height and a PNG."""
+    return _strings(str(picture.width).encode(), str(picture.height).encode(), picture.png)

@@ -80,7 +80,7 @@ class Embeddings(Probe):
         self._methods = check_methods(methods)
         self._label = label if label is None or isinstance(label, str) else np.asarray(label)
         self._most, self._examples = layers, examples
-        self._process = shared()
+        self._process = shared("layouts")
         self._features: list[Features] = []
         self._left_out = 0
         self._points: dict[bool, Points] = {}

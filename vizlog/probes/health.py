@@ -20,17 +20,18 @@ def layer_of(parameter: str) -> str:
     return parameter.rpartition(".")[0] or parameter
 
 
-def draw(figures: Sequence[Figures]) -> list[Record]:
-    """Figures -> for each kind two scalars and one `Curves` over the layers, one line a source."""
+def draw(figures: Sequence[Figures], *, curves: bool = True) -> list[Record]:
+    """Figures -> for each kind two scalars and, with `curves`, one `Curves` over the layers, one line a source."""
     records: list[Record] = []
     for kind in dict.fromkeys(part.kind for part in figures):
-        records.extend(_draw_kind(kind, [part for part in figures if part.kind == kind and part.values]))
+        parts = [part for part in figures if part.kind == kind and part.values]
+        if parts:
+            *scalars, curve = _draw_kind(kind, parts)
+            records += [*scalars, curve] if curves else scalars
     return records
 
 
 def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
-    if not parts:
-        return []
     layers = _in_order(parts)
     lines: dict[str, dict[str, float]] = {}
     for part in parts:  # of several probes with one source: two selections of layers
