@@ -42,9 +42,10 @@ def table(rows: Sequence[Row]) -> str:
     """Rows as markdown."""
     lines = ["| what | asked | measured | |", "|---|---|---|---|"]
     for row in rows:
-        sign = "≤" if row.at_most else "≥"
-        asked, measured = f"{sign} {_number(row.asked)} {row.unit}", f"{_number(row.measured)} {row.unit}"
-        lines.append(f"| {row.what} | {asked} | {measured} | {'met' if row.met else '**missed**'} |")
+        sign, measured = "≤" if row.at_most else "≥", f"{_number(row.measured)} {row.unit}"
+        asked = f"{sign} {_number(row.asked)} {row.unit}" if row.asked is not None else ""
+        met = "" if row.asked is None else "met" if row.met else "**missed**"
+        lines.append(f"| {row.what} | {asked} | {measured} | {met} |")
     return "\n".join(lines)
 
 

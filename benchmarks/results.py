@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FOLDER", "Found", "Plot", "Row", "at_least", "at_most", "read", "write"]
+__all__ = ["FOLDER", "Found", "Plot", "Row", "at_least", "at_most", "read", "told", "write"]
 
 FOLDER = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "numpy", "numba", "tensorboard", "wandb", "transformers")
@@ -19,16 +19,18 @@ _PACKAGES = ("torch", "numpy", "numba", "tensorboard", "wandb", "transformers")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what was asked for, and what was measured."""
+    """One line of the table: what was asked for (None: nothing, it is told), and what was measured."""
 
     what: str
-    asked: float
+    asked: float | None
     measured: float
     unit: str
     at_most: bool
 
     @property
     def met(self) -> bool:
+        if self.asked is None:
+            return True
         return self.measured <= self.asked if self.at_most else self.measured >= self.asked
 
 
@@ -40,6 +42,11 @@ def at_most(what: str, asked: float, measured: float, unit: str) -> Row:
 def at_least(what: str, asked: float, measured: float, unit: str = "x") -> Row:
     """A row that is met where no less was measured."""
     return Row(what, asked, float(measured), unit, at_most=False)
+
+
+def told(what: str, measured: float, unit: str = "x") -> Row:
+    """A row that nobody asked for, and that someone will want to know."""
+    return Row(what, None, float(measured), unit, at_most=False)
 
 
 @dataclass(frozen=True)
