@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import math
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -20,6 +22,8 @@ from vizlog.compute.chunks import as_real, flat_chunks, grid_of
 from vizlog.records import QUANTILES, Histogram
 
 __all__ = ["BitCounts", "Uncountable", "count_bits", "count_each", "fine", "histogram", "prepare"]
+
+_LOG = logging.getLogger("vizlog")
 
 CHUNK = 1 << 17
 """Elements converted or copied at a time: at most 1 MB of each form."""
@@ -125,11 +129,17 @@ class _Pass(Protocol):
 
 _of_this_thread = threading.local()
 
+_WORTH_A_WORD = 3.0
+"""Seconds that nobody waits without wondering why; what was compiled before loads in one."""
+
 
 def _new_pass(grid: Grid) -> _Pass:
     if importlib.util.find_spec("numba"):
+        began = time.monotonic()
         from vizlog.compute.bits_numba import CompiledPass
 
+        if (took := time.monotonic() - began) > _WORTH_A_WORD:
+            _LOG.info("vizlog compiled its histogram, which took %.0f s; it is kept for the next run", took)
         return CompiledPass(grid)
     from vizlog.compute.bits_numpy import PlainPass
 
