@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import re
 import time
@@ -24,7 +23,7 @@ from vizlog.capture import AutocastSeen, Survey, device_of, survey
 from vizlog.delivery import Delivery
 from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated
-from vizlog.messages import show
+from vizlog.messages import LOG, show
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
 from vizlog.probes.base import Context, Probe, as_probes
 from vizlog.probes.standard import standard_for
@@ -34,7 +33,6 @@ from vizlog.selection import given_models, named_models, named_parameters
 
 __all__ = ["Monitor"]
 
-_LOG = logging.getLogger("vizlog")
 _NEVER = float("inf")
 
 
@@ -433,7 +431,7 @@ class Monitor:
             for number, why in failed.items():
                 turn = self._turns[number]
                 if self._ranks.writes and not turn.error:
-                    _LOG.warning("vizlog: %s failed on rank %d at %s, off from now on", turn.probe.name, rank, why)
+                    LOG.warning("vizlog: %s failed on rank %d at %s, off from now on", turn.probe.name, rank, why)
                 turn.error, turn.disabled = turn.error or why, True
         due.drop([turn for turn in due.turns if turn.disabled])
 
@@ -522,7 +520,7 @@ class Monitor:
         kind = re.sub(r"\d+", "", message)
         if kind not in self._warned:
             self._warned.add(kind)
-            _LOG.warning("vizlog: %s", message, exc_info=error)
+            LOG.warning("vizlog: %s", message, exc_info=error)
 
     def _disable(self, turn: Turn, doing: str, error: Exception) -> None:
         self._disable_all([turn], doing, error)
@@ -534,7 +532,7 @@ class Monitor:
             turn.error, turn.disabled = f"{doing}: {what}", not self._ranks.sharded
         if live and self._ranks.writes:  # another rank tells the one that writes
             names = ", ".join(turn.probe.name for turn in live)
-            _LOG.warning("vizlog: %s failed at %s, off from now on: %s", names, doing, what, exc_info=error)
+            LOG.warning("vizlog: %s failed at %s, off from now on: %s", names, doing, what, exc_info=error)
 
     def _say_cost(self) -> None:
         if self._started is None or not self._ranks.writes:
@@ -543,7 +541,7 @@ class Monitor:
         spent = sum(turn.seconds for turn in self._turns)
         most = max(self._turns, key=lambda turn: turn.seconds, default=None)
         if most is not None and elapsed > 0:
-            _LOG.info(
+            LOG.info(
                 "vizlog took %.2g%% of %.0f s of training (%d steps); most of it %s, %.2g s",
                 100 * spent / elapsed,
                 elapsed,
@@ -596,7 +594,7 @@ def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer
     left = [name for name, parameter in parameters.items() if parameter.requires_grad and id(parameter) not in trained]
     if optimizers and left:
         shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
-        _LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", shown)
+        LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", shown)
 
 
 def _close_at_exit(monitor: Monitor) -> None:

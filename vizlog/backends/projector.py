@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 from pathlib import Path, PurePosixPath
@@ -11,6 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from vizlog.messages import LOG
 from vizlog.views import png
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from vizlog.records import Embedding
 
 __all__ = ["project"]
-
-_log = logging.getLogger("vizlog")
 
 _LATEST = 3
 _SPRITE_LIMIT = 8192  # pixels a side: the largest texture that browsers are sure to take
@@ -95,7 +93,7 @@ def _read(path: Path) -> Any:
     except FileNotFoundError:
         pass
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        _log.warning("%s is no projector config (%s): move it away to see embeddings in the Projector tab", path, error)
+        LOG.warning("%s is no projector config (%s): move it away to see embeddings in the Projector tab", path, error)
         return None
     return config
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import tempfile
 import time
@@ -14,14 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vizlog.backends.event_file import EventFile, event_files, steps
 from vizlog.backends.projector import project
 from vizlog.backends.summaries import Summaries
+from vizlog.messages import LOG
 from vizlog.records import Embedding, Record
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
 __all__ = ["TensorBoard"]
-
-_log = logging.getLogger("vizlog")
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FLUSH_SECONDS = 10.0
@@ -90,11 +88,11 @@ class TensorBoard:
         self._summaries.caption_again()
         if self._full_since is None:
             self._full_since = step
-            _log.warning("TensorBoard has no space at step %d (%s): what is logged is lost until there is", step, error)
+            LOG.warning("TensorBoard has no space at step %d (%s): what is logged is lost until there is", step, error)
 
     def _report_space(self, step: int) -> None:
         if self._full_since is not None:
-            _log.warning(
+            LOG.warning(
                 "TensorBoard has space again at step %d; records since step %d were lost", step, self._full_since
             )
             self._full_since = None
@@ -237,7 +235,7 @@ def _free_directory(directory: Path, earlier: Mapping[Path, int], first: int) ->
         chosen.mkdir(exist_ok=True)
         earlier = _sizes(chosen)
     if chosen != directory:
-        _log.warning(
+        LOG.warning(
             "%s holds steps above %d: writing to %s (TensorBoard(path, resume=True) goes on in the old one)",
             *(directory, first, chosen),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import assert_never
 
+from vizlog.messages import LOG
 from vizlog.records import (
     Attention,
     Curves,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["WandB"]
-
-_log = logging.getLogger("vizlog")
 
 _STEP = "vizlog/step"
 _NONFINITE = "vizlog/nonfinite_scalars"
@@ -119,7 +117,7 @@ class WandB:
 
     def _give_up(self, run: wandb.Run, step: int) -> None:
         self._rows = None
-        _log.warning(
+        LOG.warning(
             "the W&B run %s was finished before vizlog: what came from step %d on is not in it "
             "(close the monitor before the run)",
             run.id,
@@ -154,7 +152,7 @@ class WandB:
             return
         self._nonfinite_scalars += 1
         if self._nonfinite_scalars == 1:
-            _log.warning(
+            LOG.warning(
                 "%s is %s at step %d: W&B gets finite scalars only; such ones are counted in %s",
                 key,
                 value,
@@ -258,7 +256,7 @@ class _Rows:
     def _say_replaced(self, number: int) -> None:
         if not self._said_replaced:
             self._said_replaced = True
-            _log.warning(
+            LOG.warning(
                 "the W&B run %s is logged to with step= and stands at %d: W&B keeps one row for each such step, where "
                 "later values of vizlog replace earlier ones; log without step= (run.define_metric gives an x-axis) "
                 "to keep them all",
@@ -301,7 +299,7 @@ class _FileBudget:
     def _leave_out(self, step: int) -> None:
         self.left_out += 1
         if self.left_out == 1:
-            _log.warning(
+            LOG.warning(
                 "vizlog writes at most %d files into a W&B run: from step %d on pictures are thinned, and %s counts "
                 "what is left out; WandB(max_files=...) sets the limit",
                 self._most,

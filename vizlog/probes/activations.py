@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,14 +14,13 @@ from torch import Tensor, nn
 from vizlog.capture import Call, Outputs, Request, Survey
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
 from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histogram, prepare
+from vizlog.messages import LOG
 from vizlog.probes.base import Context, Figures, Probe
 from vizlog.records import Record
 from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Matcher, Select, check_select, matcher, named_modules, spread
 
 __all__ = ["ActivationHistograms"]
-
-_LOG = logging.getLogger("vizlog")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class ActivationHistograms(Probe):
             self._warned = True
             live = "none of them ran in the live forward, which a compiled model does not show: give batch="
             reason = live if self._live else "none of them ran on the batch"
-            _LOG.warning("vizlog: %s selected layers but captured nothing: %s", self.name, reason)
+            LOG.warning("vizlog: %s selected layers but captured nothing: %s", self.name, reason)
         return context.captured["seen"]
 
     def finish(self, measured: Mapping[str, list[_Seen]]) -> Iterable[Record | Figures]:
