@@ -15,7 +15,7 @@ from torch import Tensor
 from vizlog.backends.base import Backend
 from vizlog.compute.transfer import Pending, to_host
 from vizlog.due import Turn
-from vizlog.messages import LOG
+from vizlog.messages import LOG, told
 from vizlog.probes.base import Figures
 from vizlog.probes.health import draw
 from vizlog.ranks import is_sharded
@@ -88,7 +88,7 @@ class Delivery:
             try:
                 backend.close()
             except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
-                LOG.warning("vizlog could not close %s: %s", type(backend).__name__, error)
+                LOG.warning("vizlog could not close %s: %s", type(backend).__name__, told(error))
 
     def _send_picture(self, step: int, pending: Pending, number: int, turn: Turn, written: set[str]) -> None:
         def finish() -> None:
@@ -143,12 +143,7 @@ class Delivery:
             backend.write(step, new)
         except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
             self._backend = None
-            LOG.warning(
-                "vizlog: %s could not write and is off from now on: %s: %s",
-                type(backend).__name__,
-                type(error).__name__,
-                error,
-            )
+            LOG.warning("vizlog: %s could not write and is off from now on: %s", type(backend).__name__, told(error))
 
 
 class _Waiting:

@@ -106,19 +106,28 @@ def _gradients(models: list[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _tensors(modules: list[nn.Module]) -> Iterator[None]:
-    kept = {
-        id(tensor): (tensor, tensor.detach().clone())
+    found = {
+        id(tensor): tensor
         for module in modules
         for values in (module._buffers, module.__dict__)
         for tensor in values.values()
         if isinstance(tensor, Tensor) and not tensor.is_meta
     }
+    kept = [(tensor, copy) for tensor in found.values() if (copy := _copied(tensor)) is not None]
     try:
         yield
     finally:
-        for tensor, copy in kept.values():
+        for tensor, copy in kept:
             # `.data` leaves the version counter alone: a graph that saved this buffer can still run its backward.
             tensor.data.copy_(copy)
+
+
+def _copied(tensor: Tensor) -> Tensor | None:
+    """A copy, or None of what torch cannot copy, and so cannot change in place either (int4, bits8)."""
+    try:
+        return tensor.detach().clone()
+    except RuntimeError:
+        return None
 
 
 @contextmanager

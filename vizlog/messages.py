@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 else:
     _Adapter = logging.LoggerAdapter
 
-__all__ = ["LOG", "show"]
+__all__ = ["LOG", "show", "told"]
 
 
 class _Unfailing(_Adapter):
@@ -25,6 +25,12 @@ class _Unfailing(_Adapter):
             with contextlib.suppress(Exception):  # stderr may be closed
                 said = str(msg) % args if args else msg
                 sys.stderr.write(f"{said}\n(a log handler raised {type(error).__name__}: {error})\n")
+
+
+def told(error: BaseException) -> str:
+    """An error in one line: torch lists every kernel it has under some of them."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first[:400]}"
 
 
 LOG = _Unfailing(logging.getLogger("vizlog"), {})

@@ -63,7 +63,8 @@ def count_each(tensors: Sequence[Tensor]) -> list[BitCounts]:
             return _count_mixed(plain)
         return [_count_on_cpu(tensor) for tensor in plain]
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise Uncountable(f"no way to read the values: {error}") from error
+        reason = str(error).partition("\n")[0][:200]  # torch lists every kernel it has, and this goes into captions
+        raise Uncountable(f"no way to read the values: {reason}") from error
 
 
 def prepare() -> None:
