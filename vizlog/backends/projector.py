@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["project"]
 
 _LATEST = 3
+_LONGEST_NAME = 200  # file systems take 255 bytes, the step among them
 _SPRITE_LIMIT = 8192  # pixels a side: the largest texture that browsers are sure to take
 # What would end a field or a line of a TSV file, written as in a Python literal.
 _ESCAPES = {ord(mark): repr(mark)[1:-1] for mark in "\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}
@@ -61,7 +63,10 @@ def project(directory: Path, step: int, record: Embedding) -> None:
 
 def _home(tag: str, step: int) -> PurePosixPath:
     """Where the files of one embedding lie, relative to the run: the Projector takes no path that leads out of it."""
-    return PurePosixPath("projector", f"{quote(tag, safe='')}-{step}")
+    name = quote(tag, safe="")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME - 17]}-{hashlib.sha256(tag.encode()).hexdigest()[:16]}"
+    return PurePosixPath("projector", f"{name}-{step}")
 
 
 def _step_of(entry: Any, tag: str) -> int | None:
@@ -151,7 +156,7 @@ def _write_metadata(
     rows = [tuple(columns), *zip(*columns.values(), strict=True)]
     name = home / "metadata.tsv"
     text = "".join("\t".join(row) + "\n" for row in rows)
-    (directory / name).write_text(text, encoding="utf-8", newline="\n")
+    (directory / name).write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     entry.metadata_path = str(name)
 
 
