@@ -76,15 +76,17 @@ class TensorBoard:
             if not self._sink.is_there():
                 self._summaries.caption_again()
             self._sink.add(step, summaries)
-            if (directory := self._sink.directory) is not None:
-                embeddings = [record for record in records if isinstance(record, Embedding)]
-                deque(self._drawable.each(lambda record: project(directory, step, record), embeddings), maxlen=0)
+            deque(self._drawable.each(lambda record: self._project(step, record), records), maxlen=0)
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
             self._report_full(step, error)
         else:
             self._report_space(step)
+
+    def _project(self, step: int, record: Record) -> None:
+        if isinstance(record, Embedding) and self._sink.directory is not None:
+            project(self._sink.directory, step, record)
 
     def close(self) -> None:
         if not self._closed:
