@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
 from vizlog.batch import MOST, BatchDoesNotFit, FixedBatch, as_fixed_batch, describe
 from vizlog.isolation import isolated
+from vizlog.messages import LOG
 from vizlog.monitor import Monitor
 from vizlog.probes.base import Probe, as_probes
 from vizlog.ranks import whole
@@ -29,8 +29,6 @@ except ImportError as error:
     raise ImportError("the Lightning callback needs lightning: pip install 'vizlog[lightning]'") from error
 
 __all__ = ["VizLog"]
-
-_LOG = logging.getLogger("vizlog")
 
 _BATCH_BYTES = 64 << 20
 """How large an inferred batch may be; 32 examples are taken whatever they weigh."""
@@ -143,7 +141,7 @@ class VizLog(Callback):
                 monitor.log({"health/gradient_norm_before_clipping": _gradient_norm(optimizer)})
             except Exception as error:  # noqa: BLE001 -- nothing of ours reaches the training loop
                 self._measures_norm = False
-                _LOG.warning("vizlog could not measure the gradient norm: %s: %s", type(error).__name__, error)
+                LOG.warning("vizlog could not measure the gradient norm: %s: %s", type(error).__name__, error)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._monitor is not None:
@@ -174,7 +172,7 @@ class VizLog(Callback):
             if self._batch is not None:
                 raise
             # The batch was ours to guess, so it must not stop the training.
-            _LOG.warning("vizlog goes on without pictures of examples: %s", reason)
+            LOG.warning("vizlog goes on without pictures of examples: %s", reason)
             self._monitor = Monitor(pl_module, self._probes, **options)
         resumed, self._resumed = self._resumed, None
         if resumed:
@@ -205,7 +203,7 @@ def _destinations(trainer: Trainer, to: Any) -> Any:
     if found:
         return found
     path = Path(trainer.default_root_dir) / "vizlog"
-    _LOG.warning("vizlog: no logger of the Trainer takes pictures, so they go to TensorBoard under %s", path)
+    LOG.warning("vizlog: no logger of the Trainer takes pictures, so they go to TensorBoard under %s", path)
     return path
 
 
@@ -253,7 +251,7 @@ def _examples(trainer: Trainer, pl_module: LightningModule, seen: Any) -> Any:
             if seen is not None:
                 return seen
             reason = f"the validation data cannot be asked by index ({str(error) or type(error).__name__})"
-    _LOG.warning("vizlog: %s, so pictures are made of training examples; or give VizLog(batch=…)", reason)
+    LOG.warning("vizlog: %s, so pictures are made of training examples; or give VizLog(batch=…)", reason)
     try:
         return _fetch(lambda: trainer.train_dataloader, trainer, pl_module)
     except Exception:  # noqa: BLE001 -- a dataset may raise anything
@@ -319,7 +317,7 @@ def _inferred_batch(batch: Any, pl_module: LightningModule) -> FixedBatch | None
         inputs, targets = _split(batch, _model(pl_module))
         return FixedBatch(inputs, targets, forward=_forward(pl_module))
     except (TypeError, ValueError) as reason:
-        _LOG.warning("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)
+        LOG.warning("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)
         return None
 
 

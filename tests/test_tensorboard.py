@@ -213,7 +213,8 @@ def test_a_full_disk_loses_what_does_not_fit_and_nothing_else(run: Path, said: C
 def test_other_failures_are_raised(run: Path) -> None:
     backend = TensorBoard(run)
     run.rmdir()
-    with pytest.raises(FileNotFoundError):
+    run.write_text("in the way")
+    with pytest.raises(FileExistsError):
         backend.write(0, [Scalar("loss", 1)])
 
 

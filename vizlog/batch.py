@@ -153,6 +153,13 @@ class FixedBatch:
         other.inputs = _map(lambda x: new if x is old else x, self.inputs)
         return other
 
+    def cast(self, old: torch.dtype, new: torch.dtype) -> FixedBatch:
+        """The same examples, with inputs of one floating type as another."""
+        other = object.__new__(FixedBatch)
+        other.__dict__.update(self.__dict__)
+        other.inputs = _map(lambda x: x.to(new) if x.dtype == old else x, self.inputs)
+        return other
+
     def run(self, models: Mapping[str, nn.Module]) -> Any:
         """The output of the model on these examples, in whatever mode the caller has put it."""
         model = next(iter(models.values()))

@@ -7,6 +7,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -35,7 +37,10 @@ __all__ = [
     "is_attention",
     "replaced",
     "survey",
+    "unseen",
 ]
+
+_ours: ContextVar[bool] = ContextVar("ours", default=False)
 
 
 # What a probe may ask for ---------------------------------------------------------------------------------------------
@@ -191,8 +196,8 @@ class Capture:
         """Hooks the modules until `stack` closes."""
         for name, module in named_modules(self.models).items():
             for handle in (
-                module.register_forward_pre_hook(_Hook(self._enter, name), with_kwargs=True),
-                module.register_forward_hook(_Hook(self._leave, name), with_kwargs=True, always_call=True),
+                module.register_forward_pre_hook(_Hook(self._enter, name, self.failed), with_kwargs=True),
+                module.register_forward_hook(_Hook(self._leave, name, self.failed), with_kwargs=True, always_call=True),
             ):
                 stack.callback(handle.remove)
 
@@ -212,6 +217,11 @@ class Capture:
         self._channel_dims.clear()
         self._stack.clear()
         self._last_functional = None
+
+    def failed(self, error: Exception) -> None:
+        """An error of ours outside of any reducer: it spoils what all of them see, and must not reach the forward."""
+        for key in self.results:
+            self.errors.setdefault(key, error)
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._live is not None and not self._stack:
@@ -280,7 +290,7 @@ class Capture:
         return name if number == 1 else f"{name}@{number}"
 
     def _channel_dim(self, module: nn.Module | None, tensor: Tensor) -> int:
-        shape = tuple(tensor.shape)
+        shape = shape_of(tensor)
         if isinstance(module, _CHANNELS_FIRST) and tensor.ndim > 2:
             dim = 1
         elif isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding)):
@@ -303,20 +313,26 @@ class _Functions(TorchFunctionMode):
         if func not in _WATCHED and not isinstance(func, HigherOrderOperator):
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
-        self._capture.function_called(func, args, kwargs, output)
+        try:
+            self._capture.function_called(func, args, kwargs, output)
+        except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
+            self._capture.failed(error)
         return output
 
 
 class _Hook:
     """A hook that does not travel: copies and pickles of a hooked model carry one that does nothing."""
 
-    def __init__(self, function: Callable[..., None], name: str) -> None:
-        self._function, self._name = function, name
+    def __init__(self, function: Callable[..., None], name: str, failed: Callable[[Exception], None]) -> None:
+        self._function, self._name, self._failed = function, name, failed
 
     def __call__(self, *args: Any) -> None:
         if torch.compiler.is_compiling():
             return  # inert inside a graph
-        self._function(self._name, *args)
+        try:
+            self._function(self._name, *args)
+        except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
+            self._failed(error)
 
     def __deepcopy__(self, memo: Any) -> _Nothing:
         return _Nothing()
@@ -346,12 +362,22 @@ class AutocastSeen:
 
     def attach(self, stack: ExitStack, root: nn.Module) -> None:
         """Looks at the next forwards of `root` until `stack` closes."""
-        stack.callback(root.register_forward_pre_hook(_Hook(self._look, "")).remove)
+        stack.callback(root.register_forward_pre_hook(_Hook(self._look, "", lambda _: None)).remove)
 
     def _look(self, name: str, module: nn.Module, args: Any) -> None:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not _ours.get():
             self._enabled = torch.is_autocast_enabled(self._device)
             self._dtype = torch.get_autocast_dtype(self._device)
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Inside, forwards are ours: whoever looks at the training's own, another monitor too, does not see them."""
+    before = _ours.set(True)
+    try:
+        yield
+    finally:
+        _ours.reset(before)
 
 
 @contextmanager
@@ -426,8 +452,8 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
                 call.layer,
                 call.module,
                 call.kind,
-                tuple(given.shape) if given is not None else (),
-                tuple(tensor.shape) if tensor is not None else (),
+                shape_of(given) if given is not None else (),
+                shape_of(tensor) if tensor is not None else (),
                 call.channel_dim,
             )
         )
@@ -435,6 +461,11 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     def note_attention(call: Call) -> None:
         attention.append(call.layer)
 
+    lazy = [name for model in models.values() for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:  # a pass of ours would draw their first values, at another place in the random stream
+        raise BatchDoesNotFit(
+            f"the model has parameters that are not initialised yet ({lazy[0]}): run it once on a batch before vizlog"
+        )
     capture = Capture(models, {"o": Outputs(lambda name, module: True, note), "a": AttentionCalls(note_attention)})
     first = batch.part(0, 2, device_of(models))
     try:
@@ -462,6 +493,11 @@ def device_of(models: Mapping[str, nn.Module]) -> torch.device:
     )
 
 
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Its shape; () for a nested tensor, which has one for each of its parts."""
+    return () if tensor.is_nested else tuple(tensor.shape)
+
+
 def first_tensor(value: Any) -> Tensor | None:
     """The first tensor in nested tuples, lists, dicts, model outputs and dataclasses."""
     if isinstance(value, Tensor):
@@ -480,7 +516,7 @@ def is_attention(function: Any, args: Any, kwargs: Mapping[str, Any], output: An
     Written out it is a softmax over the last dimension of (N, heads, L, S), or of a square (N, L, L); the softmax of a
     classifier or of a router, (N, classes) or (N, T, classes), is neither.
     """
-    if function in _SOFTMAX:
+    if function in _SOFTMAX and not output.is_nested:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         square = output.ndim == 3 and output.shape[-2] == output.shape[-1]
         return bool(dim in (-1, output.ndim - 1) and (output.ndim == 4 or square))
@@ -494,7 +530,7 @@ def _is_no_training_forward(module: nn.Module) -> bool:
     evaluates = not module.training and not torch.is_grad_enabled()
     computes_again = torch._C._current_graph_task_id() != -1  # a checkpoint, inside backward
     records = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    return evaluates or computes_again or records
+    return _ours.get() or evaluates or computes_again or records
 
 
 def _is_activation(module: nn.Module | None) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import time
+import os
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vizlog.backends.base import Backend
 from vizlog.compute.transfer import Pending, to_host
 from vizlog.due import Turn
+from vizlog.messages import LOG, told
 from vizlog.probes.base import Figures
 from vizlog.probes.health import draw
 from vizlog.ranks import is_sharded
@@ -22,7 +25,6 @@ from vizlog.worker import Worker
 
 __all__ = ["Delivery"]
 
-_LOG = logging.getLogger("vizlog")
 _TOGETHER = 64
 """How many calls of `log` share one copy to the host, at most."""
 
@@ -40,8 +42,7 @@ class Delivery:
         self._backend = backend
         self._failed = failed
         self._worker = Worker()
-        self._scalars: list[tuple[int, dict[str, Any]]] = []
-        self._since = 0.0
+        self._waiting = _Waiting()
         self._next_curves = -1
         self._said_parts = False
         self._said_twice: set[str] = set()
@@ -63,15 +64,17 @@ class Delivery:
 
     def log(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Keeps numbers for the next copy; tensors are cloned, since training may change them in place."""
+        if self._backend is None:
+            return
         parts = [tag for tag, value in scalars.items() if isinstance(value, Tensor) and is_sharded(value)]
         if parts and not self._said_parts:  # to put it together all ranks would have to be here
             self._said_parts = True
-            _LOG.warning("vizlog: %s is left out, since it is one rank's part: log its full_tensor()", ", ".join(parts))
-        self._scalars.append((step, {tag: _owned(scalars[tag]) for tag in scalars if tag not in parts}))
-        if len(self._scalars) == 1:
-            self._since = time.monotonic()
-        if len(self._scalars) >= _TOGETHER or time.monotonic() - self._since >= _SECONDS:
+            LOG.warning("vizlog: %s is left out, since it is one rank's part: log its full_tensor()", ", ".join(parts))
+        number = self._waiting.add(step, {tag: _owned(scalars[tag]) for tag in scalars if tag not in parts})
+        if number >= _TOGETHER:
             self._send_scalars()
+        elif number == 1:  # the worker looks after them, should the training not come back for a while
+            self._worker.submit_within(_SECONDS, self._write_scalars)
 
     def flush(self) -> None:
         """Waits until everything has been written."""
@@ -83,7 +86,7 @@ class Delivery:
         self._send_scalars()
         self._worker.close()
         if self._worker.dropped:
-            _LOG.warning(
+            LOG.warning(
                 "vizlog dropped %d pictures that came due faster than they could be drawn", self._worker.dropped
             )
         backend, self._backend = self._backend, None
@@ -91,7 +94,7 @@ class Delivery:
             try:
                 backend.close()
             except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
-                _LOG.warning("vizlog could not close %s: %s", type(backend).__name__, error)
+                LOG.warning("vizlog could not close %s: %s", type(backend).__name__, told(error))
 
     def _send_picture(self, step: int, pending: Pending, number: int, turn: Turn, written: set[str]) -> None:
         def finish() -> None:
@@ -104,16 +107,18 @@ class Delivery:
         self._worker.submit(finish, picture=True, slow=turn.probe.slow)
 
     def _send_scalars(self) -> None:
-        scalars, self._scalars = self._scalars, []
-        if not scalars or self._backend is None:
-            return
-        pending = to_host([values for _, values in scalars])
+        pending = self._waiting.take()
+        if pending is not None:
+            self._worker.submit(lambda: self._write_taken(*pending))
 
-        def write() -> None:
-            for (step, _), values in zip(scalars, pending.wait(), strict=True):
-                self._write(step, list(_scalars(values)), set())
+    def _write_scalars(self) -> None:
+        pending = self._waiting.take()
+        if pending is not None:
+            self._write_taken(*pending)
 
-        self._worker.submit(write)
+    def _write_taken(self, steps: Sequence[int], pending: Pending) -> None:
+        for step, values in zip(steps, pending.wait(), strict=True):
+            self._write(step, list(_scalars(values)), set())
 
     def _curves_due(self, step: int) -> bool:
         due = step >= self._next_curves
@@ -142,7 +147,7 @@ class Delivery:
                 new.append(record)
             elif record.tag not in self._said_twice:
                 self._said_twice.add(record.tag)
-                _LOG.warning("vizlog: two probes make %s; the second one's is left out", record.tag)
+                LOG.warning("vizlog: two probes make %s; the second one's is left out", record.tag)
         backend = self._backend
         if backend is None or not new:
             return
@@ -150,12 +155,48 @@ class Delivery:
             backend.write(step, new)
         except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
             self._backend = None
-            _LOG.warning(
-                "vizlog: %s could not write and is off from now on: %s: %s",
-                type(backend).__name__,
-                type(error).__name__,
-                error,
-            )
+            LOG.warning("vizlog: %s could not write and is off from now on: %s", type(backend).__name__, told(error))
+
+
+class _Waiting:
+    """Numbers that wait for others, to go to the host in one copy; filled by one thread and taken by another."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._numbers: list[tuple[int, dict[str, Any]]] = []
+        self._streams: dict[torch.device, Any] = {}
+
+    def add(self, step: int, scalars: dict[str, Any]) -> int:
+        """How many calls wait now."""
+        self._leave_the_parents()
+        with self._lock:
+            self._numbers.append((step, scalars))
+            for value in scalars.values():
+                if isinstance(value, Tensor) and value.is_cuda:
+                    self._streams[value.device] = torch.cuda.current_stream(value.device)
+            return len(self._numbers)
+
+    def take(self) -> tuple[list[int], Pending] | None:
+        """Their steps, and the values on their way to the host, behind what made them; None where none wait."""
+        self._leave_the_parents()
+        with self._lock:
+            numbers, self._numbers = self._numbers, []
+            streams, self._streams = self._streams, {}
+        if not numbers:
+            return None
+        with ExitStack() as stack:
+            for stream in streams.values():
+                stack.enter_context(torch.cuda.stream(stream))
+            return [step for step, _ in numbers], to_host([values for _, values in numbers])
+
+    def _leave_the_parents(self) -> None:
+        """In a forked child: what waited is the parent's to write, and a thread that is not here may hold the lock."""
+        if os.getpid() != self._process:
+            self._begin()
 
 
 def _owned(value: Any) -> Any:
@@ -167,7 +208,7 @@ def _scalars(values: Mapping[str, Any]) -> Iterable[Scalar]:
         try:
             yield Scalar(tag, value)
         except (TypeError, ValueError, RuntimeError) as error:
-            _LOG.warning("vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, error)
+            LOG.warning("vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, error)
 
 
 def _seconds(turns: Iterable[Turn]) -> list[Record]:

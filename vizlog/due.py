@@ -70,6 +70,13 @@ class Turn:
         following = self.probe.schedule.next_step(step)
         return max(1, following - step if following is not None else self._passed)
 
+    def go_back(self, step: int, epoch: int | None) -> None:
+        """The step went back to this one: what its schedule names from here on is due again."""
+        schedule: Schedule = self.probe.schedule
+        self.next_step = schedule.next_step(step - 1)
+        self.next_epoch = None if epoch is None else schedule.next_epoch(epoch - 1)
+        self._latest = None
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
         return {"next_step": self.next_step, "next_epoch": self.next_epoch, "stretch": self.stretch}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -20,14 +21,16 @@ __all__ = ["isolated"]
 def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, the models are in eval mode and run eagerly; afterwards all is as it was before, whatever was raised.
 
-    Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy; the contents of every
-    buffer and other tensor attribute (metric states); every module's attributes, lists and dicts, each training flag
-    separately (a frozen BatchNorm stays frozen); every `.grad`, which is None inside. A LightningModule's `log` does
-    nothing inside.
+    Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy, and of generators
+    that a module holds; the contents of every buffer and other tensor attribute (metric states); every module's
+    attributes, lists and dicts, and those of objects in them that hold nothing but data (a cache, a memory bank), each
+    training flag separately (a frozen BatchNorm stays frozen); every `.grad`, which is None inside. A LightningModule's
+    `log` does nothing inside.
 
     Modules that `fully_shard` was applied to hold their own shards again afterwards; all ranks go inside together.
 
-    What cannot be kept: objects of other kinds that a forward changes from within, such as a key-value cache.
+    What cannot be kept: objects that hold more than data, such as a file, a lock or a function, and are changed by a
+    forward from within.
     """
     models = list(models)
     modules = list({id(module): module for model in models for module in model.modules()}.values())
@@ -37,8 +40,11 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
         stack.enter_context(_no_cached_casts())
         stack.enter_context(_gradients(models))
         stack.callback(reshard, models)
-        stack.enter_context(_tensors(modules))
-        stack.enter_context(_attributes(modules, _left_alone(models)))
+        left_alone = _left_alone(models)
+        data = _Data(modules, left_alone)
+        stack.enter_context(_tensors(modules, data.tensors.values()))
+        stack.enter_context(_generators(data.generators.values()))
+        stack.enter_context(_attributes(modules, data.containers.values()))
         for module in modules:
             if isinstance(module, torch.jit.ScriptModule):  # its flag lies beyond Python
                 stack.callback(setattr, module, "training", module.training)
@@ -105,45 +111,145 @@ def _gradients(models: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _tensors(modules: list[nn.Module]) -> Iterator[None]:
-    kept = {
-        id(tensor): (tensor, tensor.detach().clone())
-        for module in modules
-        for values in (module._buffers, module.__dict__)
-        for tensor in values.values()
-        if isinstance(tensor, Tensor) and not tensor.is_meta
-    }
+def _tensors(modules: list[nn.Module], others: Iterable[Tensor]) -> Iterator[None]:
+    buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
+    found = {id(tensor): tensor for tensor in (*buffers, *others) if not tensor.is_meta}
+    kept = [(tensor, copy) for tensor in found.values() if (copy := _copied(tensor)) is not None]
     try:
         yield
     finally:
-        for tensor, copy in kept.values():
+        for tensor, copy in kept:
             # `.data` leaves the version counter alone: a graph that saved this buffer can still run its backward.
             tensor.data.copy_(copy)
 
 
+def _copied(tensor: Tensor) -> Tensor | None:
+    """A copy, or None of what torch cannot copy, and so cannot change in place either (int4, bits8)."""
+    try:
+        return tensor.detach().clone()
+    except RuntimeError:
+        return None
+
+
 @contextmanager
-def _attributes(modules: list[nn.Module], left_alone: frozenset[str]) -> Iterator[None]:
-    kept = []
-    for module in modules:
-        attributes = dict(module.__dict__)
-        containers = [
-            (value, value.copy())
-            for name, value in attributes.items()
-            if type(value) in _CONTAINERS and name not in left_alone
-        ]
-        kept.append((module.__dict__, attributes, containers))
+def _generators(generators: Iterable[Any]) -> Iterator[None]:
+    kept = [(generator, *_state(generator)) for generator in generators]
     try:
         yield
     finally:
-        for current, attributes, containers in kept:
-            if not _same(current, attributes):
+        for _, state, put_back in kept:
+            put_back(state)
+
+
+def _state(generator: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The state of a generator and what sets it."""
+    if isinstance(generator, random.Random):
+        return generator.getstate(), generator.setstate
+    if hasattr(generator, "get_state"):  # torch's, and NumPy's old one
+        return generator.get_state(), generator.set_state
+    bits = generator.bit_generator
+    return bits.state, lambda state: setattr(bits, "state", state)
+
+
+@contextmanager
+def _attributes(modules: list[nn.Module], containers: Iterable[Any]) -> Iterator[None]:
+    attributes = [(module.__dict__, dict(module.__dict__)) for module in modules]
+    kept = [(container, container.copy()) for container in containers]
+    try:
+        yield
+    finally:
+        for current, before in attributes:
+            if not _same(current, before):
                 current.clear()
-                current.update(attributes)
-            for container, copy in containers:
-                _put_back(container, copy)
+                current.update(before)
+        for container, copy in kept:
+            _put_back(container, copy)
 
 
-_CONTAINERS = (list, dict, set)
+class _Data:
+    """What modules hold in their attributes that a forward may change from within; each once, by id.
+
+    Attributes:
+        containers: lists, dicts, sets and deques, and the `__dict__` of objects.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], left_alone: frozenset[str]) -> None:
+        self.tensors: dict[int, Tensor] = {}
+        self.generators: dict[int, Any] = {}
+        self.containers: dict[int, Any] = {}
+        self._known: set[int] = set()
+        for module in modules:
+            for name, value in module.__dict__.items():
+                if name in ("_parameters", "_buffers", "_modules"):
+                    if name not in left_alone:
+                        self.containers[id(value)] = value
+                elif name not in _OF_TORCH and type(value) not in _PLAIN and id(value) not in self._known:
+                    self._known.add(id(value))
+                    self._add(value)
+
+    def _add(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            self.tensors[id(value)] = value
+            return
+        found = _Walk()
+        if found.is_data(value, 0):
+            self.tensors.update(found.tensors)
+            self.generators.update(found.generators)
+            self.containers.update(found.containers)
+        elif type(value) in _CONTAINERS:  # of modules or functions, say: itself, but nothing in it
+            self.containers[id(value)] = value
+
+
+class _Walk:
+    """Finds all there is in one value, as long as that is data, and not much."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[int, Tensor] = {}
+        self.generators: dict[int, Any] = {}
+        self.containers: dict[int, Any] = {}
+        self._parts_left, self._bytes_left = 10_000, 64 << 20
+
+    def is_data(self, value: Any, depth: int) -> bool:
+        """Whether a value holds nothing but data."""
+        kind = type(value)
+        if kind in _PLAIN or isinstance(value, nn.Parameter):
+            return True
+        if isinstance(value, Tensor):
+            self.tensors[id(value)] = value
+            self._bytes_left -= value.numel() * value.element_size()
+            return self._bytes_left >= 0
+        if (kind.__module__.partition(".")[0], kind.__name__) in _GENERATORS:
+            self.generators[id(value)] = value
+            return True
+        self._parts_left -= 1
+        if depth > _DEEPEST or self._parts_left < 0:
+            return False
+        if kind is not tuple:
+            value = value if kind in _CONTAINERS else _attributes_of(value)
+            if value is None or id(value) in self.containers:
+                return value is not None
+            self.containers[id(value)] = value
+        return all(self.is_data(part, depth + 1) for part in (value.values() if isinstance(value, dict) else value))
+
+
+def _attributes_of(value: Any) -> dict[str, Any] | None:
+    """The `__dict__` that is all there is to an object written in Python; None of modules, functions, files, locks."""
+    kind = type(value)
+    in_python = all(base.__flags__ & _HEAP_TYPE for base in kind.__mro__[:-1])
+    if not in_python or isinstance(value, (type, nn.Module)) or hasattr(kind, "__slots__"):
+        return None
+    attributes = getattr(value, "__dict__", None)
+    return attributes if type(attributes) is dict else None
+
+
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
+_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+_GENERATORS = frozenset(
+    {("torch", "Generator"), ("numpy", "Generator"), ("numpy", "RandomState"), ("random", "Random")}
+)
+_OF_TORCH = frozenset(nn.Module().__dict__)
+_DEEPEST = 6
+_HEAP_TYPE = 1 << 9  # of CPython's type flags: a class that a `class` statement made
 
 
 def _left_alone(models: list[nn.Module]) -> frozenset[str]:
@@ -156,7 +262,11 @@ def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def _put_back(container: Any, copy: Any) -> None:
-    if isinstance(container, list):
+    if isinstance(container, deque):
+        if len(container) != len(copy) or any(a is not b for a, b in zip(container, copy, strict=True)):
+            container.clear()
+            container.extend(copy)
+    elif isinstance(container, list):
         if len(container) != len(copy) or any(a is not b for a, b in zip(container, copy, strict=True)):
             container[:] = copy
     elif isinstance(container, set):

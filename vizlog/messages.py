@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["show"]
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter
+
+__all__ = ["LOG", "show", "told"]
+
+
+class _Unfailing(_Adapter):
+    """The logger, where a person's handler or filter that raises reaches nobody who has something to say."""
+
+    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().log(level, msg, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 -- a handler may raise anything, and the training goes on
+            with contextlib.suppress(Exception):  # stderr may be closed
+                said = str(msg) % args if args else msg
+                sys.stderr.write(f"{said}\n(a log handler raised {type(error).__name__}: {error})\n")
+
+
+def told(error: BaseException) -> str:
+    """An error in one line: torch lists every kernel it has under some of them."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first[:400]}"
+
+
+LOG = _Unfailing(logging.getLogger("vizlog"), {})
+"""What every message of vizlog goes through: never raises."""
 
 
 class _Console(logging.Handler):

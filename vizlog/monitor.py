@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import re
 import time
@@ -20,11 +19,11 @@ from torch.optim import Optimizer
 from vizlog.backends.open import open_backend
 from vizlog.batch import FixedBatch, as_fixed_batch
 from vizlog.budget import stretches
-from vizlog.capture import AutocastSeen, Survey, device_of, survey
+from vizlog.capture import AutocastSeen, Survey, device_of, survey, unseen
 from vizlog.delivery import Delivery
 from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated
-from vizlog.messages import show
+from vizlog.messages import LOG, show, told
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
 from vizlog.probes.base import Context, Probe, as_probes
 from vizlog.probes.standard import standard_for
@@ -34,7 +33,6 @@ from vizlog.selection import given_models, named_models, named_parameters
 
 __all__ = ["Monitor"]
 
-_LOG = logging.getLogger("vizlog")
 _NEVER = float("inf")
 
 
@@ -88,11 +86,14 @@ class Monitor:
             reshard(self._models.values())
         self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
         _check_owned(self._models, self._optimizers)
+        self._unowned: set[int] = set()  # parameters that no watched optimizer has, which has been said
+        self._say_unowned(named_parameters(self._models))
         if budget is not None and not 0 < budget <= 1:
             raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
         if probes is not None and every is not None:
             raise ValueError("every= is for the standard probes; give each of probes= its own every=")
         self._budget = budget
+        self._dtype = _float_type(self._models)
         self._autocast = AutocastSeen(device_of(self._models).type)
         self._forward_context = forward_context or self._autocast
         chosen = None if probes is None else as_probes(probes)
@@ -124,7 +125,11 @@ class Monitor:
         self._warned: set[str] = set()
         watched = self._optimizers if self._ranks.takes_part else []
         self._hooks = StepHooks(
-            watched, before=self._before_step, gradients=self._gradients_ready, after=self._after_step
+            watched,
+            before=self._before_step,
+            gradients=self._gradients_ready,
+            after=self._after_step,
+            others=self._another_steps,
         )
         _close_at_exit(self)
 
@@ -338,11 +343,22 @@ class Monitor:
             with self._contained("the next step"):
                 self._arm(self._count)
 
+    def _another_steps(self, optimizer: Optimizer) -> None:
+        with self._contained("a step of another optimizer"):
+            known = {id(parameter) for parameter in named_parameters(self._models).values()}
+            if known & _owned(optimizer):
+                self._warn_once(
+                    f"the watched optimizers no longer step, but another one ({type(optimizer).__name__}) trains the "
+                    "model: close this monitor and watch the new optimizer"
+                )
+
     # One due step -----------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
         if self._idle or (step == self._latest and self._started is not None):
             return
+        if step < self._latest:
+            self._go_back(step, epoch)
         self._latest = step
         self._steps += 1
         if self._started is None:
@@ -383,12 +399,22 @@ class Monitor:
             self._due.add(turns, forward_passed=forward_passed)
             return
         self._due = DueStep(self._models, self._disable, self._ranks)
+        self._say_unowned(self._due.parameters)
         self._due.add(turns, forward_passed=forward_passed)
         if self._forward_context is self._autocast:
             for root in self._roots:
                 self._autocast.attach(self._attached, root)
         if self._due.wants_live:
             self._due.attach_live(self._attached)
+
+    def _say_unowned(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Says which parameters no watched optimizer has, those too that a module put in later has brought."""
+        known = self._unowned.union(*map(_owned, self._optimizers))
+        left = {name: id(p) for name, p in parameters.items() if p.requires_grad and id(p) not in known}
+        if self._optimizers and left:
+            self._unowned.update(left.values())
+            shown = ", ".join(list(left)[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+            LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", shown)
 
     def _close_late(self) -> None:
         """Another step is due: one still open is finished as it is, and one that never ended is forgotten."""
@@ -433,7 +459,7 @@ class Monitor:
             for number, why in failed.items():
                 turn = self._turns[number]
                 if self._ranks.writes and not turn.error:
-                    _LOG.warning("vizlog: %s failed on rank %d at %s, off from now on", turn.probe.name, rank, why)
+                    LOG.warning("vizlog: %s failed on rank %d at %s, off from now on", turn.probe.name, rank, why)
                 turn.error, turn.disabled = turn.error or why, True
         due.drop([turn for turn in due.turns if turn.disabled])
 
@@ -446,7 +472,9 @@ class Monitor:
         measured = []
         with ExitStack() as stack, torch.no_grad():
             if looks:
+                stack.enter_context(unseen())
                 stack.enter_context(isolated(self._models.values()))
+                self._follow_dtype()
             if due.wants_batch and self._batch is not None:
                 self._run_batch(due, self._batch)
                 if self._ranks.sharded:
@@ -455,6 +483,12 @@ class Monitor:
                 with due.guarded(turn, "measure()"), turn.timed():
                     measured.append((turn, turn.probe.measure(self._context(due, turn))))
         return measured
+
+    def _follow_dtype(self) -> None:
+        """Where the model has moved to another type (model.double()), the batch's floats go with it."""
+        before, self._dtype = self._dtype, _float_type(self._models)
+        if self._batch is not None and before != self._dtype and before is not None and self._dtype is not None:
+            self._batch = self._batch.cast(before, self._dtype)
 
     def _run_batch(self, due: DueStep, batch: FixedBatch) -> None:
         try:
@@ -500,6 +534,18 @@ class Monitor:
         assert due.step is not None
         for turn in due.due:
             turn.plan(due.step, due.epoch)
+        self._find_next()
+
+    def _go_back(self, step: int, epoch: int | None) -> None:
+        self._warn_once(
+            f"the step went back from {self._latest} to {step}, and what is due is due again from there; of steps that "
+            "come twice TensorBoard shows the later ones alone, so give a step= that rises"
+        )
+        for turn in self._turns:
+            turn.go_back(step, epoch)
+        self._find_next()
+
+    def _find_next(self) -> None:
         planned = [turn.next_step for turn in self._turns if not turn.disabled]
         self._next_step = min((number for number in planned if number is not None), default=_NEVER)
 
@@ -515,26 +561,29 @@ class Monitor:
                 self._due.drop(self._due.turns)  # the others go through with it, and wait for this rank
             else:
                 self.cancel()
-            self._warn_once(f"failed at {doing}: {type(error).__name__}: {error}; training goes on", error)
+            self._warn_once(f"failed at {doing}: {told(error)}; training goes on", error)
+        except BaseException:  # Ctrl-C while we were at it: nothing of this step stays behind
+            self.cancel()
+            raise
 
     def _warn_once(self, message: str, error: Exception | None = None) -> None:
         # The same trouble has other numbers in it each time.
         kind = re.sub(r"\d+", "", message)
         if kind not in self._warned:
             self._warned.add(kind)
-            _LOG.warning("vizlog: %s", message, exc_info=error)
+            LOG.warning("vizlog: %s", message, exc_info=error)
 
     def _disable(self, turn: Turn, doing: str, error: Exception) -> None:
         self._disable_all([turn], doing, error)
 
     def _disable_all(self, turns: Sequence[Turn], doing: str, error: Exception) -> None:
         live = [turn for turn in turns if not turn.error]
-        what = f"{type(error).__name__}: {error}"
+        what = told(error)
         for turn in live:
             turn.error, turn.disabled = f"{doing}: {what}", not self._ranks.sharded
         if live and self._ranks.writes:  # another rank tells the one that writes
             names = ", ".join(turn.probe.name for turn in live)
-            _LOG.warning("vizlog: %s failed at %s, off from now on: %s", names, doing, what, exc_info=error)
+            LOG.warning("vizlog: %s failed at %s, off from now on: %s", names, doing, what, exc_info=error)
 
     def _say_cost(self) -> None:
         if self._started is None or not self._ranks.writes:
@@ -543,7 +592,7 @@ class Monitor:
         spent = sum(turn.seconds for turn in self._turns)
         most = max(self._turns, key=lambda turn: turn.seconds, default=None)
         if most is not None and elapsed > 0:
-            _LOG.info(
+            LOG.info(
                 "vizlog took %.2g%% of %.0f s of training (%d steps); most of it %s, %.2g s",
                 100 * spent / elapsed,
                 elapsed,
@@ -576,27 +625,24 @@ def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
     return common
 
 
+def _float_type(models: Mapping[str, nn.Module]) -> torch.dtype | None:
+    parameters = (parameter for model in models.values() for parameter in model.parameters())
+    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+
+
 def _owned(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
-    """Raises where an optimizer has nothing to do with the models, and says which parameters none of them trains."""
-    parameters = named_parameters(models)
-    known = {id(parameter) for parameter in parameters.values()}
-    trained: set[int] = set()
+    """Raises where an optimizer has nothing to do with the models."""
+    known = {id(parameter) for parameter in named_parameters(models).values()}
     for number, optimizer in enumerate(optimizers):
-        mine = _owned(optimizer)
-        if not mine & known:
+        if not _owned(optimizer) & known:
             raise ValueError(
                 f"optimizer {number} ({type(optimizer).__name__}) has none of the model's parameters; watch the "
                 "model and the optimizer that train together, after prepare() or fully_shard() if you use them"
             )
-        trained |= mine
-    left = [name for name, parameter in parameters.items() if parameter.requires_grad and id(parameter) not in trained]
-    if optimizers and left:
-        shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
-        _LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", shown)
 
 
 def _close_at_exit(monitor: Monitor) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from vizlog.ranks import whole
 
 __all__ = ["Rounds", "StepHooks", "makes_state_only", "real_optimizers", "skipped"]
+
+_SEVERAL = 20
 
 
 def real_optimizers(given: Any) -> list[Optimizer]:
@@ -58,6 +62,7 @@ class StepHooks:
         before: (optimizer) -> whether this step is to be looked at; called before anything has changed.
         gradients: (optimizer), once the gradients are what the optimizer uses: unscaled, clipped, summed over ranks.
         after: (optimizer), with the new weights.
+        others: (optimizer), one that is not watched has stepped several times while none of the watched ones did.
 
     Where the step is given a closure, gradients are final only once the closure has returned, so it is wrapped; a
     gradient scaler's fused step unscales inside, so gradients are read after it.
@@ -70,9 +75,12 @@ class StepHooks:
         before: Callable[[Optimizer], bool],
         gradients: Callable[[Optimizer], None],
         after: Callable[[Optimizer], None],
+        others: Callable[[Optimizer], None],
     ) -> None:
-        self._before, self._gradients, self._after = before, gradients, after
+        self._before, self._gradients, self._after, self._others = before, gradients, after, others
         self._unread: set[int] = set()
+        self._watched = {id(optimizer) for optimizer in optimizers}
+        self._alone: Counter[int] = Counter()  # steps of the others since a watched one stepped
         self._handles = [
             handle
             for optimizer in optimizers
@@ -81,6 +89,8 @@ class StepHooks:
                 optimizer.register_step_post_hook(self._post),
             )
         ]
+        if optimizers:
+            self._handles.append(register_optimizer_step_post_hook(self._any))
 
     def remove(self) -> None:
         """Takes the hooks off again."""
@@ -112,6 +122,16 @@ class StepHooks:
     def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._read_once(optimizer)
         self._after(optimizer)
+
+    def _any(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if id(optimizer) in self._watched:
+            self._alone.clear()
+            return
+        self._alone[id(optimizer)] += 1
+        if self._alone[id(optimizer)] == _SEVERAL:
+            self._others(optimizer)
 
     def _read_once(self, optimizer: Optimizer) -> None:
         if id(optimizer) in self._unread:

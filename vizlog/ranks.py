@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 import sys
 from collections.abc import Iterable
@@ -13,13 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vizlog.messages import LOG
+
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
 __all__ = ["Ranks", "is_sharded", "local", "reshard", "sharded_modules", "shards", "summed", "whole"]
-
-_LOG = logging.getLogger("vizlog")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Ranks:
         members = sorted({int(member) for mesh in meshes for member in mesh.mesh.flatten().tolist()})
         if 0 not in members:  # another copy of the model, or a model of its own
             if rank == members[0]:
-                _LOG.info("vizlog: rank 0 writes, so the model on ranks %d to %d is not shown", members[0], members[-1])
+                LOG.info("vizlog: rank 0 writes, so the model on ranks %d to %d is not shown", members[0], members[-1])
             return Ranks(rank, world, sharded=True, takes_part=False)
         everyone = len(members) == world
         group = None if everyone else dist.new_group(members, use_local_synchronization=True)

@@ -53,6 +53,9 @@ class _Tagged:
             isinstance(self.tag, str) and self.tag.strip() != "",
             f"a record needs a tag such as 'weights/conv1', got {self.tag!r}",
         )
+        for name in ("tag", "caption"):  # lone surrogates, as file names may hold, can be written nowhere
+            text = getattr(self, name)
+            object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode())
 
 
 def shown_in_notebooks_by(draw: Callable[[Any], str]) -> None:

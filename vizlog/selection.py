@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 __all__ = [
     "Select",
@@ -90,12 +91,15 @@ def named_modules(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def named_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """Canonical name -> parameter, in order of definition; a shared parameter once, under its first name."""
+    """Canonical name -> parameter, in order of definition; a shared parameter once, under its first name.
+
+    A lazy parameter is there from its first forward on.
+    """
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for prefix, module in named_modules(models).items():
         for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
+            if parameter is not None and id(parameter) not in seen and not is_lazy(parameter):
                 seen.add(id(parameter))
                 found[_join(prefix, name)] = parameter
     return found

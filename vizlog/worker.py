@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["Worker"]
+from vizlog.messages import LOG
 
-_LOG = logging.getLogger("vizlog")
+__all__ = ["Worker"]
 
 
 class Worker:
@@ -30,22 +29,30 @@ class Worker:
         self._pid = os.getpid()
         self._reset()
 
+    def _own(self) -> None:
+        if os.getpid() != self._pid:
+            self._pid = os.getpid()
+            self._reset()
+
     def _reset(self) -> None:
         self.dropped = 0
         self._fast, self._slow = _Lane("vizlog"), _Lane("vizlog-slow")
 
     def submit(self, job: Callable[[], None], *, picture: bool = False, slow: bool = False) -> None:
         """Queues `job`, which must not raise; a `picture` may be dropped, a `slow` one holds up no other."""
-        if os.getpid() != self._pid:
-            self._pid = os.getpid()
-            self._reset()
+        self._own()
         if (self._slow if slow else self._fast).put(job, self._most, picture=picture):
             self.dropped += 1
             if self.dropped == 1:
-                _LOG.warning(
+                LOG.warning(
                     "vizlog cannot draw as fast as pictures come due: the oldest waiting ones are dropped (close() "
                     "says how many); raise every= of the picture probes"
                 )
+
+    def submit_within(self, seconds: float, job: Callable[[], None]) -> None:
+        """Queues `job` once that many seconds have passed, whatever else comes meanwhile; one at a time."""
+        self._own()
+        self._fast.put_within(seconds, job)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Waits until all that was submitted is done; False where `timeout` seconds were not enough."""
@@ -71,6 +78,7 @@ class _Lane:
         self._name = name
         self._jobs: deque[tuple[Callable[[], None], bool]] = deque()
         self._changed = threading.Condition()
+        self._later: tuple[float, Callable[[], None]] | None = None
         self._thread: threading.Thread | None = None
         self._busy = False
         self._stopped = False
@@ -80,12 +88,21 @@ class _Lane:
         with self._changed:
             dropped = picture and self._drop_oldest(most)
             self._jobs.append((job, picture))
-            if self._thread is None or not self._thread.is_alive():
-                self._stopped = False
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+            started = self._start()
             self._changed.notify_all()
+        if not started:
+            self._run()
         return dropped
+
+    def put_within(self, seconds: float, job: Callable[[], None]) -> None:
+        """Appends a job once that many seconds have passed, or at once where no thread can wait for it."""
+        with self._changed:
+            if self._later is None:
+                self._later = time.monotonic() + seconds, job
+            started = self._start()
+            self._changed.notify_all()
+        if not started:
+            self._run()
 
     def wait(self, until: float | None) -> bool:
         """Waits until the queue is empty and nothing runs."""
@@ -105,6 +122,18 @@ class _Lane:
             self._stopped = True
             self._changed.notify_all()
 
+    def _start(self) -> bool:
+        """Has a thread run; False where the system gives none, as it does while the interpreter ends (from 3.12 on)."""
+        if self._thread is not None and self._thread.is_alive():
+            return True
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._thread, self._stopped = None, True
+        return self._thread is not None
+
     def _drop_oldest(self, most: int) -> bool:
         pictures = [number for number, (_, picture) in enumerate(self._jobs) if picture]
         if len(pictures) < most:
@@ -113,19 +142,40 @@ class _Lane:
         return True
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._jobs:
-                    self._busy = False
-                    self._changed.notify_all()
-                    if self._stopped:
-                        self._thread = None
-                        return
-                    self._changed.wait()
-                job, _ = self._jobs.popleft()
-                self._busy = True
+        """Runs one job after another, until there is none and the lane has been stopped."""
+        while (job := self._next()) is not None:
             try:
                 job()
-            except Exception:  # noqa: BLE001 -- a job reports its own failures; this keeps the lane alive
-                _LOG.exception("vizlog: a job failed")
+            except BaseException as error:  # a job reports its own failures; this keeps the lane alive
+                if not isinstance(error, Exception) and threading.current_thread() is not self._thread:
+                    self._busy = False
+                    raise  # Ctrl-C, where the jobs run on the caller's thread
+                LOG.exception("vizlog: a job failed")
             del job
+
+    def _next(self) -> Callable[[], None] | None:
+        """Waits for a job; None where the lane has been stopped."""
+        with self._changed:
+            while True:
+                left = self._until_later()
+                if self._jobs:
+                    job, _ = self._jobs.popleft()
+                    self._busy = True
+                    return job
+                self._busy = False
+                self._changed.notify_all()
+                if self._stopped:
+                    self._thread = None
+                    return None
+                self._changed.wait(left)
+
+    def _until_later(self) -> float | None:
+        """Seconds until the job that is to come later; once they are over, or the lane is stopped, it is queued."""
+        if self._later is None:
+            return None
+        at, job = self._later
+        if not self._stopped and (left := at - time.monotonic()) > 0:
+            return left
+        self._jobs.append((job, False))
+        self._later = None
+        return None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+
+from vizlog.messages import LOG, told
 
 if TYPE_CHECKING:
     from vizlog.records import Record
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "Drawable"]
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -23,3 +27,24 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Writes what is left and closes what this backend opened itself. May be called twice."""
+
+
+class Drawable:
+    """Keeps a record that cannot be drawn from the others: it is left out, and named once."""
+
+    def __init__(self) -> None:
+        self._named: set[str] = set()
+
+    def each(self, draw: Callable[[Record], T], records: Sequence[Record]) -> Iterator[T]:
+        """What `draw` makes of each record that it can draw; a full disk is no matter of one record."""
+        for record in records:
+            try:
+                drawn = draw(record)
+            except OSError:
+                raise
+            except Exception as error:  # noqa: BLE001 -- whatever is wrong with one record, the others can be drawn
+                if record.tag not in self._named:
+                    self._named.add(record.tag)
+                    LOG.warning("vizlog: %s could not be drawn and is left out: %s", record.tag, told(error))
+            else:
+                yield drawn

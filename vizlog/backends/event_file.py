@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import re
 import socket
 import struct
 import time
@@ -32,11 +34,20 @@ class EventFile:
 
         self._crc = _masked_crc()
         self._file = _create(directory)
+        self.path = Path(str(self._file.name))
+        self._identity = os.fstat(self._file.fileno())
         # Every event file opens with its version; it goes out with the first events.
         first = Event(
             wall_time=time.time(), file_version="brain.Event:2", source_metadata=SourceMetadata(writer="vizlog")
         )
         self._rest = self._framed(first.SerializeToString())
+
+    def is_there(self) -> bool:
+        """Whether the file still stands under its name: what is appended to a deleted one nobody will read."""
+        try:
+            return os.path.samestat(self._identity, self.path.stat())
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR)
 
     def append(self, events: Iterable[Any]) -> None:
         """Appends `Event` protos in order, in as few writes as can be.
@@ -104,8 +115,17 @@ def _step_of(start: bytes) -> int:
 
 def _create(directory: Path) -> FileIO:
     """A new, unbuffered file under a name that TensorBoard takes for an event file, and that sorts after older ones."""
-    name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}.vizlog"
+    # The clock may have gone back since the older ones were made.
+    latest = max((_made_at(path) for path in event_files(directory)), default=0.0)
+    made_at = max(time.time(), latest + 1e-6 if latest else 0.0)
+    name = f"events.out.tfevents.{made_at:017.6f}.{socket.gethostname()}.{os.getpid()}.vizlog"
     return FileIO(directory / name, "x")
+
+
+def _made_at(path: Path) -> float:
+    """The time in an event file's name; 0 where it has none. Whole seconds sort behind their fractions."""
+    found = re.search(r"tfevents\.(\d{10})(\.\d+)?", path.name)
+    return 0.0 if found is None else float(found[1]) + float(found[2] or 1)
 
 
 def _masked_crc() -> Callable[[bytes], int]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vizlog.backends.base import Backend
+from vizlog.messages import LOG, told
 
 if TYPE_CHECKING:
     from vizlog.records import Record
 
 __all__ = ["FanOut"]
-
-_log = logging.getLogger("vizlog")
 
 
 class FanOut:
@@ -56,5 +54,5 @@ def _close(backend: Backend) -> None:
 
 
 def _report(backend: Backend, what: str, error: Exception) -> None:
-    _log.warning("%s %s: %s: %s", type(backend).__name__, what, type(error).__name__, error)
-    _log.debug("where it was raised", exc_info=error)
+    LOG.warning("%s %s: %s", type(backend).__name__, what, told(error))
+    LOG.debug("where it was raised", exc_info=error)

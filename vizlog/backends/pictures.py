@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
+from vizlog.messages import LOG, told
 from vizlog.process import shared
 from vizlog.records import Record
 from vizlog.views import png
 from vizlog.views.raster import raster
 
 __all__ = ["Picture", "Pictures", "drawn"]
-
-_log = logging.getLogger("vizlog")
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,7 @@ class Pictures:
         except Exception as error:  # noqa: BLE001 -- the process's trouble or the record's: drawing it here tells
             picture = drawn(record)
             self._elsewhere = False
-            _log.warning(
-                "vizlog draws in the training process from now on, which slows it: %s: %s", type(error).__name__, error
-            )
+            LOG.warning("vizlog draws in the training process from now on, which slows it: %s", told(error))
             return picture
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import math
 import shutil
 from pathlib import Path, PurePosixPath
@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from vizlog.messages import LOG
 from vizlog.views import png
 
 if TYPE_CHECKING:
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["project"]
 
-_log = logging.getLogger("vizlog")
-
 _LATEST = 3
+_LONGEST_NAME = 200  # file systems take 255 bytes, the step among them
 _SPRITE_LIMIT = 8192  # pixels a side: the largest texture that browsers are sure to take
 # What would end a field or a line of a TSV file, written as in a Python literal.
 _ESCAPES = {ord(mark): repr(mark)[1:-1] for mark in "\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}
@@ -63,7 +63,10 @@ def project(directory: Path, step: int, record: Embedding) -> None:
 
 def _home(tag: str, step: int) -> PurePosixPath:
     """Where the files of one embedding lie, relative to the run: the Projector takes no path that leads out of it."""
-    return PurePosixPath("projector", f"{quote(tag, safe='')}-{step}")
+    name = quote(tag, safe="")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME - 17]}-{hashlib.sha256(tag.encode()).hexdigest()[:16]}"
+    return PurePosixPath("projector", f"{name}-{step}")
 
 
 def _step_of(entry: Any, tag: str) -> int | None:
@@ -95,7 +98,7 @@ def _read(path: Path) -> Any:
     except FileNotFoundError:
         pass
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        _log.warning("%s is no projector config (%s): move it away to see embeddings in the Projector tab", path, error)
+        LOG.warning("%s is no projector config (%s): move it away to see embeddings in the Projector tab", path, error)
         return None
     return config
 
@@ -153,7 +156,7 @@ def _write_metadata(
     rows = [tuple(columns), *zip(*columns.values(), strict=True)]
     name = home / "metadata.tsv"
     text = "".join("\t".join(row) + "\n" for row in rows)
-    (directory / name).write_text(text, encoding="utf-8", newline="\n")
+    (directory / name).write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     entry.metadata_path = str(name)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vizlog.backends.base import Drawable
 from vizlog.backends.event_file import EventFile, event_files, steps
 from vizlog.backends.projector import project
 from vizlog.backends.summaries import Summaries
+from vizlog.messages import LOG
 from vizlog.records import Embedding, Record
 
 if TYPE_CHECKING:
@@ -21,25 +23,24 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorBoard"]
 
-_log = logging.getLogger("vizlog")
-
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FLUSH_SECONDS = 10.0
 
 
 class TensorBoard:
     """Writes to a TensorBoard run: scalars, histograms, text, pictures, and embeddings to the Projector tab too.
 
     With a path, vizlog keeps an event file of its own there, and what was written is on disk when `write` returns.
+    Where the directory is deleted meanwhile it is made again, and one warning says so.
 
-    A writer stays yours, and open. It is flushed after histograms and pictures, and every ten seconds of writing
-    scalars. (torch's computes checksums in Python, at 3 MB/s: for pictures a path is faster.) Where you close it first,
-    what is still under way goes to an event file of vizlog's beside yours.
+    A writer stays yours, and open; it is flushed after each `write`. (torch's computes checksums in Python, at 3 MB/s:
+    for pictures a path is faster.) Where you close it first, or it broke over a full disk, the rest goes to an event
+    file of vizlog's beside yours.
 
     A histogram becomes rows of left edge, right edge and count, finite values only; where a tensor has had others,
     their number is the scalar TAG/nonfinite. TensorBoard keeps the caption of a tag's first step alone.
 
-    Where the disk is full, one warning says so, and writing goes on once there is space.
+    Where the disk is full, one warning says so, and writing goes on once there is space. A record that cannot be drawn
+    is left out, and named once.
 
     Args:
         path_or_writer: the run's directory, or a SummaryWriter of torch's or tensorboardX's; under Lightning, the
@@ -63,6 +64,7 @@ class TensorBoard:
         else:
             self._sink = _Writer(path_or_writer)
         self._summaries = Summaries()
+        self._drawable = Drawable()
         self._full_since: int | None = None
         self._closed = False
 
@@ -70,16 +72,21 @@ class TensorBoard:
         if self._closed:
             raise ValueError("this TensorBoard is closed: make a new one (resume=True goes on in the same directory)")
         try:
-            self._sink.add(step, [self._summaries.of(record) for record in records])
-            for record in records:
-                if isinstance(record, Embedding) and self._sink.directory is not None:
-                    project(self._sink.directory, step, record)
+            summaries = list(self._drawable.each(self._summaries.of, records))
+            if not self._sink.is_there():
+                self._summaries.caption_again()
+            self._sink.add(step, summaries)
+            deque(self._drawable.each(lambda record: self._project(step, record), records), maxlen=0)
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
             self._report_full(step, error)
         else:
             self._report_space(step)
+
+    def _project(self, step: int, record: Record) -> None:
+        if isinstance(record, Embedding) and self._sink.directory is not None:
+            project(self._sink.directory, step, record)
 
     def close(self) -> None:
         if not self._closed:
@@ -90,11 +97,11 @@ class TensorBoard:
         self._summaries.caption_again()
         if self._full_since is None:
             self._full_since = step
-            _log.warning("TensorBoard has no space at step %d (%s): what is logged is lost until there is", step, error)
+            LOG.warning("TensorBoard has no space at step %d (%s): what is logged is lost until there is", step, error)
 
     def _report_space(self, step: int) -> None:
         if self._full_since is not None:
-            _log.warning(
+            LOG.warning(
                 "TensorBoard has space again at step %d; records since step %d were lost", step, self._full_since
             )
             self._full_since = None
@@ -106,6 +113,9 @@ class _Sink(Protocol):
     @property
     def directory(self) -> Path | None:
         """Where the files of the Projector go, once something was added; None where no local directory is known."""
+
+    def is_there(self) -> bool:
+        """Whether what was written so far is still where it was written; else one warning has said so."""
 
     def add(self, step: int, summaries: Sequence[Summary]) -> None: ...
 
@@ -122,10 +132,20 @@ class _Directory:
         self._earlier = {} if resume else _sizes(directory)
         self._file: EventFile | None = None
 
+    def is_there(self) -> bool:
+        if self._file is None or self._file.is_there():
+            return True
+        LOG.warning("%s was deleted: what was written is gone, and vizlog goes on there anew", self._file.path)
+        self._file.close()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._file = EventFile(self.directory)
+        return False
+
     def add(self, step: int, summaries: Sequence[Summary]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
         if self._file is None:
+            self.directory.mkdir(parents=True, exist_ok=True)  # it may have been deleted since it was found writable
             self.directory, self._earlier = _free_directory(self.directory, self._earlier, step), {}
             self._file = EventFile(self.directory)
         now = time.time()
@@ -151,8 +171,10 @@ class _Writer:
             )
         log_dir = str(file_writer.get_logdir())
         self.directory = None if "://" in log_dir else Path(log_dir)
-        self._flushed = time.monotonic()
         self._late: _Directory | None = None
+
+    def is_there(self) -> bool:
+        return self._late is None or self._late.is_there()
 
     def add(self, step: int, summaries: Sequence[Summary]) -> None:
         if self._writer.all_writers is None and self._late is None:
@@ -161,26 +183,25 @@ class _Writer:
             self._late.add(step, summaries)
             return
         file_writer = self._file_writer()
-        for summary in summaries:
-            file_writer.add_summary(self._as_theirs(summary), step)
-        if not all(map(_is_scalar, summaries)) or time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self._flush()
+        try:
+            for summary in summaries:
+                file_writer.add_summary(self._as_theirs(summary), step)
+            self._writer.flush()
+        except OSError:
+            self._late = self._beside()  # it never writes again, not even once there is space
+            raise
 
     def close(self) -> None:
         if self._late is not None:
             self._late.close()
         elif self._writer.all_writers is not None:
-            self._flush()
+            self._writer.flush()
 
     def _beside(self) -> _Directory:
         """Where to go on once the user has closed the writer: adding to it would open it again, for nobody to close."""
         if self.directory is None:
             raise RuntimeError("the SummaryWriter was closed before vizlog was: close vizlog first")
         return _Directory(self.directory, resume=True)
-
-    def _flush(self) -> None:
-        self._writer.flush()
-        self._flushed = time.monotonic()
 
     def _file_writer(self) -> Any:
         """What takes ready-made summaries, which a SummaryWriter has no public way to; None where this is none."""
@@ -193,10 +214,6 @@ class _Writer:
         from tensorboardX.proto.summary_pb2 import Summary as TheirSummary
 
         return TheirSummary.FromString(summary.SerializeToString())
-
-
-def _is_scalar(summary: Summary) -> bool:
-    return all(value.metadata.plugin_data.plugin_name == "scalars" for value in summary.value)
 
 
 def _require_tensorboard() -> None:
@@ -237,7 +254,7 @@ def _free_directory(directory: Path, earlier: Mapping[Path, int], first: int) ->
         chosen.mkdir(exist_ok=True)
         earlier = _sizes(chosen)
     if chosen != directory:
-        _log.warning(
+        LOG.warning(
             "%s holds steps above %d: writing to %s (TensorBoard(path, resume=True) goes on in the old one)",
             *(directory, first, chosen),
         )

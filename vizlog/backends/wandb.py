@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
-import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import assert_never
 
+from vizlog.backends.base import Drawable
+from vizlog.messages import LOG
 from vizlog.records import (
     Attention,
     Curves,
@@ -33,13 +35,13 @@ if TYPE_CHECKING:
 
 __all__ = ["WandB"]
 
-_log = logging.getLogger("vizlog")
-
 _STEP = "vizlog/step"
 _NONFINITE = "vizlog/nonfinite_scalars"
 _LEFT_OUT = "vizlog/files_left_out"
 _MOST_BINS = 64
 _DIGITS = 5
+_LONGEST_ARTIFACT = 100  # bytes of a name of 128, the run's id and the key of a table among them
+_LONGEST_KEY = 180  # bytes; file systems take names of 255, and the client adds step, hash and ending
 _STYLE = """
 body { font: 14px/1.5 sans-serif; color: #222; background: #fff; margin: 12px }
 td, th { padding: 2px 12px 2px 0; text-align: left }
@@ -51,7 +53,7 @@ class WandB:
     """Writes to a W&B run that its owner started and will finish.
 
     One call of `write` makes one row of the run's history, with `vizlog/step` as its x-axis. Dots in tags become `/`:
-    W&B takes dots for nesting. What a record becomes:
+    W&B takes dots for nesting; keys of more than 180 bytes are cut and end in a hash. What a record becomes:
 
     - Scalar: a number. Sweeps read the summary, which must stay finite: NaN and infinite values are left out, counted
       in `vizlog/nonfinite_scalars`, and the first one is said.
@@ -89,6 +91,7 @@ class WandB:
         self._rows = None if opened is None else _Rows(opened, waits=step_key is None)
         self._step_keys = (_STEP,) if step_key is None else (_STEP, step_key)
         self._files = _FileBudget(max_files)
+        self._drawable = Drawable()
         self._defined = set(self._step_keys)
         self._with_nonfinite: set[str] = set()
         self._nonfinite_scalars = 0
@@ -101,7 +104,8 @@ class WandB:
         if _is_finished(self._rows.run):
             self._give_up(self._rows.run, step)
             return
-        row = dict(value for record in records for value in self._values(step, record))
+        drawn = self._drawable.each(lambda record: dict(self._values(step, record)), records)
+        row = {key: value for values in drawn for key, value in values.items()}
         row |= self._counts(records)
         try:
             self._define(self._rows.run, row)
@@ -119,7 +123,7 @@ class WandB:
 
     def _give_up(self, run: wandb.Run, step: int) -> None:
         self._rows = None
-        _log.warning(
+        LOG.warning(
             "the W&B run %s was finished before vizlog: what came from step %d on is not in it "
             "(close the monitor before the run)",
             run.id,
@@ -154,7 +158,7 @@ class WandB:
             return
         self._nonfinite_scalars += 1
         if self._nonfinite_scalars == 1:
-            _log.warning(
+            LOG.warning(
                 "%s is %s at step %d: W&B gets finite scalars only; such ones are counted in %s",
                 key,
                 value,
@@ -173,8 +177,10 @@ class WandB:
     def _embedding(self, step: int, key: str, record: Embedding) -> Iterator[tuple[str, Any]]:
         if self._files.take(step, key):
             yield key, _picture(record)
-        if self._files.take(step, f"{key}/table", files=2, growth=2.0):  # the table and its artifact
-            yield f"{key}/table", _table(record)
+        assert self._rows is not None
+        table = _cut(key, max(_LONGEST_ARTIFACT - len(self._rows.run.id), 20)) + "/table"
+        if self._files.take(step, table, files=2, growth=2.0):  # the table and its artifact
+            yield table, _table(record)
         for name, score in record.scores.items():
             yield from self._scalar(step, f"{key}/{_key(name)}", score)
 
@@ -258,7 +264,7 @@ class _Rows:
     def _say_replaced(self, number: int) -> None:
         if not self._said_replaced:
             self._said_replaced = True
-            _log.warning(
+            LOG.warning(
                 "the W&B run %s is logged to with step= and stands at %d: W&B keeps one row for each such step, where "
                 "later values of vizlog replace earlier ones; log without step= (run.define_metric gives an x-axis) "
                 "to keep them all",
@@ -301,7 +307,7 @@ class _FileBudget:
     def _leave_out(self, step: int) -> None:
         self.left_out += 1
         if self.left_out == 1:
-            _log.warning(
+            LOG.warning(
                 "vizlog writes at most %d files into a W&B run: from step %d on pictures are thinned, and %s counts "
                 "what is left out; WandB(max_files=...) sets the limit",
                 self._most,
@@ -337,7 +343,16 @@ def _is_finished(run: wandb.Run) -> bool:
 
 
 def _key(tag: str) -> str:
-    return tag.replace(".", "/")
+    """A tag as W&B takes it: dots nest there, a star is a wildcard, and media files are called after their key."""
+    return _cut(tag.translate({ord("."): "/", ord("*"): "_", 0: "_"}), _LONGEST_KEY)
+
+
+def _cut(key: str, most: int) -> str:
+    """A key of at most so many bytes; one that was cut ends in a hash of all of it."""
+    encoded = key.encode()
+    if len(encoded) <= most:
+        return key
+    return f"{encoded[: most - 17].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
 def _histogram(record: Histogram) -> wandb.Histogram:

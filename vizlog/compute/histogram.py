@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import logging
 import math
 import threading
 import time
@@ -19,11 +18,10 @@ from torch import Tensor
 
 from vizlog.compute.bits import GRIDS, BitCounts, Grid, Linear, fine, linear_exponent, settled
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of
+from vizlog.messages import LOG
 from vizlog.records import QUANTILES, Histogram
 
 __all__ = ["BitCounts", "Uncountable", "count_bits", "count_each", "fine", "histogram", "prepare"]
-
-_LOG = logging.getLogger("vizlog")
 
 CHUNK = 1 << 17
 """Elements converted or copied at a time: at most 1 MB of each form."""
@@ -68,7 +66,8 @@ def count_each(tensors: Sequence[Tensor]) -> list[BitCounts]:
             return _count_mixed(plain)
         return [_count_on_cpu(tensor) for tensor in plain]
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise Uncountable(f"no way to read the values: {error}") from error
+        reason = str(error).partition("\n")[0][:200]  # torch lists every kernel it has, and this goes into captions
+        raise Uncountable(f"no way to read the values: {reason}") from error
 
 
 def prepare() -> None:
@@ -139,7 +138,7 @@ def _new_pass(grid: Grid) -> _Pass:
         from vizlog.compute.bits_numba import CompiledPass
 
         if (took := time.monotonic() - began) > _WORTH_A_WORD:
-            _LOG.info("vizlog compiled its histogram, which took %.0f s; it is kept for the next run", took)
+            LOG.info("vizlog compiled its histogram, which took %.0f s; it is kept for the next run", took)
         return CompiledPass(grid)
     from vizlog.compute.bits_numpy import PlainPass
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,14 +14,13 @@ from torch import Tensor, nn
 from vizlog.capture import Call, Outputs, Request, Survey
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
 from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histogram, prepare
+from vizlog.messages import LOG
 from vizlog.probes.base import Context, Figures, Probe
 from vizlog.records import Record
 from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Matcher, Select, check_select, matcher, named_modules, spread
 
 __all__ = ["ActivationHistograms"]
-
-_LOG = logging.getLogger("vizlog")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class ActivationHistograms(Probe):
             self._warned = True
             live = "none of them ran in the live forward, which a compiled model does not show: give batch="
             reason = live if self._live else "none of them ran on the batch"
-            _LOG.warning("vizlog: %s selected layers but captured nothing: %s", self.name, reason)
+            LOG.warning("vizlog: %s selected layers but captured nothing: %s", self.name, reason)
         return context.captured["seen"]
 
     def finish(self, measured: Mapping[str, list[_Seen]]) -> Iterable[Record | Figures]:
@@ -141,12 +139,16 @@ def _leaf_or_function(_name: str, module: Any) -> bool:
 
 def _reduce(call: Call) -> _Seen | None:
     tensor = call.tensor
-    if tensor is None or tensor.numel() == 0:
+    if tensor is None:
         return None
+    if tensor.numel() == 0:
+        return _Seen(None, skipped="it has no elements")
     try:
         counts = count_bits(tensor)
     except Uncountable as reason:
         return _Seen(None, skipped=str(reason))
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        return _Seen(counts, torch.ones(0, dtype=torch.bool))  # it has values, but no units to tell apart
     return _Seen(counts, _alive(call, tensor, counts), *_saturation(call, tensor))
 
 
@@ -159,10 +161,12 @@ def _alive(call: Call, tensor: Tensor, counts: BitCounts) -> Tensor:
 
 def _saturation(call: Call, tensor: Tensor) -> tuple[Tensor | None, int]:
     """How many values were saturated, and of how many."""
+    if not tensor.is_floating_point() or tensor.element_size() < 2:
+        return None, 0  # floats of 8 bits cannot be compared
     kind = call.kind.lower()
     if kind == "softmax":
         return saturated_rows(tensor), tensor.numel() // max(tensor.shape[-1], 1) if tensor.ndim else 1
-    if kind not in LIMITS or tensor.is_complex():
+    if kind not in LIMITS:
         return None, 0
     low, high = LIMITS[kind]
     if isinstance(call.module, nn.Hardtanh):

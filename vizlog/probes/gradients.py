@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -12,14 +11,13 @@ import torch
 
 from vizlog.capture import Gradients
 from vizlog.compute.histogram import BitCounts
+from vizlog.messages import LOG
 from vizlog.probes.base import Context, Figures
 from vizlog.probes.health import layer_of
 from vizlog.probes.parameters import ParameterHistograms
 from vizlog.records import Record
 
 __all__ = ["GradientHistograms"]
-
-_LOG = logging.getLogger("vizlog")
 
 
 class GradientHistograms(ParameterHistograms):
@@ -40,7 +38,7 @@ class GradientHistograms(ParameterHistograms):
             why = (
                 "when the optimizer stepped" if context.optimizers else "at end(): give optimizer=, or zero them later"
             )
-            _LOG.warning("vizlog: none of the selected parameters had a gradient %s", why)
+            LOG.warning("vizlog: none of the selected parameters had a gradient %s", why)
         return {**context.captured, "watched": bool(context.optimizers), "skipped": list(context.skipped)}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:

@@ -64,13 +64,17 @@ def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
 
 def _in_order(parts: Sequence[Figures]) -> list[str]:
     """All layers; one that only a later source knows stands behind the one that precedes it there."""
-    layers: list[str] = []
+    following: dict[str, str] = {}  # each layer -> the next; "" stands before the first and behind the last
+    last = ""
     for part in parts:
-        position = 0 if any(layer in layers for layer in part.values) else len(layers)
+        before = "" if any(layer in following for layer in part.values) else last
         for layer in part.values:
-            if layer in layers:
-                position = layers.index(layer) + 1
-            else:
-                layers.insert(position, layer)
-                position += 1
+            if layer not in following:
+                following[layer], following[before] = following.get(before, ""), layer
+                last = last if following[layer] else layer
+            before = layer
+    layers, layer = [], following.get("", "")
+    while layer:
+        layers.append(layer)
+        layer = following[layer]
     return layers

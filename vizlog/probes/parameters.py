@@ -84,7 +84,8 @@ class ParameterHistograms(Probe):
 
     def _choose(self, names: Sequence[str]) -> list[str]:
         # Once chosen, a tensor stays: histograms of one tag are compared over time.
-        chosen = [name for name in self._drawn if name in set(names)]
+        known = set(names)
+        chosen = [name for name in self._drawn if name in known]
         if not chosen and names:
             most = self._most or len(names)
             matrices = [name for name in names if name in self._matrices]

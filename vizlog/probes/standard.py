@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 from vizlog.batch import FixedBatch, as_fixed_batch
 from vizlog.capture import Survey, survey
 from vizlog.isolation import isolated
+from vizlog.messages import LOG
 from vizlog.probes.activations import ActivationHistograms
 from vizlog.probes.attention import AttentionMaps
 from vizlog.probes.base import Probe
@@ -25,8 +25,6 @@ from vizlog.schedules import LogSpaced, Schedule, Thinning, as_schedule
 from vizlog.selection import named_models
 
 __all__ = ["standard", "standard_for"]
-
-_LOG = logging.getLogger("vizlog")
 
 
 def standard(
@@ -82,7 +80,7 @@ def standard_for(models: Mapping[str, nn.Module], met: Survey | None, *, every: 
             left_out.append(f"{probe.name} ({str(reason).removeprefix(probe.name).strip()})")
         else:
             chosen.append(probe)
-    _LOG.info("vizlog looks at %s", ", ".join(probe.name for probe in chosen))
+    LOG.info("vizlog looks at %s", ", ".join(probe.name for probe in chosen))
     if left_out:
-        _LOG.info("vizlog leaves out %s", "; ".join(left_out))
+        LOG.info("vizlog leaves out %s", "; ".join(left_out))
     return chosen

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.capture import Request, Survey, Updates
+from vizlog.messages import told
 from vizlog.probes.base import Context, Figures, Probe
 from vizlog.probes.health import layer_of
 from vizlog.ranks import shards
@@ -60,18 +61,21 @@ class UpdateRatios(Probe):
         found = self._found(models)
         self._all = list(found)
         names, parts = self._next_chunk(found)
-        return {"squares": Updates(tuple(names), _squares, parts=parts)}
+        return {"squares": Updates(tuple(names), _squares, _added, parts)}
 
     def measure(self, context: Context) -> Any:
         return {"squares": context.captured["squares"], "all": self._all}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
-        squares = {name: pair.tolist() for name, pair in measured["squares"].items()}
+        seen: dict[str, Tensor | str] = measured["squares"]
+        squares = {name: pair.tolist() for name, pair in seen.items() if not isinstance(pair, str)}
+        skipped = [f"{name}: {reason}" for name, reason in seen.items() if isinstance(reason, str)]
         looked = (
             ""
-            if len(squares) == len(measured["all"])
-            else f"; {len(squares)} of {len(measured['all'])} tensors this time, in turn"
+            if len(seen) == len(measured["all"])
+            else f"; {len(seen)} of {len(measured['all'])} tensors this time, in turn"
         )
+        looked += f"; {len(skipped)} skipped ({skipped[0]})" if skipped else ""
         drawn = set(spread(measured["all"], self._most or len(measured["all"]))) if measured["all"] else set()
         layers: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for name, (update, weight) in squares.items():
@@ -118,12 +122,27 @@ class UpdateRatios(Probe):
         return taken, {}
 
 
-def _squares(before: Tensor, after: Tensor) -> Tensor:
-    """(2,) float64: sums of squares of the update and of the weight before it; `before` is ours and is overwritten."""
-    exact = torch.promote_types(torch.float32, before.dtype)  # half precision is widened, double and complex stay
-    weight = torch.linalg.vector_norm(before, dtype=exact)
-    update = torch.linalg.vector_norm(before.sub_(after), dtype=exact)
-    return torch.stack([update, weight]).double().square()
+def _squares(before: Tensor, after: Tensor) -> Tensor | str:
+    """(2,) float64: sums of squares of the update and of the weight before it, or why they cannot be had.
+
+    `before` is ours and is overwritten.
+    """
+    try:
+        if before.is_floating_point() and before.element_size() < 2:  # of 8 bits: there is no arithmetic on them
+            before, after = before.float(), after.float()
+        exact = torch.promote_types(torch.float32, before.dtype)  # half precision is widened, double and complex stay
+        weight = torch.linalg.vector_norm(before, dtype=exact)
+        update = torch.linalg.vector_norm(before.sub_(after), dtype=exact)
+        return torch.stack([update, weight]).double().square()
+    except RuntimeError as error:  # sparse or nested
+        return told(error)
+
+
+def _added(one: Tensor | str, other: Tensor | str) -> Tensor | str:
+    """The squares of two ranks' parts of one tensor."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one if isinstance(one, str) else other
+    return one + other
 
 
 def _ratio(update: float, weight: float) -> float:
