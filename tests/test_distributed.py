@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import socket
-import traceback
-from collections.abc import Callable, Iterator
-from datetime import timedelta
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from processes import Processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -25,87 +19,6 @@ import vizlog
 from vizlog.capture import Outputs, Weights
 from vizlog.compute.bits import BitCounts, fine
 from vizlog.probes.base import Context, Probe
-
-WORLD = 2
-PATIENCE = 120.0
-"""Seconds after which ranks that wait for each other are taken to do so forever."""
-
-
-# Two processes that run what a test asks of both ----------------------------------------------------------------------
-
-
-class Pair:
-    """Two ranks that stay up between tests, and are replaced where they hang."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._pipes: list[Connection] = []
-        self._processes: list[BaseProcess] = []
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What `function(rank, *arguments)` returns on each rank."""
-        if not self._processes:
-            self._start()
-        for pipe in self._pipes:
-            pipe.send((function, arguments))
-        answers = []
-        for rank, pipe in enumerate(self._pipes):
-            if not pipe.poll(PATIENCE):
-                self.stop()
-                pytest.fail(f"rank {rank} did not come back from {function.__name__}: the ranks wait for each other")
-            answers.append(pipe.recv())
-        for rank, (error, _) in enumerate(answers):
-            assert not error, f"rank {rank}:\n{error}"
-        return [answer for _, answer in answers]
-
-    def stop(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.join()
-        self._pipes, self._processes = [], []
-
-    def _start(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        for rank in range(WORLD):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(rank, port, theirs, self._folder), daemon=True)
-            process.start()
-            self._pipes.append(ours)
-            self._processes.append(process)
-
-
-def _serve(rank: int, port: int, pipe: Connection, folder: Path) -> None:
-    os.chdir(folder)  # the test's own folder goes with the test
-    torch.set_num_threads(1)
-    # As torchrun sets it.
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(WORLD),
-        "LOCAL_WORLD_SIZE": str(WORLD),
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    dist.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
-    while True:
-        function, arguments = pipe.recv()
-        try:
-            pipe.send(("", function(rank, *arguments)))
-        except BaseException:  # noqa: BLE001 -- the test raises it
-            pipe.send((traceback.format_exc(), None))
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    pair = Pair(tmp_path_factory.mktemp("ranks"))
-    yield pair
-    pair.stop()
-
 
 # What is trained ------------------------------------------------------------------------------------------------------
 
@@ -226,7 +139,7 @@ def _ddp_with_and_without(rank: int) -> dict[str, Any]:
     return {"same": _same(plain, watched), "tags": [record.tag for _, record in memory.records]}
 
 
-def test_ddp_trains_as_without_and_rank_0_writes_the_reduced_gradient(ranks: Pair) -> None:
+def test_ddp_trains_as_without_and_rank_0_writes_the_reduced_gradient(ranks: Processes) -> None:
     first, second = ranks.run(_ddp_with_and_without)
     assert first["same"]
     assert second["same"]
@@ -251,7 +164,7 @@ def _wrong_on_every_rank(rank: int) -> list[str]:
     return said
 
 
-def test_wrong_arguments_raise_on_every_rank(ranks: Pair) -> None:
+def test_wrong_arguments_raise_on_every_rank(ranks: Processes) -> None:
     first, second = ranks.run(_wrong_on_every_rank)
     assert len(first) == 4
     assert first == second
@@ -270,7 +183,7 @@ def _inert(rank: int) -> Any:
     return due, len(memory.records) > 0
 
 
-def test_ranks_that_do_not_write_do_nothing(ranks: Pair) -> None:
+def test_ranks_that_do_not_write_do_nothing(ranks: Processes) -> None:
     assert ranks.run(_inert) == [(True, True), (False, False)]
 
 
@@ -302,7 +215,7 @@ def _fsdp_with_and_without(rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def sharded(ranks: Pair) -> list[dict[str, Any]]:
+def sharded(ranks: Processes) -> list[dict[str, Any]]:
     return ranks.run(_fsdp_with_and_without)
 
 
@@ -362,7 +275,7 @@ def _at_construction(rank: int) -> Any:
     return memory.records
 
 
-def test_what_passes_through_shards_is_what_passes_through_the_whole_model(ranks: Pair) -> None:
+def test_what_passes_through_shards_is_what_passes_through_the_whole_model(ranks: Processes) -> None:
     first, second = ranks.run(_at_construction)
     alone = _unsharded({})
     assert second == []
@@ -439,7 +352,9 @@ def _one_rank_fails(rank: int, phase: str, where: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("phase", "where"), [("wants", 1), ("reduce", 0), ("pickle", 1), ("merge", 1), ("look", 0), ("measure", 1)]
 )
-def test_a_probe_that_fails_on_one_rank_is_off_on_all_and_the_rest_goes_on(ranks: Pair, phase: str, where: int) -> None:
+def test_a_probe_that_fails_on_one_rank_is_off_on_all_and_the_rest_goes_on(
+    ranks: Processes, phase: str, where: int
+) -> None:
     first, second = ranks.run(_one_rank_fails, phase, where)
     assert first["same"]
     assert second["same"]
@@ -450,7 +365,7 @@ def test_a_probe_that_fails_on_one_rank_is_off_on_all_and_the_rest_goes_on(ranks
     assert second["said"] == []
 
 
-def test_a_probe_that_cannot_finish_where_it_is_written_is_off_on_all(ranks: Pair) -> None:
+def test_a_probe_that_cannot_finish_where_it_is_written_is_off_on_all(ranks: Processes) -> None:
     first, second = ranks.run(_one_rank_fails, "finish", 0)
     assert first["same"]
     assert second["same"]
@@ -481,7 +396,7 @@ def _no_destination(rank: int) -> list[bool]:
     return [_same(plain, nowhere), _same(plain, full), memory.records == [], bool(ran) == (rank == 0)]
 
 
-def test_ranks_train_on_where_nothing_is_written_or_writing_fails(ranks: Pair) -> None:
+def test_ranks_train_on_where_nothing_is_written_or_writing_fails(ranks: Processes) -> None:
     assert ranks.run(_no_destination) == [[True] * 4] * 2
 
 
@@ -493,7 +408,7 @@ def _batch_on_rank_0_alone(rank: int) -> str:
     return ""
 
 
-def test_a_batch_that_some_ranks_lack_raises_on_all(ranks: Pair) -> None:
+def test_a_batch_that_some_ranks_lack_raises_on_all(ranks: Processes) -> None:
     first, second = ranks.run(_batch_on_rank_0_alone)
     assert "ranks [1] have none" in first
     assert first == second
@@ -511,7 +426,7 @@ def _other_batches(rank: int) -> Any:
     return [record.ids.tolist() for _, record in memory.records if record.tag == "embeddings/7.input"]
 
 
-def test_all_ranks_run_the_examples_of_rank_0(ranks: Pair) -> None:
+def test_all_ranks_run_the_examples_of_rank_0(ranks: Processes) -> None:
     first, second = ranks.run(_other_batches)
     assert sorted(first[0]) == list(range(40))
     assert second == []
@@ -533,7 +448,7 @@ def _warm_up(rank: int) -> tuple[list[int], int]:
     return sorted({step for step, record in memory.records})
 
 
-def test_a_warm_up_from_zero_counts_the_same_steps_on_all_ranks(ranks: Pair) -> None:
+def test_a_warm_up_from_zero_counts_the_same_steps_on_all_ranks(ranks: Processes) -> None:
     assert ranks.run(_warm_up) == [[0, 1, 2], []]
 
 
@@ -560,7 +475,7 @@ def _after_an_evaluation(rank: int) -> list[str]:
     return sorted({f"{step} {record.tag}" for step, record in memory.records})
 
 
-def test_an_evaluation_between_steps_hides_no_parameter(ranks: Pair) -> None:
+def test_an_evaluation_between_steps_hides_no_parameter(ranks: Processes) -> None:
     first, second = ranks.run(_after_an_evaluation)
     expected = {f"{step} {kind}/7.weight" for step in (0, 1) for kind in ("weights", "gradients", "updates")}
     assert expected <= set(first)
@@ -582,7 +497,7 @@ def _run_aside(rank: int) -> tuple[bool, bool]:
         return are_sharded, torch.equal(before, model(inputs))
 
 
-def test_modules_hold_their_shards_after_the_model_was_run_aside(ranks: Pair) -> None:
+def test_modules_hold_their_shards_after_the_model_was_run_aside(ranks: Processes) -> None:
     assert ranks.run(_run_aside) == [(True, True)] * 2
 
 
@@ -615,7 +530,7 @@ def _in_turn(rank: int) -> Any:
     return parts, expected
 
 
-def test_large_shards_are_looked_at_in_the_same_parts_on_all_ranks(ranks: Pair) -> None:
+def test_large_shards_are_looked_at_in_the_same_parts_on_all_ranks(ranks: Processes) -> None:
     (parts, _), (nothing, _) = results = ranks.run(_in_turn)
     assert nothing == []
     assert len(parts) == 6
@@ -639,7 +554,7 @@ def _by_hand(rank: int) -> list[float]:
     return [norm.full_tensor().item(), {record.tag: record.value for _, record in memory.records}, said]
 
 
-def test_a_part_of_a_number_is_not_written_as_the_whole(ranks: Pair) -> None:
+def test_a_part_of_a_number_is_not_written_as_the_whole(ranks: Processes) -> None:
     (norm, written, said), (_, nothing, _) = ranks.run(_by_hand)
     assert written == {"whole": pytest.approx(norm)}
     assert "full_tensor()" in said[0]
@@ -685,8 +600,8 @@ def _lightning(rank: int, strategy: str, folder: str) -> dict[str, Any]:
         module = Module()
         trainer = pl.Trainer(
             accelerator="cpu",
-            devices=WORLD,
-            strategy="ddp" if strategy == "ddp" else pl.strategies.ModelParallelStrategy(WORLD, 1),
+            devices=2,
+            strategy="ddp" if strategy == "ddp" else pl.strategies.ModelParallelStrategy(2, 1),
             max_epochs=2,
             callbacks=list(callbacks),
             logger=pl.loggers.TensorBoardLogger(folder) if callbacks else False,
@@ -703,7 +618,7 @@ def _lightning(rank: int, strategy: str, folder: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "sharded"])
-def test_lightning_trains_as_without_and_writes_once(ranks: Pair, strategy: str, tmp_path: Path) -> None:
+def test_lightning_trains_as_without_and_writes_once(ranks: Processes, strategy: str, tmp_path: Path) -> None:
     first, second = ranks.run(_lightning, strategy, str(tmp_path))
     assert first["same"]
     assert second["same"]
@@ -754,7 +669,7 @@ def _whole(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("cut", [_replicas_of_shards, _by_tensor])
-def test_copies_are_counted_once(ranks: Pair, cut: Callable[[nn.Module], None]) -> None:
+def test_copies_are_counted_once(ranks: Processes, cut: Callable[[nn.Module], None]) -> None:
     (kept, weights, gradients, placed), _ = ranks.run(_cut_up, cut)
     assert ("Partial" in " ".join(placed)) == (cut is _by_tensor)
     weight_counts, gradient_counts = kept

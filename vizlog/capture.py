@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
+from vizlog.channel import RanksApart
+from vizlog.ranks import CommunicatesError
 from vizlog.selection import named_modules
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "Survey",
     "Updates",
     "Weights",
+    "before_forwards",
     "is_attention",
     "replaced",
     "survey",
@@ -355,6 +358,33 @@ class AutocastSeen:
 
 
 @contextmanager
+def before_forwards(models: Mapping[str, nn.Module], function: Callable[[], None]) -> Iterator[None]:
+    """Inside, `function` is called before each forward of a model or of a part of it; what it raises comes out there.
+
+    Not before those that happen within another, and before whatever else is hooked to a module.
+    """
+    under_way: list[nn.Module] = []
+
+    def enter(_name: str, module: nn.Module, *_: Any) -> None:
+        under_way.append(module)
+        if len(under_way) == 1:
+            function()
+
+    def leave(_name: str, module: nn.Module, *_: Any) -> None:
+        while under_way and under_way.pop() is not module:
+            pass
+
+    with ExitStack() as stack:
+        for module in named_modules(models).values():
+            for handle in (
+                module.register_forward_pre_hook(_Hook(enter, ""), prepend=True),
+                module.register_forward_hook(_Hook(leave, ""), always_call=True),
+            ):
+                stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
 def replaced(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Inside, the output of `module` (its first tensor) is what `function` makes of it, to derive by it."""
 
@@ -415,6 +445,8 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
 
     Raises:
         BatchDoesNotFit: the model could not be run on them; says which shapes came and what it raised.
+        CommunicatesError: it waits for other ranks, which do not run it.
+        RanksApart: other ranks no longer run it with this one.
     """
     layers: list[Layer] = []
     attention: list[str] = []
@@ -440,6 +472,8 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     try:
         with torch.no_grad(), capture.forward():
             output = first.run(models)
+    except (CommunicatesError, RanksApart):
+        raise
     except Exception as error:
         model = next(iter(models.values()))
         raise BatchDoesNotFit(
