@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
 from vizlog.channel import RanksApart
-from vizlog.ranks import CommunicatesError
+from vizlog.ranks import CommunicatesError, is_elsewhere, whole
 from vizlog.selection import named_modules
 
 __all__ = [
@@ -145,7 +145,8 @@ class Call:
     def input(self) -> Tensor | None:
         """The first tensor that it was called with."""
         found = first_tensor(self.args)
-        return found if found is not None else first_tensor(dict(self.kwargs))
+        found = found if found is not None else first_tensor(dict(self.kwargs))
+        return found if found is None else _here(found, found)
 
     @property
     def kind(self) -> str:
@@ -243,7 +244,7 @@ class Capture:
         layer = self._numbered(name)
         if tensor is self._last_functional and not module._modules:
             return  # a module that only calls a function: its output was seen there
-        self._reduce(self._outputs, Call(layer, module, None, args, kwargs, output, dim))
+        self._reduce(self._outputs, Call(layer, module, None, args, kwargs, _here(tensor, output), dim))
 
     def function_called(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         """A torch function returned `output`."""
@@ -255,7 +256,8 @@ class Capture:
             return
         layer = self._numbered(f"{name}.{kind}" if name else kind)
         self._last_functional = output
-        self._reduce(self._outputs, Call(layer, None, function, args, kwargs, output, self._channel_dim(None, output)))
+        dim = self._channel_dim(None, output)
+        self._reduce(self._outputs, Call(layer, None, function, args, kwargs, _here(output, output), dim))
 
     def _reduce(self, requests: Mapping[Any, Outputs | AttentionCalls], call: Call) -> None:
         for key, request in requests.items():
@@ -292,6 +294,14 @@ class Capture:
             dim = self._channel_dims.get(shape, 1 if tensor.ndim > 3 else -1)
         self._channel_dims[shape] = dim
         return dim
+
+
+def _here(tensor: Tensor, output: Any) -> Any:
+    """What to look at of an output: where other ranks hold parts of its first tensor, that one, put together."""
+    if not is_elsewhere(tensor):
+        return output
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        return whole(tensor)
 
 
 class _Functions(TorchFunctionMode):

@@ -237,7 +237,7 @@ class Monitor:
         self._ranks.leave()
         self._delivery.close()
         follows = self._rounds is not None or not self._optimizers
-        if self._started is None and follows and not self._warned:
+        if self._ranks.takes_part and self._started is None and follows and not self._warned:
             why = (
                 "the watched optimizer never stepped, so the model that trains is perhaps another; watch it"
                 if self._optimizers

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vizlog.channel import Channel
 
 if TYPE_CHECKING:
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
@@ -25,6 +26,7 @@ __all__ = [
     "CommunicatesError",
     "FailedElsewhereError",
     "Ranks",
+    "is_elsewhere",
     "is_sharded",
     "local",
     "reshard",
@@ -92,6 +94,10 @@ class Ranks:
             if rank == members[0]:
                 _LOG.info("vizlog: rank 0 writes, so the model on ranks %d to %d is not shown", members[0], members[-1])
             return Ranks(rank, world, sharded=True, takes_part=False)
+        if rank == 0 and _is_tensor_parallel(models):
+            _LOG.warning(
+                "vizlog: the model is tensor-parallel: what passes between its split layers is rank 0's share of it"
+            )
         return Ranks(rank, world, sharded=True, channel=Channel(members) if len(members) > 1 else None)
 
     @property
@@ -105,7 +111,7 @@ class Ranks:
             return self.writes
         where = tensor.device_mesh.get_coordinate()
         copies = zip(where or (), tensor.placements, strict=False)
-        return where is not None and all(at == 0 for at, placement in copies if not placement.is_shard())
+        return where is not None and all(at == 0 for at, placement in copies if not _cuts(placement))
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank gives, in the order of ranks, on the rank that writes; elsewhere an empty list."""
@@ -232,7 +238,19 @@ def summed(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; where it is sharded, all ranks must ask for it together."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+    if is_sharded(tensor):
+        return tensor.full_tensor()
+    return tensor.wait() if _is_under_way(tensor) else tensor
+
+
+def is_elsewhere(tensor: Tensor) -> bool:
+    """Whether other ranks hold parts of this tensor, or are still sending them."""
+    return is_sharded(tensor) or _is_under_way(tensor)
+
+
+def _is_under_way(tensor: Tensor) -> TypeGuard[AsyncCollectiveTensor]:
+    module = sys.modules.get("torch.distributed._functional_collectives")
+    return module is not None and isinstance(tensor, module.AsyncCollectiveTensor)
 
 
 def shards(tensor: Tensor) -> int:
@@ -240,7 +258,7 @@ def shards(tensor: Tensor) -> int:
     if not is_sharded(tensor):
         return 1
     sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
-    return int(torch.tensor([size for size, placement in sizes if placement.is_shard()]).prod())
+    return int(torch.tensor([size for size, placement in sizes if _cuts(placement)]).prod())
 
 
 def sharded_modules(models: Iterable[nn.Module]) -> list[FSDPModule]:
@@ -255,6 +273,18 @@ def reshard(models: Iterable[nn.Module]) -> None:
     """Outside of forward and backward: every module holds its own shards again, which a forward may have replaced."""
     for module in sharded_modules(models):
         module.reshard()
+
+
+def _cuts(placement: Any) -> bool:
+    """Whether a tensor is cut along this dimension of its mesh; not by `is_shard`, which leaves out strided shards."""
+    return not (placement.is_replicate() or placement.is_partial())
+
+
+def _is_tensor_parallel(models: Iterable[nn.Module]) -> bool:
+    """Whether parameters are cut that no forward puts together again."""
+    models = list(models)
+    cuts = [[at for at in p.placements if _cuts(at)] for m in models for p in m.parameters() if is_sharded(p)]
+    return any(len(cut) > (1 if sharded_modules(models) else 0) for cut in cuts)
 
 
 def _pickled(value: Any) -> bytes | str:
