@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 import vizlog
+from vizlog import channel
 from vizlog.capture import Outputs, Weights
 from vizlog.compute.bits import BitCounts, fine
 from vizlog.probes.base import Context, Probe
@@ -307,7 +313,15 @@ class Fails(Probe):
 
     def wants(self, models: Any) -> Any:
         self._maybe("wants")
-        return {"w": Weights(("0.weight",), self._reduce), "o": Outputs(lambda *_: True, self._look)}
+        return {
+            "w": Weights(("0.weight",), self._reduce),
+            "all": Weights(("0.weight", "5.weight", "7.bias"), self._reduce_whole, whole=True),
+            "o": Outputs(lambda *_: True, self._look),
+        }
+
+    def _reduce_whole(self, tensors: list[Tensor]) -> list[Any]:
+        self._maybe("whole")
+        return [1 for _ in tensors]
 
     def _reduce(self, tensors: list[Tensor]) -> list[Any]:
         self._maybe("reduce")
@@ -319,8 +333,11 @@ class Fails(Probe):
         return 1.0
 
     def measure(self, context: Context) -> Any:
+        self._maybe("before its forward")
         with context.forward_context():
             context.batch.part(0, 2).run(context.models)
+            self._maybe("between its forwards")
+            context.batch.part(2, 4).run(context.models)
         self._maybe("measure")
         return 1
 
@@ -329,33 +346,52 @@ class Fails(Probe):
         yield vizlog.Scalar("mine", 1.0)
 
 
-def _one_rank_fails(rank: int, phase: str, where: int) -> dict[str, Any]:
+@contextlib.contextmanager
+def _messages() -> Iterator[list[str]]:
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("vizlog").addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger("vizlog").removeHandler(handler)
+
+
+def _one_rank_fails(rank: int, phase: str, where: int, make: Callable[[], nn.Module]) -> dict[str, Any]:
     memory = vizlog.Memory()
 
     def watch(model: nn.Module, optimizer: Any) -> Any:
         probes = [Fails(phase, where), vizlog.ActivationHistograms(every=2), vizlog.UpdateRatios(every=3)]
         return vizlog.watch(model, optimizer, to=memory, batch=_batch(), probes=probes)
 
-    try:
-        plain, _ = _train(rank, _sharded())
-        watched, _ = _train(rank, _sharded(), watch)
-    finally:
-        logging.getLogger("vizlog").removeHandler(handler)
+    with _messages() as said:
+        plain, _ = _train(rank, make())
+        watched, _ = _train(rank, make(), watch)
     steps = {step for step, record in memory.records if record.tag.startswith(("activations/", "updates/"))}
     return {"same": _same(plain, watched), "steps": steps, "said": [line for line in said if "failed" in line]}
 
 
 @pytest.mark.parametrize(
-    ("phase", "where"), [("wants", 1), ("reduce", 0), ("pickle", 1), ("merge", 1), ("look", 0), ("measure", 1)]
+    ("phase", "where"),
+    [
+        ("wants", 1),
+        ("reduce", 0),
+        ("whole", 1),
+        ("whole", 0),
+        ("pickle", 1),
+        ("merge", 1),
+        ("look", 0),
+        ("before its forward", 1),
+        ("before its forward", 0),
+        ("between its forwards", 1),
+        ("measure", 1),
+    ],
 )
 def test_a_probe_that_fails_on_one_rank_is_off_on_all_and_the_rest_goes_on(
     ranks: Processes, phase: str, where: int
 ) -> None:
-    first, second = ranks.run(_one_rank_fails, phase, where)
+    first, second = ranks.run(_one_rank_fails, phase, where, _sharded)
     assert first["same"]
     assert second["same"]
     assert first["steps"] == {0, 2, 3, 4}
@@ -366,11 +402,57 @@ def test_a_probe_that_fails_on_one_rank_is_off_on_all_and_the_rest_goes_on(
 
 
 def test_a_probe_that_cannot_finish_where_it_is_written_is_off_on_all(ranks: Processes) -> None:
-    first, second = ranks.run(_one_rank_fails, "finish", 0)
+    first, second = ranks.run(_one_rank_fails, "finish", 0, _sharded)
     assert first["same"]
     assert second["same"]
     assert first["steps"] == {0, 2, 3, 4}
     assert len(first["said"]) == 1
+
+
+@pytest.mark.parametrize("phase", ["wants", "reduce", "look", "measure", "finish"])
+def test_a_probe_that_fails_on_the_writing_rank_of_a_replicated_model_holds_up_no_other(
+    ranks: Processes, phase: str
+) -> None:
+    first, second = ranks.run(_one_rank_fails, phase, 0, _ddp)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == {0, 2, 3, 4}
+    assert len(first["said"]) == 1
+    assert second["said"] == []
+
+
+def _batch_fails(rank: int, where: int) -> Any:
+    """The function that runs the model over the batch raises on one rank, before it runs it."""
+    runs = []
+
+    def forward(model: nn.Module, inputs: Any) -> Any:
+        runs.append(1)
+        if rank == where and len(runs) > 2:  # survey, and the first pass
+            raise RuntimeError("not on this rank")
+        return model(inputs)
+
+    memory = vizlog.Memory()
+
+    def watch(model: nn.Module, optimizer: Any) -> Any:
+        probes = [vizlog.ActivationHistograms(every=1), vizlog.WeightHistograms(every=1)]
+        batch = vizlog.FixedBatch(*_batch(), forward=forward)
+        return vizlog.watch(model, optimizer, to=memory, batch=batch, probes=probes)
+
+    with _messages() as said:
+        plain, _ = _train(rank, _sharded())
+        watched, _ = _train(rank, _sharded(), watch)
+    steps = [{at for at, record in memory.records if record.tag.startswith(kind)} for kind in ("activ", "weights")]
+    return _same(plain, watched), steps, [line for line in said if "failed" in line]
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_pass_that_fails_on_one_rank_is_off_on_all(ranks: Processes, where: int) -> None:
+    first, second = ranks.run(_batch_fails, where)
+    assert first[:2] == (True, [{0}, {0, 1, 2, 3, 4}])
+    assert second[:2] == (True, [set(), set()])
+    (said,) = first[2]
+    assert "ActivationHistograms failed" in said
+    assert ("on rank 1" in said) == (where == 1)
 
 
 def _no_destination(rank: int) -> list[bool]:
@@ -540,17 +622,13 @@ def test_large_shards_are_looked_at_in_the_same_parts_on_all_ranks(ranks: Proces
 
 
 def _by_hand(rank: int) -> list[float]:
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
-    logging.getLogger("vizlog").addHandler(handler)
     model, memory = _sharded(), vizlog.Memory()
-    monitor = vizlog.Monitor(model, [vizlog.WeightHistograms()], to=memory)
-    model(_batch()[0]).sum().backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-    monitor.log({"part": norm, "whole": norm.full_tensor()})
-    monitor.close()
-    logging.getLogger("vizlog").removeHandler(handler)
+    with _messages() as said:
+        monitor = vizlog.Monitor(model, [vizlog.WeightHistograms()], to=memory)
+        model(_batch()[0]).sum().backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        monitor.log({"part": norm, "whole": norm.full_tensor()})
+        monitor.close()
     return [norm.full_tensor().item(), {record.tag: record.value for _, record in memory.records}, said]
 
 
@@ -559,6 +637,281 @@ def test_a_part_of_a_number_is_not_written_as_the_whole(ranks: Processes) -> Non
     assert written == {"whole": pytest.approx(norm)}
     assert "full_tensor()" in said[0]
     assert nothing == {}
+
+
+# Ranks that come apart ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Who does not come is waited for a second or two."""
+    kept = channel._AT_THE_START, channel._AT_A_STEP
+    channel._AT_THE_START, channel._AT_A_STEP = timedelta(seconds=2), timedelta(seconds=1)
+    try:
+        yield
+    finally:
+        channel._AT_THE_START, channel._AT_A_STEP = kept
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one rank does at the end of a step, and the others do not."""
+
+    rank: int
+    step: int
+    what: str = ""
+
+    def happens(self, rank: int, step: int, what: str) -> bool:
+        return (rank, step, what) == (self.rank, self.step, self.what)
+
+
+def _apart(rank: int, event: Event, make: Callable[[], nn.Module], watch: Callable[..., Any]) -> Any:
+    """Six steps in which something happens on one rank: its weights, buffers and random state, and its monitor."""
+    model = make()
+    torch.manual_seed(100 + rank)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    monitor = watch(model, optimizer)
+    for step in range(6):
+        x, y = torch.randn(8, 1, 8, 8), torch.randint(0, 4, (8,))
+        nn.functional.cross_entropy(model(x), y).backward()
+        if event.happens(rank, step, "leaves the loop before the optimizer's step"):
+            break
+        if not event.happens(rank, step, "raises before the optimizer's step, and goes on"):
+            optimizer.step()
+        optimizer.zero_grad()
+        if event.happens(rank, step, "closes") and monitor is not None:
+            monitor.close()
+        if event.happens(rank, step, "evaluates"):
+            with torch.no_grad():
+                model.module.eval()(x)
+            model.train()
+    return [_local(tensor) for tensor in [*model.parameters(), *model.buffers(), torch.get_rng_state()]], monitor
+
+
+_unclosed: list[Any] = []
+
+
+def _apart_with_and_without(rank: int, event: Event, make: Callable[[], nn.Module]) -> dict[str, Any]:
+    memory = vizlog.Memory()
+
+    def watch(model: nn.Module, optimizer: Any) -> Any:
+        if event.what == "watches" and rank != event.rank:
+            return None
+        counts = {"step": lambda: next(numbers)} if event.what == "counts other steps" and rank == event.rank else {}
+        return vizlog.watch(model, optimizer, to=memory, batch=_batch(), every=1, **counts)
+
+    numbers = itertools.count(event.step)
+    with _impatient(), _messages() as said:
+        plain, _ = _apart(rank, event, make, lambda *_: None)
+        dist.barrier()
+        seen, monitor = _apart(rank, event, make, watch)
+        if event.what == "never closes":
+            _unclosed.append(monitor)
+            monitor.flush()
+        elif monitor is not None:
+            monitor.close()
+        dist.barrier()
+    steps = sorted({at for at, record in memory.records if record.tag == "weights/5.weight"})
+    return {"same": _same(plain, seen), "steps": steps, "said": [line for line in said if "off from now on" in line]}
+
+
+@pytest.mark.parametrize(
+    ("event", "steps", "told"),
+    [
+        (Event(0, 2, "closes"), [0, 1, 2], (0, 1)),
+        (Event(1, 2, "closes"), [0, 1, 2], (1, 0)),
+        (Event(1, 5, "closes"), [0, 1, 2, 3, 4, 5], (0, 0)),  # before the other
+        (Event(1, 0, "never closes"), [0, 1, 2, 3, 4, 5], (0, 0)),
+        (Event(1, 5, "leaves the loop before the optimizer's step"), [0, 1, 2, 3, 4], (1, 0)),
+        (Event(0, 3, "raises before the optimizer's step, and goes on"), [0, 1, 2], (1, 1)),
+        (Event(1, 3, "raises before the optimizer's step, and goes on"), [0, 1, 2], (1, 1)),
+        (Event(1, 1, "counts other steps"), [], (1, 1)),
+    ],
+    ids=str,
+)
+def test_ranks_of_a_sharded_model_that_come_apart_do_not_wait_for_each_other(
+    ranks: Processes, event: Event, steps: list[int], told: tuple[int, int]
+) -> None:
+    first, second = ranks.run(_apart_with_and_without, event, _sharded)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == steps
+    assert (len(first["said"]), len(second["said"])) == told
+    assert all("rank" in line for line in first["said"] + second["said"])
+
+
+@pytest.mark.parametrize(
+    ("event", "steps"),
+    [
+        (Event(0, 2, "closes"), [0, 1, 2]),
+        (Event(1, 2, "closes"), [0, 1, 2, 3, 4, 5]),
+        (Event(0, 0, "never closes"), [0, 1, 2, 3, 4, 5]),
+        (Event(0, 3, "raises before the optimizer's step, and goes on"), [0, 1, 2, 3, 4]),
+        (Event(1, 3, "raises before the optimizer's step, and goes on"), [0, 1, 2, 3, 4, 5]),
+        (Event(1, 5, "leaves the loop before the optimizer's step"), [0, 1, 2, 3, 4, 5]),
+        (Event(0, 0, "watches"), [0, 1, 2, 3, 4, 5]),
+        (Event(0, 3, "evaluates"), [0, 1, 2, 3, 4, 5]),
+    ],
+    ids=str,
+)
+def test_ranks_of_a_replicated_model_never_wait_for_each_other(
+    ranks: Processes, event: Event, steps: list[int]
+) -> None:
+    first, second = ranks.run(_apart_with_and_without, event, _ddp)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == steps
+    assert second["steps"] == []
+    assert first["said"] == second["said"] == []
+
+
+def _rank_0_starts_alone(rank: int) -> str:
+    model = _sharded()
+    with _impatient():
+        try:
+            if rank == 0:
+                vizlog.Monitor(model, to=vizlog.Memory())
+        except RuntimeError as error:
+            return str(error)
+    channel._opened[(0, 1)] += 1  # as if it had tried: the tests after this one go on
+    return ""
+
+
+def test_a_sharded_model_that_one_rank_watches_alone_is_an_error_that_says_so(ranks: Processes) -> None:
+    first, second = ranks.run(_rank_0_starts_alone)
+    assert "ranks 0 to 1 hold parts of the model, so all of them must start vizlog" in first
+    assert second == ""
+
+
+def _wrong_on_rank_1(rank: int) -> tuple[str, float]:
+    model = _sharded()
+    start = time.monotonic()
+    try:
+        vizlog.Monitor(model, to=vizlog.Memory(), batch=_batch(), probes=["weights"] if rank else None)
+    except (TypeError, RuntimeError) as error:
+        return type(error).__name__, time.monotonic() - start
+    return "", 0.0
+
+
+def test_what_is_wrong_on_one_rank_raises_on_all_at_once(ranks: Processes) -> None:
+    (first, waited), (second, _) = ranks.run(_wrong_on_rank_1)
+    assert (first, second) == ("RanksApart", "TypeError")
+    assert waited < 30
+
+
+def _uneven(rank: int, longer: int) -> dict[str, Any]:
+    """One rank has two batches more than the other."""
+    from torch.distributed.algorithms.join import Join
+
+    found, memory = [], vizlog.Memory()
+    for with_vizlog in (False, True):
+        model = _ddp()
+        torch.manual_seed(100 + rank)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        monitor = vizlog.watch(model, optimizer, to=memory, batch=_batch(), every=1) if with_vizlog else None
+        with Join([model]):
+            for _ in range(5 if rank == longer else 3):
+                nn.functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.randint(0, 4, (8,))).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        if monitor is not None:
+            monitor.close()
+        found.append([_local(tensor) for tensor in [*model.parameters(), *model.buffers(), torch.get_rng_state()]])
+    return {"same": _same(*found), "steps": len({step for step, _ in memory.records})}
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+def test_ranks_with_uneven_data_join(ranks: Processes, longer: int) -> None:
+    first, second = ranks.run(_uneven, longer)
+    assert first == {"same": True, "steps": 5 if longer == 0 else 3}
+    assert second == {"same": True, "steps": 0}
+
+
+# Forwards that talk to other ranks ------------------------------------------------------------------------------------
+
+
+class Talks(nn.Module):
+    """Averages over ranks what passes through it, from a given forward on."""
+
+    def __init__(self, first: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU()), nn.Linear(5, 4)
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers(x)
+        if self.first <= 0:
+            mean = x.detach().mean(0)
+            dist.all_reduce(mean)
+            x = x - mean / 2
+        return self.head(x)
+
+
+def _talks(rank: int, first: int, sharded: bool) -> dict[str, Any]:  # noqa: FBT001
+    from torch.distributed.fsdp import fully_shard
+
+    found, memory = [], vizlog.Memory()
+    with _messages() as said:
+        for with_vizlog in (False, True):
+            model = bare = Talks(first)
+            if sharded:
+                fully_shard(model)
+            else:
+                model = nn.parallel.DistributedDataParallel(bare)
+            torch.manual_seed(100 + rank)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+            monitor = None
+            if with_vizlog:
+                probes = [
+                    vizlog.ActivationHistograms(every=1),
+                    vizlog.SaliencyMaps(every=1),
+                    vizlog.WeightHistograms(every=1),
+                ]
+                monitor = vizlog.watch(model, optimizer, to=memory, batch=_batch(), probes=probes)
+            for _ in range(3):
+                nn.functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.randint(0, 4, (8,))).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                bare.first -= 1
+            if monitor is not None:
+                monitor.close()
+            found.append([_local(tensor) for tensor in [*model.parameters(), torch.get_rng_state()]])
+    kinds = {kind: {at for at, record in memory.records if record.tag.startswith(kind)} for kind in KINDS}
+    return {"same": _same(*found), "steps": kinds, "said": [line for line in said if "took" not in line]}
+
+
+KINDS = ("activations/", "saliency/", "weights/")
+
+
+def test_a_replicated_model_that_talks_to_other_ranks_is_not_run_on_one_alone(ranks: Processes) -> None:
+    first, second = ranks.run(_talks, 0, False)
+    assert first["same"]
+    assert second["same"]
+    # Activations are those of the training forward, then.
+    assert first["steps"] == {"activations/": {0, 1, 2}, "saliency/": set(), "weights/": {0, 1, 2}}
+    assert "cannot run the model on examples: it talks to other ranks (allreduce_" in first["said"][0]
+    assert "SaliencyMaps is left out" in first["said"][1]
+    assert len(first["said"]) == 2
+    assert second["said"] == []
+
+
+def test_a_replicated_model_that_begins_to_talk_is_run_no_more(ranks: Processes) -> None:
+    first, second = ranks.run(_talks, 1, False)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == {"activations/": {0}, "saliency/": {0}, "weights/": {0, 1, 2}}
+    assert len(first["said"]) == 2  # the pass they share, and saliency's own
+    assert all("it talks to other ranks" in line for line in first["said"])
+    assert second["said"] == []
+
+
+def test_a_sharded_model_may_talk_to_other_ranks(ranks: Processes) -> None:
+    first, second = ranks.run(_talks, 0, True)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == {kind: {0, 1, 2} for kind in KINDS}
+    assert first["said"] == second["said"] == []
 
 
 # Lightning ------------------------------------------------------------------------------------------------------------
