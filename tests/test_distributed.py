@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import Processes
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 import vizlog
@@ -912,75 +910,6 @@ def test_a_sharded_model_may_talk_to_other_ranks(ranks: Processes) -> None:
     assert second["same"]
     assert first["steps"] == {kind: {0, 1, 2} for kind in KINDS}
     assert first["said"] == second["said"] == []
-
-
-# Lightning ------------------------------------------------------------------------------------------------------------
-
-
-def _lightning(rank: int, strategy: str, folder: str) -> dict[str, Any]:
-    import lightning.pytorch as pl
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.fsdp import fully_shard
-
-    from vizlog.callbacks.lightning import VizLog
-
-    class Module(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = _model()
-
-        def configure_model(self) -> None:
-            if strategy == "sharded" and not hasattr(self.model, "unshard"):
-                mesh: DeviceMesh = self.device_mesh["data_parallel"]
-                for part in (self.model[0], self.model[5], self.model):
-                    fully_shard(part, mesh=mesh)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.model(x)
-
-        def training_step(self, batch: Any, _: int) -> Tensor:
-            return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-        def validation_step(self, batch: Any, _: int) -> None:
-            self.log("val", nn.functional.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.05)
-
-    def fit(*callbacks: Any) -> list[np.ndarray[Any, Any]]:
-        pl.seed_everything(0, verbose=False)
-        data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*_batch()), batch_size=5)
-        module = Module()
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp" if strategy == "ddp" else pl.strategies.ModelParallelStrategy(2, 1),
-            max_epochs=2,
-            callbacks=list(callbacks),
-            logger=pl.loggers.TensorBoardLogger(folder) if callbacks else False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            gradient_clip_val=1.0,
-        )
-        trainer.fit(module, data, data)
-        return [_local(tensor) for tensor in [*module.parameters(), *module.buffers(), torch.get_rng_state()]]
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    return {"same": _same(fit(), fit(VizLog(every=2)))}
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
-def test_lightning_trains_as_without_and_writes_once(ranks: Processes, strategy: str, tmp_path: Path) -> None:
-    first, second = ranks.run(_lightning, strategy, str(tmp_path))
-    assert first["same"]
-    assert second["same"]
-    events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0"), size_guidance={"tensors": 0})
-    events.Reload()
-    tags = events.Tags()["tensors"]
-    assert {"gradients/model.0.weight", "updates/model.5.weight", "activations/model.2"} <= set(tags)
-    assert [event.step for event in events.Tensors("weights/model.0.weight")] == [0, 2, 4, 6]
-    assert len(events.Tensors("health/gradient_norm_before_clipping")) == 4
 
 
 # Other ways to cut a model up -----------------------------------------------------------------------------------------

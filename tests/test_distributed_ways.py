@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ IMAGES = (8, 1, 8, 8)
 
 Watch = Callable[..., None]
 Tensors = dict[str, np.ndarray[Any, Any]]
+Weights = list[Any]
 
 
 # What is trained ------------------------------------------------------------------------------------------------------
@@ -531,3 +533,123 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 @pytest.mark.parametrize("name", ON_FOUR)
 def test_four_processes_train_as_without_and_log_what_one_would(four: Processes, name: str) -> None:
     _check(four.run(_with_and_without, name), WAYS[name])
+
+
+def test_what_passes_through_split_layers_is_put_together_where_it_can_be(four: Processes) -> None:
+    first, *_ = four.run(_split_outputs)
+    assert first["said"] == [
+        "the model is tensor-parallel: what passes between its split layers is rank 0's share of it"
+    ]
+    counts, whole = first["counts"], first["whole"]
+    assert counts["1"] == whole["1"] // 2  # turned into rank 0's share before anything could see it
+    assert counts["2"] == whole["2"] // 2
+    assert counts["3"] == whole["3"]  # left by its layer as a distributed tensor
+    assert counts["4"] == whole["4"]
+
+
+def _split_outputs(rank: int) -> dict[str, Any]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage().removeprefix("vizlog: "))
+    logging.getLogger("vizlog").addHandler(handler)
+    try:
+        split = perceptron()
+        left = RowwiseParallel(output_layouts=Shard(-1), use_local_output=False)
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))["tp"]
+        parallelize_module(split, mesh, {"1": ColwiseParallel(), "3": left})
+        counts = []
+        for model in (split, perceptron()):
+            memory = vizlog.Memory()
+            with vizlog.Monitor(model, [vizlog.ActivationHistograms()], to=memory, batch=_batch()[0]) as monitor:
+                monitor.begin()
+                monitor.end()
+            found = {record.tag.removeprefix("activations/"): record for _, record in memory.records}
+            counts.append(
+                {name: record.count for name, record in found.items() if isinstance(record, vizlog.Histogram)}
+            )
+    finally:
+        logging.getLogger("vizlog").removeHandler(handler)
+    return {"said": [line for line in said if "tensor-parallel" in line], "counts": counts[0], "whole": counts[1]}
+
+
+# Pipelines ------------------------------------------------------------------------------------------------------------
+
+
+def _pipeline(rank: int, with_vizlog: bool) -> tuple[Weights, list[Any], Tensors]:  # noqa: FBT001
+    """Each rank holds one part, and gives a list of its parts."""
+    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+
+    model, memory = perceptron(), vizlog.Memory()
+    part = model[:3] if rank == 0 else model[3:]
+    optimizer, gradients = sgd(part), []
+    batch = _batch()[0]
+    schedule = ScheduleGPipe(PipelineStage(part, rank, 2, torch.device("cpu")), 2, loss_fn=F.cross_entropy)
+    monitor = None
+    if with_vizlog:
+        probes = [vizlog.GradientHistograms(every=1), vizlog.ActivationHistograms(every=1)]
+        monitor = vizlog.watch([part], optimizer, to=memory, batch=batch if rank == 0 else None, probes=probes)
+    for _ in range(3):
+        schedule.step(batch) if rank == 0 else schedule.step(target=_batch()[1])
+        gradients.append({name: parameter.grad.numpy().copy() for name, parameter in part.named_parameters()})
+        optimizer.step()
+        optimizer.zero_grad()
+    if monitor is not None:
+        monitor.close()
+    return [_local(parameter) for parameter in part.parameters()], memory.records, gradients[0]
+
+
+def _pipeline_with_and_without(rank: int) -> dict[str, Any]:
+    plain, _, _ = _pipeline(rank, False)
+    seen, records, gradients = _pipeline(rank, True)
+    return {
+        "same": all(np.array_equal(a, b) for a, b in zip(plain, seen, strict=True)),
+        "tags": {record.tag for _, record in records},
+        "steps": sorted({step for step, _ in records}),
+        "norms": {r.tag: r for step, r in records if step == 0 and r.tag == "health/gradient_norm"},
+        "gradients": gradients,
+    }
+
+
+def test_of_a_pipeline_the_parts_of_rank_0_are_shown(ranks: Processes) -> None:
+    first, second = ranks.run(_pipeline_with_and_without)
+    assert first["same"]
+    assert second["same"]
+    assert {"gradients/1.weight", "activations/1", "activations/2"} <= first["tags"]
+    assert not {"gradients/0.weight", "activations/4"} & first["tags"]
+    assert first["steps"] == [0, 1, 2]
+    assert second["tags"] == set()
+    model = perceptron()
+    F.cross_entropy(model(_batch()[0]), _batch()[1]).backward()
+    ((_, (norm,)),) = first["norms"]["health/gradient_norm"].ys.items()
+    expected = np.hypot(*(parameter.grad.norm().item() for parameter in model[1].parameters()))
+    assert norm == pytest.approx(expected, rel=1e-5)
+
+
+def _sharded_parts(rank: int, number: int) -> dict[str, Any]:
+    """As torchtitan does: parts lie on different ranks, and each is sharded over its own."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
+    part = perceptron()[:2] if rank < 2 else nn.Linear(64, 3)
+    memory = vizlog.Memory()
+    fully_shard(part, mesh=mesh["dp"])
+    optimizer = sgd(part)
+    with vizlog.watch([part], optimizer, to=memory, every=1):
+        for _ in range(2):
+            part(_batch()[0] if rank < 2 else _batch()[0].flatten(1)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {"steps": sorted({step for step, _ in memory.records}), "tags": {r.tag for _, r in memory.records}}
+
+
+@pytest.mark.parametrize("number", [1, 2])  # on the same ranks again
+def test_of_a_sharded_pipeline_the_parts_with_rank_0_are_shown(four: Processes, number: int) -> None:
+    first, *others = four.run(_sharded_parts, number)
+    assert first["steps"] == [0, 1]
+    assert {"weights/1.weight", "gradients/1.bias"} <= first["tags"]
+    assert all(other["steps"] == [] for other in others)
