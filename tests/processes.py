@@ -57,15 +57,20 @@ class Processes:
 
     def _start(self) -> None:
         spawn = multiprocessing.get_context("spawn")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         for rank in range(self._world):
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=_serve, args=(rank, self._world, port, theirs, self._folder), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
+
+
+def free_port() -> int:
+    """One of this machine's ports that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _serve(rank: int, world: int, port: int, pipe: Connection, folder: Path) -> None:

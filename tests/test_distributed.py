@@ -5,21 +5,26 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from processes import Processes
+from processes import PATIENCE, Processes, free_port
 from torch import Tensor, nn
 
 import vizlog
 from vizlog import channel
+from vizlog.batch import BatchDoesNotFit
 from vizlog.capture import Outputs, Weights
 from vizlog.compute.bits import BitCounts, fine
 from vizlog.probes.base import Context, Probe
@@ -346,8 +351,9 @@ class Fails(Probe):
 
 @contextlib.contextmanager
 def _messages() -> Iterator[list[str]]:
+    """Collects warnings."""
     said: list[str] = []
-    handler = logging.Handler()
+    handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("vizlog").addHandler(handler)
     try:
@@ -367,7 +373,7 @@ def _one_rank_fails(rank: int, phase: str, where: int, make: Callable[[], nn.Mod
         plain, _ = _train(rank, make())
         watched, _ = _train(rank, make(), watch)
     steps = {step for step, record in memory.records if record.tag.startswith(("activations/", "updates/"))}
-    return {"same": _same(plain, watched), "steps": steps, "said": [line for line in said if "failed" in line]}
+    return {"same": _same(plain, watched), "steps": steps, "said": said}
 
 
 @pytest.mark.parametrize(
@@ -440,7 +446,26 @@ def _batch_fails(rank: int, where: int) -> Any:
         plain, _ = _train(rank, _sharded())
         watched, _ = _train(rank, _sharded(), watch)
     steps = [{at for at, record in memory.records if record.tag.startswith(kind)} for kind in ("activ", "weights")]
-    return _same(plain, watched), steps, [line for line in said if "failed" in line]
+    return _same(plain, watched), steps, said
+
+
+def _first_pass_fails(rank: int, where: int) -> str:
+    def forward(model: nn.Module, inputs: Any) -> Any:
+        if rank == where:
+            raise RuntimeError("not on this rank")
+        return model(inputs)
+
+    try:
+        vizlog.Monitor(_sharded(), to=None, batch=vizlog.FixedBatch(*_batch(), forward=forward))
+    except BatchDoesNotFit as error:
+        return str(error)
+    return ""
+
+
+def test_a_batch_that_does_not_fit_on_one_rank_raises_on_all(ranks: Processes) -> None:
+    first, second = ranks.run(_first_pass_fails, 1)
+    assert "failed on rank 1" in first
+    assert "not on this rank" in second
 
 
 @pytest.mark.parametrize("where", [0, 1])
@@ -641,14 +666,13 @@ def test_a_part_of_a_number_is_not_written_as_the_whole(ranks: Processes) -> Non
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Who does not come is waited for a second or two."""
-    kept = channel._AT_THE_START, channel._AT_A_STEP
-    channel._AT_THE_START, channel._AT_A_STEP = timedelta(seconds=2), timedelta(seconds=1)
+def _patience(which: str, seconds: float) -> Iterator[None]:
+    kept = getattr(channel, which)
+    setattr(channel, which, timedelta(seconds=seconds))
     try:
         yield
     finally:
-        channel._AT_THE_START, channel._AT_A_STEP = kept
+        setattr(channel, which, kept)
 
 
 @dataclass(frozen=True)
@@ -699,7 +723,9 @@ def _apart_with_and_without(rank: int, event: Event, make: Callable[[], nn.Modul
         return vizlog.watch(model, optimizer, to=memory, batch=_batch(), every=1, **counts)
 
     numbers = itertools.count(event.step)
-    with _impatient(), _messages() as said:
+    # Who has left is noticed at once; only who stays away without a word is waited for.
+    seconds = 1 if "goes on" in event.what else 300
+    with _patience("_AT_A_STEP", seconds), _messages() as said:
         plain, _ = _apart(rank, event, make, lambda *_: None)
         dist.barrier()
         seen, monitor = _apart(rank, event, make, watch)
@@ -710,7 +736,7 @@ def _apart_with_and_without(rank: int, event: Event, make: Callable[[], nn.Modul
             monitor.close()
         dist.barrier()
     steps = sorted({at for at, record in memory.records if record.tag == "weights/5.weight"})
-    return {"same": _same(plain, seen), "steps": steps, "said": [line for line in said if "off from now on" in line]}
+    return {"same": _same(plain, seen), "steps": steps, "said": said}
 
 
 @pytest.mark.parametrize(
@@ -735,7 +761,7 @@ def test_ranks_of_a_sharded_model_that_come_apart_do_not_wait_for_each_other(
     assert second["same"]
     assert first["steps"] == steps
     assert (len(first["said"]), len(second["said"])) == told
-    assert all("rank" in line for line in first["said"] + second["said"])
+    assert all("off from now on" in line and "rank" in line for line in first["said"] + second["said"])
 
 
 @pytest.mark.parametrize(
@@ -765,7 +791,7 @@ def test_ranks_of_a_replicated_model_never_wait_for_each_other(
 
 def _rank_0_starts_alone(rank: int) -> str:
     model = _sharded()
-    with _impatient():
+    with _patience("_AT_THE_START", 2):
         try:
             if rank == 0:
                 vizlog.Monitor(model, to=vizlog.Memory())
@@ -795,6 +821,69 @@ def test_what_is_wrong_on_one_rank_raises_on_all_at_once(ranks: Processes) -> No
     (first, waited), (second, _) = ranks.run(_wrong_on_rank_1)
     assert (first, second) == ("RanksApart", "TypeError")
     assert waited < 30
+
+
+def _unreadable(rank: int, cut: Callable[[nn.Module], nn.Module]) -> str:
+    try:
+        vizlog.Monitor(cut(nn.Linear(4, 4)), to=None)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _fsdp1(model: nn.Module) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+
+
+def _zero3(model: nn.Module) -> nn.Module:
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id = number  # as DeepSpeed marks what it has cut up
+    return model
+
+
+@pytest.mark.parametrize(("cut", "name"), [(_fsdp1, "FullyShardedDataParallel"), (_zero3, "ZeRO-3")])
+def test_models_cut_up_in_other_ways_are_an_error_that_says_what_to_use(
+    ranks: Processes, cut: Callable[[nn.Module], nn.Module], name: str
+) -> None:
+    first, second = ranks.run(_unreadable, cut)
+    assert name in first
+    assert "fully_shard (FSDP2)" in first
+    assert first == second
+
+
+SCRIPT = """
+import sys
+import torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+import vizlog
+dist.init_process_group("gloo")
+model = nn.Linear(4, 3)
+fully_shard(model)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+monitor = vizlog.watch(model, optimizer, to="runs", every=1)
+for step in range(3):
+    model(torch.ones(2, 4)).sum().backward()
+    if step == 2 and dist.get_rank() == 1:
+        raise ValueError("of this script")
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_a_script_that_ends_on_one_rank_and_closes_nowhere_holds_up_no_other(tmp_path: Path) -> None:
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    scripts = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT], env={**os.environ, **where, "RANK": str(rank)}, stderr=-1)
+        for rank in range(2)
+    ]
+    first, second = (script.communicate(timeout=PATIENCE)[1].decode() for script in scripts)
+    assert [script.returncode for script in scripts] == [0, 1]
+    assert "rank 1 has left" in first
+    assert "of this script" in second
+    assert list((tmp_path / "runs").iterdir())
 
 
 def _uneven(rank: int, longer: int) -> dict[str, Any]:
@@ -876,7 +965,7 @@ def _talks(rank: int, first: int, sharded: bool) -> dict[str, Any]:  # noqa: FBT
                 monitor.close()
             found.append([_local(tensor) for tensor in [*model.parameters(), torch.get_rng_state()]])
     kinds = {kind: {at for at, record in memory.records if record.tag.startswith(kind)} for kind in KINDS}
-    return {"same": _same(*found), "steps": kinds, "said": [line for line in said if "took" not in line]}
+    return {"same": _same(*found), "steps": kinds, "said": said}
 
 
 KINDS = ("activations/", "saliency/", "weights/")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import vizlog
 from vizlog.callbacks.lightning import VizLog
 
 Weights = list["np.ndarray[Any, Any]"]
@@ -154,7 +155,8 @@ def test_norms_of_shards_are_those_of_replicas(ddp: Any, sharded: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # Lightning has advice on workers and on strategies
 def test_processes_that_lightning_spawns_train_as_those_that_were_there(ddp: Any, tmp_path: Path) -> None:
-    callback = VizLog(every=2)
+    kinds = (vizlog.WeightHistograms, vizlog.GradientHistograms, vizlog.UpdateRatios, vizlog.ActivationHistograms)
+    callback = VizLog([kind(every=2) for kind in kinds])
     module = _fit("ddp_spawn", str(tmp_path), callback)
     assert _same(_state(module), ddp[0][0]["weights"])
     _assert_written_once(tmp_path)

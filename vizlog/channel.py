@@ -53,7 +53,6 @@ class Channel:
                 "same place of the script; where they do, GLOO_SOCKET_IFNAME says which network they find each other "
                 f"by: {error}"
             ) from error
-        self._group.set_timeout(_AT_A_STEP)
 
     def gather(self, value: Any) -> list[Any]:
         """On the first rank what each gives, in order; elsewhere an empty list."""
@@ -96,7 +95,8 @@ class Channel:
         if self._group is None:
             raise RanksApart(f"this rank has left, and is asked to talk to rank {other}")
         try:
-            getattr(self._group, verb)([tensor], place, 0).wait()
+            getattr(self._group, verb)([tensor], place, 0).wait(_AT_A_STEP)
         except RuntimeError as error:
             self.close()  # so that no other rank waits for this one
-            raise RanksApart(f"rank {other} has left, or did not come within {_AT_A_STEP}: {error}") from error
+            seconds = _AT_A_STEP.total_seconds()
+            raise RanksApart(f"rank {other} has left, or did not come within {seconds:g} s") from error

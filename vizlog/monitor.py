@@ -608,7 +608,7 @@ def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
     """The fixed batch with the examples of the rank that writes, which all ranks of a sharded model run together.
 
     Raises:
-        ValueError: on every rank alike, where only some were given a batch.
+        BatchDoesNotFit: on every rank alike, where only some were given a batch.
     """
     if not ranks.sharded:
         return batch
@@ -619,7 +619,7 @@ def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
     given, examples = ranks.broadcast((ranks.gather(batch is not None), examples))
     if not all(given) and any(given):
         without = [rank for rank, has in enumerate(given) if not has]
-        raise ValueError(f"batch= must be given on every rank of a sharded model, but ranks {without} have none")
+        raise BatchDoesNotFit(f"batch= must be given on every rank of a sharded model, but ranks {without} have none")
     if batch is None:
         return None
     common = batch.part(0, 0)

@@ -70,7 +70,7 @@ def given_models(model: Any) -> dict[str, nn.Module]:
         return {"": model}
     if isinstance(model, (Mapping, nn.ModuleDict)):
         models = {str(name): part for name, part in model.items()}
-    elif isinstance(model, Sequence) and len(model) == 1:  # the only pipeline part of this rank
+    elif isinstance(model, (list, tuple)) and len(model) == 1:  # the only pipeline part of this rank
         models = {"": model[0]}
     elif isinstance(model, (Sequence, nn.ModuleList)) and not isinstance(model, str):
         models = {str(number): part for number, part in enumerate(model)}
