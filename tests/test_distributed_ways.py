@@ -58,6 +58,10 @@ def perceptron() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
 
 
+def deeper() -> nn.Sequential:
+    return perceptron().append(nn.Linear(4, 5)).append(nn.Linear(5, 4))
+
+
 class Branches(nn.Module):
     """One of its two branches is never used."""
 
@@ -239,11 +243,11 @@ def tp_fsdp(model: nn.Module, watch: Watch) -> Run:
 class Averages(Run):
     """Averages the gradients of the replicas by hand."""
 
-    group: Any = None
+    mesh: Any = None
 
     def finish(self) -> None:
-        for parameter in self.model.parameters():
-            dist.all_reduce(parameter.grad.to_local(), group=self.group)
+        for parameter in (*self.model[1].parameters(), *self.model[3].parameters()):
+            dist.all_reduce(parameter.grad.to_local(), group=self.mesh["dp"].get_group())
             parameter.grad.to_local().div_(2)
         super().finish()
 
@@ -253,8 +257,18 @@ def tp_dp(model: nn.Module, watch: Watch) -> Run:
     optimizer = sgd(model)
     watch(model, optimizer)
     run = Averages(model, optimizer)
-    run.group = mesh["dp"].get_group()
+    run.mesh = mesh
     return run
+
+
+def tp_dp_with_sharded_head(model: Any, watch: Watch) -> Run:
+    """Some parameters lie on a mesh of two ranks, others on one of all four."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    for part in model[5:]:
+        fully_shard(part, mesh=init_device_mesh("cpu", (4,)))
+    return tp_dp(model, watch)
 
 
 @dataclass(frozen=True)
@@ -299,6 +313,7 @@ ON_FOUR = {
     "hsdp": Way(hsdp, data=(0, 1, 2, 3)),
     "tensor-parallel and fsdp": Way(tp_fsdp, perceptron, data=(0, 0, 1, 1)),
     "tensor-parallel and replicas": Way(tp_dp, perceptron, data=(0, 0, 1, 1)),
+    "tensor-parallel and replicas, fsdp head": Way(tp_dp_with_sharded_head, deeper, data=(0, 0, 1, 1)),
 }
 WAYS = ON_TWO | ON_FOUR
 

@@ -109,9 +109,11 @@ class Ranks:
         """Whether this rank's part of a tensor is to be counted, where others may hold copies of it."""
         if not is_sharded(tensor):
             return self.writes
-        where = tensor.device_mesh.get_coordinate()
-        copies = zip(where or (), tensor.placements, strict=False)
-        return where is not None and all(at == 0 for at, placement in copies if not _cuts(placement))
+        mesh = tensor.device_mesh
+        where = mesh.get_coordinate()
+        if where is None or not (mesh.mesh == 0).any():  # the ranks of another mesh hold another copy
+            return False
+        return all(at == 0 for at, placement in zip(where, tensor.placements, strict=True) if not _cuts(placement))
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank gives, in the order of ranks, on the rank that writes; elsewhere an empty list."""
