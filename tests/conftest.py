@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 import torch
+from processes import Processes
 from torch import Tensor, nn
 
 from vizlog.process import shared
@@ -72,6 +73,14 @@ def _wandb_service_ends() -> Iterator[None]:
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """Two processes that train together; they start with the first test that asks them something."""
+    processes = Processes(2, tmp_path_factory.mktemp("ranks"))
+    yield processes
+    processes.stop()
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
-import multiprocessing
 import os
-import socket
-import traceback
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,94 +19,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from processes import PATIENCE, Processes, free_port
 from torch import Tensor, nn
 
 import vizlog
+from vizlog import channel
+from vizlog.batch import BatchDoesNotFit
 from vizlog.capture import Outputs, Weights
 from vizlog.compute.bits import BitCounts, fine
 from vizlog.probes.base import Context, Probe
-
-WORLD = 2
-PATIENCE = 120.0
-"""Seconds after which ranks that wait for each other are taken to do so forever."""
-
-
-# Two processes that run what a test asks of both ----------------------------------------------------------------------
-
-
-class Pair:
-    """Two ranks that stay up between tests, and are replaced where they hang."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._pipes: list[Connection] = []
-        self._processes: list[BaseProcess] = []
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What `function(rank, *arguments)` returns on each rank."""
-        if not self._processes:
-            self._start()
-        for pipe in self._pipes:
-            pipe.send((function, arguments))
-        answers = []
-        for rank, pipe in enumerate(self._pipes):
-            if not pipe.poll(PATIENCE):
-                self.stop()
-                pytest.fail(f"rank {rank} did not come back from {function.__name__}: the ranks wait for each other")
-            answers.append(pipe.recv())
-        for rank, (error, _) in enumerate(answers):
-            assert not error, f"rank {rank}:\n{error}"
-        return [answer for _, answer in answers]
-
-    def stop(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.join()
-        self._pipes, self._processes = [], []
-
-    def _start(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        for rank in range(WORLD):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(rank, port, theirs, self._folder), daemon=True)
-            process.start()
-            self._pipes.append(ours)
-            self._processes.append(process)
-
-
-def _serve(rank: int, port: int, pipe: Connection, folder: Path) -> None:
-    os.chdir(folder)  # the test's own folder goes with the test
-    torch.set_num_threads(1)
-    # As torchrun sets it.
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(WORLD),
-        "LOCAL_WORLD_SIZE": str(WORLD),
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    dist.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
-    while True:
-        function, arguments = pipe.recv()
-        try:
-            pipe.send(("", function(rank, *arguments)))
-        except BaseException:  # noqa: BLE001 -- the test raises it
-            pipe.send((traceback.format_exc(), None))
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    pair = Pair(tmp_path_factory.mktemp("ranks"))
-    yield pair
-    pair.stop()
-
 
 # What is trained ------------------------------------------------------------------------------------------------------
 
@@ -226,7 +148,7 @@ def _ddp_with_and_without(rank: int) -> dict[str, Any]:
     return {"same": _same(plain, watched), "tags": [record.tag for _, record in memory.records]}
 
 
-def test_ddp_trains_as_without_and_rank_0_writes_the_reduced_gradient(ranks: Pair) -> None:
+def test_ddp_trains_as_without_and_rank_0_writes_the_reduced_gradient(ranks: Processes) -> None:
     first, second = ranks.run(_ddp_with_and_without)
     assert first["same"]
     assert second["same"]
@@ -251,7 +173,7 @@ def _wrong_on_every_rank(rank: int) -> list[str]:
     return said
 
 
-def test_wrong_arguments_raise_on_every_rank(ranks: Pair) -> None:
+def test_wrong_arguments_raise_on_every_rank(ranks: Processes) -> None:
     first, second = ranks.run(_wrong_on_every_rank)
     assert len(first) == 4
     assert first == second
@@ -270,7 +192,7 @@ def _inert(rank: int) -> Any:
     return due, len(memory.records) > 0
 
 
-def test_ranks_that_do_not_write_do_nothing(ranks: Pair) -> None:
+def test_ranks_that_do_not_write_do_nothing(ranks: Processes) -> None:
     assert ranks.run(_inert) == [(True, True), (False, False)]
 
 
@@ -302,7 +224,7 @@ def _fsdp_with_and_without(rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def sharded(ranks: Pair) -> list[dict[str, Any]]:
+def sharded(ranks: Processes) -> list[dict[str, Any]]:
     return ranks.run(_fsdp_with_and_without)
 
 
@@ -362,7 +284,7 @@ def _at_construction(rank: int) -> Any:
     return memory.records
 
 
-def test_what_passes_through_shards_is_what_passes_through_the_whole_model(ranks: Pair) -> None:
+def test_what_passes_through_shards_is_what_passes_through_the_whole_model(ranks: Processes) -> None:
     first, second = ranks.run(_at_construction)
     alone = _unsharded({})
     assert second == []
@@ -394,7 +316,15 @@ class Fails(Probe):
 
     def wants(self, models: Any) -> Any:
         self._maybe("wants")
-        return {"w": Weights(("0.weight",), self._reduce), "o": Outputs(lambda *_: True, self._look)}
+        return {
+            "w": Weights(("0.weight",), self._reduce),
+            "all": Weights(("0.weight", "5.weight", "7.bias"), self._reduce_whole, whole=True),
+            "o": Outputs(lambda *_: True, self._look),
+        }
+
+    def _reduce_whole(self, tensors: list[Tensor]) -> list[Any]:
+        self._maybe("whole")
+        return [1 for _ in tensors]
 
     def _reduce(self, tensors: list[Tensor]) -> list[Any]:
         self._maybe("reduce")
@@ -406,8 +336,11 @@ class Fails(Probe):
         return 1.0
 
     def measure(self, context: Context) -> Any:
+        self._maybe("before its forward")
         with context.forward_context():
             context.batch.part(0, 2).run(context.models)
+            self._maybe("between its forwards")
+            context.batch.part(2, 4).run(context.models)
         self._maybe("measure")
         return 1
 
@@ -416,31 +349,53 @@ class Fails(Probe):
         yield vizlog.Scalar("mine", 1.0)
 
 
-def _one_rank_fails(rank: int, phase: str, where: int) -> dict[str, Any]:
+@contextlib.contextmanager
+def _messages() -> Iterator[list[str]]:
+    """Collects warnings."""
     said: list[str] = []
-    handler = logging.Handler()
+    handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("vizlog").addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger("vizlog").removeHandler(handler)
+
+
+def _one_rank_fails(rank: int, phase: str, where: int, make: Callable[[], nn.Module]) -> dict[str, Any]:
     memory = vizlog.Memory()
 
     def watch(model: nn.Module, optimizer: Any) -> Any:
         probes = [Fails(phase, where), vizlog.ActivationHistograms(every=2), vizlog.UpdateRatios(every=3)]
         return vizlog.watch(model, optimizer, to=memory, batch=_batch(), probes=probes)
 
-    try:
-        plain, _ = _train(rank, _sharded())
-        watched, _ = _train(rank, _sharded(), watch)
-    finally:
-        logging.getLogger("vizlog").removeHandler(handler)
+    with _messages() as said:
+        plain, _ = _train(rank, make())
+        watched, _ = _train(rank, make(), watch)
     steps = {step for step, record in memory.records if record.tag.startswith(("activations/", "updates/"))}
-    return {"same": _same(plain, watched), "steps": steps, "said": [line for line in said if "failed" in line]}
+    return {"same": _same(plain, watched), "steps": steps, "said": said}
 
 
 @pytest.mark.parametrize(
-    ("phase", "where"), [("wants", 1), ("reduce", 0), ("pickle", 1), ("merge", 1), ("look", 0), ("measure", 1)]
+    ("phase", "where"),
+    [
+        ("wants", 1),
+        ("reduce", 0),
+        ("whole", 1),
+        ("whole", 0),
+        ("pickle", 1),
+        ("merge", 1),
+        ("look", 0),
+        ("before its forward", 1),
+        ("before its forward", 0),
+        ("between its forwards", 1),
+        ("measure", 1),
+    ],
 )
-def test_a_probe_that_fails_on_one_rank_is_off_on_all_and_the_rest_goes_on(ranks: Pair, phase: str, where: int) -> None:
-    first, second = ranks.run(_one_rank_fails, phase, where)
+def test_a_probe_that_fails_on_one_rank_is_off_on_all_and_the_rest_goes_on(
+    ranks: Processes, phase: str, where: int
+) -> None:
+    first, second = ranks.run(_one_rank_fails, phase, where, _sharded)
     assert first["same"]
     assert second["same"]
     assert first["steps"] == {0, 2, 3, 4}
@@ -450,12 +405,77 @@ def test_a_probe_that_fails_on_one_rank_is_off_on_all_and_the_rest_goes_on(ranks
     assert second["said"] == []
 
 
-def test_a_probe_that_cannot_finish_where_it_is_written_is_off_on_all(ranks: Pair) -> None:
-    first, second = ranks.run(_one_rank_fails, "finish", 0)
+def test_a_probe_that_cannot_finish_where_it_is_written_is_off_on_all(ranks: Processes) -> None:
+    first, second = ranks.run(_one_rank_fails, "finish", 0, _sharded)
     assert first["same"]
     assert second["same"]
     assert first["steps"] == {0, 2, 3, 4}
     assert len(first["said"]) == 1
+
+
+@pytest.mark.parametrize("phase", ["wants", "reduce", "look", "measure", "finish"])
+def test_a_probe_that_fails_on_the_writing_rank_of_a_replicated_model_holds_up_no_other(
+    ranks: Processes, phase: str
+) -> None:
+    first, second = ranks.run(_one_rank_fails, phase, 0, _ddp)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == {0, 2, 3, 4}
+    assert len(first["said"]) == 1
+    assert second["said"] == []
+
+
+def _batch_fails(rank: int, where: int) -> Any:
+    """The function that runs the model over the batch raises on one rank, before it runs it."""
+    runs = []
+
+    def forward(model: nn.Module, inputs: Any) -> Any:
+        runs.append(1)
+        if rank == where and len(runs) > 2:  # survey, and the first pass
+            raise RuntimeError("not on this rank")
+        return model(inputs)
+
+    memory = vizlog.Memory()
+
+    def watch(model: nn.Module, optimizer: Any) -> Any:
+        probes = [vizlog.ActivationHistograms(every=1), vizlog.WeightHistograms(every=1)]
+        batch = vizlog.FixedBatch(*_batch(), forward=forward)
+        return vizlog.watch(model, optimizer, to=memory, batch=batch, probes=probes)
+
+    with _messages() as said:
+        plain, _ = _train(rank, _sharded())
+        watched, _ = _train(rank, _sharded(), watch)
+    steps = [{at for at, record in memory.records if record.tag.startswith(kind)} for kind in ("activ", "weights")]
+    return _same(plain, watched), steps, said
+
+
+def _first_pass_fails(rank: int, where: int) -> str:
+    def forward(model: nn.Module, inputs: Any) -> Any:
+        if rank == where:
+            raise RuntimeError("not on this rank")
+        return model(inputs)
+
+    try:
+        vizlog.Monitor(_sharded(), to=None, batch=vizlog.FixedBatch(*_batch(), forward=forward))
+    except BatchDoesNotFit as error:
+        return str(error)
+    return ""
+
+
+def test_a_batch_that_does_not_fit_on_one_rank_raises_on_all(ranks: Processes) -> None:
+    first, second = ranks.run(_first_pass_fails, 1)
+    assert "failed on rank 1" in first
+    assert "not on this rank" in second
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_pass_that_fails_on_one_rank_is_off_on_all(ranks: Processes, where: int) -> None:
+    first, second = ranks.run(_batch_fails, where)
+    assert first[:2] == (True, [{0}, {0, 1, 2, 3, 4}])
+    assert second[:2] == (True, [set(), set()])
+    (said,) = first[2]
+    assert "ActivationHistograms failed" in said
+    assert ("on rank 1" in said) == (where == 1)
 
 
 def _no_destination(rank: int) -> list[bool]:
@@ -481,7 +501,7 @@ def _no_destination(rank: int) -> list[bool]:
     return [_same(plain, nowhere), _same(plain, full), memory.records == [], bool(ran) == (rank == 0)]
 
 
-def test_ranks_train_on_where_nothing_is_written_or_writing_fails(ranks: Pair) -> None:
+def test_ranks_train_on_where_nothing_is_written_or_writing_fails(ranks: Processes) -> None:
     assert ranks.run(_no_destination) == [[True] * 4] * 2
 
 
@@ -493,7 +513,7 @@ def _batch_on_rank_0_alone(rank: int) -> str:
     return ""
 
 
-def test_a_batch_that_some_ranks_lack_raises_on_all(ranks: Pair) -> None:
+def test_a_batch_that_some_ranks_lack_raises_on_all(ranks: Processes) -> None:
     first, second = ranks.run(_batch_on_rank_0_alone)
     assert "ranks [1] have none" in first
     assert first == second
@@ -511,7 +531,7 @@ def _other_batches(rank: int) -> Any:
     return [record.ids.tolist() for _, record in memory.records if record.tag == "embeddings/7.input"]
 
 
-def test_all_ranks_run_the_examples_of_rank_0(ranks: Pair) -> None:
+def test_all_ranks_run_the_examples_of_rank_0(ranks: Processes) -> None:
     first, second = ranks.run(_other_batches)
     assert sorted(first[0]) == list(range(40))
     assert second == []
@@ -533,7 +553,7 @@ def _warm_up(rank: int) -> tuple[list[int], int]:
     return sorted({step for step, record in memory.records})
 
 
-def test_a_warm_up_from_zero_counts_the_same_steps_on_all_ranks(ranks: Pair) -> None:
+def test_a_warm_up_from_zero_counts_the_same_steps_on_all_ranks(ranks: Processes) -> None:
     assert ranks.run(_warm_up) == [[0, 1, 2], []]
 
 
@@ -560,7 +580,7 @@ def _after_an_evaluation(rank: int) -> list[str]:
     return sorted({f"{step} {record.tag}" for step, record in memory.records})
 
 
-def test_an_evaluation_between_steps_hides_no_parameter(ranks: Pair) -> None:
+def test_an_evaluation_between_steps_hides_no_parameter(ranks: Processes) -> None:
     first, second = ranks.run(_after_an_evaluation)
     expected = {f"{step} {kind}/7.weight" for step in (0, 1) for kind in ("weights", "gradients", "updates")}
     assert expected <= set(first)
@@ -582,7 +602,7 @@ def _run_aside(rank: int) -> tuple[bool, bool]:
         return are_sharded, torch.equal(before, model(inputs))
 
 
-def test_modules_hold_their_shards_after_the_model_was_run_aside(ranks: Pair) -> None:
+def test_modules_hold_their_shards_after_the_model_was_run_aside(ranks: Processes) -> None:
     assert ranks.run(_run_aside) == [(True, True)] * 2
 
 
@@ -615,7 +635,7 @@ def _in_turn(rank: int) -> Any:
     return parts, expected
 
 
-def test_large_shards_are_looked_at_in_the_same_parts_on_all_ranks(ranks: Pair) -> None:
+def test_large_shards_are_looked_at_in_the_same_parts_on_all_ranks(ranks: Processes) -> None:
     (parts, _), (nothing, _) = results = ranks.run(_in_turn)
     assert nothing == []
     assert len(parts) == 6
@@ -625,94 +645,360 @@ def test_large_shards_are_looked_at_in_the_same_parts_on_all_ranks(ranks: Pair) 
 
 
 def _by_hand(rank: int) -> list[float]:
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
-    logging.getLogger("vizlog").addHandler(handler)
     model, memory = _sharded(), vizlog.Memory()
-    monitor = vizlog.Monitor(model, [vizlog.WeightHistograms()], to=memory)
-    model(_batch()[0]).sum().backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-    monitor.log({"part": norm, "whole": norm.full_tensor()})
-    monitor.close()
-    logging.getLogger("vizlog").removeHandler(handler)
+    with _messages() as said:
+        monitor = vizlog.Monitor(model, [vizlog.WeightHistograms()], to=memory)
+        model(_batch()[0]).sum().backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        monitor.log({"part": norm, "whole": norm.full_tensor()})
+        monitor.close()
     return [norm.full_tensor().item(), {record.tag: record.value for _, record in memory.records}, said]
 
 
-def test_a_part_of_a_number_is_not_written_as_the_whole(ranks: Pair) -> None:
+def test_a_part_of_a_number_is_not_written_as_the_whole(ranks: Processes) -> None:
     (norm, written, said), (_, nothing, _) = ranks.run(_by_hand)
     assert written == {"whole": pytest.approx(norm)}
     assert "full_tensor()" in said[0]
     assert nothing == {}
 
 
-# Lightning ------------------------------------------------------------------------------------------------------------
+# Ranks that come apart ------------------------------------------------------------------------------------------------
 
 
-def _lightning(rank: int, strategy: str, folder: str) -> dict[str, Any]:
-    import lightning.pytorch as pl
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.fsdp import fully_shard
-
-    from vizlog.callbacks.lightning import VizLog
-
-    class Module(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = _model()
-
-        def configure_model(self) -> None:
-            if strategy == "sharded" and not hasattr(self.model, "unshard"):
-                mesh: DeviceMesh = self.device_mesh["data_parallel"]
-                for part in (self.model[0], self.model[5], self.model):
-                    fully_shard(part, mesh=mesh)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.model(x)
-
-        def training_step(self, batch: Any, _: int) -> Tensor:
-            return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-        def validation_step(self, batch: Any, _: int) -> None:
-            self.log("val", nn.functional.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.05)
-
-    def fit(*callbacks: Any) -> list[np.ndarray[Any, Any]]:
-        pl.seed_everything(0, verbose=False)
-        data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*_batch()), batch_size=5)
-        module = Module()
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=WORLD,
-            strategy="ddp" if strategy == "ddp" else pl.strategies.ModelParallelStrategy(WORLD, 1),
-            max_epochs=2,
-            callbacks=list(callbacks),
-            logger=pl.loggers.TensorBoardLogger(folder) if callbacks else False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            gradient_clip_val=1.0,
-        )
-        trainer.fit(module, data, data)
-        return [_local(tensor) for tensor in [*module.parameters(), *module.buffers(), torch.get_rng_state()]]
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    return {"same": _same(fit(), fit(VizLog(every=2)))}
+@contextlib.contextmanager
+def _patience(which: str, seconds: float) -> Iterator[None]:
+    kept = getattr(channel, which)
+    setattr(channel, which, timedelta(seconds=seconds))
+    try:
+        yield
+    finally:
+        setattr(channel, which, kept)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
-def test_lightning_trains_as_without_and_writes_once(ranks: Pair, strategy: str, tmp_path: Path) -> None:
-    first, second = ranks.run(_lightning, strategy, str(tmp_path))
+@dataclass(frozen=True)
+class Event:
+    """What one rank does at the end of a step, and the others do not."""
+
+    rank: int
+    step: int
+    what: str = ""
+
+    def happens(self, rank: int, step: int, what: str) -> bool:
+        return (rank, step, what) == (self.rank, self.step, self.what)
+
+
+def _apart(rank: int, event: Event, make: Callable[[], nn.Module], watch: Callable[..., Any]) -> Any:
+    """Six steps in which something happens on one rank: its weights, buffers and random state, and its monitor."""
+    model = make()
+    torch.manual_seed(100 + rank)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    monitor = watch(model, optimizer)
+    for step in range(6):
+        x, y = torch.randn(8, 1, 8, 8), torch.randint(0, 4, (8,))
+        nn.functional.cross_entropy(model(x), y).backward()
+        if event.happens(rank, step, "leaves the loop before the optimizer's step"):
+            break
+        if not event.happens(rank, step, "raises before the optimizer's step, and goes on"):
+            optimizer.step()
+        optimizer.zero_grad()
+        if event.happens(rank, step, "closes") and monitor is not None:
+            monitor.close()
+        if event.happens(rank, step, "evaluates"):
+            with torch.no_grad():
+                model.module.eval()(x)
+            model.train()
+    return [_local(tensor) for tensor in [*model.parameters(), *model.buffers(), torch.get_rng_state()]], monitor
+
+
+_unclosed: list[Any] = []
+
+
+def _apart_with_and_without(rank: int, event: Event, make: Callable[[], nn.Module]) -> dict[str, Any]:
+    memory = vizlog.Memory()
+
+    def watch(model: nn.Module, optimizer: Any) -> Any:
+        if event.what == "watches" and rank != event.rank:
+            return None
+        counts = {"step": lambda: next(numbers)} if event.what == "counts other steps" and rank == event.rank else {}
+        return vizlog.watch(model, optimizer, to=memory, batch=_batch(), every=1, **counts)
+
+    numbers = itertools.count(event.step)
+    # Who has left is noticed at once; only who stays away without a word is waited for.
+    seconds = 1 if "goes on" in event.what else 300
+    with _patience("_AT_A_STEP", seconds), _messages() as said:
+        plain, _ = _apart(rank, event, make, lambda *_: None)
+        dist.barrier()
+        seen, monitor = _apart(rank, event, make, watch)
+        if event.what == "never closes":
+            _unclosed.append(monitor)
+            monitor.flush()
+        elif monitor is not None:
+            monitor.close()
+        dist.barrier()
+    steps = sorted({at for at, record in memory.records if record.tag == "weights/5.weight"})
+    return {"same": _same(plain, seen), "steps": steps, "said": said}
+
+
+@pytest.mark.parametrize(
+    ("event", "steps", "told"),
+    [
+        (Event(0, 2, "closes"), [0, 1, 2], (0, 1)),
+        (Event(1, 2, "closes"), [0, 1, 2], (1, 0)),
+        (Event(1, 5, "closes"), [0, 1, 2, 3, 4, 5], (0, 0)),  # before the other
+        (Event(1, 0, "never closes"), [0, 1, 2, 3, 4, 5], (0, 0)),
+        (Event(1, 5, "leaves the loop before the optimizer's step"), [0, 1, 2, 3, 4], (1, 0)),
+        (Event(0, 3, "raises before the optimizer's step, and goes on"), [0, 1, 2], (1, 1)),
+        (Event(1, 3, "raises before the optimizer's step, and goes on"), [0, 1, 2], (1, 1)),
+        (Event(1, 1, "counts other steps"), [], (1, 1)),
+    ],
+    ids=str,
+)
+def test_ranks_of_a_sharded_model_that_come_apart_do_not_wait_for_each_other(
+    ranks: Processes, event: Event, steps: list[int], told: tuple[int, int]
+) -> None:
+    first, second = ranks.run(_apart_with_and_without, event, _sharded)
     assert first["same"]
     assert second["same"]
-    events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0"), size_guidance={"tensors": 0})
-    events.Reload()
-    tags = events.Tags()["tensors"]
-    assert {"gradients/model.0.weight", "updates/model.5.weight", "activations/model.2"} <= set(tags)
-    assert [event.step for event in events.Tensors("weights/model.0.weight")] == [0, 2, 4, 6]
-    assert len(events.Tensors("health/gradient_norm_before_clipping")) == 4
+    assert first["steps"] == steps
+    assert (len(first["said"]), len(second["said"])) == told
+    assert all("off from now on" in line and "rank" in line for line in first["said"] + second["said"])
+
+
+@pytest.mark.parametrize(
+    ("event", "steps"),
+    [
+        (Event(0, 2, "closes"), [0, 1, 2]),
+        (Event(1, 2, "closes"), [0, 1, 2, 3, 4, 5]),
+        (Event(0, 0, "never closes"), [0, 1, 2, 3, 4, 5]),
+        (Event(0, 3, "raises before the optimizer's step, and goes on"), [0, 1, 2, 3, 4]),
+        (Event(1, 3, "raises before the optimizer's step, and goes on"), [0, 1, 2, 3, 4, 5]),
+        (Event(1, 5, "leaves the loop before the optimizer's step"), [0, 1, 2, 3, 4, 5]),
+        (Event(0, 0, "watches"), [0, 1, 2, 3, 4, 5]),
+        (Event(0, 3, "evaluates"), [0, 1, 2, 3, 4, 5]),
+    ],
+    ids=str,
+)
+def test_ranks_of_a_replicated_model_never_wait_for_each_other(
+    ranks: Processes, event: Event, steps: list[int]
+) -> None:
+    first, second = ranks.run(_apart_with_and_without, event, _ddp)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == steps
+    assert second["steps"] == []
+    assert first["said"] == second["said"] == []
+
+
+def _rank_0_starts_alone(rank: int) -> str:
+    model = _sharded()
+    with _patience("_AT_THE_START", 2):
+        try:
+            if rank == 0:
+                vizlog.Monitor(model, to=vizlog.Memory())
+        except RuntimeError as error:
+            return str(error)
+    channel._opened[(0, 1)] += 1  # as if it had tried: the tests after this one go on
+    return ""
+
+
+def test_a_sharded_model_that_one_rank_watches_alone_is_an_error_that_says_so(ranks: Processes) -> None:
+    first, second = ranks.run(_rank_0_starts_alone)
+    assert "ranks 0 to 1 hold parts of the model, so all of them must start vizlog" in first
+    assert second == ""
+
+
+def _wrong_on_rank_1(rank: int) -> tuple[str, float]:
+    model = _sharded()
+    start = time.monotonic()
+    try:
+        vizlog.Monitor(model, to=vizlog.Memory(), batch=_batch(), probes=["weights"] if rank else None)
+    except (TypeError, RuntimeError) as error:
+        return type(error).__name__, time.monotonic() - start
+    return "", 0.0
+
+
+def test_what_is_wrong_on_one_rank_raises_on_all_at_once(ranks: Processes) -> None:
+    (first, waited), (second, _) = ranks.run(_wrong_on_rank_1)
+    assert (first, second) == ("RanksApart", "TypeError")
+    assert waited < 30
+
+
+def _unreadable(rank: int, cut: Callable[[nn.Module], nn.Module]) -> str:
+    try:
+        vizlog.Monitor(cut(nn.Linear(4, 4)), to=None)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _fsdp1(model: nn.Module) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+
+
+def _zero3(model: nn.Module) -> nn.Module:
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id = number  # as DeepSpeed marks what it has cut up
+    return model
+
+
+@pytest.mark.parametrize(("cut", "name"), [(_fsdp1, "FullyShardedDataParallel"), (_zero3, "ZeRO-3")])
+def test_models_cut_up_in_other_ways_are_an_error_that_says_what_to_use(
+    ranks: Processes, cut: Callable[[nn.Module], nn.Module], name: str
+) -> None:
+    first, second = ranks.run(_unreadable, cut)
+    assert name in first
+    assert "fully_shard (FSDP2)" in first
+    assert first == second
+
+
+SCRIPT = """
+import sys
+import torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+import vizlog
+dist.init_process_group("gloo")
+model = nn.Linear(4, 3)
+fully_shard(model)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+monitor = vizlog.watch(model, optimizer, to="runs", every=1)
+for step in range(3):
+    model(torch.ones(2, 4)).sum().backward()
+    if step == 2 and dist.get_rank() == 1:
+        raise ValueError("of this script")
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_a_script_that_ends_on_one_rank_and_closes_nowhere_holds_up_no_other(tmp_path: Path) -> None:
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    scripts = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT], env={**os.environ, **where, "RANK": str(rank)}, stderr=-1)
+        for rank in range(2)
+    ]
+    first, second = (script.communicate(timeout=PATIENCE)[1].decode() for script in scripts)
+    assert [script.returncode for script in scripts] == [0, 1]
+    assert "rank 1 has left" in first
+    assert "of this script" in second
+    assert list((tmp_path / "runs").iterdir())
+
+
+def _uneven(rank: int, longer: int) -> dict[str, Any]:
+    """One rank has two batches more than the other."""
+    from torch.distributed.algorithms.join import Join
+
+    found, memory = [], vizlog.Memory()
+    for with_vizlog in (False, True):
+        model = _ddp()
+        torch.manual_seed(100 + rank)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        monitor = vizlog.watch(model, optimizer, to=memory, batch=_batch(), every=1) if with_vizlog else None
+        with Join([model]):
+            for _ in range(5 if rank == longer else 3):
+                nn.functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.randint(0, 4, (8,))).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        if monitor is not None:
+            monitor.close()
+        found.append([_local(tensor) for tensor in [*model.parameters(), *model.buffers(), torch.get_rng_state()]])
+    return {"same": _same(*found), "steps": len({step for step, _ in memory.records})}
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+def test_ranks_with_uneven_data_join(ranks: Processes, longer: int) -> None:
+    first, second = ranks.run(_uneven, longer)
+    assert first == {"same": True, "steps": 5 if longer == 0 else 3}
+    assert second == {"same": True, "steps": 0}
+
+
+# Forwards that talk to other ranks ------------------------------------------------------------------------------------
+
+
+class Talks(nn.Module):
+    """Averages over ranks what passes through it, from a given forward on."""
+
+    def __init__(self, first: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU()), nn.Linear(5, 4)
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers(x)
+        if self.first <= 0:
+            mean = x.detach().mean(0)
+            dist.all_reduce(mean)
+            x = x - mean / 2
+        return self.head(x)
+
+
+def _talks(rank: int, first: int, sharded: bool) -> dict[str, Any]:  # noqa: FBT001
+    from torch.distributed.fsdp import fully_shard
+
+    found, memory = [], vizlog.Memory()
+    with _messages() as said:
+        for with_vizlog in (False, True):
+            model = bare = Talks(first)
+            if sharded:
+                fully_shard(model)
+            else:
+                model = nn.parallel.DistributedDataParallel(bare)
+            torch.manual_seed(100 + rank)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+            monitor = None
+            if with_vizlog:
+                probes = [
+                    vizlog.ActivationHistograms(every=1),
+                    vizlog.SaliencyMaps(every=1),
+                    vizlog.WeightHistograms(every=1),
+                ]
+                monitor = vizlog.watch(model, optimizer, to=memory, batch=_batch(), probes=probes)
+            for _ in range(3):
+                nn.functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.randint(0, 4, (8,))).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                bare.first -= 1
+            if monitor is not None:
+                monitor.close()
+            found.append([_local(tensor) for tensor in [*model.parameters(), torch.get_rng_state()]])
+    kinds = {kind: {at for at, record in memory.records if record.tag.startswith(kind)} for kind in KINDS}
+    return {"same": _same(*found), "steps": kinds, "said": said}
+
+
+KINDS = ("activations/", "saliency/", "weights/")
+
+
+def test_a_replicated_model_that_talks_to_other_ranks_is_not_run_on_one_alone(ranks: Processes) -> None:
+    first, second = ranks.run(_talks, 0, False)
+    assert first["same"]
+    assert second["same"]
+    # Activations are those of the training forward, then.
+    assert first["steps"] == {"activations/": {0, 1, 2}, "saliency/": set(), "weights/": {0, 1, 2}}
+    assert "cannot run the model on examples: it talks to other ranks (allreduce_" in first["said"][0]
+    assert "SaliencyMaps is left out" in first["said"][1]
+    assert len(first["said"]) == 2
+    assert second["said"] == []
+
+
+def test_a_replicated_model_that_begins_to_talk_is_run_no_more(ranks: Processes) -> None:
+    first, second = ranks.run(_talks, 1, False)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == {"activations/": {0}, "saliency/": {0}, "weights/": {0, 1, 2}}
+    assert len(first["said"]) == 2  # the pass they share, and saliency's own
+    assert all("it talks to other ranks" in line for line in first["said"])
+    assert second["said"] == []
+
+
+def test_a_sharded_model_may_talk_to_other_ranks(ranks: Processes) -> None:
+    first, second = ranks.run(_talks, 0, True)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == {kind: {0, 1, 2} for kind in KINDS}
+    assert first["said"] == second["said"] == []
 
 
 # Other ways to cut a model up -----------------------------------------------------------------------------------------
@@ -754,7 +1040,7 @@ def _whole(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("cut", [_replicas_of_shards, _by_tensor])
-def test_copies_are_counted_once(ranks: Pair, cut: Callable[[nn.Module], None]) -> None:
+def test_copies_are_counted_once(ranks: Processes, cut: Callable[[nn.Module], None]) -> None:
     (kept, weights, gradients, placed), _ = ranks.run(_cut_up, cut)
     assert ("Partial" in " ".join(placed)) == (cut is _by_tensor)
     weight_counts, gradient_counts = kept

@@ -101,6 +101,7 @@ def test_several_models_are_told_apart_by_their_names() -> None:
     assert list(named_parameters(by_name)) == ["G.weight", "G.bias", "D.weight", "D.bias"]
     assert list(named_models([nn.Linear(1, 1), nn.ReLU()])) == ["0", "1"]
     assert list(named_models(nn.ModuleList([nn.ReLU()]))) == ["0"]
+    assert list(named_models([nn.ReLU()])) == [""]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
+from vizlog.channel import RanksApart
+from vizlog.ranks import CommunicatesError, is_elsewhere, whole
 from vizlog.selection import named_modules
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Survey",
     "Updates",
     "Weights",
+    "before_forwards",
     "is_attention",
     "replaced",
     "survey",
@@ -147,7 +150,8 @@ class Call:
     def input(self) -> Tensor | None:
         """The first tensor that it was called with."""
         found = first_tensor(self.args)
-        return found if found is not None else first_tensor(dict(self.kwargs))
+        found = found if found is not None else first_tensor(dict(self.kwargs))
+        return found if found is None else _here(found, found)
 
     @property
     def kind(self) -> str:
@@ -250,7 +254,7 @@ class Capture:
         layer = self._numbered(name)
         if tensor is self._last_functional and not module._modules:
             return  # a module that only calls a function: its output was seen there
-        self._reduce(self._outputs, Call(layer, module, None, args, kwargs, output, dim))
+        self._reduce(self._outputs, Call(layer, module, None, args, kwargs, _here(tensor, output), dim))
 
     def function_called(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         """A torch function returned `output`."""
@@ -262,7 +266,8 @@ class Capture:
             return
         layer = self._numbered(f"{name}.{kind}" if name else kind)
         self._last_functional = output
-        self._reduce(self._outputs, Call(layer, None, function, args, kwargs, output, self._channel_dim(None, output)))
+        dim = self._channel_dim(None, output)
+        self._reduce(self._outputs, Call(layer, None, function, args, kwargs, _here(output, output), dim))
 
     def _reduce(self, requests: Mapping[Any, Outputs | AttentionCalls], call: Call) -> None:
         for key, request in requests.items():
@@ -299,6 +304,14 @@ class Capture:
             dim = self._channel_dims.get(shape, 1 if tensor.ndim > 3 else -1)
         self._channel_dims[shape] = dim
         return dim
+
+
+def _here(tensor: Tensor, output: Any) -> Any:
+    """What to look at of an output: where other ranks hold parts of its first tensor, that one, put together."""
+    if not is_elsewhere(tensor):
+        return output
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        return whole(tensor)
 
 
 class _Functions(TorchFunctionMode):
@@ -380,6 +393,32 @@ def unseen() -> Iterator[None]:
         _ours.reset(before)
 
 
+def before_forwards(models: Mapping[str, nn.Module], function: Callable[[], None]) -> Iterator[None]:
+    """Inside, `function` is called before each forward of a model or of a part of it; what it raises comes out there.
+
+    Not before those that happen within another, and before whatever else is hooked to a module.
+    """
+    under_way: list[nn.Module] = []
+
+    def enter(_name: str, module: nn.Module, *_: Any) -> None:
+        under_way.append(module)
+        if len(under_way) == 1:
+            function()
+
+    def leave(_name: str, module: nn.Module, *_: Any) -> None:
+        while under_way and under_way.pop() is not module:
+            pass
+
+    with ExitStack() as stack:
+        for module in named_modules(models).values():
+            for handle in (
+                module.register_forward_pre_hook(_Hook(enter, ""), prepend=True),
+                module.register_forward_hook(_Hook(leave, ""), always_call=True),
+            ):
+                stack.callback(handle.remove)
+        yield
+
+
 @contextmanager
 def replaced(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Inside, the output of `module` (its first tensor) is what `function` makes of it, to derive by it."""
@@ -441,6 +480,8 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
 
     Raises:
         BatchDoesNotFit: the model could not be run on them; says which shapes came and what it raised.
+        CommunicatesError: it waits for other ranks, which do not run it.
+        RanksApart: other ranks no longer run it with this one.
     """
     layers: list[Layer] = []
     attention: list[str] = []
@@ -471,6 +512,8 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     try:
         with torch.no_grad(), capture.forward():
             output = first.run(models)
+    except (CommunicatesError, RanksApart):
+        raise
     except Exception as error:
         model = next(iter(models.values()))
         raise BatchDoesNotFit(

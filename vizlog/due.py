@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch
 from vizlog.capture import AttentionCalls, Capture, Gradients, Outputs, Request, Updates, Weights, device_of
+from vizlog.channel import RanksApart
 from vizlog.compute.transfer import to_host
 from vizlog.probes.base import Probe
 from vizlog.ranks import Ranks, local, reshard, summed, whole
@@ -151,6 +152,8 @@ class DueStep:
         """Keeps an error of this probe from everything else."""
         try:
             yield
+        except RanksApart:
+            raise  # no probe's fault, and the end of all of them
         except Exception as error:  # noqa: BLE001 -- whatever one probe raises, the others go on
             if turn not in self.due:
                 self.due.append(turn)
@@ -199,11 +202,13 @@ class DueStep:
     def read_whole_weights(self) -> None:
         """Reduces the parameters that are to be seen whole; sharded ones are put together by all ranks at once."""
         for key, request in self._requests(Weights):
-            if request.whole:
-                with self.guarded(key[0], "the weights"), key[0].timed(), torch.no_grad():
-                    names = [name for name in request.names if name in self.parameters]
-                    reduced = [request.reduce([whole(self.parameters[name].detach())]) for name in names]
-                    self._results[key] = {name: one for name, (one,) in zip(names, reduced, strict=True)}
+            for name in request.names if request.whole else ():
+                if name not in self.parameters:
+                    continue
+                with key[0].timed(), torch.no_grad():
+                    tensor = whole(self.parameters[name].detach())  # whatever failed here, other ranks ask for it
+                    with self.guarded(key[0], "the weights"):
+                        (self._results.setdefault(key, {})[name],) = request.reduce([tensor])
 
     def _reduce(self, kind: type[Weights] | type[Gradients], tensors: Mapping[str, Tensor]) -> None:
         """Each reduction of a tensor is made once, however many probes ask for it."""

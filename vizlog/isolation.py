@@ -25,7 +25,7 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     that a module holds; the contents of every buffer and other tensor attribute (metric states); every module's
     attributes, lists and dicts, and those of objects in them that hold nothing but data (a cache, a memory bank), each
     training flag separately (a frozen BatchNorm stays frozen); every `.grad`, which is None inside. A LightningModule's
-    `log` does nothing inside.
+    `log` does nothing inside, and a DistributedDataParallel calls what it wraps, with no word to other ranks.
 
     Modules that `fully_shard` was applied to hold their own shards again afterwards; all ranks go inside together.
 
@@ -52,6 +52,8 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
                 continue
             # Through __dict__: a user's __setattr__ or a metric's must not see it.
             module.__dict__["training"] = False
+            if isinstance(module, nn.parallel.DistributedDataParallel):  # itself it would wait for the other ranks
+                module.__dict__["forward"] = module.module
             for name in ("log", "log_dict"):
                 if hasattr(type(module), name) and hasattr(type(module), "training_step"):
                     module.__dict__[name] = _silent

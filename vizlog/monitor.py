@@ -17,9 +17,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vizlog.backends.open import open_backend
-from vizlog.batch import FixedBatch, as_fixed_batch
+from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch
 from vizlog.budget import stretches
-from vizlog.capture import AutocastSeen, Survey, device_of, survey, unseen
+from vizlog.capture import AutocastSeen, Survey, before_forwards, device_of, survey, unseen
+from vizlog.channel import RanksApart
 from vizlog.delivery import Delivery
 from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated
@@ -27,7 +28,7 @@ from vizlog.messages import LOG, show, told
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
 from vizlog.probes.base import Context, Probe, as_probes
 from vizlog.probes.standard import standard_for
-from vizlog.ranks import Ranks, reshard
+from vizlog.ranks import CommunicatesError, FailedElsewhereError, Ranks, reshard
 from vizlog.schedules import Schedule
 from vizlog.selection import given_models, named_models, named_parameters
 
@@ -82,32 +83,29 @@ class Monitor:
         self._models = named_models(model)
         self._roots = list(given_models(model).values())
         self._ranks = Ranks.of(self._models.values())
+        self._communicates = False  # in its forward, though it is run on one rank alone
         if self._ranks.sharded:
             reshard(self._models.values())
-        self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
-        _check_owned(self._models, self._optimizers)
-        self._unowned: set[int] = set()  # parameters that no watched optimizer has, which has been said
-        self._say_unowned(named_parameters(self._models))
-        if budget is not None and not 0 < budget <= 1:
-            raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
-        if probes is not None and every is not None:
-            raise ValueError("every= is for the standard probes; give each of probes= its own every=")
-        self._budget = budget
-        self._dtype = _float_type(self._models)
-        self._autocast = AutocastSeen(device_of(self._models).type)
-        self._forward_context = forward_context or self._autocast
-        chosen = None if probes is None else as_probes(probes)
-        self._batch, met = self._look(batch, forward_context or nullcontext)
-        if chosen is None:
-            chosen = self._standard(met, 100 if every is None else every)
-        for probe in chosen:
-            if self._ranks.takes_part:
-                probe.bind(self._models, met)
-            if probe.needs_optimizer and not self._optimizers:
-                raise ValueError(f"{probe.name} compares weights before and after a step: give optimizer= as well")
-        self._turns = [Turn(probe) for probe in chosen]
-        writes = to is not None and self._ranks.writes
-        self._delivery = Delivery(open_backend(to) if writes else None, self._disable)
+        with self._ranks.together():
+            self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
+            _check_owned(self._models, self._optimizers)
+            self._unowned: set[int] = set()  # parameters that no watched optimizer has, which has been said
+            self._say_unowned(named_parameters(self._models))
+            if budget is not None and not 0 < budget <= 1:
+                raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
+            if probes is not None and every is not None:
+                raise ValueError("every= is for the standard probes; give each of probes= its own every=")
+            self._budget = budget
+            self._dtype = _float_type(self._models)
+            self._autocast = AutocastSeen(device_of(self._models).type)
+            self._forward_context = forward_context or self._autocast
+            chosen = None if probes is None else as_probes(probes)
+            self._batch, met = self._look(batch, forward_context or nullcontext)
+            if chosen is None:
+                chosen = self._standard(met, 100 if every is None else every)
+            self._turns = [Turn(probe) for probe in chosen if self._binds(probe, met)]
+            writes = to is not None and self._ranks.writes
+            self._delivery = Delivery(open_backend(to) if writes else None, self._disable)
         self._rounds: Rounds | None = None
         self._sources: tuple[Callable[[], int] | None, Callable[[], int] | None] = (None, None)
         self._count = 0  # of the step to come
@@ -241,9 +239,10 @@ class Monitor:
             self._finish(self._due)
         self.cancel()
         self._hooks.remove()
+        self._ranks.leave()
         self._delivery.close()
         follows = self._rounds is not None or not self._optimizers
-        if self._started is None and follows and not self._warned:
+        if self._ranks.takes_part and self._started is None and follows and not self._warned:
             why = (
                 "the watched optimizer never stepped, so the model that trains is perhaps another; watch it"
                 if self._optimizers
@@ -273,11 +272,34 @@ class Monitor:
                 as_fixed_batch(batch)  # what is wrong raises on every rank alike
             return None, None
         with isolated(self._models.values()), torch.no_grad():
-            fixed = _common(self._ranks, as_fixed_batch(batch() if is_made else batch))
-            if fixed is None:
+            try:
+                with self._ranks.alone():
+                    fixed = _common(self._ranks, as_fixed_batch(batch() if is_made else batch))
+                    if fixed is None:
+                        return None, None
+                    with context(), self._abreast():
+                        return fixed, survey(self._models, fixed)
+            except CommunicatesError as error:
+                self._communicates = True
+                LOG.warning("vizlog cannot run the model on examples: %s", error)
                 return None, None
-            with context():
-                return fixed, survey(self._models, fixed)
+            except FailedElsewhereError as error:
+                raise BatchDoesNotFit(f"the model could not be run on the fixed batch: {error}") from error
+
+    def _binds(self, probe: Probe, met: Survey | None) -> bool:
+        """Whether a probe is shown what it will look at; not where that needs the model to be run, which cannot be."""
+        if probe.needs_optimizer and not self._optimizers:
+            raise ValueError(f"{probe.name} compares weights before and after a step: give optimizer= as well")
+        if not self._ranks.takes_part:
+            return True
+        try:
+            probe.bind(self._models, met)
+        except ValueError as error:
+            if not self._communicates:
+                raise
+            LOG.warning("vizlog: %s is left out: %s", probe.name, error)
+            return False
+        return True
 
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
         if not self._ranks.takes_part:
@@ -366,7 +388,7 @@ class Monitor:
         if self._due is None and step < self._next_step and epoch == self._epoch:
             return
         self._epoch = epoch
-        turns = [turn for turn in self._turns if turn.due(step, epoch)]
+        turns = self._turns_due(step, epoch)
         if turns:
             self._pace = self._seconds_a_step()
             self._close_late()
@@ -379,6 +401,9 @@ class Monitor:
             due.step, due.epoch = step, epoch
             due.waiting = {id(optimizer) for optimizer in self._optimizers}
 
+    def _turns_due(self, step: int, epoch: int | None) -> list[Turn]:
+        return [] if self._ranks.left else [turn for turn in self._turns if turn.due(step, epoch)]
+
     def _forward_done(self) -> None:
         """Forward and backward of this step are over, so that it counts: finds what is due next."""
         self._count = self._latest + 1
@@ -390,7 +415,7 @@ class Monitor:
 
     def _arm(self, step: int) -> None:
         """Between steps: if something will be due at `step`, attaches what must see its forward."""
-        turns = [turn for turn in self._turns if turn.due(step, self._epoch)]
+        turns = self._turns_due(step, self._epoch)
         if turns and self._due is None and not self._idle:
             self._open(turns)
 
@@ -435,7 +460,7 @@ class Monitor:
         self._attached.close()
         self._due = None
         assert due.step is not None
-        with self._contained("a due step"):
+        with self._contained("a due step"), self._ranks.together():
             due.read_weights()
             due.take_live()
             if self._ranks.sharded:
@@ -448,14 +473,17 @@ class Monitor:
 
     def _bring_together(self, due: DueStep) -> None:
         """What all ranks have read of their shards comes together on the one that writes."""
-        parts = self._ranks.gather(due.own_part())
+        parts = self._ranks.gather((due.step, due.own_part()))
         if self._ranks.writes:
-            due.merge(parts)
+            steps = [step for step, _ in parts]
+            if len(set(steps)) > 1:
+                raise RanksApart(f"the ranks count different steps: {steps}")
+            due.merge(part for _, part in parts)
         self._agree(due)
 
     def _agree(self, due: DueStep) -> None:
         """What has failed on any rank is off on all: a forward that one left out would leave the others waiting."""
-        for rank, failed in enumerate(self._ranks.gather_everywhere(self._failures())):
+        for rank, failed in self._ranks.gather_everywhere(self._failures()).items():
             for number, why in failed.items():
                 turn = self._turns[number]
                 if self._ranks.writes and not turn.error:
@@ -468,20 +496,23 @@ class Monitor:
         return {number: turn.error for number, turn in enumerate(self._turns) if turn.error and not turn.disabled}
 
     def _measure(self, due: DueStep) -> list[tuple[Turn, Any]]:
-        looks = due.wants_batch or any(type(turn.probe).measure is not Probe.measure for turn in due.turns)
+        looks = due.wants_batch or any(_measures(turn) for turn in due.turns)
         measured = []
         with ExitStack() as stack, torch.no_grad():
             if looks:
                 stack.enter_context(unseen())
                 stack.enter_context(isolated(self._models.values()))
+                stack.enter_context(self._ranks.alone())
                 self._follow_dtype()
             if due.wants_batch and self._batch is not None:
                 self._run_batch(due, self._batch)
                 if self._ranks.sharded:
                     self._agree(due)
             for turn in list(due.turns):
-                with due.guarded(turn, "measure()"), turn.timed():
-                    measured.append((turn, turn.probe.measure(self._context(due, turn))))
+                with due.guarded(turn, "measure()"):
+                    with turn.timed(), self._abreast(turn):
+                        found = turn.probe.measure(self._context(due, turn))
+                    measured.append((turn, found))
         return measured
 
     def _follow_dtype(self) -> None:
@@ -492,9 +523,21 @@ class Monitor:
 
     def _run_batch(self, due: DueStep, batch: FixedBatch) -> None:
         try:
-            due.run_batch(batch, self._forward_context)
+            with self._abreast():
+                due.run_batch(batch, self._forward_context)
+        except RanksApart:
+            raise
         except Exception as error:  # noqa: BLE001 -- what needs no batch goes on
             self._disable_all(due.drop_batch(), "the pass over the fixed batch", error)
+
+    @contextmanager
+    def _abreast(self, turn: Turn | None = None) -> Iterator[None]:
+        """Inside, all ranks run a sharded model, or what measures for this turn, as often as each other."""
+        if self._ranks.channel is None or (turn is not None and not _measures(turn)):
+            yield
+            return
+        with self._ranks.abreast() as forward_follows, before_forwards(self._models, forward_follows):
+            yield
 
     def _context(self, due: DueStep, turn: Turn) -> Context:
         assert due.step is not None
@@ -561,7 +604,8 @@ class Monitor:
                 self._due.drop(self._due.turns)  # the others go through with it, and wait for this rank
             else:
                 self.cancel()
-            self._warn_once(f"failed at {doing}: {told(error)}; training goes on", error)
+            so = "off from now on" if self._ranks.left else "training goes on"
+            self._warn_once(f"failed at {doing}: {told(error)}; {so}", None if isinstance(error, RanksApart) else error)
         except BaseException:  # Ctrl-C while we were at it: nothing of this step stays behind
             self.cancel()
             raise
@@ -581,8 +625,12 @@ class Monitor:
         what = told(error)
         for turn in live:
             turn.error, turn.disabled = f"{doing}: {what}", not self._ranks.sharded
-        if live and self._ranks.writes:  # another rank tells the one that writes
-            names = ", ".join(turn.probe.name for turn in live)
+        names = ", ".join(turn.probe.name for turn in live)
+        if not live or not self._ranks.writes:
+            return  # another rank tells the one that writes
+        if isinstance(error, FailedElsewhereError):
+            LOG.warning("vizlog: %s failed on rank %d at %s, off from now on: %s", names, error.rank, doing, error.why)
+        else:
             LOG.warning("vizlog: %s failed at %s, off from now on: %s", names, doing, what, exc_info=error)
 
     def _say_cost(self) -> None:
@@ -606,7 +654,7 @@ def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
     """The fixed batch with the examples of the rank that writes, which all ranks of a sharded model run together.
 
     Raises:
-        ValueError: on every rank alike, where only some were given a batch.
+        BatchDoesNotFit: on every rank alike, where only some were given a batch.
     """
     if not ranks.sharded:
         return batch
@@ -617,7 +665,7 @@ def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
     given, examples = ranks.broadcast((ranks.gather(batch is not None), examples))
     if not all(given) and any(given):
         without = [rank for rank, has in enumerate(given) if not has]
-        raise ValueError(f"batch= must be given on every rank of a sharded model, but ranks {without} have none")
+        raise BatchDoesNotFit(f"batch= must be given on every rank of a sharded model, but ranks {without} have none")
     if batch is None:
         return None
     common = batch.part(0, 0)
@@ -628,6 +676,10 @@ def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
 def _float_type(models: Mapping[str, nn.Module]) -> torch.dtype | None:
     parameters = (parameter for model in models.values() for parameter in model.parameters())
     return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+
+
+def _measures(turn: Turn) -> bool:
+    return type(turn.probe).measure is not Probe.measure
 
 
 def _owned(optimizer: Optimizer) -> set[int]:

@@ -4,21 +4,51 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from vizlog.channel import Channel
 from vizlog.messages import LOG
 
 if TYPE_CHECKING:
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Ranks", "is_sharded", "local", "reshard", "sharded_modules", "shards", "summed", "whole"]
+__all__ = [
+    "CommunicatesError",
+    "FailedElsewhereError",
+    "Ranks",
+    "is_elsewhere",
+    "is_sharded",
+    "local",
+    "reshard",
+    "sharded_modules",
+    "shards",
+    "summed",
+    "whole",
+]
+
+_RUNS, _DONE = "a forward follows", "no forward follows"
+
+
+class CommunicatesError(RuntimeError):
+    """A model that is run on one rank alone would wait for the others."""
+
+
+class FailedElsewhereError(RuntimeError):
+    """Another rank failed, so that this one must not go on: it would wait for that one."""
+
+    def __init__(self, rank: int, why: str) -> None:
+        super().__init__(f"failed on rank {rank}: {why}")
+        self.rank, self.why = rank, why
 
 
 @dataclass(frozen=True)
@@ -32,16 +62,14 @@ class Ranks:
         rank, world: of this process, and how many there are.
         sharded: whether the model is.
         takes_part: whether this rank looks at the model at all.
-        group: of the ranks that take part; None is all of them.
-        writer: the rank that writes.
+        channel: between the ranks that hold parts; None where there is but one.
     """
 
     rank: int = 0
     world: int = 1
     sharded: bool = False
     takes_part: bool = True
-    group: Any = None
-    writer: int = 0
+    channel: Channel | None = None
 
     @staticmethod
     def of(models: Iterable[nn.Module]) -> Ranks:
@@ -49,6 +77,7 @@ class Ranks:
 
         Raises:
             ValueError: the model is sharded in a way that vizlog cannot read.
+            RanksApart: it is sharded, and not all of its ranks called this.
         """
         if not (dist.is_available() and dist.is_initialized()):
             return Ranks()
@@ -59,43 +88,42 @@ class Ranks:
         meshes = {p.device_mesh for model in models for p in model.parameters() if is_sharded(p)}
         if not meshes:
             return Ranks(rank, world, takes_part=rank == 0)
-        members = sorted({int(member) for mesh in meshes for member in mesh.mesh.flatten().tolist()})
+        members = tuple(sorted({int(member) for mesh in meshes for member in mesh.mesh.flatten().tolist()}))
         if 0 not in members:  # another copy of the model, or a model of its own
             if rank == members[0]:
                 LOG.info("vizlog: rank 0 writes, so the model on ranks %d to %d is not shown", members[0], members[-1])
             return Ranks(rank, world, sharded=True, takes_part=False)
-        everyone = len(members) == world
-        group = None if everyone else dist.new_group(members, use_local_synchronization=True)
-        return Ranks(rank, world, sharded=True, group=group)
+        if rank == 0 and _is_tensor_parallel(models):
+            LOG.warning(
+                "vizlog: the model is tensor-parallel: what passes between its split layers is rank 0's share of it"
+            )
+        return Ranks(rank, world, sharded=True, channel=Channel(members) if len(members) > 1 else None)
 
     @property
     def writes(self) -> bool:
         """Whether this rank writes what is found."""
-        return self.rank == self.writer
+        return self.rank == 0
 
     def counts(self, tensor: Tensor) -> bool:
         """Whether this rank's part of a tensor is to be counted, where others may hold copies of it."""
         if not is_sharded(tensor):
             return self.writes
-        where = tensor.device_mesh.get_coordinate()
-        copies = zip(where or (), tensor.placements, strict=False)
-        return where is not None and all(at == 0 for at, placement in copies if not placement.is_shard())
+        mesh = tensor.device_mesh
+        where = mesh.get_coordinate()
+        if where is None or not (mesh.mesh == 0).any():  # the ranks of another mesh hold another copy
+            return False
+        return all(at == 0 for at, placement in zip(where, tensor.placements, strict=True) if not _cuts(placement))
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank gives, in the order of ranks, on the rank that writes; elsewhere an empty list."""
-        if not self.sharded:
-            return [value]
-        found: list[Any] | None = [None] * dist.get_world_size(self.group) if self.writes else None
-        dist.gather_object(value, found, dst=self.writer, group=self.group)
-        return found or []
+        return [value] if self.channel is None else self.channel.gather(value)
 
-    def gather_everywhere(self, value: Any) -> list[Any]:
-        """What each rank gives, in the order of ranks, on every rank; small plain data."""
-        if not self.sharded:
-            return [value]
-        found: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(found, value, group=self.group)
-        return found
+    def gather_everywhere(self, value: Any) -> dict[int, Any]:
+        """Rank -> what it gives, on every rank; small plain data."""
+        if self.channel is None:
+            return {self.rank: value}
+        found: list[Any] = self.channel.broadcast(self.channel.gather(value))
+        return dict(zip(self.channel.members, found, strict=True))
 
     def broadcast(self, value: Any) -> Any:
         """What the writing rank gives, on every rank; what the others give is ignored.
@@ -103,13 +131,90 @@ class Ranks:
         Raises:
             TypeError: on every rank alike, where it cannot be pickled.
         """
-        if not self.sharded:
+        if self.channel is None:
             return value
-        box: list[Any] = [_pickled(value) if self.writes else None]
-        dist.broadcast_object_list(box, src=self.writer, group=self.group)
-        if isinstance(box[0], str):
-            raise TypeError(f"cannot be sent from rank {self.writer} to the others: {box[0]}")
-        return pickle.loads(box[0])  # noqa: S301 (from our own ranks)
+        found = self.channel.broadcast(_pickled(value) if self.writes else None)
+        if isinstance(found, str):
+            raise TypeError(f"cannot be sent from rank 0 to the others: {found}")
+        return pickle.loads(found)  # noqa: S301 (from our own ranks)
+
+    @contextmanager
+    def abreast(self) -> Iterator[Callable[[], None]]:
+        """Inside, ranks run a sharded model together: call what this gives before each forward.
+
+        Where one fails before its next forward the others stop at theirs, instead of waiting for it inside.
+
+        Raises:
+            FailedElsewhereError: from the call before a forward or at the end, where another rank failed.
+        """
+        if self.channel is None:
+            yield lambda: None
+            return
+        parted = False
+
+        def meet(intention: str) -> None:
+            nonlocal parted
+            if parted:
+                return  # a last time all have heard what the others do
+            heard = self.gather_everywhere(intention)
+            parted = len(set(heard.values())) > 1
+            if parted:
+                raise FailedElsewhereError(*_other(heard, self.rank))
+
+        try:
+            yield lambda: meet(_RUNS)
+        except Exception as error:
+            with suppress(FailedElsewhereError):
+                meet(f"{type(error).__name__}: {error}")
+            raise
+        meet(_DONE)
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """Inside, what would wait for other ranks raises CommunicatesError where they do not take part."""
+        if self.world == 1 or self.sharded:
+            return nullcontext()
+        return _NoCollectives()  # type: ignore[no-untyped-call]  # torch's own has no types
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around what ranks do together: one that raises leaves, since it may not come to where the others are."""
+        try:
+            yield
+        except BaseException:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Takes no part any more; whoever waits for this rank stops waiting."""
+        if self.channel is not None:
+            self.channel.close()
+
+    @property
+    def left(self) -> bool:
+        """Whether this rank has left."""
+        return self.channel is not None and self.channel.is_closed
+
+
+class _NoCollectives(TorchDispatchMode):
+    """Sees each operator that this thread calls, and raises at those that talk to other ranks."""
+
+    supports_higher_order_operators = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "namespace", "") in _COLLECTIVES:
+            raise CommunicatesError(
+                f"it talks to other ranks ({func.__name__}), which are elsewhere: a replicated model is run on one rank"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+_COLLECTIVES = {"c10d", "_c10d_functional", "_c10d_functional_autograd"}
+
+
+def _other(heard: Mapping[int, str], rank: int) -> tuple[int, str]:
+    """A rank that does something else than this one, and what; one that failed before one that did not."""
+    others = [(other, what) for other, what in heard.items() if what != heard[rank]]
+    return min(others, key=lambda said: said[1] in (_RUNS, _DONE))
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -134,7 +239,19 @@ def summed(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; where it is sharded, all ranks must ask for it together."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+    if is_sharded(tensor):
+        return tensor.full_tensor()
+    return tensor.wait() if _is_under_way(tensor) else tensor
+
+
+def is_elsewhere(tensor: Tensor) -> bool:
+    """Whether other ranks hold parts of this tensor, or are still sending them."""
+    return is_sharded(tensor) or _is_under_way(tensor)
+
+
+def _is_under_way(tensor: Tensor) -> TypeGuard[AsyncCollectiveTensor]:
+    module = sys.modules.get("torch.distributed._functional_collectives")
+    return module is not None and isinstance(tensor, module.AsyncCollectiveTensor)
 
 
 def shards(tensor: Tensor) -> int:
@@ -142,7 +259,7 @@ def shards(tensor: Tensor) -> int:
     if not is_sharded(tensor):
         return 1
     sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
-    return int(torch.tensor([size for size, placement in sizes if placement.is_shard()]).prod())
+    return int(torch.tensor([size for size, placement in sizes if _cuts(placement)]).prod())
 
 
 def sharded_modules(models: Iterable[nn.Module]) -> list[FSDPModule]:
@@ -157,6 +274,18 @@ def reshard(models: Iterable[nn.Module]) -> None:
     """Outside of forward and backward: every module holds its own shards again, which a forward may have replaced."""
     for module in sharded_modules(models):
         module.reshard()
+
+
+def _cuts(placement: Any) -> bool:
+    """Whether a tensor is cut along this dimension of its mesh; not by `is_shard`, which leaves out strided shards."""
+    return not (placement.is_replicate() or placement.is_partial())
+
+
+def _is_tensor_parallel(models: Iterable[nn.Module]) -> bool:
+    """Whether parameters are cut that no forward puts together again."""
+    models = list(models)
+    cuts = [[at for at in p.placements if _cuts(at)] for m in models for p in m.parameters() if is_sharded(p)]
+    return any(len(cut) > (1 if sharded_modules(models) else 0) for cut in cuts)
 
 
 def _pickled(value: Any) -> bytes | str:

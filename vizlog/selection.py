@@ -1,7 +1,7 @@
 """Which modules and parameters: names, patterns and types -> what a probe looks at.
 
 Canonical names are those of `named_modules()` with every wrapper's part taken out, so that an eager, a compiled and a
-distributed run write the same tags. With several models each name begins with the model's own.
+distributed run write the same tags. With several models each name begins with the model's own, or its number.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def given_models(model: Any) -> dict[str, nn.Module]:
         return {"": model}
     if isinstance(model, (Mapping, nn.ModuleDict)):
         models = {str(name): part for name, part in model.items()}
+    elif isinstance(model, (list, tuple)) and len(model) == 1:  # the only pipeline part of this rank
+        models = {"": model[0]}
     elif isinstance(model, (Sequence, nn.ModuleList)) and not isinstance(model, str):
         models = {str(number): part for number, part in enumerate(model)}
     else:
