@@ -449,11 +449,12 @@ def _batch_fails(rank: int, where: int) -> Any:
     return _same(plain, watched), steps, said
 
 
-def _first_pass_fails(rank: int, where: int) -> str:
+def _first_pass_fails(rank: int, where: int, when: str) -> str:
     def forward(model: nn.Module, inputs: Any) -> Any:
+        output = model(inputs) if when == "after" or rank != where else None
         if rank == where:
             raise RuntimeError("not on this rank")
-        return model(inputs)
+        return output
 
     try:
         vizlog.Monitor(_sharded(), to=None, batch=vizlog.FixedBatch(*_batch(), forward=forward))
@@ -462,8 +463,9 @@ def _first_pass_fails(rank: int, where: int) -> str:
     return ""
 
 
-def test_a_batch_that_does_not_fit_on_one_rank_raises_on_all(ranks: Processes) -> None:
-    first, second = ranks.run(_first_pass_fails, 1)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_batch_that_does_not_fit_on_one_rank_raises_on_all(ranks: Processes, when: str) -> None:
+    first, second = ranks.run(_first_pass_fails, 1, when)
     assert "failed on rank 1" in first
     assert "not on this rank" in second
 
