@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -76,6 +77,8 @@ def free_port() -> int:
 def _serve(rank: int, world: int, port: int, pipe: Connection, folder: Path) -> None:
     os.chdir(folder)  # the test's own folder goes with the test
     torch.set_num_threads(1)
+    if world > 2:
+        sys.modules["numba"] = None  # type: ignore[assignment]  # counts are the same without; its import takes long
     # As torchrun sets it.
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",

@@ -449,11 +449,12 @@ def _batch_fails(rank: int, where: int) -> Any:
     return _same(plain, watched), steps, said
 
 
-def _first_pass_fails(rank: int, where: int) -> str:
+def _first_pass_fails(rank: int, where: int, when: str) -> str:
     def forward(model: nn.Module, inputs: Any) -> Any:
+        output = model(inputs) if when == "after" or rank != where else None
         if rank == where:
             raise RuntimeError("not on this rank")
-        return model(inputs)
+        return output
 
     try:
         vizlog.Monitor(_sharded(), to=None, batch=vizlog.FixedBatch(*_batch(), forward=forward))
@@ -462,8 +463,9 @@ def _first_pass_fails(rank: int, where: int) -> str:
     return ""
 
 
-def test_a_batch_that_does_not_fit_on_one_rank_raises_on_all(ranks: Processes) -> None:
-    first, second = ranks.run(_first_pass_fails, 1)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_batch_that_does_not_fit_on_one_rank_raises_on_all(ranks: Processes, when: str) -> None:
+    first, second = ranks.run(_first_pass_fails, 1, when)
     assert "failed on rank 1" in first
     assert "not on this rank" in second
 
@@ -762,6 +764,68 @@ def test_ranks_of_a_sharded_model_that_come_apart_do_not_wait_for_each_other(
     assert first["steps"] == steps
     assert (len(first["said"]), len(second["said"])) == told
     assert all("off from now on" in line and "rank" in line for line in first["said"] + second["said"])
+
+
+class Interrupts(Probe):
+    """Ctrl-C comes on rank 1 while it measures, or runs the batch, for the third time."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(every=1)
+        self.where, self.times = where, 0
+
+    def maybe(self, where: str) -> None:
+        self.times += where == self.where
+        if where == self.where and self.times == 3 and dist.get_rank() == 1:
+            raise KeyboardInterrupt
+
+    def measure(self, context: Context) -> Any:
+        self.maybe("measuring")
+        context.batch.part(0, 2).run(context.models)
+        return 1
+
+    def finish(self, measured: Any) -> Any:
+        yield vizlog.Scalar("mine", 1.0)
+
+
+def _interrupted(rank: int, where: str) -> dict[str, Any]:
+    probe, memory, states = Interrupts(where), vizlog.Memory(), []
+
+    def forward(model: nn.Module, inputs: Any) -> Any:
+        if len(inputs) > 2 and running:
+            probe.maybe("running the batch")
+        return model(inputs)
+
+    running: list[bool] = []
+    with _patience("_AT_A_STEP", 300), _messages() as said:
+        for with_vizlog in (False, True):
+            model = _sharded()
+            torch.manual_seed(100 + rank)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+            if with_vizlog:
+                batch = vizlog.FixedBatch(*_batch(), forward=forward)
+                probes = [probe, vizlog.ActivationHistograms(every=1), vizlog.WeightHistograms(every=1)]
+                monitor = vizlog.watch(model, optimizer, to=memory, batch=batch, probes=probes)
+                running.append(True)
+            for _ in range(5):
+                nn.functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.randint(0, 4, (8,))).backward()
+                with contextlib.suppress(KeyboardInterrupt):
+                    optimizer.step()
+                optimizer.zero_grad()
+            states.append([_local(tensor) for tensor in [*model.parameters(), *model.buffers(), torch.get_rng_state()]])
+    monitor.close()
+    return {"same": _same(*states), "steps": {step for step, _ in memory.records}, "said": said}
+
+
+@pytest.mark.parametrize("where", ["measuring", "running the batch"])
+def test_ctrl_c_on_one_rank_in_the_middle_of_our_work_holds_up_no_other(ranks: Processes, where: str) -> None:
+    first, second = ranks.run(_interrupted, where)
+    assert first["same"]
+    assert second["same"]
+    assert first["steps"] == {0, 1}
+    (said,) = first["said"]
+    assert "rank 1 has left" in said
+    assert "off from now on" in said
+    assert second["said"] == []
 
 
 @pytest.mark.parametrize(

@@ -508,8 +508,9 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
             f"the model has parameters that are not initialised yet ({lazy[0]}): run it once on a batch before vizlog"
         )
     capture = Capture(models, {"o": Outputs(lambda name, module: True, note), "a": AttentionCalls(note_attention)})
-    first = batch.part(0, 2, device_of(models))
+    first = batch.part(0, 2)
     try:
+        first = batch.part(0, 2, device_of(models))
         with torch.no_grad(), capture.forward():
             output = first.run(models)
     except (CommunicatesError, RanksApart):

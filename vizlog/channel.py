@@ -97,6 +97,5 @@ class Channel:
         try:
             getattr(self._group, verb)([tensor], place, 0).wait(_AT_A_STEP)
         except RuntimeError as error:
-            self.close()  # so that no other rank waits for this one
             seconds = _AT_A_STEP.total_seconds()
             raise RanksApart(f"rank {other} has left, or did not come within {seconds:g} s") from error

@@ -87,6 +87,7 @@ class ActivationHistograms(Probe):
         self._live = source == "live"
         self._examples = 0
         self._drawn: list[str] = []
+        self._met: set[str] = set()
         self._warned = False
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
@@ -119,9 +120,11 @@ class ActivationHistograms(Probe):
         layers = {name: functools.reduce(operator.add, calls) for name, calls in measured.items()}
         counted = {name: seen for name, seen in layers.items() if seen.counts is not None and seen.counts.count}
         counts = {name: seen.counts for name, seen in counted.items() if seen.counts is not None}
+        new = [name for name in counted if name not in self._met]
+        self._met.update(new)
+        room = len(new) if self._most is None else self._most - len(self._drawn)
+        self._drawn += spread(new, room) if room > 0 else []
         chosen = [name for name in self._drawn if name in counted]
-        if not chosen and counted:
-            chosen = self._drawn = spread(list(counted), self._most or len(counted))
         where = "live forward of this step" if self._live else "first examples of the fixed batch, eval mode"
         skipped = [f"{name}: {seen.skipped}" for name, seen in layers.items() if seen.skipped]
         left_out = f"; {len(skipped)} layers skipped ({skipped[0]})" if skipped else ""

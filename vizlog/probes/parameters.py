@@ -45,6 +45,7 @@ class ParameterHistograms(Probe):
         matcher(select)  # raises where it is no selection
         self._select, self._most = select, most
         self._drawn: list[str] = []
+        self._met: set[str] = set()
         self._matrices: set[str] = set()
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
@@ -83,15 +84,15 @@ class ParameterHistograms(Probe):
         return list(selected_parameters(models, self._select))
 
     def _choose(self, names: Sequence[str]) -> list[str]:
-        # Once chosen, a tensor stays: histograms of one tag are compared over time.
-        known = set(names)
-        chosen = [name for name in self._drawn if name in known]
-        if not chosen and names:
-            most = self._most or len(names)
-            matrices = [name for name in names if name in self._matrices]
-            few = set(spread(matrices if len(matrices) >= most else names, most))
-            chosen = self._drawn = [name for name in names if name in few]
-        return chosen
+        # Once chosen, a tensor stays: histograms of one tag are compared over time. New ones fill what room is left.
+        new = [name for name in names if name not in self._met]
+        self._met.update(new)
+        room = len(new) if self._most is None else self._most - len(self._drawn)
+        matrices = [name for name in new if name in self._matrices]
+        if room > 0:
+            self._drawn += spread(matrices if len(matrices) >= room else new, room)
+        drawn = set(self._drawn)
+        return [name for name in names if name in drawn]
 
 
 def count_or_skip(tensors: list[Tensor]) -> list[BitCounts | str]:
