@@ -393,6 +393,7 @@ def unseen() -> Iterator[None]:
         _ours.reset(before)
 
 
+@contextmanager
 def before_forwards(models: Mapping[str, nn.Module], function: Callable[[], None]) -> Iterator[None]:
     """Inside, `function` is called before each forward of a model or of a part of it; what it raises comes out there.
 
@@ -412,11 +413,15 @@ def before_forwards(models: Mapping[str, nn.Module], function: Callable[[], None
     with ExitStack() as stack:
         for module in named_modules(models).values():
             for handle in (
-                module.register_forward_pre_hook(_Hook(enter, ""), prepend=True),
-                module.register_forward_hook(_Hook(leave, ""), always_call=True),
+                module.register_forward_pre_hook(_Hook(enter, "", _raise), prepend=True),
+                module.register_forward_hook(_Hook(leave, "", _raise), always_call=True),
             ):
                 stack.callback(handle.remove)
         yield
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 @contextmanager
