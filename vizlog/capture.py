@@ -6,7 +6,7 @@ import dataclasses
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -308,7 +308,10 @@ class _Functions(TorchFunctionMode):
 
 
 class _Hook:
-    """A hook that does not travel: copies and pickles of a hooked model carry one that does nothing."""
+    """A hook that does not travel: copies and pickles of a hooked model carry one that does nothing.
+
+    A method of the standard library takes its place, so that a file saved in that moment opens without vizlog.
+    """
 
     def __init__(self, function: Callable[..., None], name: str) -> None:
         self._function, self._name = function, name
@@ -318,16 +321,11 @@ class _Hook:
             return  # inert inside a graph
         self._function(self._name, *args)
 
-    def __deepcopy__(self, memo: Any) -> _Nothing:
-        return _Nothing()
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        return nullcontext().__exit__  # takes any arguments and does nothing
 
-    def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
-        return _Nothing, ()
-
-
-class _Nothing:
-    def __call__(self, *args: Any) -> None:
-        return None
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
+        return getattr, (nullcontext(), "__exit__")
 
 
 class AutocastSeen:

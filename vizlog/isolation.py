@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from vizlog.ranks import reshard, sharded_modules
 
@@ -35,6 +36,7 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
         stack.enter_context(_random_states(models))
         stack.enter_context(_eager())
         stack.enter_context(_no_cached_casts())
+        stack.enter_context(_no_reentrant_checkpoints())
         stack.enter_context(_gradients(models))
         stack.callback(reshard, models)
         stack.enter_context(_tensors(modules))
@@ -88,6 +90,25 @@ def _no_cached_casts() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
+
+
+@contextmanager
+def _no_reentrant_checkpoints() -> Iterator[None]:
+    # Nothing can be derived by an input through them, as saliency does; under no_grad they warn.
+    kept = checkpoint.CheckpointFunction
+    checkpoint.CheckpointFunction = _Uncheckpointed  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction = kept  # type: ignore[misc]
+
+
+class _Uncheckpointed:
+    """Stands in for torch's reentrant checkpoint: calls the function, and keeps what it keeps."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:  # noqa: FBT001 -- torch's
+        return function(*args)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from vizlog.delivery import Delivery
 from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated
 from vizlog.messages import show
-from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
+from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_optimizers, skipped
 from vizlog.probes.base import Context, Probe, as_probes
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import Ranks, reshard
@@ -312,13 +312,13 @@ class Monitor:
         if due is None or id(optimizer) not in due.waiting:
             return False
         with self._contained("a copy of the weights"):
-            due.keep_weights(_owned(optimizer))
+            due.keep_weights(owned(optimizer))
         return True
 
     def _gradients_ready(self, optimizer: Optimizer) -> None:
         if self._due is not None:
             with self._contained("the gradients"):
-                self._due.read_gradients(_owned(optimizer))
+                self._due.read_gradients(owned(optimizer))
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if self._state_only == id(optimizer):
@@ -328,7 +328,7 @@ class Monitor:
         due = self._due
         if due is not None and id(optimizer) in due.waiting:
             with self._contained("the weights"):
-                due.read_weights(_owned(optimizer))
+                due.read_weights(owned(optimizer))
                 due.waiting.discard(id(optimizer))
                 if (found := skipped(optimizer)) is not None:
                     due.skipped.append(found)
@@ -576,17 +576,13 @@ def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
     return common
 
 
-def _owned(optimizer: Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
 def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
     """Raises where an optimizer has nothing to do with the models, and says which parameters none of them trains."""
     parameters = named_parameters(models)
     known = {id(parameter) for parameter in parameters.values()}
     trained: set[int] = set()
     for number, optimizer in enumerate(optimizers):
-        mine = _owned(optimizer)
+        mine = owned(optimizer)
         if not mine & known:
             raise ValueError(
                 f"optimizer {number} ({type(optimizer).__name__}) has none of the model's parameters; watch the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from vizlog.ranks import whole
 
-__all__ = ["Rounds", "StepHooks", "makes_state_only", "real_optimizers", "skipped"]
+__all__ = ["Rounds", "StepHooks", "makes_state_only", "owned", "real_optimizers", "skipped"]
 
 
 def real_optimizers(given: Any) -> list[Optimizer]:
@@ -29,25 +29,42 @@ def real_optimizers(given: Any) -> list[Optimizer]:
     return list({id(optimizer): optimizer for optimizer in found}.values())
 
 
-def _unwrap(given: Any, depth: int) -> Iterable[Optimizer]:
-    if depth > 4 or given is None:
+def _unwrap(given: Any, depth: int) -> Iterator[Optimizer]:
+    if depth > 4 or isinstance(given, str):
         return
-    hookable = isinstance(given, Optimizer) and "_optimizer_step_pre_hooks" in given.__dict__
-    inner = given.__dict__.get("optimizer") if hasattr(given, "__dict__") else None
-    if isinstance(inner, Optimizer) or (inner is not None and not hookable):
-        # accelerate's AcceleratedOptimizer is an Optimizer in name only: its step calls the real one's.
-        yield from _unwrap(inner, depth + 1)
-    elif hookable:
-        yield given
-    elif isinstance(given, Mapping):
-        for part in given.values():
-            yield from _unwrap(part, depth + 1)
-    elif isinstance(given, (Sequence, set, frozenset)) and not isinstance(given, str):
-        for part in given:
-            yield from _unwrap(part, depth + 1)
-    elif isinstance(inner := getattr(given, "optimizers", None), (Sequence, Mapping)):
-        for part in inner.values() if isinstance(inner, Mapping) else inner:
-            yield from _unwrap(part, depth + 1)
+    if isinstance(given, Mapping):
+        parts = list(given.values())
+    elif isinstance(given, (Sequence, set, frozenset)):
+        parts = list(given)
+    else:
+        parts = _held(given)
+    found = [optimizer for part in parts for optimizer in _unwrap(part, depth + 1)]
+    # An Optimizer that holds others is one in name only, whose step calls theirs; unless it trains more than they do,
+    # as ZeRO's, which gives each rank a share.
+    if isinstance(given, Optimizer) and "_optimizer_step_pre_hooks" in vars(given):
+        if not owned(given) <= set().union(*map(owned, found)):
+            found = [given]
+    yield from found
+
+
+def _held(wrapper: Any) -> list[Any]:
+    """What may be or hold an optimizer in the attributes of a wrapper, which call it by names of many kinds."""
+    held = []
+    for name, value in getattr(wrapper, "__dict__", {}).items():
+        parts = list(value.values() if isinstance(value, Mapping) else value) if isinstance(value, _HOLDERS) else []
+        if isinstance(value, Optimizer) or any(isinstance(part, Optimizer) for part in parts):
+            held.append(value)
+        elif name in ("optimizer", "optimizers"):
+            held.append(value)
+    return held
+
+
+_HOLDERS = (Mapping, list, tuple, set, frozenset)
+
+
+def owned(optimizer: Optimizer) -> set[int]:
+    """The ids of the parameters that an optimizer trains."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 class StepHooks:
@@ -73,13 +90,12 @@ class StepHooks:
     ) -> None:
         self._before, self._gradients, self._after = before, gradients, after
         self._unread: set[int] = set()
+        # A compiled step would trace them, into graphs of their own and errors of the compiler's.
+        pre, post = torch.compiler.disable(self._pre), torch.compiler.disable(self._post)
         self._handles = [
             handle
             for optimizer in optimizers
-            for handle in (
-                optimizer.register_step_pre_hook(self._pre),
-                optimizer.register_step_post_hook(self._post),
-            )
+            for handle in (optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post))
         ]
 
     def remove(self) -> None:
@@ -92,7 +108,7 @@ class StepHooks:
         if not self._before(optimizer):
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is not None and not torch.compiler.is_compiling():
+        if closure is not None:
             self._unread.add(id(optimizer))
 
             def closure_then_read() -> Any:

@@ -16,6 +16,7 @@ from vizlog.probes.base import Context, Figures
 from vizlog.probes.health import layer_of
 from vizlog.probes.parameters import ParameterHistograms
 from vizlog.records import Record
+from vizlog.selection import selected_parameters
 
 __all__ = ["GradientHistograms"]
 
@@ -37,10 +38,7 @@ class GradientHistograms(ParameterHistograms):
     def measure(self, context: Context) -> Any:
         if not context.captured["counts"] and not self._warned:
             self._warned = True
-            why = (
-                "when the optimizer stepped" if context.optimizers else "at end(): give optimizer=, or zero them later"
-            )
-            _LOG.warning("vizlog: none of the selected parameters had a gradient %s", why)
+            _LOG.warning("vizlog: none of the selected parameters %s", self._why_none(context))
         return {**context.captured, "watched": bool(context.optimizers), "skipped": list(context.skipped)}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
@@ -52,6 +50,13 @@ class GradientHistograms(ParameterHistograms):
         if any(bool(torch.any(found > 0)) for found in measured["skipped"]):
             self._how += "; the gradient scaler skipped this step"
         yield from super().finish(measured)
+
+    def _why_none(self, context: Context) -> str:
+        if not any(p.requires_grad for p in selected_parameters(context.models, self._select).values()):
+            return "requires a gradient"
+        if context.optimizers:
+            return "had a gradient when the optimizer stepped"
+        return "had a gradient at end(): give optimizer=, or zero them later"
 
     def caption(self, name: str) -> str:
         return f"gradient of {name}, {self._how}"

@@ -45,6 +45,7 @@ class ParameterHistograms(Probe):
         matcher(select)  # raises where it is no selection
         self._select, self._most = select, most
         self._drawn: list[str] = []
+        self._met: set[str] = set()
         self._matrices: set[str] = set()
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
@@ -83,14 +84,24 @@ class ParameterHistograms(Probe):
         return list(selected_parameters(models, self._select))
 
     def _choose(self, names: Sequence[str]) -> list[str]:
-        # Once chosen, a tensor stays: histograms of one tag are compared over time.
-        chosen = [name for name in self._drawn if name in set(names)]
-        if not chosen and names:
+        """At most `most` of the tensors there are, in their order.
+
+        Once chosen, a tensor stays, since histograms of one tag are compared over time. Those that appear later, as
+        layers are unfrozen, get the room there is, and at least their share.
+        """
+        there = set(names)
+        drawn = [name for name in self._drawn if name in there]
+        new = [name for name in names if not drawn or name not in self._met]
+        if new:
+            self._met.update(names)
             most = self._most or len(names)
-            matrices = [name for name in names if name in self._matrices]
-            few = set(spread(matrices if len(matrices) >= most else names, most))
-            chosen = self._drawn = [name for name in names if name in few]
-        return chosen
+            places = max(most - len(drawn), most * len(new) // len(names))
+            matrices = [name for name in new if name in self._matrices]
+            joined = spread(matrices if len(matrices) >= places else new, places) if places else []
+            self._drawn = [*spread(drawn, most - len(joined)), *joined] if len(joined) < most else joined
+            drawn = self._drawn
+        chosen = set(drawn)
+        return [name for name in names if name in chosen]
 
 
 def count_or_skip(tensors: list[Tensor]) -> list[BitCounts | str]:
