@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +17,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import vizlog
+from vizlog.callbacks.lightning import VizLog
 
 STEPS = 5
 EVERY = 2  # so that what is attached for a due step comes and goes
@@ -48,10 +53,14 @@ class Run:
         self.steps: list[int] = []  # as on the user's own charts
         self.gradients: list[Arrays] = []  # for each of them, as the optimizer uses them
         self.weights: list[Arrays] = []  # for each of them, after it
-        self.units: list[int] = []  # for each of them, how many outputs of the layer `hidden` were trained on
+        self.units: list[int | None] = []  # for each of them, how many outputs of the layer `hidden` were trained on
         self.states: list[str] = []  # what copies and pickles came to
+        self.hooked = 0  # how many hooks there were at most when they were made
         self.graphs: list[int] = []  # after each step
         self.extras: list[Any] = []  # whatever else must be the same with and without
+        self.outcome: dict[str, Any] = {}
+        self.said: list[str] = []  # what vizlog warned of
+        self.call: Callable[[nn.Module], Any] = lambda model: model(X[:2])  # what a copy is tried with
         self._new: Arrays = {}
         self._names: dict[int, str] = {}
 
@@ -75,7 +84,7 @@ class Run:
             if parameter.grad is not None:
                 self._new[self.name(parameter)] = (parameter.grad.detach() / scale).float().numpy().copy()
 
-    def stepped(self, units: int = 0) -> None:
+    def stepped(self, units: int | None = None) -> None:
         """Here a step is complete; a person's own chart has a point."""
         self.steps.append(len(self.steps))
         self.gradients.append(self._new)
@@ -86,18 +95,18 @@ class Run:
 
     def moment(self) -> None:
         """Here a person may copy, pickle or save the model."""
+        if len(self.steps) > EVERY:
+            return  # a due step and one that is not have been seen
+        self.hooked = max(self.hooked, hooks(self.model))
         for make in (copied, pickled, saved):
             try:
-                twin = make(self.model)
-                hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in self.model.modules())
-                assert hooks == 0 or self.watches
-                twin.eval()
+                twin = make(self.model).eval()
                 with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
-                    out = as_tensor(twin(X[:2]))
+                    out = as_tensor(self.call(twin))
                 self.states.append(f"{make.__name__} {out.abs().sum().item():.6g}")
             except Exception as error:  # noqa: BLE001 -- what fails must fail without vizlog too
                 self.states.append(f"{make.__name__} {type(error).__name__}")
-        self.states += [str(sorted(set(vars(module)) - {"_compiled_call_impl"})) for module in self.model.modules()]
+        self.states += [str(sorted(vars(module))) for module in self.model.modules()]
 
     # --------------------------------------------------------------------------------------------------------------
 
@@ -107,7 +116,7 @@ class Run:
             self._names = {id(p): name.replace("_orig_mod.", "") for name, p in self.model.named_parameters()}
         return self._names[id(parameter)]
 
-    def outcome(self) -> dict[str, Any]:
+    def everything(self) -> dict[str, Any]:
         """Everything that must be the same with and without vizlog."""
         return {
             "weights and buffers": dict(self.model.state_dict()),
@@ -121,6 +130,12 @@ class Run:
             "steps": self.steps,
             "extras": self.extras,
         }
+
+
+def hooks(model: nn.Module) -> int:
+    """How many hooks of any kind hang on a model."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -143,6 +158,7 @@ def saved(model: nn.Module) -> nn.Module:
 
 def as_tensor(output: Any) -> Tensor:
     """The logits in what a model gives."""
+    output = getattr(output, "logits", getattr(output, "last_hidden_state", output))
     while not isinstance(output, Tensor):
         output = next(iter(output.values())) if isinstance(output, dict) else output[0]
     return output
@@ -178,8 +194,11 @@ def batches(steps: int = STEPS, size: int = 8) -> Iterator[tuple[Tensor, Tensor]
     """Real training draws from all three generators."""
     for step in range(steps):
         rows = (torch.arange(size) + size * step) % 64
-        noise = 0.01 * torch.randn(size, 1, 6, 6) + 0.01 * random.random() * np.random.rand()  # noqa: NPY002
-        yield X[rows] + noise, Y[rows]
+        yield noisy(X[rows]), Y[rows]
+
+
+def noisy(x: Tensor) -> Tensor:
+    return x + 0.01 * torch.randn_like(x) + 0.01 * random.random() * np.random.rand()  # noqa: NPY002
 
 
 def loss_of(model: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -239,21 +258,21 @@ def accumulation(run: Run) -> None:
 
 
 def scaled(run: Run, *, fused: bool) -> None:
-    """The second step overflows."""
+    """The loss overflows once, where a step is due."""
     model, optimizer = prepared(run, optimizer=lambda p: AdamW(p, lr=0.01, fused=fused))
     run.watch(model, optimizer)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
     examples = 0
     for step, (x, y) in enumerate(batches()):
         optimizer.zero_grad()
-        loss = loss_of(model, x, y) * (float("inf") if step == 1 else 1.0)
+        loss = loss_of(model, x, y) * (float("inf") if step == EVERY else 1.0)
         scaler.scale(loss).backward()
         examples += len(x)
         run.moment()
-        if step != 1:
+        if step != EVERY:
             run.final(scale=scaler.get_scale())
         scaler.step(optimizer)
-        if fused or step != 1:  # the other skips by not stepping at all
+        if fused or step != EVERY:  # the other skips by not stepping at all
             run.stepped(examples * UNITS)
             examples = 0
         scaler.update()
@@ -328,10 +347,10 @@ def evaluating(run: Run) -> None:
         run.final()
         optimizer.step()
         run.stepped(len(x) * UNITS)
-        model.eval()
+        model.train(step % 2 == 0)
         with torch.no_grad() if step % 2 else torch.inference_mode():
             for _ in range(100):
-                model(x[:1])
+                model(x[:2])
         model.train()
 
 
@@ -689,11 +708,204 @@ def fabric(run: Run, *, precision: str = "32-true", compiles: bool = False) -> N
         run.moment()
 
 
-def lightning(run: Run, kind: str = "automatic", *, compiles: bool = False, **options: Any) -> None:
-    """Steps are noted where a logger gets them; gradients in the module's own optimizer_step."""
-    from lightning_regimes import fitted
+class Module(Net, LightningModule):
+    """The same layers under Lightning's hands."""
 
-    fitted(run, kind, compiles=compiles, **options)
+    logs = True
+
+    def training_step(self, batch: Any, index: int) -> Tensor | None:
+        loss = self.loss(batch)
+        if self.logs:
+            self.log("loss", loss)
+        return loss
+
+    def loss(self, batch: Any) -> Tensor:
+        return F.cross_entropy(self(batch[0]).float(), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return AdamW(self.parameters(), lr=0.01)
+
+
+class Manual(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        loss = self.loss(batch)
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, gradient_clip_val=0.05)
+        optimizer.step()
+        self.log("loss", loss)
+
+
+class Adversaries(Manual):
+    """Two optimizers a batch, so that `global_step` counts twice; the second one's backward fills all gradients."""
+
+    def training_step(self, batch: Any, index: int) -> None:
+        first, second = self.optimizers()  # type: ignore[misc, union-attr]
+        for optimizer, part in ((first, [self.stem, self.hidden]), (second, [self.block, self.head])):
+            self.zero_grad()
+            loss = self.loss(batch)
+            self.manual_backward(loss)
+            self.trainer.callbacks[0].run.final([p for m in part for p in m.parameters()])  # type: ignore[attr-defined]
+            optimizer.step()
+        self.log("loss", loss)
+
+    def configure_optimizers(self) -> Any:
+        both = [self.stem, self.hidden], [self.block, self.head]
+        return [AdamW([p for m in part for p in m.parameters()], lr=0.01) for part in both]
+
+
+class Notes(Callback):
+    """Notes what a trainer does; in front of vizlog, so that copies are made while its hooks are there."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.batches, self.after = run, 0, 0
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.run.moment()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.batches += 1
+        if trainer.global_step > self.after:
+            self.after = trainer.global_step
+            if len(trainer.optimizers) == 1:
+                self.run.final()
+            self.run.stepped(self.batches * len(trainer.optimizers) * 8 * UNITS)
+            self.batches = 0
+
+
+class Chart(Logger):
+    """A person's own chart of the loss: which steps it shows."""
+
+    name, version = "chart", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if "loss" in metrics:
+            self.steps.append(int(step or 0))
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+
+def trainer(run: Run, chart: Chart, **options: Any) -> Trainer:
+    # Lightning warns of the few workers; a person would have more.
+    ours = []
+    if run.watches:
+        looks = [vizlog.ActivationHistograms(every=EVERY, source="live")] if run.live else None
+        every = None if run.live else vizlog.Every(EVERY)
+        ours = [VizLog(looks, to=run.memory, batch=HELD_OUT, every=every)]
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    defaults = {"accelerator": "cpu", "max_epochs": 1, "log_every_n_steps": 1, "limit_train_batches": STEPS}
+    return Trainer(callbacks=[Notes(run), *ours], logger=chart, **{**quiet, **defaults, **options})
+
+
+def loader() -> Any:
+    return DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True, collate_fn=drawing)
+
+
+def drawing(examples: list[Any]) -> Any:
+    x, y = default_collate(examples)
+    return noisy(x), y
+
+
+def lightning(run: Run, kind: type[Module] = Module, *, compiles: bool = False, fits: int = 1, **options: Any) -> None:
+    """Once, compiled, or fitted several times with the same callback."""
+    run.model = module = kind()
+    chart = Chart()
+    made = trainer(run, chart, **options)
+    called: Any = module
+    if compiles:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        module.logs = False  # dynamo cannot trace it
+        called = torch.compile(module, backend="aot_eager")
+    for epochs in range(1, fits + 1):
+        made.fit_loop.max_epochs = epochs
+        made.fit(called, loader())
+    run.optimizers = [*made.optimizers]
+    if not compiles:
+        assert run.steps == chart.steps
+
+
+def lightning_deterministic(run: Run) -> None:
+    try:
+        lightning(run, deterministic=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def lightning_resumed(run: Run) -> None:
+    """Another process goes on from a checkpoint: another module, callback and monitor."""
+    chart = Chart()
+    run.model = first = Module()
+    made = trainer(run, chart, limit_train_batches=4)
+    made.fit(first, loader())
+    made.save_checkpoint("half.ckpt")
+    run.model, run._names = Module(), {}
+    made = trainer(run, chart, limit_train_batches=4, max_epochs=2)
+    made.callbacks[0].after = 4  # type: ignore[attr-defined]
+    made.fit(run.model, loader(), ckpt_path="half.ckpt")  # type: ignore[arg-type]
+    run.optimizers = [*made.optimizers]
+    assert run.steps == chart.steps
+
+
+# Models that are not of this repository -------------------------------------------------------------------------------
+
+
+def transformer(run: Run, kind: str) -> None:
+    """A small one of Hugging Face's, with what people train it with."""
+    import transformers as hf
+
+    ids = torch.randint(3, 60, (12, 7))
+    images = torch.randn(12, 3, 8, 8)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    made: dict[str, Callable[[], tuple[nn.Module, dict[str, Tensor]]]] = {
+        "GPT-2": lambda: (
+            hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=64, n_positions=16)),
+            {"input_ids": ids, "labels": ids},
+        ),
+        "BERT": lambda: (
+            hf.BertForSequenceClassification(hf.BertConfig(vocab_size=64, num_labels=3, **small)),
+            {"input_ids": ids, "attention_mask": (ids > 10).long(), "labels": Y[:12]},
+        ),
+        "ViT": lambda: (
+            hf.ViTForImageClassification(hf.ViTConfig(image_size=8, patch_size=4, num_labels=3, **small)),
+            {"pixel_values": images, "labels": Y[:12]},
+        ),
+        "T5": lambda: (
+            hf.T5ForConditionalGeneration(
+                hf.T5Config(
+                    d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=64, decoder_start_token_id=0
+                )
+            ),
+            {"input_ids": ids, "labels": ids},
+        ),
+    }
+    model, batch = made[kind]()
+    model, optimizer = prepared(run, model.train())
+    if kind == "GPT-2":
+        model.gradient_checkpointing_enable({"use_reentrant": True})  # type: ignore[operator]
+        model.enable_input_require_grads()  # type: ignore[operator]
+    run.call = lambda model: model(**batch)
+    run.watch(model, optimizer, batch=batch)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        rows = torch.randperm(12)[:6]
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "T5"):
+            loss = model(**{name: values[rows] for name, values in batch.items()}).loss
+        loss.backward()
+        run.moment()
+        run.final()
+        optimizer.step()
+        run.stepped()
 
 
 REGIMES: dict[str, Callable[[Run], None]] = {
@@ -728,7 +940,19 @@ REGIMES: dict[str, Callable[[Run], None]] = {
     "tied weights": tied,
     "layers unfrozen later": thawed,
     "nothing to train": untrained,
+    "Lightning": lightning,
+    "Lightning, manual": partial(lightning, kind=Manual),
+    "Lightning, two optimizers": partial(lightning, kind=Adversaries),
+    "Lightning, accumulation and clipping": partial(lightning, accumulate_grad_batches=2, gradient_clip_val=0.05),
+    "Lightning, compiled": partial(lightning, compiles=True),
+    "Lightning, deterministic": lightning_deterministic,
+    "Lightning, second fit": partial(lightning, fits=2, limit_train_batches=4),
+    "Lightning, resumed": lightning_resumed,
     "Fabric": fabric,
     "Fabric, bf16": partial(fabric, precision="bf16-mixed"),
     "Fabric, compiled": partial(fabric, compiles=True),
+    "GPT-2": partial(transformer, kind="GPT-2"),
+    "BERT": partial(transformer, kind="BERT"),
+    "ViT": partial(transformer, kind="ViT"),
+    "T5": partial(transformer, kind="T5"),
 }

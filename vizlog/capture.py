@@ -199,7 +199,7 @@ class Capture:
     def attach_live(self, stack: ExitStack) -> None:
         """Looks at the training's own forwards until `stack` closes.
 
-        Left out: an evaluation (eval mode and grad off), what a checkpoint computes again during backward, and what is
+        Left out: an evaluation (eval mode and grad off, or inference mode), what a checkpoint computes again during backward, and what is
         being compiled or recorded into a CUDA graph.
         """
         self._live = ExitStack()
@@ -489,7 +489,7 @@ def is_attention(function: Any, args: Any, kwargs: Mapping[str, Any], output: An
 
 
 def _is_no_training_forward(module: nn.Module) -> bool:
-    evaluates = not module.training and not torch.is_grad_enabled()
+    evaluates = torch.is_inference_mode_enabled() or not (module.training or torch.is_grad_enabled())
     computes_again = torch._C._current_graph_task_id() != -1  # a checkpoint, inside backward
     records = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
     return evaluates or computes_again or records

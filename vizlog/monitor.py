@@ -28,14 +28,15 @@ from vizlog.messages import show
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_optimizers, skipped
 from vizlog.probes.base import Context, Probe, as_probes
 from vizlog.probes.standard import standard_for
-from vizlog.ranks import Ranks, reshard
+from vizlog.ranks import Ranks, is_sharded, reshard
 from vizlog.schedules import Schedule
-from vizlog.selection import given_models, named_models, named_parameters
+from vizlog.selection import bare, given_models, named_models, named_parameters
 
 __all__ = ["Monitor"]
 
 _LOG = logging.getLogger("vizlog")
 _NEVER = float("inf")
+_OPEN: weakref.WeakSet[Monitor] = weakref.WeakSet()
 
 
 class Monitor:
@@ -82,12 +83,13 @@ class Monitor:
     ) -> None:
         show()
         self._models = named_models(model)
-        self._roots = list(given_models(model).values())
+        self._roots = [m for given in given_models(model).values() for m in _wrappers(given)]
         self._ranks = Ranks.of(self._models.values())
         if self._ranks.sharded:
             reshard(self._models.values())
         self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
         _check_owned(self._models, self._optimizers)
+        self._parameters = _ids(named_parameters(self._models))
         if budget is not None and not 0 < budget <= 1:
             raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
         if probes is not None and every is not None:
@@ -105,6 +107,8 @@ class Monitor:
             if probe.needs_optimizer and not self._optimizers:
                 raise ValueError(f"{probe.name} compares weights before and after a step: give optimizer= as well")
         self._turns = [Turn(probe) for probe in chosen]
+        self._place = os.path.abspath(to) if isinstance(to, (str, os.PathLike)) else None  # noqa: PTH100 -- str or bytes
+        self._close_earlier()
         writes = to is not None and self._ranks.writes
         self._delivery = Delivery(open_backend(to) if writes else None, self._disable)
         self._rounds: Rounds | None = None
@@ -124,8 +128,13 @@ class Monitor:
         self._warned: set[str] = set()
         watched = self._optimizers if self._ranks.takes_part else []
         self._hooks = StepHooks(
-            watched, before=self._before_step, gradients=self._gradients_ready, after=self._after_step
+            watched,
+            before=self._before_step,
+            gradients=self._gradients_ready,
+            after=self._after_step,
+            other=self._other_stepped,
         )
+        _OPEN.add(self)
         _close_at_exit(self)
 
     # What a person calls ----------------------------------------------------------------------------------------------
@@ -231,6 +240,7 @@ class Monitor:
         if self._closed:
             return
         self._closed = True
+        _OPEN.discard(self)
         # At the exit of one rank the others may be elsewhere: none waits for them there.
         if self._due is not None and self._due.step is not None and self._ended and not self._ranks.sharded:
             self._finish(self._due)
@@ -274,6 +284,14 @@ class Monitor:
             with context():
                 return fixed, survey(self._models, fixed)
 
+    def _close_earlier(self) -> None:
+        """Where a notebook's cell runs again, what it made before still watches this model, for the same folder."""
+        mine = set(map(id, self._models.values()))
+        for other in list(_OPEN):
+            if self._place is not None and other._place == self._place and mine & set(map(id, other._models.values())):
+                other.close()
+                _LOG.warning("vizlog: an earlier monitor of this model still wrote to %s; it is closed", self._place)
+
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
         if not self._ranks.takes_part:
             return []
@@ -303,7 +321,8 @@ class Monitor:
         self._state_only = id(optimizer) if makes_state_only(optimizer) else None
         if self._state_only is not None:
             return False
-        if self._rounds is not None and self._rounds.starts(optimizer):
+        # A person's own numbers say more exactly where a step begins.
+        if self._rounds is not None and (self._rounds.starts(optimizer) or self._sources[0] is not None):
             with self._contained("the start of a step"):
                 step, epoch = self._sources
                 self._begin(step() if step else self._count, epoch() if epoch else None, forward_passed=True)
@@ -338,6 +357,16 @@ class Monitor:
             with self._contained("the next step"):
                 self._arm(self._count)
 
+    def _other_stepped(self, optimizer: Optimizer) -> None:
+        """An optimizer has stepped that is not watched, and none that is."""
+        with self._contained("the step of an optimizer that is not watched"):
+            parameters = named_parameters(self._models)
+            if theirs := [name for name, parameter in parameters.items() if id(parameter) in owned(optimizer)]:
+                self._warn_once(
+                    f"{type(optimizer).__name__} trains {_some(theirs)}, and no watched optimizer has stepped since: "
+                    "what it does is not seen; watch the optimizer that steps, after prepare() or fully_shard()"
+                )
+
     # One due step -----------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
@@ -362,6 +391,26 @@ class Monitor:
                 return
             due.step, due.epoch = step, epoch
             due.waiting = {id(optimizer) for optimizer in self._optimizers}
+            self._check_parameters(due)
+
+    def _check_parameters(self, due: DueStep) -> None:
+        """Takes over parameters that have been replaced since the last due step, and says what of them is not seen."""
+        due.parameters = named_parameters(self._models)
+        ids = _ids(due.parameters)
+        if ids == self._parameters:
+            return
+        self._parameters = ids
+        if not self._ranks.sharded and any(is_sharded(parameter) for parameter in due.parameters.values()):
+            self.cancel()
+            self._next_step = _NEVER
+            for turn in self._turns:
+                turn.disabled = True
+            self._warn_once("the model has been sharded since it was watched, so no more is seen: watch it afterwards")
+        elif left := _untrained(due.parameters, self._optimizers):
+            self._warn_once(
+                f"the model's parameters are no longer those that were watched, and no watched optimizer has {left}: "
+                "watch the model and the optimizer after prepare(), or whatever replaces parameters"
+            )
 
     def _forward_done(self) -> None:
         """Forward and backward of this step are over, so that it counts: finds what is due next."""
@@ -579,20 +628,34 @@ def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
 def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
     """Raises where an optimizer has nothing to do with the models, and says which parameters none of them trains."""
     parameters = named_parameters(models)
-    known = {id(parameter) for parameter in parameters.values()}
-    trained: set[int] = set()
     for number, optimizer in enumerate(optimizers):
-        mine = owned(optimizer)
-        if not mine & known:
+        if not owned(optimizer) & _ids(parameters):
             raise ValueError(
                 f"optimizer {number} ({type(optimizer).__name__}) has none of the model's parameters; watch the "
                 "model and the optimizer that train together, after prepare() or fully_shard() if you use them"
             )
-        trained |= mine
-    left = [name for name, parameter in parameters.items() if parameter.requires_grad and id(parameter) not in trained]
-    if optimizers and left:
-        shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
-        _LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", shown)
+    if left := _untrained(parameters, optimizers):
+        _LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", left)
+
+
+def _untrained(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]) -> str:
+    """Names of parameters that require a gradient, where none of the optimizers there are has them."""
+    trained: set[int] = set().union(*map(owned, optimizers))
+    return _some([name for name, p in parameters.items() if optimizers and p.requires_grad and id(p) not in trained])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _ids(parameters: Mapping[str, nn.Parameter]) -> set[int]:
+    return {id(parameter) for parameter in parameters.values()}
+
+
+def _wrappers(given: nn.Module) -> list[nn.Module]:
+    """A model as it is called, and everything that is wrapped in it, down to the bare one."""
+    model = bare(given)
+    return [module for module in given.modules() if bare(module) is model]
 
 
 def _close_at_exit(monitor: Monitor) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from vizlog.ranks import whole
 
@@ -71,10 +73,11 @@ class StepHooks:
     """Calls back at the three moments of each optimizer's step; nothing is ever attached to a module or a tensor.
 
     Args:
-        optimizers: the real ones.
+        optimizers: the real ones; where there is none, nothing is hooked.
         before: (optimizer) -> whether this step is to be looked at; called before anything has changed.
         gradients: (optimizer), once the gradients are what the optimizer uses: unscaled, clipped, summed over ranks.
         after: (optimizer), with the new weights.
+        other: (optimizer), where one has stepped that is not among them, and none of them since the last that did.
 
     Where the step is given a closure, gradients are final only once the closure has returned, so it is wrapped; a
     gradient scaler's fused step unscales inside, so gradients are read after it.
@@ -87,8 +90,11 @@ class StepHooks:
         before: Callable[[Optimizer], bool],
         gradients: Callable[[Optimizer], None],
         after: Callable[[Optimizer], None],
+        other: Callable[[Optimizer], None] | None = None,
     ) -> None:
-        self._before, self._gradients, self._after = before, gradients, after
+        self._before, self._gradients, self._after, self._other = before, gradients, after, other
+        self._known = {id(optimizer) for optimizer in optimizers}
+        self._stepped = False
         self._unread: set[int] = set()
         # A compiled step would trace them, into graphs of their own and errors of the compiler's.
         pre, post = torch.compiler.disable(self._pre), torch.compiler.disable(self._post)
@@ -97,6 +103,10 @@ class StepHooks:
             for optimizer in optimizers
             for handle in (optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post))
         ]
+        if optimizers and other is not None:
+            handle = register_optimizer_step_post_hook(torch.compiler.disable(_Unwatched(self)))
+            self._handles.append(handle)
+            weakref.finalize(self, handle.remove).atexit = False
 
     def remove(self) -> None:
         """Takes the hooks off again."""
@@ -104,7 +114,17 @@ class StepHooks:
             handle.remove()
         self._handles.clear()
 
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Any optimizer of this process has stepped."""
+        if id(optimizer) in self._known:
+            return
+        # A wrapper's own step takes one of ours.
+        if not self._stepped and self._other is not None:
+            self._other(optimizer)
+        self._stepped = False
+
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._stepped = True
         if not self._before(optimizer):
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -133,6 +153,17 @@ class StepHooks:
         if id(optimizer) in self._unread:
             self._unread.discard(id(optimizer))
             self._gradients(optimizer)
+
+
+class _Unwatched:
+    """A hook on all optimizers of the process; it keeps nothing alive."""
+
+    def __init__(self, hooks: StepHooks) -> None:
+        self._hooks = weakref.ref(hooks)
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if (hooks := self._hooks()) is not None:
+            hooks.stepped(optimizer)
 
 
 def skipped(optimizer: Optimizer) -> Tensor | None:

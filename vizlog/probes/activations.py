@@ -124,7 +124,10 @@ class ActivationHistograms(Probe):
         chosen = [name for name in self._drawn if name in counted]
         if not chosen and counted:
             chosen = self._drawn = spread(list(counted), self._most or len(counted))
-        where = "live forward of this step" if self._live else "first examples of the fixed batch, eval mode"
+        where = "first examples of the fixed batch, eval mode"
+        if self._live:
+            forwards = max((len(calls) for calls in measured.values()), default=0)
+            where = "live forward of this step" if forwards == 1 else f"{forwards} live forwards of this step"
         skipped = [f"{name}: {seen.skipped}" for name, seen in layers.items() if seen.skipped]
         left_out = f"; {len(skipped)} layers skipped ({skipped[0]})" if skipped else ""
         for name in chosen:

@@ -28,7 +28,7 @@ class GradientHistograms(ParameterHistograms):
 
     Gradients are read where they are final: unscaled, clipped, accumulated, summed over ranks. Where no optimizer is
     watched they are read before it, and the caption says so. Also `health/gradient_norm`: the Euclidean norm over a
-    layer's parameters.
+    layer's parameters, but for steps that a gradient scaler skipped.
     """
 
     kind = "gradients"
@@ -42,13 +42,13 @@ class GradientHistograms(ParameterHistograms):
         return {**context.captured, "watched": bool(context.optimizers), "skipped": list(context.skipped)}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
-        self._how = (
-            "as the optimizer used it"
-            if measured["watched"]
-            else "before the optimizer: not clipped, scaled as the loss was"
-        )
-        if any(bool(torch.any(found > 0)) for found in measured["skipped"]):
-            self._how += "; the gradient scaler skipped this step"
+        self._skipped = any(bool(torch.any(found > 0)) for found in measured["skipped"])
+        if self._skipped:
+            self._how = "not used, since the gradient scaler skipped this step, and perhaps still scaled"
+        elif measured["watched"]:
+            self._how = "as the optimizer used it: unscaled, after clipping"
+        else:
+            self._how = "before the optimizer: not clipped, scaled as the loss was"
         yield from super().finish(measured)
 
     def _why_none(self, context: Context) -> str:
@@ -63,6 +63,8 @@ class GradientHistograms(ParameterHistograms):
 
     def figures(self, counts: Mapping[str, BitCounts]) -> Iterable[Figures]:
         yield from super().figures(counts)
+        if self._skipped:
+            return
         squares: dict[str, float] = defaultdict(float)
         for name, count in counts.items():
             squares[layer_of(name)] += math.nan if count.nonfinite else count.norm**2
