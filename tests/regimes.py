@@ -167,6 +167,13 @@ def as_tensor(output: Any) -> Tensor:
 # Models ---------------------------------------------------------------------------------------------------------------
 
 
+class Block(nn.Sequential):
+    """Of a class of one's own, so that it compiles by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
 class Net(nn.Module):
     """Convolution, BatchNorm, in-place activations, dropout, LayerNorm, a functional activation."""
 
@@ -175,11 +182,11 @@ class Net(nn.Module):
         self.checkpointed = checkpointed  # whether reentrantly; None: not
         self.stem = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
         self.hidden = nn.Linear(4, 8)
-        self.block = nn.Sequential(nn.Tanh(), nn.Dropout(0.3), nn.LayerNorm(8))
+        self.block = Block(nn.Tanh(), nn.Dropout(0.3), nn.LayerNorm(8))
         self.head = nn.Linear(8, 3)
 
     def body(self, x: Tensor) -> Tensor:
-        return F.relu(self.block(self.hidden(x)))
+        return self.block(self.hidden(x))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).mean((2, 3))
@@ -216,7 +223,9 @@ def prepared(run: Run, model: nn.Module | None = None, optimizer: Any = None) ->
 # Loops ----------------------------------------------------------------------------------------------------------------
 
 
-def loop(run: Run, model: Any, optimizer: Any, steps: int = STEPS, amount: Callable[[Tensor], int] | None = None) -> None:
+def loop(
+    run: Run, model: Any, optimizer: Any, steps: int = STEPS, amount: Callable[[Tensor], int] | None = None
+) -> None:
     """A plain one, on what has been watched."""
     for x, y in batches(steps):
         optimizer.zero_grad()
@@ -375,19 +384,11 @@ def averaged(run: Run) -> None:
 # Compiled -------------------------------------------------------------------------------------------------------------
 
 
-class Blocks(Net):
-    """Its body is compiled part by part, as large models are."""
-
-    def compile_parts(self) -> None:
-        for part in (self.stem, self.block):
-            part.compile(backend="aot_eager")
-
-
 def compiled(run: Run, *, how: str, watch: str) -> None:
     """Compiled before or after vizlog attaches; nothing may be compiled again once the first steps have passed."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model, optimizer = prepared(run, Blocks())
+    model, optimizer = prepared(run)
     step = optimizer.step
     if watch == "before":
         run.watch(model, optimizer)
@@ -395,7 +396,9 @@ def compiled(run: Run, *, how: str, watch: str) -> None:
     if how == "whole":
         called = torch.compile(model, backend="aot_eager", fullgraph=True)
     elif how == "parts":
-        model.compile_parts()  # type: ignore[operator]
+        model.block.compile(backend="aot_eager")  # type: ignore[union-attr, operator]
+    elif how == "wrapped parts":
+        model.block = torch.compile(model.block, backend="aot_eager")
     elif how == "in place":
         model.compile(backend="aot_eager")
     elif how == "step":
@@ -683,8 +686,8 @@ def untrained(run: Run) -> None:
     for x, _ in batches():
         with run.monitor.step() if run.monitor is not None else nullcontext():
             model(x)
+            run.moment()
         run.stepped(len(x) * UNITS)
-        run.moment()
 
 
 # Trainers -------------------------------------------------------------------------------------------------------------
@@ -892,8 +895,7 @@ def transformer(run: Run, kind: str) -> None:
     model, batch = made[kind]()
     model, optimizer = prepared(run, model.train())
     if kind == "GPT-2":
-        model.gradient_checkpointing_enable({"use_reentrant": True})  # type: ignore[operator]
-        model.enable_input_require_grads()  # type: ignore[operator]
+        model.activation_checkpointing_enable({"use_reentrant": True})  # type: ignore[operator]
     run.call = lambda model: model(**batch)
     run.watch(model, optimizer, batch=batch)
     for _ in range(STEPS):
@@ -926,6 +928,8 @@ REGIMES: dict[str, Callable[[Run], None]] = {
     "compiled before": partial(compiled, how="whole", watch="after"),
     "compiled parts": partial(compiled, how="parts", watch="before"),
     "compiled parts before": partial(compiled, how="parts", watch="after"),
+    "compiled parts, wrapped": partial(compiled, how="wrapped parts", watch="before"),
+    "compiled parts, wrapped before": partial(compiled, how="wrapped parts", watch="after"),
     "compiled in place": partial(compiled, how="in place", watch="before"),
     "compiled in place before": partial(compiled, how="in place", watch="after"),
     "compiled optimizer step": partial(compiled, how="step", watch="before"),

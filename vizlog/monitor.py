@@ -110,7 +110,7 @@ class Monitor:
         self._place = os.path.abspath(to) if isinstance(to, (str, os.PathLike)) else None  # noqa: PTH100 -- str or bytes
         self._close_earlier()
         writes = to is not None and self._ranks.writes
-        self._delivery = Delivery(open_backend(to) if writes else None, self._disable)
+        self._delivery = Delivery(open_backend(to) if writes else None, _weakly(self._disable))
         self._rounds: Rounds | None = None
         self._sources: tuple[Callable[[], int] | None, Callable[[], int] | None] = (None, None)
         self._count = 0  # of the step to come
@@ -658,6 +658,17 @@ def _wrappers(given: nn.Module) -> list[nn.Module]:
     return [module for module in given.modules() if bare(module) is model]
 
 
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """Calls a method as long as its object is there, and does not keep it."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        if (alive := reference()) is not None:
+            alive(*args)
+
+    return call
+
+
 def _close_at_exit(monitor: Monitor) -> None:
     reference, process = weakref.ref(monitor), os.getpid()
 
@@ -666,6 +677,11 @@ def _close_at_exit(monitor: Monitor) -> None:
         if alive is not None and os.getpid() == process:  # what is under way belongs to the parent of a fork
             alive.close()
 
+    def leave(delivery: Delivery) -> None:
+        if os.getpid() == process:
+            delivery.leave()
+
     atexit.register(close)
+    weakref.finalize(monitor, leave, monitor._delivery).atexit = False
     # At exit it must not run: it would take `close` off before its turn.
     weakref.finalize(monitor, atexit.unregister, close).atexit = False

@@ -89,19 +89,17 @@ class ParameterHistograms(Probe):
         Once chosen, a tensor stays, since histograms of one tag are compared over time. Those that appear later, as
         layers are unfrozen, get the room there is, and at least their share.
         """
-        there = set(names)
-        drawn = [name for name in self._drawn if name in there]
-        new = [name for name in names if not drawn or name not in self._met]
+        drawn = set(self._drawn)
+        new = [name for name in names if name not in self._met or drawn.isdisjoint(names)]
         if new:
             self._met.update(names)
-            most = self._most or len(names)
+            most = self._most or len(names) + len(drawn)
             places = max(most - len(drawn), most * len(new) // len(names))
             matrices = [name for name in new if name in self._matrices]
-            joined = spread(matrices if len(matrices) >= places else new, places) if places else []
-            self._drawn = [*spread(drawn, most - len(joined)), *joined] if len(joined) < most else joined
-            drawn = self._drawn
-        chosen = set(drawn)
-        return [name for name in names if name in chosen]
+            joined = spread(matrices if len(matrices) >= places else new, places)
+            self._drawn = [*spread(self._drawn, most - len(joined)), *joined]
+            drawn = set(self._drawn)
+        return [name for name in names if name in drawn]
 
 
 def count_or_skip(tensors: list[Tensor]) -> list[BitCounts | str]:
