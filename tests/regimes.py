@@ -1,4 +1,4 @@
-"""Ways to train in one process: each a loop that runs with and without vizlog, and notes by hand what was to be seen."""
+"""Ways to train in one process: loops that run with and without vizlog, and note by hand what is to be seen."""
 
 from __future__ import annotations
 
@@ -177,9 +177,9 @@ class Block(nn.Sequential):
 class Net(nn.Module):
     """Convolution, BatchNorm, in-place activations, dropout, LayerNorm, a functional activation."""
 
-    def __init__(self, checkpointed: bool | None = None) -> None:
+    def __init__(self, *, reentrant: bool | None = None) -> None:
         super().__init__()
-        self.checkpointed = checkpointed  # whether reentrantly; None: not
+        self.reentrant = reentrant  # how its body is checkpointed; None: not at all
         self.stem = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
         self.hidden = nn.Linear(4, 8)
         self.block = Block(nn.Tanh(), nn.Dropout(0.3), nn.LayerNorm(8))
@@ -190,7 +190,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).mean((2, 3))
-        x = self.body(x) if self.checkpointed is None else checkpoint(self.body, x, use_reentrant=self.checkpointed)
+        x = self.body(x) if self.reentrant is None else checkpoint(self.body, x, use_reentrant=self.reentrant)
         return self.head(x)
 
 
@@ -311,7 +311,7 @@ def clipped(run: Run) -> None:
 
 
 def checkpointed(run: Run, *, reentrant: bool) -> None:
-    model, optimizer = prepared(run, Net(reentrant))
+    model, optimizer = prepared(run, Net(reentrant=reentrant))
     run.watch(model, optimizer)
     loop(run, model, optimizer)
 

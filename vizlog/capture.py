@@ -199,8 +199,8 @@ class Capture:
     def attach_live(self, stack: ExitStack) -> None:
         """Looks at the training's own forwards until `stack` closes.
 
-        Left out: an evaluation (eval mode and grad off, or inference mode), what a checkpoint computes again during backward, and what is
-        being compiled or recorded into a CUDA graph.
+        Left out: an evaluation (eval mode and grad off, or inference mode), what a checkpoint computes again during
+        backward, and what is being compiled or recorded into a CUDA graph.
         """
         self._live = ExitStack()
         stack.callback(self._live.close)

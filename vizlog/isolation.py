@@ -107,7 +107,7 @@ class _Uncheckpointed:
     """Stands in for torch's reentrant checkpoint: calls the function, and keeps what it keeps."""
 
     @staticmethod
-    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:  # noqa: FBT001 -- torch's
+    def apply(function: Callable[..., Any], _preserve_rng_state: object, *args: Any) -> Any:
         return function(*args)
 
 

@@ -135,7 +135,7 @@ class Monitor:
             other=self._other_stepped,
         )
         _OPEN.add(self)
-        _close_at_exit(self)
+        _close_at_exit(self, self._delivery)
 
     # What a person calls ----------------------------------------------------------------------------------------------
 
@@ -286,11 +286,13 @@ class Monitor:
 
     def _close_earlier(self) -> None:
         """Where a notebook's cell runs again, what it made before still watches this model, for the same folder."""
+        for earlier in [other for other in _OPEN if self._place is not None and self._same(other)]:
+            earlier.close()
+            _LOG.warning("vizlog: an earlier monitor of this model still wrote to %s; it is closed", self._place)
+
+    def _same(self, other: Monitor) -> bool:
         mine = set(map(id, self._models.values()))
-        for other in list(_OPEN):
-            if self._place is not None and other._place == self._place and mine & set(map(id, other._models.values())):
-                other.close()
-                _LOG.warning("vizlog: an earlier monitor of this model still wrote to %s; it is closed", self._place)
+        return other._place == self._place and not mine.isdisjoint(map(id, other._models.values()))
 
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
         if not self._ranks.takes_part:
@@ -669,7 +671,7 @@ def _weakly(method: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _close_at_exit(monitor: Monitor) -> None:
+def _close_at_exit(monitor: Monitor, delivery: Delivery) -> None:
     reference, process = weakref.ref(monitor), os.getpid()
 
     def close() -> None:
@@ -677,11 +679,11 @@ def _close_at_exit(monitor: Monitor) -> None:
         if alive is not None and os.getpid() == process:  # what is under way belongs to the parent of a fork
             alive.close()
 
-    def leave(delivery: Delivery) -> None:
+    def leave() -> None:  # nobody holds the monitor any more
         if os.getpid() == process:
             delivery.leave()
 
     atexit.register(close)
-    weakref.finalize(monitor, leave, monitor._delivery).atexit = False
+    weakref.finalize(monitor, leave).atexit = False
     # At exit it must not run: it would take `close` off before its turn.
     weakref.finalize(monitor, atexit.unregister, close).atexit = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,9 +43,9 @@ def _unwrap(given: Any, depth: int) -> Iterator[Optimizer]:
     found = [optimizer for part in parts for optimizer in _unwrap(part, depth + 1)]
     # An Optimizer that holds others is one in name only, whose step calls theirs; unless it trains more than they do,
     # as ZeRO's, which gives each rank a share.
-    if isinstance(given, Optimizer) and "_optimizer_step_pre_hooks" in vars(given):
-        if not owned(given) <= set().union(*map(owned, found)):
-            found = [given]
+    hookable = isinstance(given, Optimizer) and "_optimizer_step_pre_hooks" in vars(given)
+    if hookable and not owned(given) <= set().union(*map(owned, found)):
+        found = [given]
     yield from found
 
 
@@ -53,15 +53,14 @@ def _held(wrapper: Any) -> list[Any]:
     """What may be or hold an optimizer in the attributes of a wrapper, which call it by names of many kinds."""
     held = []
     for name, value in getattr(wrapper, "__dict__", {}).items():
-        parts = list(value.values() if isinstance(value, Mapping) else value) if isinstance(value, _HOLDERS) else []
-        if isinstance(value, Optimizer) or any(isinstance(part, Optimizer) for part in parts):
-            held.append(value)
-        elif name in ("optimizer", "optimizers"):
+        parts: Iterable[Any] = [value]
+        if isinstance(value, Mapping):
+            parts = value.values()
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            parts = value
+        if name in ("optimizer", "optimizers") or any(isinstance(part, Optimizer) for part in parts):
             held.append(value)
     return held
-
-
-_HOLDERS = (Mapping, list, tuple, set, frozenset)
 
 
 def owned(optimizer: Optimizer) -> set[int]:
