@@ -377,15 +377,17 @@ def test_a_cell_that_runs_again_takes_over_from_its_monitor(caplog: pytest.LogCa
     assert tensorboard_steps("runs/a") == tensorboard_steps("runs/a-2") == [0, 1, 2]
 
 
-def test_two_monitors_of_one_model_go_on_side_by_side() -> None:
-    model, memory = linear(3, 3), vizlog.Memory()
+@pytest.mark.parametrize("to", ["runs/a", vizlog.Memory()])
+def test_two_monitors_of_one_model_go_on_side_by_side(to: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = linear(3, 3)
     optimizer = SGD(model.parameters(), lr=0.1)
     with (
-        vizlog.watch(model, optimizer, to=memory, probes=[vizlog.WeightHistograms(every=1)]),
-        vizlog.watch(model, optimizer, to=memory, probes=[vizlog.GradientHistograms(every=1)]),
+        vizlog.watch(model, optimizer, to=to, probes=[vizlog.WeightHistograms(every=1)]) as first,
+        vizlog.watch(model, optimizer, to=to, probes=[vizlog.GradientHistograms(every=1)]) as second,
     ):
         train(model, optimizer, 2)
-    assert len(memory.of("weights/0.weight")) == len(memory.of("gradients/0.weight")) == 2
+        assert (first._steps, second._steps) == (2, 2)
+    assert caplog.text.count("closed") == 0
 
 
 def test_folds_in_one_process_are_runs_of_their_own() -> None:

@@ -291,8 +291,10 @@ class Monitor:
             _LOG.warning("vizlog: an earlier monitor of this model still wrote to %s; it is closed", self._place)
 
     def _same(self, other: Monitor) -> bool:
-        mine = set(map(id, self._models.values()))
-        return other._place == self._place and not mine.isdisjoint(map(id, other._models.values()))
+        """Whether another monitor looks at a model of this one in the same way, for the same folder."""
+        models = set(map(id, self._models.values())) & set(map(id, other._models.values()))
+        looks = {probe.name for probe in self.probes} & {probe.name for probe in other.probes}
+        return other._place == self._place and bool(models and looks)
 
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
         if not self._ranks.takes_part:
@@ -362,8 +364,8 @@ class Monitor:
     def _other_stepped(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped that is not watched, and none that is."""
         with self._contained("the step of an optimizer that is not watched"):
-            parameters = named_parameters(self._models)
-            if theirs := [name for name, parameter in parameters.items() if id(parameter) in owned(optimizer)]:
+            trained = owned(optimizer)
+            if theirs := [name for name, p in named_parameters(self._models).items() if id(p) in trained]:
                 self._warn_once(
                     f"{type(optimizer).__name__} trains {_some(theirs)}, and no watched optimizer has stepped since: "
                     "what it does is not seen; watch the optimizer that steps, after prepare() or fully_shard()"

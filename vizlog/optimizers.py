@@ -76,7 +76,7 @@ class StepHooks:
         before: (optimizer) -> whether this step is to be looked at; called before anything has changed.
         gradients: (optimizer), once the gradients are what the optimizer uses: unscaled, clipped, summed over ranks.
         after: (optimizer), with the new weights.
-        other: (optimizer), where one has stepped that is not among them, and none of them since the last that did.
+        other: (optimizer), once for each that steps and is not among them, where none of them has stepped in between.
 
     Where the step is given a closure, gradients are final only once the closure has returned, so it is wrapped; a
     gradient scaler's fused step unscales inside, so gradients are read after it.
@@ -93,6 +93,7 @@ class StepHooks:
     ) -> None:
         self._before, self._gradients, self._after, self._other = before, gradients, after, other
         self._known = {id(optimizer) for optimizer in optimizers}
+        self._strangers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._stepped = False
         self._unread: set[int] = set()
         # A compiled step would trace them, into graphs of their own and errors of the compiler's.
@@ -118,7 +119,8 @@ class StepHooks:
         if id(optimizer) in self._known:
             return
         # A wrapper's own step takes one of ours.
-        if not self._stepped and self._other is not None:
+        if not self._stepped and self._other is not None and optimizer not in self._strangers:
+            self._strangers.add(optimizer)
             self._other(optimizer)
         self._stepped = False
 
