@@ -249,6 +249,18 @@ def test_what_is_recorded_into_a_cuda_graph_is_not_seen(*, records: bool, monkey
     assert list(capture.results["a"]) == ([] if records else ["0", "1"])
 
 
+def test_hooks_that_are_there_when_a_model_is_compiled_are_inert_in_its_graph() -> None:
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    capture, stack = live(model)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with stack:
+        for _ in range(3):
+            compiled(torch.ones(1, 2)).sum().backward()
+    assert capture.results["a"] == {}
+    assert not capture.errors
+
+
 def test_a_live_forward_that_is_interrupted_leaves_nothing_behind() -> None:
     class Interrupted(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
