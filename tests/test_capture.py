@@ -230,6 +230,63 @@ def test_a_live_forward_that_raises_does_not_spoil_the_next() -> None:
     assert list(capture.results["a"]) == ["0.fc", "0.relu", "0"]
 
 
+def test_a_forward_in_inference_mode_is_no_training_forward_whatever_the_mode() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    capture, stack = live(model)
+    with stack, torch.inference_mode():
+        model(torch.ones(1, 2))
+    assert capture.results["a"] == {}
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_what_is_recorded_into_a_cuda_graph_is_not_seen(*, records: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: records)
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    capture, stack = live(model)
+    with stack:
+        model(torch.ones(1, 2)).sum().backward()
+    assert list(capture.results["a"]) == ([] if records else ["0", "1"])
+
+
+def test_hooks_that_are_there_when_a_model_is_compiled_are_inert_in_its_graph() -> None:
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    capture, stack = live(model)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with stack:
+        for _ in range(3):
+            compiled(torch.ones(1, 2)).sum().backward()
+    assert capture.results["a"] == {}
+    assert not capture.errors
+
+
+def test_a_live_forward_that_is_interrupted_leaves_nothing_behind() -> None:
+    class Interrupted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    model = nn.Sequential(nn.Linear(2, 2), Interrupted())
+    _, stack = live(model)
+    with stack, pytest.raises(KeyboardInterrupt):
+        model(torch.ones(1, 2))
+    assert torch.overrides._get_current_function_mode_stack() == []
+    assert hooks(model) == 0
+
+
+def test_a_file_saved_while_hooks_are_there_opens_without_vizlog() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    file = io.BytesIO()
+    _, stack = live(model)
+    with stack:
+        AutocastSeen("cpu").attach(stack, model)
+        torch.save(model, file)
+    assert b"vizlog" not in file.getvalue()
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert torch.equal(loaded(torch.ones(1, 2)), model(torch.ones(1, 2)))
+
+
 def test_attention_is_told_by_the_layer_that_calls_it() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:

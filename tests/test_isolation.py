@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.text import Perplexity
 
@@ -171,6 +172,16 @@ def test_a_cast_made_inside_does_not_cut_the_training_forward_of_a_surrounding_a
         assert torch.is_autocast_cache_enabled()
     assert model.weight.grad is not None
     assert model.weight.grad.abs().sum() > 0
+
+
+def test_a_reentrant_checkpoint_can_be_derived_by_its_input_inside_and_is_itself_again_afterwards() -> None:
+    fc = nn.Linear(3, 3)
+    x = torch.randn(2, 3, requires_grad=True)
+    with isolated([fc]):
+        (inside,) = torch.autograd.grad(checkpoint(fc, x, use_reentrant=True).sum(), x)
+    assert torch.equal(inside, torch.autograd.grad(fc(x).sum(), x)[0])
+    with pytest.raises(RuntimeError, match="use_reentrant"):
+        torch.autograd.grad(checkpoint(fc, x, use_reentrant=True).sum(), x)
 
 
 def test_several_models_are_guarded_together() -> None:

@@ -49,6 +49,27 @@ def test_each_real_optimizer_is_found_once() -> None:
     assert real_optimizers(Accelerated(Accelerated(a))) == [a]
 
 
+def test_a_wrapper_may_call_what_it_holds_as_it_likes() -> None:
+    a, b = made(), made(Adam)
+
+    class Hidden:
+        def __init__(self) -> None:
+            self.__inner = a
+            self.rest = (b,)
+
+    assert real_optimizers(Hidden()) == [a, b]
+
+
+def test_an_optimizer_that_holds_others_is_hooked_itself_only_where_it_trains_more_than_they_do() -> None:
+    a, b = made(), made(Adam)
+    both = [p for o in (a, b) for p in o.param_groups[0]["params"]]
+    outer = SGD(both, lr=1.0)
+    outer.optimizers = [a, b]  # type: ignore[attr-defined]
+    assert real_optimizers(outer) == [a, b]  # a container
+    outer.optimizers = [a]  # type: ignore[attr-defined]
+    assert real_optimizers(outer) == [outer]  # as ZeRO's, one rank of which has a share
+
+
 @pytest.mark.parametrize("given", ["adam", [], 3, SimpleNamespace(optimizer=None), nn.Linear(1, 1)])
 def test_what_holds_no_optimizer_says_what_to_do(given: Any) -> None:
     with pytest.raises(TypeError, match=r"no torch optimizer found in .*monitor\.step"):
@@ -151,6 +172,23 @@ def test_removed_hooks_are_gone() -> None:
     assert told == []
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_compiled_step_has_no_graph_of_ours() -> None:
+    graphs = []
+    for hooked in (False, True):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        parameter = nn.Parameter(torch.ones(2))
+        optimizer = SGD([parameter], lr=0.1)
+        told = watched(optimizer)[0] if hooked else []
+        step = torch.compile(optimizer.step, backend="eager")
+        for _ in range(3):
+            parameter.grad = torch.ones(2)
+            step()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert [moment for moment, *_ in told] == ["before", "gradients", "after"] * 3
+    assert graphs[0] == graphs[1] > 0
 
 
 @pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)])

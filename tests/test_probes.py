@@ -298,3 +298,17 @@ def test_of_many_tensors_matrices_are_drawn_before_biases_and_the_caption_says_h
     tags = {record.tag for _, record in memory.records if record.tag.startswith("weights/")}
     assert tags == {f"weights/{layer}.weight" for layer in (0, 3, 6, 9)}
     assert "4 of 20 tensors are drawn" in only(memory, "weights/0.weight").caption
+
+
+def test_layers_that_are_unfrozen_later_get_their_share_of_the_places() -> None:
+    model, memory = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(8))), vizlog.Memory()
+    model[:4].requires_grad_(requires_grad=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.GradientHistograms(every=1, most=4)]):
+        for step in range(4):
+            model[:4].requires_grad_(requires_grad=step > 1)
+            optimizer.zero_grad()
+            model(torch.randn(3, 2)).sum().backward()
+            optimizer.step()
+    drawn = [[r.tag[-8] for s, r in memory.records if s == step and "gradients/" in r.tag] for step in range(4)]
+    assert drawn == [["4", "5", "6", "7"]] * 2 + [["0", "3", "4", "7"]] * 2

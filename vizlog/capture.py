@@ -6,7 +6,7 @@ import dataclasses
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
@@ -208,8 +208,8 @@ class Capture:
     def attach_live(self, stack: ExitStack) -> None:
         """Looks at the training's own forwards until `stack` closes.
 
-        Left out: an evaluation (eval mode and grad off), what a checkpoint computes again during backward, and what is
-        being compiled or recorded into a CUDA graph.
+        Left out: an evaluation (eval mode and grad off, or inference mode), what a checkpoint computes again during
+        backward, and what is being compiled or recorded into a CUDA graph.
         """
         self._live = ExitStack()
         stack.callback(self._live.close)
@@ -334,7 +334,10 @@ class _Functions(TorchFunctionMode):
 
 
 class _Hook:
-    """A hook that does not travel: copies and pickles of a hooked model carry one that does nothing."""
+    """A hook that does not travel: copies and pickles of a hooked model carry one that does nothing.
+
+    A method of the standard library takes its place, so that a file saved in that moment opens without vizlog.
+    """
 
     def __init__(self, function: Callable[..., None], name: str, failed: Callable[[Exception], None]) -> None:
         self._function, self._name, self._failed = function, name, failed
@@ -347,16 +350,11 @@ class _Hook:
         except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
             self._failed(error)
 
-    def __deepcopy__(self, memo: Any) -> _Nothing:
-        return _Nothing()
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        return nullcontext().__exit__  # takes any arguments and does nothing
 
-    def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
-        return _Nothing, ()
-
-
-class _Nothing:
-    def __call__(self, *args: Any) -> None:
-        return None
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
+        return getattr, (nullcontext(), "__exit__")
 
 
 class AutocastSeen:
@@ -576,7 +574,7 @@ def is_attention(function: Any, args: Any, kwargs: Mapping[str, Any], output: An
 
 
 def _is_no_training_forward(module: nn.Module) -> bool:
-    evaluates = not module.training and not torch.is_grad_enabled()
+    evaluates = torch.is_inference_mode_enabled() or not (module.training or torch.is_grad_enabled())
     computes_again = torch._C._current_graph_task_id() != -1  # a checkpoint, inside backward
     records = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
     return _ours.get() or evaluates or computes_again or records

@@ -89,6 +89,22 @@ class Delivery:
             LOG.warning(
                 "vizlog dropped %d pictures that came due faster than they could be drawn", self._worker.dropped
             )
+        self._close_backend()
+
+    def leave(self) -> None:
+        """`close` without waiting, for a monitor that nobody holds any more: threads end once all is written."""
+        if self._backend is None:
+            return
+        self._send_scalars()
+
+        def last() -> None:
+            self._close_backend()
+            self._worker.stop()
+
+        # Only what is behind all slow jobs is behind the jobs that these end with.
+        self._worker.submit(lambda: self._worker.submit(last), slow=True)
+
+    def _close_backend(self) -> None:
         backend, self._backend = self._backend, None
         if backend is not None:
             try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from vizlog.ranks import reshard, sharded_modules
 
@@ -38,6 +39,7 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
         stack.enter_context(_random_states(models))
         stack.enter_context(_eager())
         stack.enter_context(_no_cached_casts())
+        stack.enter_context(_no_reentrant_checkpoints())
         stack.enter_context(_gradients(models))
         stack.callback(reshard, models)
         left_alone = _left_alone(models)
@@ -96,6 +98,25 @@ def _no_cached_casts() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
+
+
+@contextmanager
+def _no_reentrant_checkpoints() -> Iterator[None]:
+    # Nothing can be derived by an input through them, as saliency does; under no_grad they warn.
+    kept = checkpoint.CheckpointFunction
+    checkpoint.CheckpointFunction = _Uncheckpointed  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction = kept  # type: ignore[misc]
+
+
+class _Uncheckpointed:
+    """Stands in for torch's reentrant checkpoint: calls the function, and keeps what it keeps."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _preserve_rng_state: object, *args: Any) -> Any:
+        return function(*args)
 
 
 @contextmanager

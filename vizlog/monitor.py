@@ -25,16 +25,17 @@ from vizlog.delivery import Delivery
 from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated
 from vizlog.messages import LOG, show, told
-from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
+from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_optimizers, skipped
 from vizlog.probes.base import Context, Probe, as_probes
 from vizlog.probes.standard import standard_for
-from vizlog.ranks import CommunicatesError, FailedElsewhereError, Ranks, reshard
+from vizlog.ranks import CommunicatesError, FailedElsewhereError, Ranks, is_sharded, reshard
 from vizlog.schedules import Schedule
-from vizlog.selection import given_models, named_models, named_parameters
+from vizlog.selection import bare, given_models, named_models, named_parameters
 
 __all__ = ["Monitor"]
 
 _NEVER = float("inf")
+_OPEN: weakref.WeakSet[Monitor] = weakref.WeakSet()
 
 
 class Monitor:
@@ -81,7 +82,7 @@ class Monitor:
     ) -> None:
         show()
         self._models = named_models(model)
-        self._roots = list(given_models(model).values())
+        self._roots = [m for given in given_models(model).values() for m in _wrappers(given)]
         self._ranks = Ranks.of(self._models.values())
         self._communicates = False  # in its forward, though it is run on one rank alone
         if self._ranks.sharded:
@@ -89,8 +90,7 @@ class Monitor:
         with self._ranks.together():
             self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
             _check_owned(self._models, self._optimizers)
-            self._unowned: set[int] = set()  # parameters that no watched optimizer has, which has been said
-            self._say_unowned(named_parameters(self._models))
+            self._parameters = _ids(named_parameters(self._models))
             if budget is not None and not 0 < budget <= 1:
                 raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
             if probes is not None and every is not None:
@@ -104,8 +104,10 @@ class Monitor:
             if chosen is None:
                 chosen = self._standard(met, 100 if every is None else every)
             self._turns = [Turn(probe) for probe in chosen if self._binds(probe, met)]
+            self._place = os.path.abspath(to) if isinstance(to, (str, os.PathLike)) else None  # noqa: PTH100 -- str or bytes
+            self._close_earlier()
             writes = to is not None and self._ranks.writes
-            self._delivery = Delivery(open_backend(to) if writes else None, self._disable)
+            self._delivery = Delivery(open_backend(to) if writes else None, _weakly(self._disable))
         self._rounds: Rounds | None = None
         self._sources: tuple[Callable[[], int] | None, Callable[[], int] | None] = (None, None)
         self._count = 0  # of the step to come
@@ -127,9 +129,10 @@ class Monitor:
             before=self._before_step,
             gradients=self._gradients_ready,
             after=self._after_step,
-            others=self._another_steps,
+            other=self._other_stepped,
         )
-        _close_at_exit(self)
+        _OPEN.add(self)
+        _close_at_exit(self, self._delivery)
 
     # What a person calls ----------------------------------------------------------------------------------------------
 
@@ -234,6 +237,7 @@ class Monitor:
         if self._closed:
             return
         self._closed = True
+        _OPEN.discard(self)
         # At the exit of one rank the others may be elsewhere: none waits for them there.
         if self._due is not None and self._due.step is not None and self._ended and not self._ranks.sharded:
             self._finish(self._due)
@@ -301,6 +305,18 @@ class Monitor:
             return False
         return True
 
+    def _close_earlier(self) -> None:
+        """Where a notebook's cell runs again, what it made before still watches this model, for the same folder."""
+        for earlier in [other for other in _OPEN if self._place is not None and self._same(other)]:
+            earlier.close()
+            LOG.warning("vizlog: an earlier monitor of this model still wrote to %s; it is closed", self._place)
+
+    def _same(self, other: Monitor) -> bool:
+        """Whether another monitor looks at a model of this one in the same way, for the same folder."""
+        models = set(map(id, self._models.values())) & set(map(id, other._models.values()))
+        looks = {probe.name for probe in self.probes} & {probe.name for probe in other.probes}
+        return other._place == self._place and bool(models and looks)
+
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
         if not self._ranks.takes_part:
             return []
@@ -330,7 +346,8 @@ class Monitor:
         self._state_only = id(optimizer) if makes_state_only(optimizer) else None
         if self._state_only is not None:
             return False
-        if self._rounds is not None and self._rounds.starts(optimizer):
+        # A person's own numbers say more exactly where a step begins.
+        if self._rounds is not None and (self._rounds.starts(optimizer) or self._sources[0] is not None):
             with self._contained("the start of a step"):
                 step, epoch = self._sources
                 self._begin(step() if step else self._count, epoch() if epoch else None, forward_passed=True)
@@ -339,13 +356,13 @@ class Monitor:
         if due is None or id(optimizer) not in due.waiting:
             return False
         with self._contained("a copy of the weights"):
-            due.keep_weights(_owned(optimizer))
+            due.keep_weights(owned(optimizer))
         return True
 
     def _gradients_ready(self, optimizer: Optimizer) -> None:
         if self._due is not None:
             with self._contained("the gradients"):
-                self._due.read_gradients(_owned(optimizer))
+                self._due.read_gradients(owned(optimizer))
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if self._state_only == id(optimizer):
@@ -355,7 +372,7 @@ class Monitor:
         due = self._due
         if due is not None and id(optimizer) in due.waiting:
             with self._contained("the weights"):
-                due.read_weights(_owned(optimizer))
+                due.read_weights(owned(optimizer))
                 due.waiting.discard(id(optimizer))
                 if (found := skipped(optimizer)) is not None:
                     due.skipped.append(found)
@@ -365,13 +382,14 @@ class Monitor:
             with self._contained("the next step"):
                 self._arm(self._count)
 
-    def _another_steps(self, optimizer: Optimizer) -> None:
-        with self._contained("a step of another optimizer"):
-            known = {id(parameter) for parameter in named_parameters(self._models).values()}
-            if known & _owned(optimizer):
+    def _other_stepped(self, optimizer: Optimizer) -> None:
+        """An optimizer has stepped that is not watched, and none that is."""
+        with self._contained("the step of an optimizer that is not watched"):
+            trained = owned(optimizer)
+            if theirs := [name for name, p in named_parameters(self._models).items() if id(p) in trained]:
                 self._warn_once(
-                    f"the watched optimizers no longer step, but another one ({type(optimizer).__name__}) trains the "
-                    "model: close this monitor and watch the new optimizer"
+                    f"{type(optimizer).__name__} trains {_some(theirs)}, and no watched optimizer has stepped since: "
+                    "what it does is not seen; watch the optimizer that steps, after prepare() or fully_shard()"
                 )
 
     # One due step -----------------------------------------------------------------------------------------------------
@@ -400,6 +418,26 @@ class Monitor:
                 return
             due.step, due.epoch = step, epoch
             due.waiting = {id(optimizer) for optimizer in self._optimizers}
+            self._check_parameters(due)
+
+    def _check_parameters(self, due: DueStep) -> None:
+        """Takes over parameters that have been replaced since the last due step, and says what of them is not seen."""
+        due.parameters = named_parameters(self._models)
+        ids = _ids(due.parameters)
+        if ids == self._parameters:
+            return
+        self._parameters = ids
+        if not self._ranks.sharded and any(is_sharded(parameter) for parameter in due.parameters.values()):
+            self.cancel()
+            self._next_step = _NEVER
+            for turn in self._turns:
+                turn.disabled = True
+            self._warn_once("the model has been sharded since it was watched, so no more is seen: watch it afterwards")
+        elif left := _untrained(due.parameters, self._optimizers):
+            self._warn_once(
+                f"the model's parameters are no longer those that were watched, and no watched optimizer has {left}: "
+                "watch the model and the optimizer after prepare(), or whatever replaces parameters"
+            )
 
     def _turns_due(self, step: int, epoch: int | None) -> list[Turn]:
         return [] if self._ranks.left else [turn for turn in self._turns if turn.due(step, epoch)]
@@ -424,22 +462,12 @@ class Monitor:
             self._due.add(turns, forward_passed=forward_passed)
             return
         self._due = DueStep(self._models, self._disable, self._ranks)
-        self._say_unowned(self._due.parameters)
         self._due.add(turns, forward_passed=forward_passed)
         if self._forward_context is self._autocast:
             for root in self._roots:
                 self._autocast.attach(self._attached, root)
         if self._due.wants_live:
             self._due.attach_live(self._attached)
-
-    def _say_unowned(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Says which parameters no watched optimizer has, those too that a module put in later has brought."""
-        known = self._unowned.union(*map(_owned, self._optimizers))
-        left = {name: id(p) for name, p in parameters.items() if p.requires_grad and id(p) not in known}
-        if self._optimizers and left:
-            self._unowned.update(left.values())
-            shown = ", ".join(list(left)[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
-            LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", shown)
 
     def _close_late(self) -> None:
         """Another step is due: one still open is finished as it is, and one that never ended is forgotten."""
@@ -682,22 +710,51 @@ def _measures(turn: Turn) -> bool:
     return type(turn.probe).measure is not Probe.measure
 
 
-def _owned(optimizer: Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
 def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
-    """Raises where an optimizer has nothing to do with the models."""
-    known = {id(parameter) for parameter in named_parameters(models).values()}
+    """Raises where an optimizer has nothing to do with the models, and says which parameters none of them trains."""
+    parameters = named_parameters(models)
     for number, optimizer in enumerate(optimizers):
-        if not _owned(optimizer) & known:
+        if not owned(optimizer) & _ids(parameters):
             raise ValueError(
                 f"optimizer {number} ({type(optimizer).__name__}) has none of the model's parameters; watch the "
                 "model and the optimizer that train together, after prepare() or fully_shard() if you use them"
             )
+    if left := _untrained(parameters, optimizers):
+        LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", left)
 
 
-def _close_at_exit(monitor: Monitor) -> None:
+def _untrained(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]) -> str:
+    """Names of parameters that require a gradient, where none of the optimizers there are has them."""
+    trained: set[int] = set().union(*map(owned, optimizers))
+    return _some([name for name, p in parameters.items() if optimizers and p.requires_grad and id(p) not in trained])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _ids(parameters: Mapping[str, nn.Parameter]) -> set[int]:
+    return {id(parameter) for parameter in parameters.values()}
+
+
+def _wrappers(given: nn.Module) -> list[nn.Module]:
+    """A model as it is called, and everything that is wrapped in it, down to the bare one."""
+    model = bare(given)
+    return [module for module in given.modules() if bare(module) is model]
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """Calls a method as long as its object is there, and does not keep it."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        if (alive := reference()) is not None:
+            alive(*args)
+
+    return call
+
+
+def _close_at_exit(monitor: Monitor, delivery: Delivery) -> None:
     reference, process = weakref.ref(monitor), os.getpid()
 
     def close() -> None:
@@ -705,6 +762,11 @@ def _close_at_exit(monitor: Monitor) -> None:
         if alive is not None and os.getpid() == process:  # what is under way belongs to the parent of a fork
             alive.close()
 
+    def leave() -> None:  # nobody holds the monitor any more
+        if os.getpid() == process:
+            delivery.leave()
+
     atexit.register(close)
+    weakref.finalize(monitor, leave).atexit = False
     # At exit it must not run: it would take `close` off before its turn.
     weakref.finalize(monitor, atexit.unregister, close).atexit = False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from vizlog.ranks import whole
 
-__all__ = ["Rounds", "StepHooks", "makes_state_only", "real_optimizers", "skipped"]
-
-_SEVERAL = 20
+__all__ = ["Rounds", "StepHooks", "makes_state_only", "owned", "real_optimizers", "skipped"]
 
 
 def real_optimizers(given: Any) -> list[Optimizer]:
@@ -33,36 +31,52 @@ def real_optimizers(given: Any) -> list[Optimizer]:
     return list({id(optimizer): optimizer for optimizer in found}.values())
 
 
-def _unwrap(given: Any, depth: int) -> Iterable[Optimizer]:
-    if depth > 4 or given is None:
+def _unwrap(given: Any, depth: int) -> Iterator[Optimizer]:
+    if depth > 4 or isinstance(given, str):
         return
-    hookable = isinstance(given, Optimizer) and "_optimizer_step_pre_hooks" in given.__dict__
-    inner = given.__dict__.get("optimizer") if hasattr(given, "__dict__") else None
-    if isinstance(inner, Optimizer) or (inner is not None and not hookable):
-        # accelerate's AcceleratedOptimizer is an Optimizer in name only: its step calls the real one's.
-        yield from _unwrap(inner, depth + 1)
-    elif hookable:
-        yield given
-    elif isinstance(given, Mapping):
-        for part in given.values():
-            yield from _unwrap(part, depth + 1)
-    elif isinstance(given, (Sequence, set, frozenset)) and not isinstance(given, str):
-        for part in given:
-            yield from _unwrap(part, depth + 1)
-    elif isinstance(inner := getattr(given, "optimizers", None), (Sequence, Mapping)):
-        for part in inner.values() if isinstance(inner, Mapping) else inner:
-            yield from _unwrap(part, depth + 1)
+    if isinstance(given, Mapping):
+        parts = list(given.values())
+    elif isinstance(given, (Sequence, set, frozenset)):
+        parts = list(given)
+    else:
+        parts = _held(given)
+    found = [optimizer for part in parts for optimizer in _unwrap(part, depth + 1)]
+    # An Optimizer that holds others is one in name only, whose step calls theirs; unless it trains more than they do,
+    # as ZeRO's, which gives each rank a share.
+    hookable = isinstance(given, Optimizer) and "_optimizer_step_pre_hooks" in vars(given)
+    if hookable and not owned(given) <= set().union(*map(owned, found)):
+        found = [given]
+    yield from found
+
+
+def _held(wrapper: Any) -> list[Any]:
+    """What may be or hold an optimizer in the attributes of a wrapper, which call it by names of many kinds."""
+    held = []
+    for name, value in getattr(wrapper, "__dict__", {}).items():
+        parts: Iterable[Any] = [value]
+        if isinstance(value, Mapping):
+            parts = value.values()
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            parts = value
+        if name in ("optimizer", "optimizers") or any(isinstance(part, Optimizer) for part in parts):
+            held.append(value)
+    return held
+
+
+def owned(optimizer: Optimizer) -> set[int]:
+    """The ids of the parameters that an optimizer trains."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 class StepHooks:
     """Calls back at the three moments of each optimizer's step; nothing is ever attached to a module or a tensor.
 
     Args:
-        optimizers: the real ones.
+        optimizers: the real ones; where there is none, nothing is hooked.
         before: (optimizer) -> whether this step is to be looked at; called before anything has changed.
         gradients: (optimizer), once the gradients are what the optimizer uses: unscaled, clipped, summed over ranks.
         after: (optimizer), with the new weights.
-        others: (optimizer), one that is not watched has stepped several times while none of the watched ones did.
+        other: (optimizer), once for each that steps and is not among them, where none of them has stepped in between.
 
     Where the step is given a closure, gradients are final only once the closure has returned, so it is wrapped; a
     gradient scaler's fused step unscales inside, so gradients are read after it.
@@ -75,22 +89,23 @@ class StepHooks:
         before: Callable[[Optimizer], bool],
         gradients: Callable[[Optimizer], None],
         after: Callable[[Optimizer], None],
-        others: Callable[[Optimizer], None],
+        other: Callable[[Optimizer], None] | None = None,
     ) -> None:
-        self._before, self._gradients, self._after, self._others = before, gradients, after, others
+        self._before, self._gradients, self._after, self._other = before, gradients, after, other
+        self._known = {id(optimizer) for optimizer in optimizers}
+        self._strangers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._stepped = False
         self._unread: set[int] = set()
-        self._watched = {id(optimizer) for optimizer in optimizers}
-        self._alone: Counter[int] = Counter()  # steps of the others since a watched one stepped
+        pre, post = _untraced(self._pre), _untraced(self._post)
         self._handles = [
             handle
             for optimizer in optimizers
-            for handle in (
-                optimizer.register_step_pre_hook(self._pre),
-                optimizer.register_step_post_hook(self._post),
-            )
+            for handle in (optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post))
         ]
-        if optimizers:
-            self._handles.append(register_optimizer_step_post_hook(self._any))
+        if optimizers and other is not None:
+            handle = register_optimizer_step_post_hook(_untraced(_Unwatched(self)))
+            self._handles.append(handle)
+            weakref.finalize(self, handle.remove).atexit = False
 
     def remove(self) -> None:
         """Takes the hooks off again."""
@@ -98,11 +113,22 @@ class StepHooks:
             handle.remove()
         self._handles.clear()
 
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Any optimizer of this process has stepped."""
+        if id(optimizer) in self._known:
+            return
+        # A wrapper's own step takes one of ours.
+        if not self._stepped and self._other is not None and optimizer not in self._strangers:
+            self._strangers.add(optimizer)
+            self._other(optimizer)
+        self._stepped = False
+
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._stepped = True
         if not self._before(optimizer):
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is not None and not torch.compiler.is_compiling():
+        if closure is not None:
             self._unread.add(id(optimizer))
 
             def closure_then_read() -> Any:
@@ -123,20 +149,31 @@ class StepHooks:
         self._read_once(optimizer)
         self._after(optimizer)
 
-    def _any(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if id(optimizer) in self._watched:
-            self._alone.clear()
-            return
-        self._alone[id(optimizer)] += 1
-        if self._alone[id(optimizer)] == _SEVERAL:
-            self._others(optimizer)
-
     def _read_once(self, optimizer: Optimizer) -> None:
         if id(optimizer) in self._unread:
             self._unread.discard(id(optimizer))
             self._gradients(optimizer)
+
+
+def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, which a compiled step calls as it is: traced, it makes graphs of its own, and compiler errors."""
+    aside = torch.compiler.disable(hook)  # some 15 µs a call
+
+    def call(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        return (aside if torch.compiler.is_compiling() else hook)(optimizer, args, kwargs)
+
+    return call
+
+
+class _Unwatched:
+    """A hook on all optimizers of the process; it keeps nothing alive."""
+
+    def __init__(self, hooks: StepHooks) -> None:
+        self._hooks = weakref.ref(hooks)
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if (hooks := self._hooks()) is not None:
+            hooks.stepped(optimizer)
 
 
 def skipped(optimizer: Optimizer) -> Tensor | None:

@@ -42,9 +42,11 @@ _WRAPPED_AS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """`model` without the wrappers of torch.compile, DataParallel and DistributedDataParallel around it."""
+    """`model` without the wrappers of torch.compile, DataParallel, DistributedDataParallel and Fabric around it."""
     while True:
         inner = model._modules.get("_orig_mod")
+        if inner is None:
+            inner = model._modules.get("_original_module")  # Fabric's, beside `_forward_module`
         if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
         if inner is None:

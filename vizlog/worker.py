@@ -65,10 +65,14 @@ class Worker:
     def close(self, timeout: float | None = None) -> bool:
         """Flushes and stops the threads."""
         done = self.flush(timeout)
+        self.stop()
+        return done
+
+    def stop(self) -> None:
+        """Stops the threads once their queues are empty."""
         if os.getpid() == self._pid:
             self._slow.stop()
             self._fast.stop()
-        return done
 
 
 class _Lane:

@@ -125,7 +125,10 @@ class ActivationHistograms(Probe):
         room = len(new) if self._most is None else self._most - len(self._drawn)
         self._drawn += spread(new, room) if room > 0 else []
         chosen = [name for name in self._drawn if name in counted]
-        where = "live forward of this step" if self._live else "first examples of the fixed batch, eval mode"
+        where = "first examples of the fixed batch, eval mode"
+        if self._live:
+            forwards = max((len(calls) for calls in measured.values()), default=0)
+            where = "live forward of this step" if forwards == 1 else f"{forwards} live forwards of this step"
         skipped = [f"{name}: {seen.skipped}" for name, seen in layers.items() if seen.skipped]
         left_out = f"; {len(skipped)} layers skipped ({skipped[0]})" if skipped else ""
         for name in chosen:

@@ -16,6 +16,7 @@ from vizlog.probes.base import Context, Figures
 from vizlog.probes.health import layer_of
 from vizlog.probes.parameters import ParameterHistograms
 from vizlog.records import Record
+from vizlog.selection import selected_parameters
 
 __all__ = ["GradientHistograms"]
 
@@ -25,7 +26,7 @@ class GradientHistograms(ParameterHistograms):
 
     Gradients are read where they are final: unscaled, clipped, accumulated, summed over ranks. Where no optimizer is
     watched they are read before it, and the caption says so. Also `health/gradient_norm`: the Euclidean norm over a
-    layer's parameters.
+    layer's parameters, but for steps that a gradient scaler skipped.
     """
 
     kind = "gradients"
@@ -35,27 +36,33 @@ class GradientHistograms(ParameterHistograms):
     def measure(self, context: Context) -> Any:
         if not context.captured["counts"] and not self._warned:
             self._warned = True
-            why = (
-                "when the optimizer stepped" if context.optimizers else "at end(): give optimizer=, or zero them later"
-            )
-            LOG.warning("vizlog: none of the selected parameters had a gradient %s", why)
+            LOG.warning("vizlog: none of the selected parameters %s", self._why_none(context))
         return {**context.captured, "watched": bool(context.optimizers), "skipped": list(context.skipped)}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
-        self._how = (
-            "as the optimizer used it"
-            if measured["watched"]
-            else "before the optimizer: not clipped, scaled as the loss was"
-        )
-        if any(bool(torch.any(found > 0)) for found in measured["skipped"]):
-            self._how += "; the gradient scaler skipped this step"
+        self._skipped = any(bool(torch.any(found > 0)) for found in measured["skipped"])
+        if self._skipped:
+            self._how = "not used, since the gradient scaler skipped this step, and perhaps still scaled"
+        elif measured["watched"]:
+            self._how = "as the optimizer used it: unscaled, after clipping"
+        else:
+            self._how = "before the optimizer: not clipped, scaled as the loss was"
         yield from super().finish(measured)
+
+    def _why_none(self, context: Context) -> str:
+        if not any(p.requires_grad for p in selected_parameters(context.models, self._select).values()):
+            return "requires a gradient"
+        if context.optimizers:
+            return "had a gradient when the optimizer stepped"
+        return "had a gradient at end(): give optimizer=, or zero them later"
 
     def caption(self, name: str) -> str:
         return f"gradient of {name}, {self._how}"
 
     def figures(self, counts: Mapping[str, BitCounts]) -> Iterable[Figures]:
         yield from super().figures(counts)
+        if self._skipped:
+            return
         squares: dict[str, float] = defaultdict(float)
         for name, count in counts.items():
             squares[layer_of(name)] += math.nan if count.nonfinite else count.norm**2

@@ -84,14 +84,21 @@ class ParameterHistograms(Probe):
         return list(selected_parameters(models, self._select))
 
     def _choose(self, names: Sequence[str]) -> list[str]:
-        # Once chosen, a tensor stays: histograms of one tag are compared over time. New ones fill what room is left.
-        new = [name for name in names if name not in self._met]
-        self._met.update(new)
-        room = len(new) if self._most is None else self._most - len(self._drawn)
-        matrices = [name for name in new if name in self._matrices]
-        if room > 0:
-            self._drawn += spread(matrices if len(matrices) >= room else new, room)
+        """At most `most` of the tensors there are, in their order.
+
+        Once chosen, a tensor stays, since histograms of one tag are compared over time. Those that appear later, as
+        layers are unfrozen, get the room there is, and at least their share.
+        """
         drawn = set(self._drawn)
+        new = [name for name in names if name not in self._met or drawn.isdisjoint(names)]
+        if new:
+            self._met.update(names)
+            most = self._most or len(names) + len(drawn)
+            places = max(most - len(drawn), most * len(new) // len(names))
+            matrices = [name for name in new if name in self._matrices]
+            joined = spread(matrices if len(matrices) >= places else new, places)
+            self._drawn = [*spread(self._drawn, most - len(joined)), *joined]
+            drawn = set(self._drawn)
         return [name for name in names if name in drawn]
 
 
