@@ -204,7 +204,7 @@ class _Data:
         for module in modules:
             for name, value in module.__dict__.items():
                 if name in ("_parameters", "_buffers", "_modules"):
-                    if name not in left_alone:
+                    if name not in left_alone and type(value) in _CONTAINERS:  # a ScriptModule's lie beyond Python
                         self.containers[id(value)] = value
                 elif name not in _OF_TORCH and type(value) not in _PLAIN and id(value) not in self._known:
                     self._known.add(id(value))
