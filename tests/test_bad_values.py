@@ -76,7 +76,7 @@ OTHERS: dict[str, tuple[Callable[[], Tensor], list[float] | None]] = {
         [0.0, 1, 2, 3, 5, 1],
     ),
     "no dimension": (BASE.sum, [112.0]),
-    "one": (lambda: BASE[:1, 1:2].clone(), [1.0]),
+    "one": (BASE[:1, 1:2].clone, [1.0]),
     "all equal": (lambda: torch.full((4, 4), 0.1), [float(np.float32(0.1))] * 16),
     "denormal": (lambda: torch.full((4, 4), 1e-42), [float(np.float32(1e-42))] * 16),
     "largest": (
