@@ -346,7 +346,7 @@ def test_ctrl_c_at_any_moment_leaves_no_half_step(moment: str, monkeypatch: pyte
     one_step()
     one_step()
     monitor.close()
-    assert steps(memory, "gradients/0.weight")[-1] == steps(memory, "activations/0")[-1] == 1
+    assert steps(memory, "gradients/0.weight")[-1] == steps(memory, "activations/0")[-1] >= 1
 
 
 # Parts of ours that fail ----------------------------------------------------------------------------------------------
