@@ -344,8 +344,9 @@ def test_ctrl_c_at_any_moment_leaves_no_half_step(moment: str, monkeypatch: pyte
     assert not monitor.is_due
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     one_step()
+    one_step()
     monitor.close()
-    assert len(memory.of("gradients/0.weight")) == 1
+    assert steps(memory, "gradients/0.weight")[-1] == steps(memory, "activations/0")[-1] >= 1
 
 
 # Parts of ours that fail ----------------------------------------------------------------------------------------------
@@ -616,9 +617,8 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 with vizlog.watch(model, optimizer, to=[run, "run"], probes=[vizlog.WeightHistograms(every=1)]) as monitor:
     for step in range(6):
         if step == 3:
-            children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid()), "-C", "wandb-core"],
-                                      capture_output=True, text=True).stdout.split()
-            cores = [pid for pid in children if "wandb-core" in open(f"/proc/{pid}/comm").read()]
+            found = ["pgrep", "-P", str(os.getpid()), "wandb-core"]
+            cores = subprocess.run(found, capture_output=True, text=True).stdout.split()
             assert cores
             for pid in cores:
                 os.kill(int(pid), signal.SIGKILL)
@@ -716,6 +716,7 @@ def waits():
     say("waits")
     time.sleep(60)
 
+train().close()  # loads and compiles what is needed, once for all
 pids = {}
 for name in ("ends", "raises", "exits", "SIGINT", "SIGTERM", "SIGUSR1", "SIGKILL"):
     pids[name] = os.fork()
@@ -745,7 +746,7 @@ else:
 def test_however_a_script_ends_what_was_seen_can_be_read(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     ended = subprocess.run(
-        [sys.executable, "-c", ENDINGS, "", "1"], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        [sys.executable, "-c", ENDINGS, "first", "1"], cwd=tmp_path, env=environment, capture_output=True, text=True,
         timeout=200, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
@@ -791,7 +792,11 @@ def test_loader_processes_fork_while_the_queue_is_full() -> None:
     assert steps(memory, "before") == [3]
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*tensorboardX")
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:.*tensorboardX",
+    "ignore:.*isinstance.treespec, LeafSpec.:FutureWarning",
+)
 def test_lightnings_requeue_on_sigusr1_still_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.plugins.environments import SLURMEnvironment

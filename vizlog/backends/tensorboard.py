@@ -72,10 +72,9 @@ class TensorBoard:
         if self._closed:
             raise ValueError("this TensorBoard is closed: make a new one (resume=True goes on in the same directory)")
         try:
-            summaries = list(self._drawable.each(self._summaries.of, records))
             if not self._sink.is_there():
                 self._summaries.caption_again()
-            self._sink.add(step, summaries)
+            self._sink.add(step, list(self._drawable.each(self._summaries.of, records)))
             deque(self._drawable.each(lambda record: self._project(step, record), records), maxlen=0)
         except OSError as error:
             if error.errno not in _NO_SPACE:
