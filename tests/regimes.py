@@ -55,6 +55,7 @@ class Run:
         self.weights: list[Arrays] = []  # for each of them, after it
         self.units: list[int | None] = []  # for each of them, how many outputs of the layer `hidden` were trained on
         self.states: list[str] = []  # what copies and pickles came to
+        self.idle: list[int] = []  # how many hooks there were where nothing is due
         self.hooked = 0  # how many hooks there were at most when they were made
         self.graphs: list[int] = []  # after each step
         self.extras: list[Any] = []  # whatever else must be the same with and without
@@ -98,6 +99,8 @@ class Run:
         if len(self.steps) > EVERY:
             return  # a due step and one that is not have been seen
         self.hooked = max(self.hooked, hooks(self.model))
+        if len(self.steps) == 1:  # nothing is due
+            self.idle.append(hooks(self.model))
         for make in (copied, pickled, saved):
             try:
                 twin = make(self.model).eval()

@@ -113,6 +113,7 @@ def test_the_model_copies_and_pickles_at_any_moment_and_nothing_is_left_on_it(re
     for how in ("watched", "live") if regime in EAGER else ("watched",):
         run = trained(regime, how)
         assert run.states == alone.states
+        assert run.idle == alone.idle
         assert hooks(run.model) == hooks(alone.model)
         for optimizer in run.optimizers:
             assert not optimizer._optimizer_step_pre_hooks
@@ -213,6 +214,20 @@ def test_a_step_that_a_fused_optimizer_skipped_is_told_and_has_no_gradient_norm(
     assert [step for step in health if "gradient_norm_worst" in health[step]] == [0, 2 * EVERY]
     assert [step for step in health if "nonfinite_worst" in health[step]] == [0, EVERY, 2 * EVERY]
     assert health[EVERY]["update_ratio_worst"].value == 0  # type: ignore[attr-defined]
+
+
+def test_layers_that_did_not_overflow_have_no_norm_either_where_the_step_was_skipped() -> None:
+    model, memory = linear(3, 3, 3), vizlog.Memory()
+    optimizer = AdamW(model.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.GradientHistograms("*.weight", every=1)]):
+        for factor in (1.0, float("inf")):
+            optimizer.zero_grad()
+            scaler.scale(model[0].weight.sum() + factor * model[1].weight.sum()).backward()  # type: ignore[union-attr, operator]
+            scaler.step(optimizer)
+            scaler.update()
+    assert [(step, record.value) for step, record in memory.of("health/gradient_norm_worst")] == [(0, 3.0)]  # type: ignore[union-attr]
+    assert [step for step, _ in memory.of("gradients/0.weight")] == [0, 1]
 
 
 def test_forwards_of_a_step_that_never_came_are_told() -> None:
