@@ -33,9 +33,9 @@ def _unwrap(given: Any, depth: int) -> Iterable[Optimizer]:
     if depth > 4 or given is None:
         return
     hookable = isinstance(given, Optimizer) and "_optimizer_step_pre_hooks" in given.__dict__
-    inner = given.__dict__.get("optimizer") if hasattr(given, "__dict__") else None
+    # accelerate's and Fabric's are Optimizers in name only: their step calls the real one's.
+    inner = given.__dict__.get("optimizer") if hookable else getattr(given, "optimizer", None)
     if isinstance(inner, Optimizer) or (inner is not None and not hookable):
-        # accelerate's AcceleratedOptimizer is an Optimizer in name only: its step calls the real one's.
         yield from _unwrap(inner, depth + 1)
     elif hookable:
         yield given
