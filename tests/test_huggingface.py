@@ -6,6 +6,7 @@ import importlib
 import logging
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -227,10 +228,20 @@ class Seen(TrainerCallback):
         self.weights.append(model.classifier.weight.max().item())
 
 
+class Slow(vizlog.Probe):
+    """Is still being finished when the training ends."""
+
+    def measure(self, context: Any) -> None: ...
+
+    def finish(self, measured: Any) -> Iterator[vizlog.Record]:
+        time.sleep(0.3)
+        yield vizlog.Scalar("slow", 1.0)
+
+
 def test_steps_are_those_of_the_charts_in_tensorboard_and_wandb_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "board")
     seen = Seen()
-    probes = [vizlog.GradientHistograms(every=1), vizlog.WeightHistograms("classifier", every=1)]
+    probes = [vizlog.GradientHistograms(every=1), vizlog.WeightHistograms("classifier", every=1), Slow(every=1)]
     trained(
         classifier,
         VizLog(probes),
@@ -259,7 +270,8 @@ def test_steps_are_those_of_the_charts_in_tensorboard_and_wandb_alike(monkeypatc
         assert [row["train/global_step"] for row in rows if key in row] == [1, 2, 3, 4, 5]
     found = [row["health/gradient_norm_worst"] for row in rows if "health/gradient_norm_worst" in row]
     np.testing.assert_allclose(found, seen.norms, rtol=1e-5)
-    # What is written goes with the Trainer's own file: its writer was open until all was there.
+    # All of it is in the Trainer's own file, which it closes when the training ends.
+    assert list(charts["slow"]) == [1, 2, 3, 4, 5]
     assert len(list(Path("board").glob("*tfevents*"))) == 1
 
 
@@ -338,6 +350,21 @@ def test_a_destination_of_ones_own_comes_first_and_a_rank_that_does_not_log_writ
     trained(classifier, histograms(to=memory), kind=Second, output_dir="second", max_steps=1)
     assert not list(Path("second").rglob("*"))
     assert steps(memory, "weights/classifier.weight") == [1]
+
+
+def test_an_optimizer_that_holds_copies_of_the_parameters_is_no_reason_to_stop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As DeepSpeed's does: weights are seen, gradients are not, and that is said."""
+    memory = vizlog.Memory()
+    made = trainer(classifier(), histograms(to=memory), max_steps=2)
+    made.optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    made.train()
+    assert steps(memory, "weights/classifier.weight") == [1, 2]
+    assert memory.of("gradients/classifier.weight") == []
+    assert (
+        len([message for message in said(caplog) if "none of the selected parameters had a gradient" in message]) == 1
+    )
 
 
 def test_a_board_that_comes_after_us_and_closes_first_still_gets_everything(tmp_path: Path) -> None:
