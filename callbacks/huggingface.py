@@ -125,9 +125,8 @@ class VizLog(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        if (
-            logs and "train_runtime" in logs
-        ):  # the last before on_train_end, where TensorBoardCallback closes its writer
+        # The last log before on_train_end, where TensorBoardCallback closes its writer.
+        if logs and "train_runtime" in logs:
             self._stop()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -177,9 +176,13 @@ def _backend(callback: TrainerCallback) -> Any:
 
 
 def _training(optimizer: Any, model: nn.Module) -> list[Any]:
-    """The real optimizers that hold the model's parameters; DeepSpeed's holds copies of its own."""
+    """The real optimizers that hold the model's parameters; DeepSpeed's has copies of its own."""
     known = {id(parameter) for parameter in model.parameters()}
-    return [o for o in real_optimizers(optimizer) if any(id(p) in known for g in o.param_groups for p in g["params"])]
+    try:
+        found = real_optimizers(optimizer)
+    except TypeError:
+        return []
+    return [o for o in found if any(id(p) in known for group in o.param_groups for p in group["params"])]
 
 
 # The fixed batch ------------------------------------------------------------------------------------------------------
@@ -236,8 +239,8 @@ def _evaluation_loader(trainer: Trainer) -> Any:
 
 
 def _tokens(processing: Any) -> Any:
-    tokenizer = getattr(processing, "tokenizer", processing)  # a processor of several kinds holds one
-    return tokenizer if hasattr(tokenizer, "convert_ids_to_tokens") else None
+    held = getattr(processing, "tokenizer", None)  # by what processes images and sounds as well
+    return next((one for one in (processing, held) if hasattr(one, "convert_ids_to_tokens")), None)
 
 
 def _class_names(model: nn.Module) -> tuple[str, ...]:
