@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 import vizlog
 
@@ -142,13 +142,16 @@ def fit_lightning(scope: dict[str, Any]) -> None:
 def hugging_face(scope: dict[str, Any]) -> None:
     from transformers import Trainer, TrainingArguments
 
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: Any) -> SequentialSampler:
+            return SequentialSampler(self.train_dataset)
+
     os.environ["TENSORBOARD_LOGGING_DIR"] = "runs/a"
     scope["args"] = TrainingArguments(
         "out",
         use_cpu=True,
         num_train_epochs=1,
         per_device_train_batch_size=BATCH,
-        train_sampling_strategy="sequential",
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
         report_to="tensorboard",
@@ -156,7 +159,7 @@ def hugging_face(scope: dict[str, Any]) -> None:
         disable_tqdm=True,
     )
     scope["data"] = Examples(lambda x, y: {"pixels": x, "labels": y})
-    scope["Trainer"] = partial(Trainer, optimizers=(scope["optimizer"], None))
+    scope["Trainer"] = partial(InOrder, optimizers=(scope["optimizer"], None))
 
 
 def fabric(scope: dict[str, Any]) -> None:
