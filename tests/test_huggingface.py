@@ -172,7 +172,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] =
     "compiled": (classifier, lambda: {"torch_compile": True, "torch_compile_backend": "eager"}),
     "checkpointed": (
         language_model,
-        lambda: {"gradient_checkpointing": True, "train_dataset": as_language(passages())},
+        lambda: {
+            "gradient_checkpointing": True,
+            "train_dataset": as_language(passages()[::2]),
+            "eval_dataset": as_language(passages()[1::2]),
+        },
     ),
     "evaluations in between": (classifier, lambda: {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}),
     "masked at random": (masked, masking),
