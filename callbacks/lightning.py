@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 
 from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
-from vizlog.batch import MOST, BatchDoesNotFit, FixedBatch, as_fixed_batch, describe
+from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch, describe
 from vizlog.isolation import isolated
+from vizlog.loaders import inputs_and_targets, spread_examples
 from vizlog.messages import LOG
 from vizlog.monitor import Monitor
 from vizlog.probes.base import Probe, as_probes
 from vizlog.ranks import whole
 from vizlog.schedules import Schedule, as_schedule
-from vizlog.selection import bare
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -29,12 +27,6 @@ except ImportError as error:
     raise ImportError("the Lightning callback needs lightning: pip install 'vizlog[lightning]'") from error
 
 __all__ = ["VizLog"]
-
-_BATCH_BYTES = 64 << 20
-"""How large an inferred batch may be; 32 examples are taken whatever they weigh."""
-
-_TARGETS = ("labels", "label", "targets", "target", "y")
-"""What targets are called in batches that are mappings."""
 
 
 class VizLog(Callback):
@@ -270,7 +262,7 @@ def _fetch(loaders: Callable[[], Any], trainer: Trainer, pl_module: LightningMod
     trainer.validating = True  # hooks that augment in training must not
     try:
         with isolated([pl_module]):
-            batch = trainer.precision_plugin.convert_input(_by_index(_first_loader(loaders())))
+            batch = trainer.precision_plugin.convert_input(spread_examples(_first_loader(loaders())))
             batch = pl_module._on_before_batch_transfer(batch)  # noqa: SLF001 -- it has no public name
             return trainer.strategy.batch_to_device(batch)
     finally:
@@ -286,21 +278,6 @@ def _first_loader(loaders: Any) -> Any:
     return _first_loader(loaders[0]) if isinstance(loaders, (list, tuple)) else loaders
 
 
-def _by_index(loader: Any) -> Any:
-    dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
-    if dataset is None or collate is None:
-        raise TypeError(f"{type(loader).__name__} has no dataset")
-    if isinstance(dataset, IterableDataset):
-        raise TypeError(f"{type(dataset).__name__} is iterable")
-    if loader.batch_sampler is None:
-        raise TypeError(f"{type(dataset).__name__} makes batches itself")
-    tensors = torch.utils._pytree.tree_leaves(dataset[0])  # noqa: SLF001 -- what torch itself walks nested data with
-    size = sum(x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor))
-    number = min(len(dataset), MOST, max(32, _BATCH_BYTES // max(size, 1)))
-    indices = torch.linspace(0, len(dataset) - 1, number).round().long().tolist()
-    return collate([dataset[index] for index in indices])
-
-
 def _given_batch(batch: Any, trainer: Trainer, pl_module: LightningModule) -> FixedBatch | None:
     """What a person gave, in the Trainer's precision."""
     with isolated([pl_module]):
@@ -314,29 +291,11 @@ def _given_batch(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Fi
 def _inferred_batch(batch: Any, pl_module: LightningModule) -> FixedBatch | None:
     """A batch of the data -> what of it the model takes, and targets; None, which is said, where there is no such."""
     try:
-        inputs, targets = _split(batch, _model(pl_module))
+        inputs, targets = inputs_and_targets(batch, _model(pl_module))
         return FixedBatch(inputs, targets, forward=_forward(pl_module))
     except (TypeError, ValueError) as reason:
         LOG.warning("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)
         return None
-
-
-def _split(batch: Any, model: nn.Module) -> tuple[Any, Any]:
-    """(inputs, targets) of a batch, by the names and the number of what the model's forward takes."""
-    taken = list(inspect.signature(bare(model).forward).parameters.values())
-    if isinstance(batch, Mapping):
-        targets = next((batch[name] for name in _TARGETS if name in batch), None)
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
-            return batch, targets
-        named = {parameter.name: batch[parameter.name] for parameter in taken if parameter.name in batch}
-        return named or (batch,), targets  # no name fits: forward takes the mapping itself
-    if not isinstance(batch, (tuple, list)):
-        return batch, None
-    if not isinstance(batch[0], Tensor):
-        return tuple(batch[0]) if isinstance(batch[0], list) else batch[0], batch[1] if len(batch) > 1 else None
-    needed = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in taken)
-    number = min(max(needed, 1), len(batch))
-    return tuple(batch[:number]), batch[number] if number < len(batch) else None
 
 
 def _model(pl_module: LightningModule) -> nn.Module:

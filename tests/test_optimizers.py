@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -47,6 +48,7 @@ def test_each_real_optimizer_is_found_once() -> None:
         assert {id(optimizer) for optimizer in real_optimizers(given)} == {id(a), id(b)}
         assert len(real_optimizers(given)) == 2
     assert real_optimizers(Accelerated(Accelerated(a))) == [a]
+    assert real_optimizers(_FabricOptimizer(a, strategy=None)) == [a]
 
 
 def test_a_wrapper_may_call_what_it_holds_as_it_likes() -> None:

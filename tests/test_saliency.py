@@ -466,3 +466,26 @@ def test_a_class_name_needs_names() -> None:
 def test_dense_outputs_have_no_class_for_an_example() -> None:
     with pytest.raises(ValueError, match=r"needs logits \(N, classes\), got \(2, 3, 4, 4\)"):
         saliency.choose_targets(torch.ones(2, 3, 4, 4), None, "predicted")
+
+
+@pytest.mark.parametrize("last", [nn.LogSoftmax(1), nn.Softmax(1)])
+def test_what_went_through_softmax_is_taken_back_to_logits(last: nn.Module) -> None:
+    """Their gradient, by hand, is that of the logit less the mean logit; that of a likely class's own output is nil."""
+    x, linear = torch.randn(5, 4, requires_grad=True), nn.Linear(4, 3)
+    with torch.no_grad():
+        linear.weight.mul_(8)
+    logits = linear(x)
+    found = saliency.before_softmax(last(logits))
+    expected = (logits - logits.mean(1, keepdim=True)).detach()
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-3, atol=1e-3)
+    likely = expected.argmax(1)[:, None]
+    (gradient,) = torch.autograd.grad(found.gather(1, likely).sum(), x, retain_graph=True)
+    by_hand = linear.weight[likely[:, 0]] - linear.weight.mean(0)
+    torch.testing.assert_close(gradient, by_hand.detach(), rtol=1e-3, atol=1e-3)
+    (of_output,) = torch.autograd.grad(last(logits).gather(1, likely).sum(), x)
+    assert of_output.norm() < 0.5 * gradient.norm()
+
+
+@pytest.mark.parametrize("logits", [torch.randn(5, 3), torch.zeros(5, 3), torch.full((5, 2), -torch.inf)])
+def test_logits_stay_as_they_are(logits: Tensor) -> None:
+    assert torch.equal(saliency.before_softmax(logits), logits)

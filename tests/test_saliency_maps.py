@@ -521,3 +521,18 @@ def test_a_batch_that_cannot_be_explained_is_said_when_built(batch: FixedBatch) 
 
     with pytest.raises(ValueError, match=r"token ids \(N, T\) that go into an nn.Embedding, got int64 \(2, 4\)"):
         bound(SaliencyMaps(), OneHot(), FixedBatch(torch.randint(0, 20, (2, 4))))
+
+
+@pytest.mark.parametrize("last", [nn.LogSoftmax(1), nn.Softmax(1)])
+def test_a_model_that_ends_in_softmax_is_explained_as_without(last: nn.Module) -> None:
+    """Where a class is all but certain its probability has no gradient: the maps would be blank."""
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    with torch.no_grad():  # opposite weights: then the mean logit depends on nothing
+        body[1].weight[1] = -body[1].weight.mul_(20)[0]
+    batch = FixedBatch(torch.randn(8, 1, 8, 8), torch.arange(8) % 2)
+    plain, ended = (drawn(SaliencyMaps(methods=["gradient"]), m, batch) for m in (body, nn.Sequential(body, last)))
+    assert plain.keys() == ended.keys()
+    for tag, record in plain.items():
+        assert np.abs(record.values).max() > 1
+        np.testing.assert_allclose(record.values, ended[tag].values, rtol=1e-3, atol=1e-3)
+        assert record.notes == ended[tag].notes

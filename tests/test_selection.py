@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.wrappers import _FabricModule
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -55,6 +56,8 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "checkpointed": checkpointed,
     "compiled ddp": lambda model: torch.compile(nn.parallel.DistributedDataParallel(model), backend="eager"),
     "ddp of compiled": lambda model: nn.parallel.DistributedDataParallel(torch.compile(model, backend="eager")),
+    "fabric": lambda model: _FabricModule(model, strategy=None),
+    "fabric of ddp": lambda m: _FabricModule(nn.parallel.DistributedDataParallel(m), strategy=None, original_module=m),
     "all": lambda m: torch.compile(nn.parallel.DistributedDataParallel(checkpointed(m)), backend="eager"),
 }
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 __all__ = [
     "Gap",
     "Score",
+    "before_softmax",
     "choose_targets",
     "derivative",
     "gradcam",
@@ -188,6 +189,23 @@ def derivative(scores: Tensor, of: Tensor) -> Tensor:
             "(detach, no_grad, argmax, rounding), or it does not depend on it"
         )
     return found
+
+
+def before_softmax(scores: Tensor) -> Tensor:
+    """Scores (N, classes) as they are, or, where every row is (log-)probabilities, the logits behind them.
+
+    Softmax cannot tell logits apart that differ by a constant: those of mean 0 come back. Their gradient stays, where
+    that of a probability near 1 is nil. Not a branch: to ask would be to wait for the device.
+    """
+    if scores.shape[1] == 1:
+        return scores
+    values = scores.detach().float()
+    close = {"rtol": 0.0, "atol": 1e-4 if scores.dtype in (torch.float32, torch.float64) else 2e-2}
+    nil, one = torch.zeros_like(values[:, 0]), torch.ones_like(values[:, 0])
+    logs = torch.isclose(values.logsumexp(1), nil, **close).all() & values.isfinite().all()
+    shares = torch.isclose(values.sum(1), one, **close).all() & (values >= 0).all()
+    logits = torch.where(shares, scores.clamp_min(torch.finfo(scores.dtype).tiny).log(), scores)
+    return torch.where(logs | shares, logits - logits.mean(1, keepdim=True), scores)
 
 
 def choose_targets(

@@ -25,7 +25,7 @@ from vizlog.compute.saliency import (
     upsample,
 )
 from vizlog.probes.base import Context, Probe
-from vizlog.probes.subject import Subject, input_values, met
+from vizlog.probes.subject import Subject, input_values, logits_of, met
 from vizlog.records import Floats, Heatmaps, Pixels
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, named_modules
@@ -41,9 +41,10 @@ _SIDE = 256
 class SaliencyMaps(Probe):
     """Which parts of the first examples of the fixed batch the score of a class depends on: tags `saliency/METHOD`.
 
-    The score is the pre-softmax logit of the target class; where the model has no classes, minus the loss. Images and
-    other floating point inputs are explained value by value, summed over channels; tokens through their embeddings, the
-    gradient being multiplied with them.
+    The score is the pre-softmax logit of the target class (less the mean logit, where the model itself ends in softmax
+    or log-softmax); where the model has no classes, minus the loss. Images and other floating point inputs are
+    explained value by value, summed over channels; tokens through their embeddings, the gradient being multiplied with
+    them.
 
     Args:
         select: the convolution that Grad-CAM reads, the last one that matches and runs; None: the last of the model.
@@ -124,7 +125,7 @@ class SaliencyMaps(Probe):
         batch = context.batch.part(0, self._examples, device_of(context.models))
         with context.forward_context(), _recurrent_backward(context.models):
             subject, output = met(context.models, batch, tokens=self._tokens)
-            logits = batch.logits(output)
+            logits = logits_of(batch, output)
             found = [
                 self._explain(method, subject.take(question.rows), question)
                 for question in self._questions(batch, logits)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
 from vizlog.capture import Call, Capture, Outputs, replaced
-from vizlog.compute.saliency import Score, derivative, gradcam
+from vizlog.compute.saliency import Score, before_softmax, derivative, gradcam
 from vizlog.selection import named_modules
 
-__all__ = ["Subject", "input_values", "met"]
+__all__ = ["Subject", "input_values", "logits_of", "met"]
 
 _ROWS = 8
 """How many rows go through the model at once: saliency keeps the graph of each."""
@@ -51,7 +51,7 @@ class Subject:
             output, batch = self._run(batch, values)
             if targets is None:
                 return -_row_losses(batch, output)
-            logits = batch.logits(output)
+            logits = logits_of(batch, output)
             if logits is None:
                 raise BatchDoesNotFit(f"the model's output has no class scores any more: {describe(output)}")
             return logits.gather(1, targets[rows].to(logits.device)[:, None]).squeeze(1)
@@ -91,6 +91,12 @@ def met(models: Mapping[str, nn.Module], batch: FixedBatch, *, tokens: bool) -> 
     loss = batch.losses(output) if batch.logits(output) is None else None
     # One loss for all examples says nothing about each: they are run one by one.
     return (replace(subject, chunk=1) if loss is not None and loss.ndim == 0 else subject), output
+
+
+def logits_of(batch: FixedBatch, output: Any) -> Tensor | None:
+    """(N, classes) logits in an output, before a softmax that the model ends in; None where there are no classes."""
+    scores = batch.logits(output)
+    return scores if scores is None or batch.score is not None else before_softmax(scores)
 
 
 def input_values(batch: FixedBatch) -> Tensor:

@@ -1,0 +1,246 @@
+"""Hugging Face: `Trainer(callbacks=[VizLog()])`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vizlog.backends.tensorboard import TensorBoard
+from vizlog.backends.wandb import WandB
+from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
+from vizlog.isolation import isolated
+from vizlog.loaders import inputs_and_targets, spread_examples
+from vizlog.messages import LOG
+from vizlog.monitor import Monitor
+from vizlog.optimizers import real_optimizers
+from vizlog.probes.base import Probe, as_probes
+from vizlog.schedules import Schedule, as_schedule
+
+try:
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.integrations import TensorBoardCallback, WandbCallback
+except ImportError as error:
+    raise ImportError("the Hugging Face callback needs transformers: pip install 'vizlog[huggingface]'") from error
+
+__all__ = ["VizLog"]
+
+
+class VizLog(TrainerCallback):  # type: ignore[misc]
+    """Looks inside the model while a Hugging Face Trainer trains it, on a schedule; nothing of the training changes.
+
+    ```python
+    trainer = Trainer(model, args, callbacks=[VizLog()], ...)
+    ```
+
+    Writes to where the Trainer reports to, TensorBoard and Weights & Biases; where it reports to neither, to
+    TensorBoard under `output_dir/vizlog`. Steps are those of the Trainer's charts and checkpoints, so 1 is the first:
+    the weights at 500 are those of `checkpoint-500`. Gradients are those after the Trainer's clipping
+    (`max_grad_norm`); its own `grad_norm` is the one before.
+
+    Args:
+        probes: what to look at; None lets `vizlog.standard` choose.
+        to: where to write instead: a path, a SummaryWriter, a W&B run, a backend, or a list of these.
+        batch: a FixedBatch, (inputs, targets), or a function that returns one; None: examples spread over the
+            evaluation dataset (of the training dataset where there is none, which is said).
+        every: for the standard probes, how many steps between histograms.
+        budget: the share of training time that may be spent (0.01: one percent).
+
+    Raises:
+        TypeError, ValueError: `probes` or `every` is nothing of the kind; or, at the start of training, what was given
+            does not fit the model.
+    """
+
+    def __init__(
+        self,
+        probes: Sequence[Probe] | None = None,
+        *,
+        to: Any = None,
+        batch: FixedBatch | tuple[Any, Any] | Callable[[], Any] | None = None,
+        every: int | Schedule | None = None,
+        budget: float | None = None,
+    ) -> None:
+        if every is not None:
+            as_schedule(every)
+            if probes is not None:
+                raise ValueError("every= is for the standard probes; give each of probes= its own every=")
+        self._probes = None if probes is None else as_probes(probes)
+        self._to, self._batch, self._every, self._budget = to, batch, every, budget
+        self._monitor: Monitor | None = None
+
+    @property
+    def monitor(self) -> Monitor | None:
+        """The monitor of the training under way, or None."""
+        return self._monitor
+
+    # The Trainer's events ---------------------------------------------------------------------------------------------
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        optimizer: Any = None,
+        train_dataloader: Any = None,
+        processing_class: Any = None,
+        **_: Any,
+    ) -> None:
+        self._stop()  # of a training that raised, such as one whose batches did not fit in memory
+        trainer, writes = _calling_trainer(), state.is_world_process_zero
+        options: dict[str, Any] = {
+            "to": _destinations(trainer, args, self._to) if writes else None,
+            "optimizer": _training(optimizer, model) or None,
+            "every": self._every,
+            "budget": self._budget,
+            "forward_context": None if trainer is None else trainer.compute_loss_context_manager,
+        }
+        batch = self._batch
+        if batch is None:
+            say = LOG.warning if writes else LOG.debug
+            batch = _inferred_batch(trainer, train_dataloader, model, processing_class, say)
+        try:
+            self._monitor = Monitor(model, self._probes, batch=batch, **options)
+        except BatchDoesNotFit as reason:
+            if self._batch is not None:
+                raise
+            # The batch was ours to guess, so it must not stop the training.
+            LOG.warning("vizlog goes on without pictures of examples: %s", reason)
+            self._monitor = Monitor(model, self._probes, **options)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._monitor is not None:
+            self._monitor.begin(state.global_step + 1, int(state.epoch or 0))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._monitor is not None:
+            self._monitor.end()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        # The last log before on_train_end, where TensorBoardCallback closes its writer.
+        if logs and "train_runtime" in logs:
+            self._stop()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.close()
+
+
+# The Trainer ----------------------------------------------------------------------------------------------------------
+
+
+def _calling_trainer() -> Trainer | None:
+    """The Trainer whose event this is, or None: callbacks are told neither of it, nor of its evaluation data."""
+    frame = inspect.currentframe()
+    for _ in range(8):
+        if frame is None or isinstance(frame.f_locals.get("self"), Trainer):
+            break
+        frame = frame.f_back
+    found = frame.f_locals.get("self") if frame is not None else None
+    return found if isinstance(found, Trainer) else None
+
+
+def _destinations(trainer: Trainer | None, args: TrainingArguments, to: Any) -> Any:
+    """What was asked for, else where the Trainer reports to and that takes pictures, else a folder."""
+    if to is not None:
+        return to
+    callbacks = [] if trainer is None else trainer.callback_handler.callbacks
+    found = [backend for callback in callbacks if (backend := _backend(callback)) is not None]
+    if found:
+        return found
+    path = Path(args.output_dir) / "vizlog"
+    LOG.warning("vizlog: the Trainer reports to nothing that takes pictures, so they go to TensorBoard under %s", path)
+    return path
+
+
+def _backend(callback: TrainerCallback) -> Any:
+    if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+        return TensorBoard(callback.tb_writer)
+    if isinstance(callback, WandbCallback):
+        import wandb
+
+        return WandB(wandb.run, step_key="train/global_step") if wandb.run is not None else None
+    return None
+
+
+def _training(optimizer: Any, model: nn.Module) -> list[Any]:
+    """The real optimizers that hold the model's parameters; DeepSpeed's has copies of its own."""
+    known = {id(parameter) for parameter in model.parameters()}
+    try:
+        found = real_optimizers(optimizer)
+    except TypeError:
+        return []
+    return [o for o in found if any(id(p) in known for group in o.param_groups for p in group["params"])]
+
+
+# The fixed batch ------------------------------------------------------------------------------------------------------
+
+
+def _inferred_batch(
+    trainer: Trainer | None, train_loader: Any, model: nn.Module, processing: Any, say: Callable[..., None]
+) -> FixedBatch | None:
+    """Examples of the data, with what the model and its tokenizer or image processor know of them.
+
+    None, which is said, where there are none that a picture can be made of.
+    """
+    batch = _examples(trainer, train_loader, model, say)
+    if batch is None:
+        return None
+    try:
+        inputs, targets = inputs_and_targets(batch, model)
+        fixed = FixedBatch(inputs, targets, tokens=_tokens(processing))
+    except (TypeError, ValueError) as reason:
+        say("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)
+        return None
+    fixed.class_names = _class_names(model) if fixed.labels is not None else ()
+    if fixed.images is not None and len(getattr(processing, "image_mean", None) or ()) == fixed.images.shape[1]:
+        fixed.mean, fixed.std = processing.image_mean, processing.image_std
+    return fixed
+
+
+def _examples(trainer: Trainer | None, train_loader: Any, model: nn.Module, say: Callable[..., None]) -> Any:
+    """A batch of examples spread over the evaluation data, else over the training data, else None."""
+    why: list[str] = []
+    if trainer is None or trainer.eval_dataset is None:
+        why.append("there is no evaluation dataset")
+    else:
+        try:
+            with isolated([model]):
+                return spread_examples(_evaluation_loader(trainer))
+        except Exception as error:  # noqa: BLE001 -- a dataset may raise anything
+            why.append(f"the evaluation data cannot be asked by index ({str(error) or type(error).__name__})")
+    try:
+        with isolated([model]):
+            batch = spread_examples(train_loader)
+    except Exception as error:  # noqa: BLE001 -- a dataset may raise anything
+        why.append(f"the training data cannot be asked by index ({str(error) or type(error).__name__})")
+        say("vizlog makes no pictures of examples, since %s; or give VizLog(batch=…)", " and ".join(why))
+        return None
+    say("vizlog: %s, so pictures are made of training examples; or give VizLog(batch=…)", *why)
+    return batch
+
+
+def _evaluation_loader(trainer: Trainer) -> Any:
+    """As for an evaluation; of several datasets the first."""
+    data = trainer.eval_dataset
+    return trainer.get_eval_dataloader(next(iter(data)) if isinstance(data, dict) else None)
+
+
+def _tokens(processing: Any) -> Any:
+    held = getattr(processing, "tokenizer", None)  # by what processes images and sounds as well
+    return next((one for one in (processing, held) if hasattr(one, "convert_ids_to_tokens")), None)
+
+
+def _class_names(model: nn.Module) -> tuple[str, ...]:
+    names: Mapping[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
+    return tuple(names[number] for number in range(len(names))) if sorted(names) == list(range(len(names))) else ()

@@ -1,0 +1,126 @@
+"""Where nobody gave a fixed batch: examples spread over the data of a loader, and which part of them is input."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import IterableDataset
+
+from vizlog.batch import MOST
+from vizlog.selection import bare
+
+__all__ = ["inputs_and_targets", "spread_examples"]
+
+_BYTES = 64 << 20
+"""How large the examples may be together; 32 are taken whatever they weigh."""
+
+_TARGETS = ("labels", "label", "targets", "target", "y")
+"""What targets are called in batches that are mappings."""
+
+
+def spread_examples(loader: Any) -> Any:
+    """A batch of examples spread evenly over a loader's dataset, collated as the loader does; the caller isolates.
+
+    At most 256 examples, and 64 MB of them. Random generators that the dataset or the collator keeps, such as the one
+    of a seeded masking, are afterwards as they were: the training draws from them too.
+
+    Raises:
+        TypeError: the data cannot be asked by index; says what it is.
+    """
+    dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+    if dataset is None or collate is None:
+        raise TypeError(f"{type(loader).__name__} has no dataset")
+    if isinstance(dataset, IterableDataset):
+        raise TypeError(f"{type(dataset).__name__} is iterable")
+    if loader.batch_sampler is None:
+        raise TypeError(f"{type(dataset).__name__} makes batches itself")
+    with _generators_kept([dataset, collate]):
+        size = sum(x.numel() * x.element_size() for x in tree_leaves(dataset[0]) if isinstance(x, Tensor))
+        number = min(len(dataset), MOST, max(32, _BYTES // max(size, 1)))
+        indices = torch.linspace(0, len(dataset) - 1, number).round().long().tolist()
+        return collate([dataset[index] for index in indices])
+
+
+def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
+    """(inputs, targets) of a batch, by the names and the number of what the model's forward takes."""
+    taken = list(inspect.signature(bare(model).forward).parameters.values())
+    if isinstance(batch, Mapping):
+        targets = next((batch[name] for name in _TARGETS if name in batch), None)
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+            return batch, targets
+        named = {parameter.name: batch[parameter.name] for parameter in taken if parameter.name in batch}
+        return named or (batch,), targets  # no name fits: forward takes the mapping itself
+    if not isinstance(batch, (tuple, list)):
+        return batch, None
+    if not isinstance(batch[0], Tensor):
+        return tuple(batch[0]) if isinstance(batch[0], list) else batch[0], batch[1] if len(batch) > 1 else None
+    needed = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in taken)
+    number = min(max(needed, 1), len(batch))
+    return tuple(batch[:number]), batch[number] if number < len(batch) else None
+
+
+# Random generators ----------------------------------------------------------------------------------------------------
+
+# Kind, how its state is read, and how it is put back.
+_STATES: tuple[tuple[type, Callable[[Any], Any], Callable[[Any, Any], Any]], ...] = (
+    (torch.Generator, torch.Generator.get_state, torch.Generator.set_state),
+    (np.random.Generator, lambda g: g.bit_generator.state, lambda g, state: setattr(g.bit_generator, "state", state)),
+    (np.random.RandomState, np.random.RandomState.get_state, np.random.RandomState.set_state),
+    (random.Random, random.Random.getstate, random.Random.setstate),
+)
+_KINDS = tuple(kind for kind, _, _ in _STATES)
+_CLOSED = (type, ModuleType, Tensor)
+_DEPTH = 4
+"""How far objects are looked into: a subset of a dataset that holds a transform of transforms."""
+
+
+@contextmanager
+def _generators_kept(objects: Iterable[Any]) -> Iterator[None]:
+    """Afterwards the generators that these hold as attributes are as before, and one that was made inside is gone."""
+    owners = list(_owners(objects))
+    before = [dict(owner.__dict__) for owner in owners]
+    states = [
+        (put_back, value, read(value))
+        for attributes in before
+        for value in attributes.values()
+        for kind, read, put_back in _STATES
+        if isinstance(value, kind)
+    ]
+    try:
+        yield
+    finally:
+        for put_back, generator, state in states:
+            put_back(generator, state)
+        for owner, attributes in zip(owners, before, strict=True):
+            made = [name for name, value in owner.__dict__.items() if isinstance(value, _KINDS)]
+            owner.__dict__.update({name: attributes[name] for name in made if name in attributes})
+
+
+def _owners(objects: Iterable[Any]) -> Iterator[Any]:
+    """These and what they hold, everything that has attributes, once."""
+    seen: set[int] = set()
+    level = list(objects)
+    for _ in range(_DEPTH):
+        below: list[Any] = []
+        for found in level:
+            if isinstance(found, partial):
+                below += [found.func, *found.args, *found.keywords.values()]
+            elif isinstance(found, (list, tuple)):
+                below += found[:64]
+            elif inspect.ismethod(found):
+                below.append(found.__self__)
+            elif hasattr(found, "__dict__") and not isinstance(found, _CLOSED) and id(found) not in seen:
+                seen.add(id(found))
+                below += found.__dict__.values()
+                yield found
+        level = below
