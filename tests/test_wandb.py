@@ -249,6 +249,7 @@ def test_a_nan_never_reaches_the_summary_but_is_counted_and_said_once(
     backend = WandB(run)
     for step, value in enumerate([1.0, float("nan"), float("-inf"), 2.0]):
         backend.write(step, [Scalar("loss/train", value=value)])
+    backend.close()
     summary = dict(run.summary)
     written = finish(run)
 

@@ -6,13 +6,15 @@ import base64
 import html
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from typing_extensions import assert_never
 
+from vizlog.backends.patience import Patience
+from vizlog.backends.wandb_rows import Rows
 from vizlog.records import (
     Attention,
     Curves,
@@ -63,8 +65,11 @@ class WandB:
     - Text: a page of HTML.
 
     Where the owner logs with `step=`, W&B keeps one row for each of his steps and refuses to go back; vizlog then
-    writes into his rows. Its first row waits for his first, to learn which way he logs. Where his comes later than the
-    second of vizlog's, `run.log({}, step=0)` before training says it in time.
+    writes into his rows, or between them. Its rows wait for his first, to learn which way he logs: at most 100 of them,
+    and until `close` or the end of the run. `run.log({})` sends them at once, and `run.log({}, step=0)` before training
+    says that he will number his rows himself.
+
+    Where the client does not answer, nothing waits for it longer than 4 seconds; what it did not take is said.
 
     Args:
         run: a `wandb.Run`, such as Lightning's `WandbLogger.experiment`; None: the active one. A disabled run, and what
@@ -85,9 +90,10 @@ class WandB:
         if isinstance(max_files, bool) or not isinstance(max_files, int) or max_files < 0:
             raise ValueError(f"WandB needs max_files >= 0, got {max_files!r}")
         opened = _open_run(run)
-        # Who charts by a key does not number rows by `step=`, so there is nothing to wait for.
-        self._rows = None if opened is None else _Rows(opened, waits=step_key is None)
         self._step_keys = (_STEP,) if step_key is None else (_STEP, step_key)
+        self._client = Patience()
+        self._unhook: Callable[[], None] | None = None
+        self._rows = None if opened is None else self._open_rows(opened, charts_by_key=step_key is not None)
         self._files = _FileBudget(max_files)
         self._defined = set(self._step_keys)
         self._with_nonfinite: set[str] = set()
@@ -96,26 +102,54 @@ class WandB:
     def write(self, step: int, records: Sequence[Record]) -> None:
         if self._rows is None or not records:
             return
-        from wandb.errors import UsageError
-
         if _is_finished(self._rows.run):
             self._give_up(self._rows.run, step)
             return
-        row = dict(value for record in records for value in self._values(step, record))
+        rows, row = self._rows, dict(value for record in records for value in self._values(step, record))
         row |= self._counts(records)
-        try:
-            self._define(self._rows.run, row)
-            self._rows.add(step, row | dict.fromkeys(self._step_keys, step))
-        except (UsageError, TimeoutError):
-            if not _is_finished(self._rows.run):
-                raise
-            self._give_up(self._rows.run, step)  # finished while we drew
+
+        def add() -> None:
+            self._define(rows.run, row)
+            rows.add(step, row | dict.fromkeys(self._step_keys, step))
+
+        self._call(add, step)
 
     def close(self) -> None:
         """Lets go of the run, which stays open: it is its owner's."""
         if self._rows is not None and not _is_finished(self._rows.run):
-            self._rows.end_first()
+            self._end(self._rows)
+        if self._unhook is not None:
+            self._unhook()
         self._rows = None
+
+    def _open_rows(self, run: wandb.Run, *, charts_by_key: bool) -> Rows:
+        """Rows that wait for the owner's, unless he charts by a key: then he does not number them by `step=`."""
+        if not charts_by_key:
+            self._unhook = _before_finish(run, lambda: self._rows and self._end(self._rows))
+        # What waits would be lost where he finishes the run before us and nobody says so.
+        waits = self._unhook is not None
+        return Rows(run, waits=waits, keys=self._step_keys, written=self._client.sign_of_life)
+
+    def _end(self, rows: Rows) -> None:
+        """Writes what waits, as far as the client takes it."""
+        done = self._client.call(rows.end)
+        if not done or self._client.dropped:
+            _log.warning(
+                "the W&B client does not answer: of vizlog's rows for the run %s at least the last are not in it%s",
+                rows.run.id,
+                f" ({self._client.dropped} were dropped)" if self._client.dropped else "",
+            )
+
+    def _call(self, work: Callable[[], None], step: int) -> None:
+        from wandb.errors import UsageError
+
+        assert self._rows is not None
+        try:
+            self._client.call(work)
+        except (UsageError, TimeoutError):
+            if not _is_finished(self._rows.run):
+                raise
+            self._give_up(self._rows.run, step)  # finished while we drew
 
     def _give_up(self, run: wandb.Run, step: int) -> None:
         self._rows = None
@@ -196,77 +230,6 @@ class WandB:
                 self._defined.add(key)
 
 
-class _Rows:
-    """Places our rows in a history that its owner writes too, so that he loses no value, whichever way he logs.
-
-    W&B numbers rows. `run.log(row)` takes the next number and closes the row; `run.log(row, step=s)` writes into row s,
-    which stays open until a higher number comes, and lower ones are refused from then on. Rows of our own are right
-    beside an owner who logs the first way. One who logs the second way would find his rows closed; there the only call
-    that can never harm him is `commit=False`, which writes into the row that is open.
-    """
-
-    def __init__(self, run: wandb.Run, *, waits: bool) -> None:
-        self.run = run
-        self._waits = waits
-        # In shared mode the service numbers the rows: there is no `step=`, and no number to ask for.
-        self._numbered = getattr(run.settings, "mode", None) != "shared"
-        self._first: int | None = None  # the number of our first row while it is open
-        self._last_step = -1
-        self._last_number = -1
-        self._owner_steps = False
-        self._owner_counts_as_we_do = False
-        self._said_replaced = False
-
-    def add(self, step: int, row: dict[str, Any]) -> None:
-        if not self._numbered:
-            self.run.log(row)
-        elif self._owner_passes_step():
-            self._join(step, row)
-        elif self._waits:
-            self._waits = False
-            self._first = self.run.step
-            self.run.log(row, commit=False)
-        else:
-            self.end_first()
-            self.run.log(row)
-        self._last_step = step
-
-    def end_first(self) -> None:
-        """Closes our first row, unless the owner has done so, or has made it his."""
-        if self._first is not None and not self._owner_passes_step() and self.run.step == self._first:
-            self.run.log({}, commit=True)
-        self._first = None
-
-    def _owner_passes_step(self) -> bool:
-        # The client tells only its telemetry. Latched: `_join` passes `step=` too.
-        feature = getattr(getattr(self.run, "_telemetry_obj", None), "feature", None)
-        self._owner_steps = self._owner_steps or bool(getattr(feature, "set_step_log", False))
-        return self._owner_steps
-
-    def _join(self, step: int, row: dict[str, Any]) -> None:
-        number = self.run.step
-        # He may count epochs where we count steps: going ahead of him is safe only once his number has passed our last.
-        self._owner_counts_as_we_do |= 0 < step <= 2 * self._last_step <= 2 * number
-        if number < step and self._owner_counts_as_we_do:
-            self.run.log({_STEP: step}, step=step)
-            number = step
-        elif number == self._last_number and step != self._last_step:
-            self._say_replaced(number)
-        self._last_number = number
-        self.run.log(row, commit=False)
-
-    def _say_replaced(self, number: int) -> None:
-        if not self._said_replaced:
-            self._said_replaced = True
-            _log.warning(
-                "the W&B run %s is logged to with step= and stands at %d: W&B keeps one row for each such step, where "
-                "later values of vizlog replace earlier ones; log without step= (run.define_metric gives an x-axis) "
-                "to keep them all",
-                self.run.id,
-                number,
-            )
-
-
 class _FileBudget:
     """Spreads at most `most` files over a run whose length nobody knows, evenly over keys, from the step alone."""
 
@@ -330,6 +293,32 @@ def _open_run(run: Any) -> wandb.Run | None:
     if _is_finished(run):
         raise RuntimeError(f"the W&B run {run.id} is already finished: call wandb.init() for a new one")
     return run
+
+
+def _before_finish(run: wandb.Run, work: Callable[[], object]) -> Callable[[], None] | None:
+    """Has `work` done when the owner finishes the run; returns what undoes that, or None where the client cannot."""
+    try:
+        from wandb.sdk.wandb_run import TeardownHook, TeardownStage
+    except ImportError:
+        return None
+    hooks = getattr(run, "_teardown_hooks", None)
+    if not isinstance(hooks, list):
+        return None
+
+    def call() -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 -- the owner's run finishes, whatever happens to us
+            _log.warning("vizlog could not write all that it has for the W&B run %s: %s", run.id, error)
+
+    hook = TeardownHook(call, TeardownStage.EARLY)
+    hooks.append(hook)
+
+    def undo() -> None:
+        if hook in hooks:
+            hooks.remove(hook)
+
+    return undo
 
 
 def _is_finished(run: wandb.Run) -> bool:
