@@ -40,7 +40,12 @@ _log = logging.getLogger("vizlog")
 _STEP = "vizlog/step"
 _NONFINITE = "vizlog/nonfinite_scalars"
 _LEFT_OUT = "vizlog/files_left_out"
+_HISTOGRAMS_LEFT_OUT = "vizlog/histograms_left_out"
 _MOST_BINS = 64
+_FEWEST_BINS = 8
+_ROW_BYTES = 900_000
+_BIN_BYTES = 24
+_NAME_BYTES = 120
 _DIGITS = 5
 _STYLE = """
 body { font: 14px/1.5 sans-serif; color: #222; background: #fff; margin: 12px }
@@ -57,7 +62,9 @@ class WandB:
 
     - Scalar: a number. Sweeps read the summary, which must stay finite: NaN and infinite values are left out, counted
       in `vizlog/nonfinite_scalars`, and the first one is said.
-    - Histogram: a native one of at most 64 bins; from the first non-finite value on also `TAG/nans` and `TAG/infs`.
+    - Histogram: a native one of at most 64 bins; fewer where a row would pass 1 MB, from about 500 histograms on, and
+      over 2,900 some are left out and counted in `vizlog/histograms_left_out`. From the first non-finite value on also
+      `TAG/nans` and `TAG/infs`.
     - Images, Heatmaps, Attention: one PNG with the caption.
     - Curves, Surface: an interactive Plotly chart, or a PNG where plotly is not installed.
     - Embedding: a PNG of its layouts, its scores as `TAG/SCORE`, and a table `TAG/table` (id, label, a column for each
@@ -96,6 +103,8 @@ class WandB:
         self._rows = None if opened is None else self._open_rows(opened, charts_by_key=step_key is not None)
         self._files = _FileBudget(max_files)
         self._defined = set(self._step_keys)
+        self._bins = _MOST_BINS
+        self._histograms_left_out = 0
         self._with_nonfinite: set[str] = set()
         self._nonfinite_scalars = 0
 
@@ -105,6 +114,7 @@ class WandB:
         if _is_finished(self._rows.run):
             self._give_up(self._rows.run, step)
             return
+        records = self._fitting(records)
         rows, row = self._rows, dict(value for record in records for value in self._values(step, record))
         row |= self._counts(records)
 
@@ -166,7 +176,7 @@ class WandB:
             case Scalar():
                 yield from self._scalar(step, key, record.value)
             case Histogram():
-                yield key, _histogram(record)
+                yield key, _histogram(record, self._bins)
                 yield from self._nonfinite(key, record)
             case Images() | Heatmaps() | Attention():
                 if self._files.take(step, key):
@@ -218,7 +228,32 @@ class WandB:
             counts[_NONFINITE] = self._nonfinite_scalars  # 0 too: the runs of a sweep must have the same keys
         if self._files.left_out:
             counts[_LEFT_OUT] = self._files.left_out
+        if self._histograms_left_out:
+            counts[_HISTOGRAMS_LEFT_OUT] = self._histograms_left_out
         return counts
+
+    def _fitting(self, records: Sequence[Record]) -> Sequence[Record]:
+        """What fits a row: with many histograms each has fewer bins, and of very many some are left out, evenly."""
+        histograms = [record for record in records if isinstance(record, Histogram)]
+        if not histograms:
+            return records
+        most = _ROW_BYTES // (_NAME_BYTES + _FEWEST_BINS * _BIN_BYTES)
+        shown = min(len(histograms), most)
+        bins = min((_ROW_BYTES // shown - _NAME_BYTES) // _BIN_BYTES, self._bins)
+        kept = {id(histograms[number * len(histograms) // shown]) for number in range(shown)}
+        left_out = len(histograms) - shown
+        if bins < self._bins or (left_out and not self._histograms_left_out):
+            _log.warning(
+                "%d histograms are too many for a row of a W&B run: vizlog writes %d, of %d bins each; %s counts those "
+                "left out; select fewer for finer ones",
+                len(histograms),
+                shown,
+                bins,
+                _HISTOGRAMS_LEFT_OUT,
+            )
+        self._bins = bins
+        self._histograms_left_out += left_out
+        return [record for record in records if not isinstance(record, Histogram) or id(record) in kept]
 
     def _define(self, run: wandb.Run, row: Iterable[str]) -> None:
         """Gives each new key its x-axis under its exact name: which of several matching globs wins is chance in W&B."""
@@ -329,17 +364,17 @@ def _key(tag: str) -> str:
     return tag.replace(".", "/")
 
 
-def _histogram(record: Histogram) -> wandb.Histogram:
+def _histogram(record: Histogram, most: int) -> wandb.Histogram:
     import wandb
 
-    edges, counts = _at_most_64_bins(np.asarray(record.edges), np.asarray(record.counts))
+    edges, counts = _at_most_bins(most, np.asarray(record.edges), np.asarray(record.counts))
     columns: Any = (_short_counts(counts), _short_edges(edges))
     return wandb.Histogram(np_histogram=columns)
 
 
-def _at_most_64_bins(edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _at_most_bins(most: int, edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Merges neighbouring bins where there are more; no count crosses an edge that is kept."""
-    starts = np.arange(0, len(counts), -(-len(counts) // _MOST_BINS))
+    starts = np.arange(0, len(counts), -(-len(counts) // most))
     return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
 
 

@@ -78,6 +78,10 @@ class Rows:
         else:
             self._write_own()
 
+    def _number(self) -> int:
+        """The number of the row that is open, or of the next one."""
+        return max(self.run.step, self.run.starting_step)  # a resumed run says 0 until it is logged to
+
     def _owner_passes_step(self) -> bool:
         # The client tells only its telemetry. Latched: `_join` passes `step=` too.
         feature = getattr(getattr(self.run, "_telemetry_obj", None), "feature", None)
@@ -88,7 +92,7 @@ class Rows:
         """Whether he has logged, or we need not or can no longer wait for him."""
         if not self._waits:
             return True
-        if self.run.step > self.run.starting_step:
+        if self._number() > self.run.starting_step:
             self._waits = False
         elif len(self._held) > MOST_HELD:
             self._waits = False
@@ -111,11 +115,11 @@ class Rows:
         step, row = self._held[-1]
         if self._latest[0] < 0 or (len(self._held) == 1 and self._fits(step, row)):
             self._held.pop()
-            self._place(self.run.step, step, row)
+            self._place(self._number(), step, row)
 
     def _write_own(self) -> None:
         """Each row under a number of its own."""
-        if self._latest[0] >= 0 and self._latest[0] == self.run.step:
+        if self._latest[0] >= 0 and self._latest[0] == self._number():
             self.run.log({}, commit=True)  # our first row is still open
         self._latest = (-1, -1, frozenset())
         held, self._held = self._held, []
@@ -124,7 +128,7 @@ class Rows:
 
     def _join(self, *, ends: bool = False) -> None:
         """Beside an owner who numbers rows himself: each row where a number is free, the others wait for one."""
-        number, newest = self.run.step, self._steps[0]
+        number, newest = self._number(), self._steps[0]
         free = [number] if number != self._latest[0] else []
         if self._keeps_pace(number, newest):
             free += range(number + 1, newest + 1)
@@ -150,7 +154,7 @@ class Rows:
     def _place(self, number: int, step: int, row: Row) -> None:
         same = self._latest[2] if self._latest[:2] == (number, step) else frozenset()
         self._latest = (number, step, same | row.keys())
-        if number > self.run.step:
+        if number > self._number():
             # Apart from the row: were he there first, W&B would refuse it.
             self.run.log({}, step=number)
         self._log(row, commit=False)
@@ -159,12 +163,12 @@ class Rows:
         """Into the row that is open, where later values take the place of earlier ones."""
         self._say(
             "the W&B run %s is logged to with step= and stands at %d: W&B keeps one row for each such step, where "
-            "later values of vizlog replace earlier ones; log without step= to keep all (define_metric gives an x-axis)",
+            "later values of vizlog replace earlier ones; to keep all, log without step= (define_metric gives an x)",
             self.run.id,
-            self.run.step,
+            self._number(),
         )
         for step, row in rows:
-            self._place(self.run.step, step, row)
+            self._place(self._number(), step, row)
 
     def _may_keep_pace(self, number: int, step: int) -> bool:
         """Whether his number could be a step, a little behind ours, and not an epoch."""
