@@ -7,6 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,19 +49,28 @@ class Delivery:
         self._said_twice: set[str] = set()
 
     def send(self, step: int, measured: Sequence[tuple[Turn, Any]]) -> None:
-        """Starts one copy to the host and queues the rest: numbers and histograms together, each picture by itself."""
+        """Starts one copy to the host and queues the rest; all that was found is written at once, the slow ones after.
+
+        Each picture is a job of its own, since one that waits may be dropped.
+        """
         self._send_scalars()
         if self._backend is None:
             return
         pending = to_host([tree for _, tree in measured])
         written: set[str] = set()
-        numbers = [(number, turn) for number, (turn, _) in enumerate(measured) if not turn.probe.picture]
-        seconds = _seconds([turn for turn, _ in measured])
+        turns = [turn for turn, _ in measured]
+        found = _seconds(turns)
+        numbers = [(number, turn) for number, turn in enumerate(turns) if not turn.probe.picture]
         curves = self._curves_due(step)
-        self._worker.submit(lambda: self._write(step, self._finish(pending, numbers, curves=curves) + seconds, written))
-        for number, (turn, _) in enumerate(measured):
+        self._worker.submit(lambda: found.extend(self._finish(pending, numbers, curves=curves)))
+        for number, turn in enumerate(turns):
             if turn.probe.picture:
-                self._send_picture(step, pending, number, turn, written)
+                self._worker.submit(
+                    partial(self._finish_picture, step, pending, (number, turn), found=found, written=written),
+                    picture=True,
+                    slow=turn.probe.slow,
+                )
+        self._worker.submit(lambda: self._write(step, found, written))
 
     def log(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Keeps numbers for the next copy; tensors are cloned, since training may change them in place."""
@@ -112,15 +122,14 @@ class Delivery:
             except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
                 LOG.warning("vizlog could not close %s: %s", type(backend).__name__, told(error))
 
-    def _send_picture(self, step: int, pending: Pending, number: int, turn: Turn, written: set[str]) -> None:
-        def finish() -> None:
-            records = self._finish(pending, [(number, turn)])
-            if turn.probe.slow:  # only the fast lane writes
-                self._worker.submit(lambda: self._write(step, records, written))
-            else:
-                self._write(step, records, written)
-
-        self._worker.submit(finish, picture=True, slow=turn.probe.slow)
+    def _finish_picture(
+        self, step: int, pending: Pending, wanted: tuple[int, Turn], *, found: list[Record], written: set[str]
+    ) -> None:
+        records = self._finish(pending, [wanted])
+        if wanted[1].probe.slow:  # only the fast lane writes
+            self._worker.submit(lambda: self._write(step, records, written))
+        else:
+            found.extend(records)
 
     def _send_scalars(self) -> None:
         pending = self._waiting.take()

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ import numpy as np
 from typing_extensions import assert_never
 
 from vizlog.backends.base import Drawable
+from vizlog.backends.patience import Patience
+from vizlog.backends.wandb_rows import Rows
 from vizlog.messages import LOG
 from vizlog.records import (
     Attention,
@@ -38,7 +40,12 @@ __all__ = ["WandB"]
 _STEP = "vizlog/step"
 _NONFINITE = "vizlog/nonfinite_scalars"
 _LEFT_OUT = "vizlog/files_left_out"
+_HISTOGRAMS_LEFT_OUT = "vizlog/histograms_left_out"
 _MOST_BINS = 64
+_FEWEST_BINS = 8
+_ROW_BYTES = 900_000
+_BIN_BYTES = 24
+_NAME_BYTES = 120
 _DIGITS = 5
 _LONGEST_ARTIFACT = 100  # bytes of a name of 128, the run's id and the key of a table among them
 _LONGEST_KEY = 180  # bytes; file systems take names of 255, and the client adds step, hash and ending
@@ -57,7 +64,9 @@ class WandB:
 
     - Scalar: a number. Sweeps read the summary, which must stay finite: NaN and infinite values are left out, counted
       in `vizlog/nonfinite_scalars`, and the first one is said.
-    - Histogram: a native one of at most 64 bins; from the first non-finite value on also `TAG/nans` and `TAG/infs`.
+    - Histogram: a native one of at most 64 bins; fewer where a row would pass 1 MB, from about 500 histograms on, and
+      over 2,900 some are left out and counted in `vizlog/histograms_left_out`. From the first non-finite value on also
+      `TAG/nans` and `TAG/infs`.
     - Images, Heatmaps, Attention: one PNG with the caption.
     - Curves, Surface: an interactive Plotly chart, or a PNG where plotly is not installed.
     - Embedding: a PNG of its layouts, its scores as `TAG/SCORE`, and a table `TAG/table` (id, label, a column for each
@@ -65,8 +74,11 @@ class WandB:
     - Text: a page of HTML.
 
     Where the owner logs with `step=`, W&B keeps one row for each of his steps and refuses to go back; vizlog then
-    writes into his rows. Its first row waits for his first, to learn which way he logs. Where his comes later than the
-    second of vizlog's, `run.log({}, step=0)` before training says it in time.
+    writes into his rows, or between them. Its rows wait for his first, to learn which way he logs: at most 100 of them,
+    and until `close` or the end of the run. `run.log({})` sends them at once, and `run.log({}, step=0)` before training
+    says that he will number his rows himself.
+
+    Where the client does not answer, nothing waits for it longer than 3 seconds; what it did not take is said.
 
     Args:
         run: a `wandb.Run`, such as Lightning's `WandbLogger.experiment`; None: the active one. A disabled run, and what
@@ -87,39 +99,72 @@ class WandB:
         if isinstance(max_files, bool) or not isinstance(max_files, int) or max_files < 0:
             raise ValueError(f"WandB needs max_files >= 0, got {max_files!r}")
         opened = _open_run(run)
-        # Who charts by a key does not number rows by `step=`, so there is nothing to wait for.
-        self._rows = None if opened is None else _Rows(opened, waits=step_key is None)
         self._step_keys = (_STEP,) if step_key is None else (_STEP, step_key)
+        self._client = Patience()
+        self._unhook: Callable[[], None] | None = None
+        self._rows = None if opened is None else self._open_rows(opened, charts_by_key=step_key is not None)
         self._files = _FileBudget(max_files)
         self._drawable = Drawable()
         self._defined = set(self._step_keys)
+        self._bins = _MOST_BINS
+        self._histograms_left_out = 0
         self._with_nonfinite: set[str] = set()
         self._nonfinite_scalars = 0
 
     def write(self, step: int, records: Sequence[Record]) -> None:
         if self._rows is None or not records:
             return
-        from wandb.errors import UsageError
-
         if _is_finished(self._rows.run):
             self._give_up(self._rows.run, step)
             return
-        drawn = self._drawable.each(lambda record: dict(self._values(step, record)), records)
-        row = {key: value for values in drawn for key, value in values.items()}
+        drawn = self._drawable.each(lambda record: dict(self._values(step, record)), self._fitting(records))
+        rows, row = self._rows, {key: value for values in drawn for key, value in values.items()}
         row |= self._counts(records)
+
+        def add() -> None:
+            self._define(rows.run, row)
+            rows.add(step, row | dict.fromkeys(self._step_keys, step))
+
+        self._call(add, step)
+
+    def close(self) -> None:
+        """Lets go of the run, which stays open: it is its owner's."""
+        self._end()
+        if self._unhook is not None:
+            self._unhook()
+        self._rows = None
+
+    def _open_rows(self, run: wandb.Run, *, charts_by_key: bool) -> Rows:
+        """Rows that wait for the owner's, unless he charts by a key: then he does not number them by `step=`."""
+        if not charts_by_key:
+            self._unhook = _before_finish(run, self._end)
+        # What waits would be lost where he finishes the run before us and nobody says so.
+        waits = self._unhook is not None
+        return Rows(run, waits=waits, keys=self._step_keys, written=self._client.sign_of_life)
+
+    def _end(self) -> None:
+        """Writes what waits, as far as the client takes it."""
+        rows = self._rows
+        if rows is None or _is_finished(rows.run):
+            return
+        done = self._client.call(rows.end)
+        if not done or self._client.dropped:
+            LOG.warning(
+                "the W&B client does not answer: the run %s may lack vizlog's latest rows, %d of them for certain",
+                rows.run.id,
+                self._client.dropped,
+            )
+
+    def _call(self, work: Callable[[], None], step: int) -> None:
+        from wandb.errors import UsageError
+
+        assert self._rows is not None
         try:
-            self._define(self._rows.run, row)
-            self._rows.add(step, row | dict.fromkeys(self._step_keys, step))
+            self._client.call(work)
         except (UsageError, TimeoutError):
             if not _is_finished(self._rows.run):
                 raise
             self._give_up(self._rows.run, step)  # finished while we drew
-
-    def close(self) -> None:
-        """Lets go of the run, which stays open: it is its owner's."""
-        if self._rows is not None and not _is_finished(self._rows.run):
-            self._rows.end_first()
-        self._rows = None
 
     def _give_up(self, run: wandb.Run, step: int) -> None:
         self._rows = None
@@ -136,7 +181,7 @@ class WandB:
             case Scalar():
                 yield from self._scalar(step, key, record.value)
             case Histogram():
-                yield key, _histogram(record)
+                yield key, _histogram(record, self._bins)
                 yield from self._nonfinite(key, record)
             case Images() | Heatmaps() | Attention():
                 if self._files.take(step, key):
@@ -190,7 +235,32 @@ class WandB:
             counts[_NONFINITE] = self._nonfinite_scalars  # 0 too: the runs of a sweep must have the same keys
         if self._files.left_out:
             counts[_LEFT_OUT] = self._files.left_out
+        if self._histograms_left_out:
+            counts[_HISTOGRAMS_LEFT_OUT] = self._histograms_left_out
         return counts
+
+    def _fitting(self, records: Sequence[Record]) -> Sequence[Record]:
+        """What fits a row: with many histograms each has fewer bins, and of very many some are left out, evenly."""
+        histograms = [record for record in records if isinstance(record, Histogram)]
+        if not histograms:
+            return records
+        most = _ROW_BYTES // (_NAME_BYTES + _FEWEST_BINS * _BIN_BYTES)
+        shown = min(len(histograms), most)
+        bins = min((_ROW_BYTES // shown - _NAME_BYTES) // _BIN_BYTES, self._bins)
+        kept = {id(histograms[number * len(histograms) // shown]) for number in range(shown)}
+        left_out = len(histograms) - shown
+        if bins < self._bins or (left_out and not self._histograms_left_out):
+            LOG.warning(
+                "%d histograms are too many for a row of a W&B run: vizlog writes %d, of %d bins each; %s counts those "
+                "left out; select fewer for finer ones",
+                len(histograms),
+                shown,
+                bins,
+                _HISTOGRAMS_LEFT_OUT,
+            )
+        self._bins = bins
+        self._histograms_left_out += left_out
+        return [record for record in records if not isinstance(record, Histogram) or id(record) in kept]
 
     def _define(self, run: wandb.Run, row: Iterable[str]) -> None:
         """Gives each new key its x-axis under its exact name: which of several matching globs wins is chance in W&B."""
@@ -200,77 +270,7 @@ class WandB:
             if key not in self._defined:
                 run.define_metric(key, step_metric=_STEP, step_sync=False)
                 self._defined.add(key)
-
-
-class _Rows:
-    """Places our rows in a history that its owner writes too, so that he loses no value, whichever way he logs.
-
-    W&B numbers rows. `run.log(row)` takes the next number and closes the row; `run.log(row, step=s)` writes into row s,
-    which stays open until a higher number comes, and lower ones are refused from then on. Rows of our own are right
-    beside an owner who logs the first way. One who logs the second way would find his rows closed; there the only call
-    that can never harm him is `commit=False`, which writes into the row that is open.
-    """
-
-    def __init__(self, run: wandb.Run, *, waits: bool) -> None:
-        self.run = run
-        self._waits = waits
-        # In shared mode the service numbers the rows: there is no `step=`, and no number to ask for.
-        self._numbered = getattr(run.settings, "mode", None) != "shared"
-        self._first: int | None = None  # the number of our first row while it is open
-        self._last_step = -1
-        self._last_number = -1
-        self._owner_steps = False
-        self._owner_counts_as_we_do = False
-        self._said_replaced = False
-
-    def add(self, step: int, row: dict[str, Any]) -> None:
-        if not self._numbered:
-            self.run.log(row)
-        elif self._owner_passes_step():
-            self._join(step, row)
-        elif self._waits:
-            self._waits = False
-            self._first = self.run.step
-            self.run.log(row, commit=False)
-        else:
-            self.end_first()
-            self.run.log(row)
-        self._last_step = step
-
-    def end_first(self) -> None:
-        """Closes our first row, unless the owner has done so, or has made it his."""
-        if self._first is not None and not self._owner_passes_step() and self.run.step == self._first:
-            self.run.log({}, commit=True)
-        self._first = None
-
-    def _owner_passes_step(self) -> bool:
-        # The client tells only its telemetry. Latched: `_join` passes `step=` too.
-        feature = getattr(getattr(self.run, "_telemetry_obj", None), "feature", None)
-        self._owner_steps = self._owner_steps or bool(getattr(feature, "set_step_log", False))
-        return self._owner_steps
-
-    def _join(self, step: int, row: dict[str, Any]) -> None:
-        number = self.run.step
-        # He may count epochs where we count steps: going ahead of him is safe only once his number has passed our last.
-        self._owner_counts_as_we_do |= 0 < step <= 2 * self._last_step <= 2 * number
-        if number < step and self._owner_counts_as_we_do:
-            self.run.log({_STEP: step}, step=step)
-            number = step
-        elif number == self._last_number and step != self._last_step:
-            self._say_replaced(number)
-        self._last_number = number
-        self.run.log(row, commit=False)
-
-    def _say_replaced(self, number: int) -> None:
-        if not self._said_replaced:
-            self._said_replaced = True
-            LOG.warning(
-                "the W&B run %s is logged to with step= and stands at %d: W&B keeps one row for each such step, where "
-                "later values of vizlog replace earlier ones; log without step= (run.define_metric gives an x-axis) "
-                "to keep them all",
-                self.run.id,
-                number,
-            )
+                self._client.sign_of_life()
 
 
 class _FileBudget:
@@ -338,6 +338,32 @@ def _open_run(run: Any) -> wandb.Run | None:
     return run
 
 
+def _before_finish(run: wandb.Run, work: Callable[[], None]) -> Callable[[], None] | None:
+    """Has `work` done when the owner finishes the run; returns what undoes that, or None where the client cannot."""
+    try:
+        from wandb.sdk.wandb_run import TeardownHook, TeardownStage
+    except ImportError:
+        return None
+    hooks = getattr(run, "_teardown_hooks", None)
+    if not isinstance(hooks, list):
+        return None
+
+    def call() -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 -- the owner's run finishes, whatever happens to us
+            LOG.warning("vizlog could not write all that it has for the W&B run %s: %s", run.id, error)
+
+    hook = TeardownHook(call, TeardownStage.EARLY)
+    hooks.append(hook)
+
+    def undo() -> None:
+        if hook in hooks:
+            hooks.remove(hook)
+
+    return undo
+
+
 def _is_finished(run: wandb.Run) -> bool:
     return bool(getattr(run, "_is_finished", False))
 
@@ -355,17 +381,17 @@ def _cut(key: str, most: int) -> str:
     return f"{encoded[: most - 17].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
-def _histogram(record: Histogram) -> wandb.Histogram:
+def _histogram(record: Histogram, most: int) -> wandb.Histogram:
     import wandb
 
-    edges, counts = _at_most_64_bins(np.asarray(record.edges), np.asarray(record.counts))
+    edges, counts = _at_most_bins(most, np.asarray(record.edges), np.asarray(record.counts))
     columns: Any = (_short_counts(counts), _short_edges(edges))
     return wandb.Histogram(np_histogram=columns)
 
 
-def _at_most_64_bins(edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _at_most_bins(most: int, edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Merges neighbouring bins where there are more; no count crosses an edge that is kept."""
-    starts = np.arange(0, len(counts), -(-len(counts) // _MOST_BINS))
+    starts = np.arange(0, len(counts), -(-len(counts) // most))
     return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
 
 
