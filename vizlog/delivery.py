@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vizlog.backends.base import Backend
+from vizlog.backends.base import Backend, Summarises
 from vizlog.compute.transfer import Pending, to_host
+from vizlog.diagnosis import Diagnosis
 from vizlog.due import Turn
 from vizlog.probes.base import Figures
 from vizlog.probes.health import draw
@@ -30,9 +31,29 @@ _SECONDS = 10.0
 
 
 class Delivery:
-    """Takes measured results and numbers, and has the worker turn them into records and write them."""
+    """Takes measured results and numbers, and has the worker turn them into records and write them.
 
-    def __init__(self, backend: Backend | None, failed: Callable[[Turn, str, Exception], None]) -> None:
+    Args:
+        backend: where to; None: nowhere.
+        failed: called with (turn, what it was doing, error) when a probe fails.
+        diagnoses: whether the diagnosis is wanted also where nothing is written.
+
+    Attributes:
+        diagnosis: the run's health, as far as the worker has come. It is replaced as a whole, so any thread may read.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None,
+        failed: Callable[[Turn, str, Exception], None],
+        *,
+        diagnoses: bool = False,
+    ) -> None:
+        self.diagnosis = Diagnosis()
+        self._diagnoses = diagnoses
+        self._stopped_because = ""
+        self._latest = 0
+        self._summarised = False
         self._backend = backend
         self._failed = failed
         self._worker = Worker()
@@ -41,16 +62,24 @@ class Delivery:
         self._said_parts = False
         self._said_twice: set[str] = set()
 
-    def send(self, step: int, measured: Sequence[tuple[Turn, Any]]) -> None:
-        """Starts one copy to the host and queues the rest: numbers and histograms together, each picture by itself."""
+    def send(self, step: int, measured: Sequence[tuple[Turn, Any]], time_share: float = 0.0) -> None:
+        """Starts one copy to the host and queues the rest: numbers and histograms together, each picture by itself.
+
+        Args:
+            step: at which it was measured.
+            measured: a probe's turn and what its `measure` returned.
+            time_share: the share of the training time that vizlog has taken so far.
+        """
         self._send_scalars()
         if self._backend is None:
-            return
+            if not self._diagnoses:
+                return
+            measured = [(turn, tree) for turn, tree in measured if not turn.probe.picture]
         pending = to_host([tree for _, tree in measured])
         written: set[str] = set()
         numbers = [(number, turn) for number, (turn, _) in enumerate(measured) if not turn.probe.picture]
-        seconds = _seconds([turn for turn, _ in measured])
-        self._worker.submit(lambda: self._write(step, self._finish(pending, numbers) + seconds, written))
+        cost = _cost([turn for turn, _ in measured], time_share)
+        self._worker.submit(lambda: self._deliver(step, self._finish(pending, numbers) + cost, written))
         for number, (turn, _) in enumerate(measured):
             if turn.probe.picture:
                 self._send_picture(step, pending, number, turn, written)
@@ -67,6 +96,15 @@ class Delivery:
         if len(self._scalars) >= _TOGETHER or time.monotonic() - self._since >= _SECONDS:
             self._send_scalars()
 
+    def stopped(self, step: int, because: str) -> None:
+        """Tells the backend why the training stops."""
+
+        def summarise() -> None:
+            self._stopped_because = because
+            self._summarise(step)
+
+        self._worker.submit(summarise)
+
     def flush(self) -> None:
         """Waits until everything has been written."""
         self._send_scalars()
@@ -80,6 +118,8 @@ class Delivery:
             _LOG.warning(
                 "vizlog dropped %d pictures that came due faster than they could be drawn", self._worker.dropped
             )
+        if not self._summarised:  # every run of a sweep has the same keys
+            self._summarise(self._latest)
         backend, self._backend = self._backend, None
         if backend is not None:
             try:
@@ -91,9 +131,9 @@ class Delivery:
         def finish() -> None:
             records = self._finish(pending, [(number, turn)])
             if turn.probe.slow:  # only the fast lane writes
-                self._worker.submit(lambda: self._write(step, records, written))
+                self._worker.submit(lambda: self._deliver(step, records, written))
             else:
-                self._write(step, records, written)
+                self._deliver(step, records, written)
 
         self._worker.submit(finish, picture=True, slow=turn.probe.slow)
 
@@ -105,7 +145,7 @@ class Delivery:
 
         def write() -> None:
             for (step, _), values in zip(scalars, pending.wait(), strict=True):
-                self._write(step, list(_scalars(values)), set())
+                self._write(step, list(_scalars(values)))
 
         self._worker.submit(write)
 
@@ -122,7 +162,30 @@ class Delivery:
                 self._failed(turn, "finish()", error)
         return records + draw(figures)
 
-    def _write(self, step: int, records: Sequence[Record], written: set[str]) -> None:
+    def _deliver(self, step: int, records: Sequence[Record], written: set[str]) -> None:
+        """Writes what probes have found at a step, and what it says of the run."""
+        new = self._first_of_each_tag(records, written)
+        self._write(step, new)
+        try:
+            found = self.diagnosis.after(step, new)
+        except Exception as error:  # noqa: BLE001 -- records of a person's own probe may take a tag of ours
+            _LOG.warning("vizlog could not make sense of step %d: %s: %s", step, type(error).__name__, error)
+            return
+        self._latest = max(step, self._latest)
+        if found != self.diagnosis:
+            self.diagnosis = found
+            self._summarise(self._latest)
+
+    def _summarise(self, step: int) -> None:
+        self._summarised = True
+        backend = self._backend
+        if isinstance(backend, Summarises):
+            try:
+                backend.summarise(step, self.diagnosis.scalars(), self._stopped_because)
+            except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
+                self._report_off(backend, error)
+
+    def _first_of_each_tag(self, records: Sequence[Record], written: set[str]) -> list[Record]:
         new = []
         for record in records:
             if record.tag not in written:
@@ -131,19 +194,25 @@ class Delivery:
             elif record.tag not in self._said_twice:
                 self._said_twice.add(record.tag)
                 _LOG.warning("vizlog: two probes make %s; the second one's is left out", record.tag)
+        return new
+
+    def _write(self, step: int, records: Sequence[Record]) -> None:
         backend = self._backend
-        if backend is None or not new:
+        if backend is None or not records:
             return
         try:
-            backend.write(step, new)
+            backend.write(step, records)
         except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
-            self._backend = None
-            _LOG.warning(
-                "vizlog: %s could not write and is off from now on: %s: %s",
-                type(backend).__name__,
-                type(error).__name__,
-                error,
-            )
+            self._report_off(backend, error)
+
+    def _report_off(self, backend: Backend | Summarises, error: Exception) -> None:
+        self._backend = None
+        _LOG.warning(
+            "vizlog: %s could not write and is off from now on: %s: %s",
+            type(backend).__name__,
+            type(error).__name__,
+            error,
+        )
 
 
 def _owned(value: Any) -> Any:
@@ -158,15 +227,19 @@ def _scalars(values: Mapping[str, Any]) -> Iterable[Scalar]:
             _LOG.warning("vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, error)
 
 
-def _seconds(turns: Iterable[Turn]) -> list[Record]:
+def _cost(turns: Iterable[Turn], time_share: float) -> list[Record]:
     seconds: dict[str, float] = defaultdict(float)
     for turn in turns:
         seconds[turn.probe.name] += turn.latest_seconds
+    share = "share of the time since the first step that vizlog took from the training thread"
     return [
-        Scalar(
-            f"health/vizlog_seconds/{name}",
-            value,
-            caption="seconds this probe took from the training thread at this step",
-        )
-        for name, value in seconds.items()
+        *(
+            Scalar(
+                f"health/vizlog_seconds/{name}",
+                value,
+                caption="seconds this probe took from the training thread at this step",
+            )
+            for name, value in seconds.items()
+        ),
+        Scalar("health/vizlog_time_share", time_share, caption=share),
     ]

@@ -22,15 +22,17 @@ from vizlog.batch import FixedBatch, as_fixed_batch
 from vizlog.budget import stretches
 from vizlog.capture import AutocastSeen, Survey, device_of, survey
 from vizlog.delivery import Delivery
+from vizlog.diagnosis import Diagnosis
 from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated
 from vizlog.messages import show
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
 from vizlog.probes.base import Context, Probe, as_probes
 from vizlog.probes.standard import standard_for
-from vizlog.ranks import Ranks, reshard
-from vizlog.schedules import Schedule
+from vizlog.ranks import Notice, Ranks, reshard
+from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import given_models, named_models, named_parameters
+from vizlog.stopping import Stop, StopWhen
 
 __all__ = ["Monitor"]
 
@@ -60,6 +62,8 @@ class Monitor:
         every: for the standard probes, how many steps between histograms.
         budget: the share of training time that may be spent (0.01: one percent); schedules are stretched to keep it.
             None: never.
+        stop_when: when the training is hopeless, so that `should_stop` turns true: "nonfinite", "dead",
+            "gradients_gone", a function of the health scalars (`vizlog/…` -> number), or a list of these. None: never.
         forward_context: makes the context that a forward runs under; None takes over the autocast of the training
             forward.
 
@@ -78,6 +82,7 @@ class Monitor:
         optimizer: Any = None,
         every: int | Schedule | None = None,
         budget: float | None = None,
+        stop_when: StopWhen | None = None,
         forward_context: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
         show()
@@ -93,6 +98,7 @@ class Monitor:
         if probes is not None and every is not None:
             raise ValueError("every= is for the standard probes; give each of probes= its own every=")
         self._budget = budget
+        self._stop: Stop | None = None
         self._autocast = AutocastSeen(device_of(self._models).type)
         self._forward_context = forward_context or self._autocast
         chosen = None if probes is None else as_probes(probes)
@@ -105,8 +111,11 @@ class Monitor:
             if probe.needs_optimizer and not self._optimizers:
                 raise ValueError(f"{probe.name} compares weights before and after a step: give optimizer= as well")
         self._turns = [Turn(probe) for probe in chosen]
+        if stop_when is not None:
+            schedules = _schedules_of_numbers(chosen if probes is not None else [], every)
+            self._stop = Stop(stop_when, schedules, Notice(self._ranks.rank, self._ranks.world))
         writes = to is not None and self._ranks.writes
-        self._delivery = Delivery(open_backend(to) if writes else None, self._disable)
+        self._delivery = Delivery(open_backend(to) if writes else None, self._disable, diagnoses=self._stop is not None)
         self._rounds: Rounds | None = None
         self._sources: tuple[Callable[[], int] | None, Callable[[], int] | None] = (None, None)
         self._count = 0  # of the step to come
@@ -122,7 +131,8 @@ class Monitor:
         self._steps = 0
         self._closed = False
         self._warned: set[str] = set()
-        watched = self._optimizers if self._ranks.takes_part else []
+        # A rank that takes no part counts steps all the same where all are to stop at one.
+        watched = self._optimizers if self._ranks.takes_part or self._stop is not None else []
         self._hooks = StepHooks(
             watched, before=self._before_step, gradients=self._gradients_ready, after=self._after_step
         )
@@ -209,7 +219,8 @@ class Monitor:
         Plain data, for a checkpoint.
         """
         probes = {name: turn.state_dict() for name, turn in self._named_turns()}
-        return {"step": self._count, "epoch": self._epoch, "probes": probes}
+        health = self._delivery.diagnosis.state_dict()
+        return {"step": self._count, "epoch": self._epoch, "probes": probes, "health": health}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave, before the first step; probes that it does not know start anew."""
@@ -218,6 +229,7 @@ class Monitor:
         for name, turn in self._named_turns():
             if name in state["probes"]:
                 turn.load_state_dict(state["probes"][name])
+        self._delivery.diagnosis = Diagnosis.from_state(state.get("health", {}))
         self._next_step = -1
         if self._rounds is not None:
             self._arm(self._count)
@@ -289,6 +301,16 @@ class Monitor:
             yield turn.probe.name + (f"-{number}" if number > 1 else ""), turn
 
     @property
+    def should_stop(self) -> bool:
+        """Whether one of `stop_when`'s conditions has been met; the same on all ranks at the same step."""
+        return self._stop is not None and self._stop.because != ""
+
+    @property
+    def stopped_because(self) -> str:
+        """Which of `stop_when`'s conditions has been met; "" while none has."""
+        return self._stop.because if self._stop is not None else ""
+
+    @property
     def _idle(self) -> bool:
         return self._closed or not self._ranks.takes_part
 
@@ -341,12 +363,18 @@ class Monitor:
     # One due step -----------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
-        if self._idle or (step == self._latest and self._started is not None):
+        if self._closed or (step == self._latest and self._started is not None):
+            return
+        if self._idle and self._stop is None:
             return
         self._latest = step
         self._steps += 1
         if self._started is None:
             self._started = time.perf_counter()
+        if self._stop is not None:
+            self._consider_stopping(self._stop, step, epoch)
+        if self._idle:
+            return
         if self._due is None and step < self._next_step and epoch == self._epoch:
             return
         self._epoch = epoch
@@ -362,6 +390,11 @@ class Monitor:
                 return
             due.step, due.epoch = step, epoch
             due.waiting = {id(optimizer) for optimizer in self._optimizers}
+
+    def _consider_stopping(self, stop: Stop, step: int, epoch: int | None) -> None:
+        if stop.consider(step, epoch, self._delivery.diagnosis) and self._ranks.writes:
+            _LOG.warning("vizlog: the training should stop at step %d: %s", step, stop.because)
+            self._delivery.stopped(step, stop.because)
 
     def _forward_done(self) -> None:
         """Forward and backward of this step are over, so that it counts: finds what is due next."""
@@ -418,7 +451,7 @@ class Monitor:
             measured = self._measure(due)
             self._stretch(due)
             if self._ranks.writes:
-                self._delivery.send(due.step, measured)
+                self._delivery.send(due.step, measured, self._time_share())
 
     def _bring_together(self, due: DueStep) -> None:
         """What all ranks have read of their shards comes together on the one that writes."""
@@ -495,6 +528,11 @@ class Monitor:
         ours = sum(turn.seconds for turn in self._turns)
         return max(time.perf_counter() - self._started - ours, 1e-6) / (self._steps - 1)
 
+    def _time_share(self) -> float:
+        """The share of the time since the first step that vizlog took."""
+        elapsed = time.perf_counter() - (self._started or 0)
+        return min(sum(turn.seconds for turn in self._turns) / max(elapsed, 1e-6), 1.0)
+
     def _plan(self, due: DueStep) -> None:
         """Finds what is due next."""
         assert due.step is not None
@@ -551,6 +589,13 @@ class Monitor:
                 most.probe.name,
                 most.seconds,
             )
+
+
+def _schedules_of_numbers(probes: Sequence[Probe], every: int | Schedule | None) -> list[Schedule]:
+    """When numbers are measured, as every rank knows it, also those that do not choose the standard probes."""
+    if probes:
+        return [probe.schedule for probe in probes if not probe.picture] or [probe.schedule for probe in probes]
+    return [every if isinstance(every, Schedule) else Thinning(every=100 if every is None else every)]
 
 
 def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:

@@ -6,13 +6,14 @@ import base64
 import html
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from typing_extensions import assert_never
 
+from vizlog.diagnosis import STOPPED_BECAUSE
 from vizlog.records import (
     Attention,
     Curves,
@@ -40,6 +41,15 @@ _NONFINITE = "vizlog/nonfinite_scalars"
 _LEFT_OUT = "vizlog/files_left_out"
 _MOST_BINS = 64
 _DIGITS = 5
+_KINDS = "activations attention embeddings feature_maps filters gradients health saliency updates weights".split()
+_PARTS = {
+    "Histogram": "_type bins values",
+    "Image": "_type caption format height path sha256 size width",
+    "Plotly": "_type path sha256 size",
+    "Html": "_type path sha256 size",
+    "Table": "_latest_artifact_path _type artifact_path log_mode ncols nrows path sha256 size",
+}
+"""What the client takes each type apart into for the summary."""
 _STYLE = """
 body { font: 14px/1.5 sans-serif; color: #222; background: #fff; margin: 12px }
 td, th { padding: 2px 12px 2px 0; text-align: left }
@@ -61,6 +71,10 @@ class WandB:
     - Embedding: a PNG of its layouts, its scores as `TAG/SCORE`, and a table `TAG/table` (id, label, a column for each
       dimension) for W&B's "2D Projection". Tables are artifacts, and slow: one is kept when the step has doubled.
     - Text: a page of HTML.
+
+    The run's summary gets the health scalars, `vizlog/dead_units_worst` and the others, under the same keys in every
+    run, so that a sweep can compare them; what else vizlog writes depends on the model, and stays out of it. What is
+    logged with `monitor.log` gets into it as usual. Where `stop_when` stops the training, W&B sends its owner an alert.
 
     Where the owner logs with `step=`, W&B keeps one row for each of his steps and refuses to go back; vizlog then
     writes into his rows. Its first row waits for his first, to learn which way he logs. Where his comes later than the
@@ -92,6 +106,7 @@ class WandB:
         self._defined = set(self._step_keys)
         self._with_nonfinite: set[str] = set()
         self._nonfinite_scalars = 0
+        self._alerted = False
 
     def write(self, step: int, records: Sequence[Record]) -> None:
         if self._rows is None or not records:
@@ -110,6 +125,16 @@ class WandB:
             if not _is_finished(self._rows.run):
                 raise
             self._give_up(self._rows.run, step)  # finished while we drew
+
+    def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
+        """Writes the health scalars into the run's summary."""
+        if self._rows is None or _is_finished(self._rows.run):
+            return
+        run = self._rows.run
+        run.summary.update({**scalars, STOPPED_BECAUSE: stopped_because})
+        if stopped_because and not self._alerted:
+            self._alerted = True
+            run.alert(title="vizlog: the training should stop", text=f"At step {step}: {stopped_because}", level="WARN")
 
     def close(self) -> None:
         """Lets go of the run, which stays open: it is its owner's."""
@@ -186,14 +211,22 @@ class WandB:
             counts[_LEFT_OUT] = self._files.left_out
         return counts
 
-    def _define(self, run: wandb.Run, row: Iterable[str]) -> None:
-        """Gives each new key its x-axis under its exact name: which of several matching globs wins is chance in W&B."""
+    def _define(self, run: wandb.Run, row: Mapping[str, Any]) -> None:
+        """Gives each new key its x-axis under its exact name: which of several matching globs wins is chance in W&B.
+
+        A key of one kind of model alone stays out of the summary, where all runs of a sweep should have the same.
+        """
         if self._defined == set(self._step_keys):
             run.define_metric(_STEP, hidden=True)
-        for key in row:
+        for key, value in row.items():
             if key not in self._defined:
-                run.define_metric(key, step_metric=_STEP, step_sync=False)
                 self._defined.add(key)
+                parts = _PARTS.get(type(value).__name__, "").split()
+                of_its_own = bool(parts) or key.partition("/")[0] in _KINDS or key == _LEFT_OUT
+                summary = "none" if of_its_own else None
+                run.define_metric(key, step_metric=_STEP, step_sync=False, summary=summary)
+                for part in parts:  # where a value has parts, the client heeds only what is said of each
+                    run.define_metric(f"{key}.{part}", summary="none")
 
 
 class _Rows:

@@ -15,7 +15,7 @@ from vizlog.compute.histogram import BitCounts
 from vizlog.probes.base import Context, Figures
 from vizlog.probes.health import layer_of
 from vizlog.probes.parameters import ParameterHistograms
-from vizlog.records import Record
+from vizlog.records import Record, Scalar
 
 __all__ = ["GradientHistograms"]
 
@@ -27,7 +27,7 @@ class GradientHistograms(ParameterHistograms):
 
     Gradients are read where they are final: unscaled, clipped, accumulated, summed over ranks. Where no optimizer is
     watched they are read before it, and the caption says so. Also `health/gradient_norm`: the Euclidean norm over a
-    layer's parameters.
+    layer's parameters; under a gradient scaler that skips inside the optimizer, `health/gradient_scaler_skipped`.
     """
 
     kind = "gradients"
@@ -49,8 +49,12 @@ class GradientHistograms(ParameterHistograms):
             if measured["watched"]
             else "before the optimizer: not clipped, scaled as the loss was"
         )
-        if any(bool(torch.any(found > 0)) for found in measured["skipped"]):
+        skipped = any(bool(torch.any(found > 0)) for found in measured["skipped"])
+        if skipped:
             self._how += "; the gradient scaler skipped this step"
+        if measured["skipped"]:
+            caption = "1 where a gradient scaler skipped the step: its gradients were not finite, and changed nothing"
+            yield Scalar("health/gradient_scaler_skipped", skipped, caption=caption)
         yield from super().finish(measured)
 
     def caption(self, name: str) -> str:

@@ -41,8 +41,9 @@ def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
     caption = "; ".join(dict.fromkeys(part.caption for part in parts if part.caption))
     records: list[Record] = []
     if known.size:
-        worst = f"health/{kind}_worst"
-        records.append(Scalar(worst, float(known.max()), caption=f"the highest of {len(layers)} layers; {caption}"))
+        worst = parts[0].worst
+        value = float(known.max() if worst == "highest" else known.min())
+        records.append(Scalar(f"health/{kind}_worst", value, caption=f"the {worst} of {len(layers)} layers; {caption}"))
         records.append(
             Scalar(f"health/{kind}_mean", float(known.mean()), caption=f"over {len(layers)} layers; {caption}")
         )
