@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from wandb_service import WandbService
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 
@@ -62,6 +63,25 @@ def _wandb_service_ends() -> Iterator[None]:
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()
+
+
+@pytest.fixture
+def wandb_service(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbService]:
+    """A stand-in of the W&B service that this process and its children log to; fails on what it does not know."""
+    import wandb
+    from wandb.agents.pyagent import Agent
+
+    wandb.teardown()  # the next run reads the settings anew
+    before = dict(os.environ)
+    with WandbService(tmp_path_factory.mktemp("wandb_service")) as service:
+        for name, value in service.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(Agent, "HEARTBEAT_SLEEP_SECONDS", 0.05)
+        yield service
+        wandb.teardown()
+        for name in os.environ.keys() - before.keys():  # what an agent leaves
+            del os.environ[name]
+    assert not service.unknown
 
 
 @pytest.fixture(scope="session")
