@@ -38,7 +38,7 @@ class Diagnosis:
         saturated_worst: share of outputs at a limit of their sigmoid, tanh or softmax, in the layer with most.
         gradient_norm, gradient_norm_max: Euclidean norm over all layers; the highest so far.
         vanishing: norm of the first layer's gradient over that of the last, 1e-12 to 1e12; 1 also where both are 0.
-        update_ratio_worst: |Δw| / |w| of the layer where it is highest.
+        update_ratio_worst, update_ratio_max: |Δw| / |w| of the layer where it is highest; the highest so far.
         nonfinite_total: NaN and infinite values counted in weights, gradients and activations, over all steps looked
             at; a step where only a layer that is not drawn has some counts as one more.
         first_bad_step: the first step with such; −1: none.
@@ -59,6 +59,7 @@ class Diagnosis:
     gradient_norm_max: float = 0.0
     vanishing: float = 1.0
     update_ratio_worst: float = 0.0
+    update_ratio_max: float = 0.0
     nonfinite_total: int = 0
     first_bad_step: int = -1
     knn_accuracy: float = 0.0
@@ -85,6 +86,7 @@ class Diagnosis:
         for name, tag in _FROM_SCALARS.items():
             if not math.isnan(value := scalars.get(tag, math.nan)):
                 found[name] = _finite(value)
+        found["update_ratio_max"] = max(self.update_ratio_max, found.get("update_ratio_worst", 0.0))
         for record in records:
             if isinstance(record, Embedding):
                 found["knn_accuracy"] = float(record.scores.get("knn_accuracy", 0.0))
