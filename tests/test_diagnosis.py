@@ -82,10 +82,9 @@ FOLDED: dict[str, tuple[Sequence[Record], dict[str, float]]] = {
     "those of a probe of one's own": ([nonfinite("spectra/a", nans=3)], {}),
     "a step that the gradient scaler skipped": (
         [
-            Scalar("health/gradient_scaler_skipped", 1),
-            layers("gradient_norm", INF, INF),
+            layers("gradient_norm", INF, INF, source="of a skipped step"),
             nonfinite("gradients/a", infs=4),
-            layers("nonfinite", 1.0, source="gradients"),
+            layers("nonfinite", 1.0, source="gradients of a skipped step"),
         ],
         {},
     ),

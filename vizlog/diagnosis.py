@@ -24,6 +24,9 @@ MOST = 1e12
 GONE = 1e-12
 """A gradient norm that is none; also the least ratio of two."""
 
+SKIPPED = "of a skipped step"
+"""How the name of a line ends that shows gradients which a gradient scaler let change nothing."""
+
 CUT_OFF = 1e-8
 """Ratio of the first layer's gradient to the last's at which the first learns nothing."""
 
@@ -91,10 +94,12 @@ class Diagnosis:
             if isinstance(record, Embedding):
                 found["knn_accuracy"] = float(record.scores.get("knn_accuracy", 0.0))
                 found["silhouette"] = float(record.scores.get("silhouette", 0.0))
-        skipped = scalars.get("health/gradient_scaler_skipped", 0.0) > 0
-        if "health/gradient_norm" in curves and not skipped:
+        skipped = any(line.endswith(SKIPPED) for record in curves.values() for line in record.ys)
+        if skipped:
+            curves.pop("health/gradient_norm", None)
+        if "health/gradient_norm" in curves:
             found |= self._gradient(curves["health/gradient_norm"])
-        shares = _shares(curves.get("health/nonfinite"), gradients=not skipped)
+        shares = _shares(curves.get("health/nonfinite"))
         found |= self._nonfinite(step, records, shares, gradients=not skipped)
         following = replace(self, **found)
         return _look_counted(following, shares, curves) if _NUMBERS & curves.keys() else following
@@ -169,14 +174,14 @@ def _finite(value: float) -> float:
     return min(max(value, -MOST), MOST)
 
 
-def _shares(curves: Curves | None, *, gradients: bool) -> dict[str, float]:
-    """Source -> the highest share of values that are not finite."""
+def _shares(curves: Curves | None) -> dict[str, float]:
+    """Source -> the highest share of values that are not finite, skipped steps aside."""
     if curves is None:
         return {}
     return {
         source: float(np.nanmax(line))
         for source, line in curves.ys.items()
-        if (gradients or source != "gradients") and not np.isnan(line).all()
+        if not source.endswith(SKIPPED) and not np.isnan(line).all()
     }
 
 

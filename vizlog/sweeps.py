@@ -12,12 +12,9 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from vizlog.diagnosis import CONDITIONS, STOPPED_BECAUSE
-
-if TYPE_CHECKING:
-    from wandb_workspaces.workspaces import Section, Workspace
 
 __all__ = ["View", "best_and_worst", "sweep_config", "workspace"]
 
@@ -63,10 +60,10 @@ class View:
     """A saved view of a W&B project, before it is saved.
 
     Attributes:
-        workspace: as wandb-workspaces has it, to add to or take from.
+        workspace: the `Workspace` of wandb-workspaces, to add to or take from.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Any) -> None:
         self.workspace = workspace
 
     def to_json(self) -> str:
@@ -203,11 +200,10 @@ def sweep_config(
         config["parameters"]["stop_when"] = {"value": names}
     if runs is not None:
         config["run_cap"] = runs
-    if early_terminate is not None:
-        is_number = isinstance(early_terminate, int)
-        config["early_terminate"] = (
-            {"type": "hyperband", "min_iter": early_terminate} if is_number else dict(early_terminate)  # type: ignore[call-overload]
-        )
+    if isinstance(early_terminate, int):
+        config["early_terminate"] = {"type": "hyperband", "min_iter": early_terminate}
+    elif early_terminate is not None:
+        config["early_terminate"] = dict(early_terminate)
     return config
 
 
@@ -242,7 +238,7 @@ def _axes(parameters: Iterable[str] | Mapping[str, Any]) -> dict[str, bool]:
     return axes
 
 
-def _overview(workspaces: Any, reports: Any, metric: str, axes: Mapping[str, bool]) -> Section:
+def _overview(workspaces: Any, reports: Any, metric: str, axes: Mapping[str, bool]) -> Any:
     column = reports.ParallelCoordinatesPlotColumn
     swept = [column(metric=reports.Config(name), log=log) for name, log in axes.items()]
     health = [
@@ -267,7 +263,7 @@ def _overview(workspaces: Any, reports: Any, metric: str, axes: Mapping[str, boo
     )
 
 
-def _importance(workspaces: Any, reports: Any, metric: str) -> Section:
+def _importance(workspaces: Any, reports: Any, metric: str) -> Any:
     targets = [metric, *(f"vizlog/{figure}" for figure in _HEALTH)]
     return workspaces.Section(
         name="Which parameter it follows",
@@ -276,7 +272,7 @@ def _importance(workspaces: Any, reports: Any, metric: str) -> Section:
     )
 
 
-def _over_steps(workspaces: Any, reports: Any) -> Section:
+def _over_steps(workspaces: Any, reports: Any) -> Any:
     lines = [
         reports.LinePlot(title=title, x=_STEP, y=list(keys), log_y="norm" in title or "update" in title)
         for title, keys in _LINES.items()
@@ -287,7 +283,7 @@ def _over_steps(workspaces: Any, reports: Any) -> Section:
     return workspaces.Section(name="Health over steps", is_open=True, panels=[*lines, separates])
 
 
-def _gallery(workspaces: Any, reports: Any, pictures: Sequence[str]) -> Section:
+def _gallery(workspaces: Any, reports: Any, pictures: Sequence[str]) -> Any:
     panels = [
         reports.MediaBrowser(
             title=f"{key}: best and worst runs at the same step",

@@ -98,7 +98,7 @@ def normalised_entropy(rows: Tensor, allowed: Tensor) -> Tensor:
         (...) float32; NaN for a query that has no choice, n < 2.
     """
     number = allowed.sum(-1)
-    entropy = torch.special.entr(rows.float()).sum(-1) / number.clamp_min(2).log()
+    entropy: Tensor = torch.special.entr(rows.float()).sum(-1) / number.clamp_min(2).log()
     return entropy.masked_fill(number < 2, torch.nan)
 
 

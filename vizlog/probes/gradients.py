@@ -12,10 +12,11 @@ import torch
 
 from vizlog.capture import Gradients
 from vizlog.compute.histogram import BitCounts
+from vizlog.diagnosis import SKIPPED
 from vizlog.probes.base import Context, Figures
 from vizlog.probes.health import layer_of
 from vizlog.probes.parameters import ParameterHistograms
-from vizlog.records import Record, Scalar
+from vizlog.records import Record
 
 __all__ = ["GradientHistograms"]
 
@@ -27,12 +28,13 @@ class GradientHistograms(ParameterHistograms):
 
     Gradients are read where they are final: unscaled, clipped, accumulated, summed over ranks. Where no optimizer is
     watched they are read before it, and the caption says so. Also `health/gradient_norm`: the Euclidean norm over a
-    layer's parameters; under a gradient scaler that skips inside the optimizer, `health/gradient_scaler_skipped`.
+    layer's parameters.
     """
 
     kind = "gradients"
     request = Gradients
     _warned = False
+    _of_what = ""
 
     def measure(self, context: Context) -> Any:
         if not context.captured["counts"] and not self._warned:
@@ -49,12 +51,10 @@ class GradientHistograms(ParameterHistograms):
             if measured["watched"]
             else "before the optimizer: not clipped, scaled as the loss was"
         )
-        skipped = any(bool(torch.any(found > 0)) for found in measured["skipped"])
-        if skipped:
+        self._of_what = ""
+        if any(bool(torch.any(found > 0)) for found in measured["skipped"]):
             self._how += "; the gradient scaler skipped this step"
-        if measured["skipped"]:
-            caption = "1 where a gradient scaler skipped the step: its gradients were not finite, and changed nothing"
-            yield Scalar("health/gradient_scaler_skipped", skipped, caption=caption)
+            self._of_what = SKIPPED
         yield from super().finish(measured)
 
     def caption(self, name: str) -> str:
@@ -66,4 +66,9 @@ class GradientHistograms(ParameterHistograms):
         for name, count in counts.items():
             squares[layer_of(name)] += math.nan if count.nonfinite else count.norm**2
         norms = {layer: math.sqrt(square) for layer, square in squares.items()}
-        yield Figures("gradient_norm", norms, caption=f"Euclidean norm of each layer's gradient, {self._how}")
+        caption = f"Euclidean norm of each layer's gradient, {self._how}"
+        yield Figures("gradient_norm", norms, caption=caption, source=self._of_what)
+
+    @property
+    def source(self) -> str:
+        return f"{self.kind} {self._of_what}".strip()
