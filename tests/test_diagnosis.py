@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import vizlog
-from vizlog.diagnosis import KEYS, Diagnosis
+from vizlog.diagnosis import CONDITIONS, KEYS, Diagnosis
 from vizlog.records import Curves, Embedding, Histogram, Record, Scalar
 
 NAN, INF = math.nan, math.inf
@@ -124,6 +124,42 @@ def test_a_checkpoint_keeps_figures_but_nothing_that_stops() -> None:
     resumed = Diagnosis.from_state(found.state_dict())
     assert resumed.scalars() == found.scalars()
     assert (found.looks, resumed.looks, resumed.bad, resumed.gone) == (2, 0, 0, 0)
+
+
+NORMAL = [layers("gradient_norm", 1.0, 1.0), layers("dead_units", 0.0), layers("nonfinite", 0.0, source="weights")]
+NO_GRADIENT = [layers("gradient_norm", 0.0, 1.0)]
+DEAD = [Scalar("health/dead_units_worst", 1.0), layers("dead_units", 1.0)]
+WITH_NAN = [layers("nonfinite", 0.1, source="weights")]
+
+
+@pytest.mark.parametrize(
+    ("looks", "met"),
+    [
+        ([NORMAL, NORMAL], set()),
+        ([NORMAL, NO_GRADIENT], set()),  # one look may deceive
+        ([NORMAL, NO_GRADIENT, NO_GRADIENT], {"gradients_gone"}),
+        ([NO_GRADIENT, NO_GRADIENT, NORMAL], set()),
+        ([DEAD], set()),
+        ([DEAD, DEAD], {"dead"}),  # nobody looks at gradients
+        ([NORMAL + DEAD, NORMAL + DEAD], set()),  # a way round it
+        ([NO_GRADIENT + DEAD, NO_GRADIENT + DEAD], {"dead", "gradients_gone"}),
+        ([NO_GRADIENT, DEAD, NO_GRADIENT, DEAD], {"dead", "gradients_gone"}),  # looked at in turn
+        ([WITH_NAN], {"nonfinite"}),
+        ([WITH_NAN, NORMAL], set()),
+        ([[layers("nonfinite", 0.1, source="activations")]], {"nonfinite"}),
+    ],
+)
+def test_a_condition_is_met_by_what_the_last_looks_have_in_common(looks: list[list[Record]], met: set[str]) -> None:
+    found = Diagnosis()
+    for step, records in enumerate(looks):
+        found = found.after(step, records)
+    assert {name for name, (holds, _) in CONDITIONS.items() if holds(found)} == met
+
+
+def test_activations_that_are_infinite_by_design_stop_nothing_where_weights_are_looked_at() -> None:
+    both = {"activations": np.array([0.1]), "weights": np.array([0.0])}
+    found = Diagnosis().after(0, [Curves("health/nonfinite", np.arange(1), both, "layer", "nonfinite")])
+    assert (found.bad, found.first_bad_step) == (0, 0)
 
 
 # From real models -----------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_what_is_no_condition_raises_where_it_is_given(wrong: Any, error: type[E
     from vizlog.callbacks.lightning import VizLog
 
     with pytest.raises(error, match=said):
-        vizlog.watch(healthy(), SGD(healthy().parameters(), 0.1), to=None, probes=[], stop_when=wrong)
+        vizlog.Monitor(healthy(), [], to=None, stop_when=wrong)
     with pytest.raises(error, match=said):
         VizLog(stop_when=wrong)
 

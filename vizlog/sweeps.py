@@ -147,7 +147,9 @@ def best_and_worst(entity: str, project: str, *, metric: str, goal: Goal = "maxi
     ended = [
         (float(value), run.id)
         for run in wandb.Api().runs(f"{entity}/{project}")
-        if isinstance(value := run.summary.get(metric), (int, float)) and math.isfinite(value)
+        if run.state == "finished"
+        and isinstance(value := run.summary.get(metric), (int, float))
+        and math.isfinite(value)
     ]
     if len(ended) < 2:
         return None
