@@ -57,8 +57,9 @@ def trial() -> None:
     """Trains one configuration: the one that the agent chose."""
     torch.set_num_threads(1)  # of a model this small a second thread would only wait
     torch.manual_seed(0)
-    with wandb.init(project=PROJECT, config=ALONE, reinit="finish_previous") as run:
+    with wandb.init(project=PROJECT) as run:
         config = run.config
+        config.setdefaults(ALONE)  # where no agent has set it
         pixels, labels = digits()
         model = network(config.activation, config.init_gain, config.depth)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
