@@ -286,13 +286,15 @@ class Attends(nn.Module):
         q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
         if self.way == "sdpa":
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        elif self.way == "sdpa, -1e4":
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=-1e4 * forbidden.float())
         else:
             scores = (q @ k.transpose(-2, -1) / 2).masked_fill(forbidden, -1e4 if self.way == "-1e4" else -math.inf)
             out = scores.softmax(-1) @ v
         return self.head(out.transpose(1, 2).flatten(2).mean(1))
 
 
-@pytest.mark.parametrize("way", ["sdpa", "mha", "written out", "-1e4"])
+@pytest.mark.parametrize("way", ["sdpa", "sdpa, -1e4", "mha", "written out", "-1e4"])
 def test_entropy_and_sinks_are_what_numpy_makes_of_the_probabilities(way: str) -> None:
     model, x = Attends(way).eval(), 3 * torch.randn(4, 16, 8)
     memory = vizlog.Memory()

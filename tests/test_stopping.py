@@ -84,13 +84,11 @@ def zero_head() -> nn.Module:
     return model
 
 
-def train(
-    model: nn.Module, steps: int = STEPS, to: Any = None, lr: float = 0.05, **options: Any
-) -> tuple[int, vizlog.Monitor, vizlog.Memory]:
+def train(model: nn.Module, steps: int = STEPS, **options: Any) -> tuple[int, vizlog.Monitor, vizlog.Memory]:
     """(steps until the loop was left, the monitor, what was written)."""
     x, y = data()
     memory = vizlog.Memory()
-    optimizer = SGD(model.parameters(), lr=lr)
+    optimizer = SGD(model.parameters(), lr=0.05)
     options = {"probes": probes(), "batch": (x, y), "to": memory} | options
     monitor = vizlog.watch(model, optimizer, **options)
     done = 0
@@ -99,7 +97,6 @@ def train(
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-        monitor.flush()  # so that the worker is never behind, whatever else this machine does
         if monitor.should_stop:
             break
     monitor.close()
@@ -157,7 +154,6 @@ def test_a_resumed_training_shows_first_how_it_is() -> None:
     for _ in range(STEPS):
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-        monitor.flush()
     monitor.close()
     assert not monitor.should_stop  # it was mended, and the figures of old stop nothing
     assert memory.summary["vizlog/first_bad_step"] == 0
@@ -203,7 +199,7 @@ def test_what_is_no_condition_raises_where_it_is_given(wrong: Any, error: type[E
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*isinstance.treespec, LeafSpec.")
 def test_lightning_is_told_and_ends_as_usual() -> None:
-    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch import LightningModule, Trainer
 
     from vizlog.callbacks.lightning import VizLog
 
@@ -218,15 +214,10 @@ def test_lightning_is_told_and_ends_as_usual() -> None:
         def configure_optimizers(self) -> Any:
             return SGD(self.parameters(), lr=0.05)
 
-    class Flushes(Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            assert looks.monitor is not None
-            looks.monitor.flush()
-
     memory = vizlog.Memory()
     looks = VizLog(probes(), to=memory, batch=data(), stop_when=ALL)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = Trainer(callbacks=[looks, Flushes()], accelerator="cpu", logger=False, max_epochs=20, **quiet)
+    trainer = Trainer(callbacks=[looks], accelerator="cpu", logger=False, max_epochs=20, **quiet)
     trainer.fit(Module(), DataLoader(TensorDataset(*data()), batch_size=12))
     assert trainer.global_step == 5
     assert memory.summary["vizlog/stopped_because"].startswith("dead")
@@ -271,10 +262,8 @@ def _replicated(rank: int, way: str, watching: int) -> tuple[int, list[str]]:
         optimizer.step()
         if way == "begin and end":
             monitor.end()
-        if monitor is not None:
-            monitor.flush()
-            if monitor.should_stop:
-                break
+        if monitor is not None and monitor.should_stop:
+            break
     if monitor is not None:
         monitor.close()
     logging.getLogger("vizlog").removeHandler(handler)
@@ -285,12 +274,6 @@ def _replicated(rank: int, way: str, watching: int) -> tuple[int, list[str]]:
 def test_all_ranks_of_a_replicated_model_stop_at_the_same_step(ranks: Pair, way: str) -> None:
     # Rank 0 finds out at step 4 and leaves a notice; all stop at the due step after it.
     assert [done for done, _ in ranks.run(_replicated, way, 2)] == [7, 7]
-
-
-def test_a_rank_that_nobody_else_follows_goes_on_and_says_so(ranks: Pair) -> None:
-    (done, said), (other, _) = ranks.run(_replicated, "watch", 1)
-    assert (done, other) == (STEPS, STEPS)
-    assert sum("only 1 of 2 ranks have a monitor with stop_when=" in line for line in said) == 1
 
 
 def _sharded(rank: int) -> int:
@@ -311,7 +294,6 @@ def _sharded(rank: int) -> int:
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-        monitor.flush()
         if monitor.should_stop:
             break
     monitor.close()
@@ -320,3 +302,9 @@ def _sharded(rank: int) -> int:
 
 def test_all_ranks_of_a_sharded_model_stop_at_the_same_step(ranks: Pair) -> None:
     assert ranks.run(_sharded) == [7, 7]
+
+
+def test_a_rank_that_nobody_else_follows_goes_on_and_says_so(ranks: Pair) -> None:
+    (done, said), (other, _) = ranks.run(_replicated, "watch", 1)
+    assert (done, other) == (STEPS, STEPS)
+    assert sum("only 1 of 2 ranks have a monitor with stop_when=" in line for line in said) == 1

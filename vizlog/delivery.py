@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +40,7 @@ class Delivery:
         diagnoses: whether the diagnosis is wanted also where nothing is written.
 
     Attributes:
-        diagnosis: the run's health, as far as the worker has come. It is replaced as a whole, so any thread may read.
+        diagnosis: the run's health, as far as records have been made. It is replaced as a whole: any thread may read.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class Delivery:
     ) -> None:
         self.diagnosis = Diagnosis()
         self._diagnoses = diagnoses
+        self._diagnosing = threading.Lock()
+        self._unmade: list[_Numbers] = []
+        self._summarised: Diagnosis | None = None
         self._stopped_because = ""
         self._latest = 0
-        self._summarised = False
         self._backend = backend
         self._failed = failed
         self._worker = Worker()
@@ -79,7 +82,14 @@ class Delivery:
         written: set[str] = set()
         numbers = [(number, turn) for number, (turn, _) in enumerate(measured) if not turn.probe.picture]
         cost = _cost([turn for turn, _ in measured], time_share)
-        self._worker.submit(lambda: self._deliver(step, self._finish(pending, numbers) + cost, written))
+
+        def make() -> list[Record]:
+            return self._diagnosed(step, self._finish(pending, numbers) + cost, written)
+
+        made = _Numbers(make)
+        if self._diagnoses:
+            self._unmade.append(made)
+        self._worker.submit(lambda: self._deliver(step, made()))
         for number, (turn, _) in enumerate(measured):
             if turn.probe.picture:
                 self._send_picture(step, pending, number, turn, written)
@@ -95,6 +105,16 @@ class Delivery:
             self._since = time.monotonic()
         if len(self._scalars) >= _TOGETHER or time.monotonic() - self._since >= _SECONDS:
             self._send_scalars()
+
+    def up_to_date(self) -> Diagnosis:
+        """The diagnosis of all numbers measured so far; those that the worker has not come to are made here.
+
+        So it does not depend on how fast the worker is, and nobody waits for the pictures in its queue.
+        """
+        unmade, self._unmade = self._unmade, []
+        for numbers in unmade:
+            numbers()
+        return self.diagnosis
 
     def stopped(self, step: int, because: str) -> None:
         """Tells the backend why the training stops."""
@@ -118,7 +138,7 @@ class Delivery:
             _LOG.warning(
                 "vizlog dropped %d pictures that came due faster than they could be drawn", self._worker.dropped
             )
-        if not self._summarised:  # every run of a sweep has the same keys
+        if self._summarised is None:  # every run of a sweep has the same keys
             self._summarise(self._latest)
         backend, self._backend = self._backend, None
         if backend is not None:
@@ -131,9 +151,9 @@ class Delivery:
         def finish() -> None:
             records = self._finish(pending, [(number, turn)])
             if turn.probe.slow:  # only the fast lane writes
-                self._worker.submit(lambda: self._deliver(step, records, written))
+                self._worker.submit(lambda: self._deliver(step, self._diagnosed(step, records, written)))
             else:
-                self._deliver(step, records, written)
+                self._deliver(step, self._diagnosed(step, records, written))
 
         self._worker.submit(finish, picture=True, slow=turn.probe.slow)
 
@@ -162,26 +182,29 @@ class Delivery:
                 self._failed(turn, "finish()", error)
         return records + draw(figures)
 
-    def _deliver(self, step: int, records: Sequence[Record], written: set[str]) -> None:
-        """Writes what probes have found at a step, and what it says of the run."""
+    def _diagnosed(self, step: int, records: Sequence[Record], written: set[str]) -> list[Record]:
+        """What probes have found at a step, the first of each tag, once the diagnosis knows of it."""
         new = self._first_of_each_tag(records, written)
-        self._write(step, new)
-        try:
-            found = self.diagnosis.after(step, new)
-        except Exception as error:  # noqa: BLE001 -- records of a person's own probe may take a tag of ours
-            _LOG.warning("vizlog could not make sense of step %d: %s: %s", step, type(error).__name__, error)
-            return
+        with self._diagnosing:
+            try:
+                self.diagnosis = self.diagnosis.after(step, new)
+            except Exception as error:  # noqa: BLE001 -- records of a person's own probe may take a tag of ours
+                _LOG.warning("vizlog could not make sense of step %d: %s: %s", step, type(error).__name__, error)
+        return new
+
+    def _deliver(self, step: int, records: Sequence[Record]) -> None:
+        """Writes what probes have found at a step, and what it says of the run."""
+        self._write(step, records)
         self._latest = max(step, self._latest)
-        if found != self.diagnosis:
-            self.diagnosis = found
+        if self.diagnosis != self._summarised:
             self._summarise(self._latest)
 
     def _summarise(self, step: int) -> None:
-        self._summarised = True
+        self._summarised = diagnosis = self.diagnosis
         backend = self._backend
         if isinstance(backend, Summarises):
             try:
-                backend.summarise(step, self.diagnosis.scalars(), self._stopped_because)
+                backend.summarise(step, diagnosis.scalars(), self._stopped_because)
             except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
                 self._report_off(backend, error)
 
@@ -213,6 +236,22 @@ class Delivery:
             type(error).__name__,
             error,
         )
+
+
+class _Numbers:
+    """The numbers of one step, made into records once, by whoever needs them first."""
+
+    def __init__(self, make: Callable[[], list[Record]]) -> None:
+        self._make: Callable[[], list[Record]] | None = make
+        self._records: list[Record] = []
+        self._making = threading.Lock()
+
+    def __call__(self) -> list[Record]:
+        with self._making:
+            if self._make is not None:
+                make, self._make = self._make, None
+                self._records = make()
+            return self._records
 
 
 def _owned(value: Any) -> Any:

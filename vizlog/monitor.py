@@ -129,6 +129,7 @@ class Monitor:
         self._started: float | None = None
         self._pace: float | None = None  # seconds a step takes
         self._steps = 0
+        self._deciding = 0.0  # seconds spent on whether to stop
         self._closed = False
         self._warned: set[str] = set()
         # A rank that takes no part counts steps all the same where all are to stop at one.
@@ -392,7 +393,10 @@ class Monitor:
             due.waiting = {id(optimizer) for optimizer in self._optimizers}
 
     def _consider_stopping(self, stop: Stop, step: int, epoch: int | None) -> None:
-        if stop.consider(step, epoch, self._delivery.diagnosis) and self._ranks.writes:
+        began = time.perf_counter()
+        turned = stop.consider(step, epoch, self._delivery.up_to_date)
+        self._deciding += time.perf_counter() - began
+        if turned and self._ranks.writes:
             _LOG.warning("vizlog: the training should stop at step %d: %s", step, stop.because)
             self._delivery.stopped(step, stop.because)
 
@@ -525,13 +529,17 @@ class Monitor:
         """What the steps so far took without vizlog, on average; None at the first."""
         if self._started is None or self._steps < 2:
             return None
-        ours = sum(turn.seconds for turn in self._turns)
-        return max(time.perf_counter() - self._started - ours, 1e-6) / (self._steps - 1)
+        return max(time.perf_counter() - self._started - self._spent, 1e-6) / (self._steps - 1)
 
     def _time_share(self) -> float:
         """The share of the time since the first step that vizlog took."""
         elapsed = time.perf_counter() - (self._started or 0)
-        return min(sum(turn.seconds for turn in self._turns) / max(elapsed, 1e-6), 1.0)
+        return min(self._spent / max(elapsed, 1e-6), 1.0)
+
+    @property
+    def _spent(self) -> float:
+        """Seconds that vizlog has taken from the training thread."""
+        return sum(turn.seconds for turn in self._turns) + self._deciding
 
     def _plan(self, due: DueStep) -> None:
         """Finds what is due next."""
@@ -578,7 +586,7 @@ class Monitor:
         if self._started is None or not self._ranks.writes:
             return
         elapsed = time.perf_counter() - self._started
-        spent = sum(turn.seconds for turn in self._turns)
+        spent = self._spent
         most = max(self._turns, key=lambda turn: turn.seconds, default=None)
         if most is not None and elapsed > 0:
             _LOG.info(

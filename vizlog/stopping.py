@@ -23,8 +23,8 @@ StopWhen: TypeAlias = "str | Condition | Sequence[str | Condition]"
 class Stop:
     """Decides between steps whether the training is hopeless.
 
-    It looks at the due steps of its schedule, at what the worker has made of earlier ones by then: nothing is waited
-    for. The first look of a process decides nothing, so that a resumed run shows first how it is.
+    It decides at the due steps of its schedule, by what was measured at earlier ones. The first look of a process
+    decides nothing, so that a resumed run shows first how it is.
 
     One rank decides, and leaves a notice for the others; all of them, the one that decides too, stop at the due step
     after it. They train in step, so by then each has found the notice, and none has to wait for another.
@@ -48,14 +48,19 @@ class Stop:
         self._next: tuple[int | None, int | None] = (-1, -1)
         self.because = ""
 
-    def consider(self, step: int, epoch: int | None, diagnosis: Diagnosis) -> bool:
-        """At the start of a step: whether it has just turned out that the training should stop."""
+    def consider(self, step: int, epoch: int | None, diagnose: Callable[[], Diagnosis]) -> bool:
+        """At the start of a step: whether it has just turned out that the training should stop.
+
+        Args:
+            step, epoch: of the step that starts.
+            diagnose: gives the health at all looks so far; asked where it is needed alone.
+        """
         if self.because or not self._due(step, epoch):
             return False
         self.because = self._notice.before(step)
         if self.because:
             return True
-        found = self._found(diagnosis) if self._notice.decides and not self._notice.posted else ""
+        found = self._found(diagnose()) if self._notice.decides and not self._notice.posted else ""
         if found and self._notice.is_alone:
             self.because = found
         elif found:
