@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import vizlog
 from vizlog import sweeps
+from vizlog.diagnosis import Diagnosis
 
 PROJECT = "vizlog-sweep"
 SWEEP = Path(__file__).with_name("sweep.yaml")
@@ -166,10 +167,9 @@ def correlations(trials: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) 
     found = {}
     for among, members in groups.items():
         for parameter in ("lr", "init_gain", "depth"):
-            for figure in [key for key in members[0][1] if key.startswith("vizlog/")]:
+            for figure in Diagnosis().scalars():
                 pairs = [(config[parameter], summary[figure]) for config, summary in members]
-                if all(isinstance(value, (int, float)) for _, value in pairs):
-                    found[among, parameter, figure] = _spearman(pairs)
+                found[among, parameter, figure] = _spearman(pairs)
     return {key: value for key, value in found.items() if not math.isnan(value)}
 
 

@@ -243,7 +243,9 @@ def test_the_example_sweep_is_run_by_agents_and_read_back(
     assert {run.id for run in runs if run.summary["accuracy"] < 0.3} == died
     assert len(wandb_service.alerts) == 2
     assert (
-        module.correlations([(run.config, run.summary) for run in runs])["all trials", "lr", "vizlog/dead_units_worst"]
+        module.correlations([(run.config, dict(run.summary)) for run in runs])[
+            "all trials", "lr", "vizlog/dead_units_worst"
+        ]
         > 0.8
     )
 
