@@ -88,16 +88,16 @@ def trial() -> None:
             loss.backward()
             optimizer.step()
             if step % EVERY == 0 or monitor.should_stop:
-                monitor.log({"loss": loss, "accuracy": accuracy(model, *held_out)})
+                run.log({"loss": loss.item(), "accuracy": accuracy(model, *held_out)})
             if monitor.should_stop:
                 break
-        monitor.log({"loss": loss, "accuracy": accuracy(model, *held_out)})
         monitor.close()
+        run.log({"loss": loss.item(), "accuracy": accuracy(model, *held_out)})
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    return (model(inputs).argmax(1) == labels).float().mean()
+def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    return (model(inputs).argmax(1) == labels).float().mean().item()
 
 
 # The sweep ------------------------------------------------------------------------------------------------------------

@@ -250,6 +250,7 @@ def test_a_nan_never_reaches_the_summary_but_is_counted_and_said_once(
     backend = WandB(run)
     for step, value in enumerate([1.0, float("nan"), float("-inf"), 2.0]):
         backend.write(step, [Scalar("loss/train", value=value)])
+    backend.close()
     summary = dict(run.summary)
     written = finish(run)
 
@@ -403,6 +404,61 @@ def test_the_first_row_is_not_lost_where_nobody_else_logs(start: Callable[..., w
             backend.close()
             WandB(run).write(0, [Scalar("health/x", value=2.0)])
         assert finish(run).of("health/x") == ([1.0, 2.0] if closes else [1.0])
+
+
+def waiting(backend: WandB) -> int:
+    assert backend._rows is not None
+    return len(backend._rows._held)
+
+
+def test_rows_wait_for_the_owners_first_and_not_without_end(run: wandb.Run, said: Callable[[], list[str]]) -> None:
+    backend = WandB(run)
+    for step in range(101):  # the first one goes into the row that will be his
+        backend.write(step, [Scalar("health/x", value=float(step))])
+    assert waiting(backend) == 100
+    assert said() == []
+    backend.write(101, [Scalar("health/x", value=101.0)])
+    assert waiting(backend) == 0
+    run.log({"loss": 1})
+    (line,) = said()
+    assert "nobody else has logged" in line
+    assert finish(run).of("health/x") == [*range(102)]
+
+
+def test_an_empty_row_of_the_owners_ends_the_wait(
+    run: wandb.Run, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vizlog.backends.wandb_rows._LONG", 0.0)
+    backend = WandB(run)
+    for step in range(3):
+        backend.write(step, [Scalar("health/x", value=float(step))])
+    (line,) = said()
+    assert "wait for your first run.log()" in line
+    run.log({})
+    backend.write(3, [Scalar("health/x", value=3.0)])
+    assert waiting(backend) == 0
+    assert finish(run).of("health/x") == [0, 1, 2, 3]
+
+
+def test_an_owner_who_logs_once_at_the_end_with_step_loses_nothing(run: wandb.Run) -> None:
+    with_vizlog = WandB(run)
+    for step in range(5):
+        with_vizlog.write(step, [Scalar("health/x", value=float(step))])
+    run.log({"accuracy": 0.5}, step=0)
+    with_vizlog.close()
+    written = finish(run)
+    assert written.of("accuracy") == [0.5]
+    assert written.of("health/x") == [4]  # W&B keeps one row for it
+
+
+def test_a_client_that_calls_nobody_before_it_finishes_is_not_waited_for(
+    run: wandb.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_teardown_hooks", ())
+    backend = WandB(run)
+    for step in range(3):
+        backend.write(step, [Scalar("health/x", value=float(step))])
+    assert waiting(backend) == 0
 
 
 def test_under_lightnings_logger_rows_carry_its_step(tmp_path: Path) -> None:

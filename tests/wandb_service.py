@@ -553,7 +553,7 @@ def _run(service: WandbService, run: Run) -> dict[str, Any]:
         "project_id": "1",
         "sweep_name": run.sweep,
         "config": json.dumps(config),
-        "wandb_config": lambda keys=(): json.dumps({"_wandb": config.get("_wandb", {"value": {}})}),
+        "wandb_config": lambda keys: json.dumps({key: run.config.get("_wandb", {}).get(key) for key in keys}),
         "summary_metrics": json.dumps(run.summary),
         "system_metrics": "{}",
         "history_keys": lambda: _history_keys(run),

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -66,7 +67,9 @@ class Delivery:
         self._said_twice: set[str] = set()
 
     def send(self, step: int, measured: Sequence[tuple[Turn, Any]], time_share: float = 0.0) -> None:
-        """Starts one copy to the host and queues the rest: numbers and histograms together, each picture by itself.
+        """Starts one copy to the host and queues the rest; all that was found is written at once, the slow ones after.
+
+        Each picture is a job of its own, since one that waits may be dropped.
 
         Args:
             step: at which it was measured.
@@ -80,8 +83,10 @@ class Delivery:
             measured = [(turn, tree) for turn, tree in measured if not turn.probe.picture]
         pending = to_host([tree for _, tree in measured])
         written: set[str] = set()
-        numbers = [(number, turn) for number, (turn, _) in enumerate(measured) if not turn.probe.picture]
-        cost = _cost([turn for turn, _ in measured], time_share)
+        turns = [turn for turn, _ in measured]
+        numbers = [(number, turn) for number, turn in enumerate(turns) if not turn.probe.picture]
+        cost = _cost(turns, time_share)
+        found: list[Record] = []
 
         def make() -> list[Record]:
             return self._diagnosed(step, self._finish(pending, numbers) + cost, written)
@@ -89,10 +94,15 @@ class Delivery:
         made = _Numbers(make)
         if self._diagnoses:
             self._unmade.append(made)
-        self._worker.submit(lambda: self._deliver(step, made()))
-        for number, (turn, _) in enumerate(measured):
+        self._worker.submit(lambda: found.extend(made()))
+        for number, turn in enumerate(turns):
             if turn.probe.picture:
-                self._send_picture(step, pending, number, turn, written)
+                self._worker.submit(
+                    partial(self._finish_picture, step, pending, (number, turn), found=found, written=written),
+                    picture=True,
+                    slow=turn.probe.slow,
+                )
+        self._worker.submit(lambda: self._deliver(step, found))
 
     def log(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Keeps numbers for the next copy; tensors are cloned, since training may change them in place."""
@@ -147,15 +157,14 @@ class Delivery:
             except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
                 _LOG.warning("vizlog could not close %s: %s", type(backend).__name__, error)
 
-    def _send_picture(self, step: int, pending: Pending, number: int, turn: Turn, written: set[str]) -> None:
-        def finish() -> None:
-            records = self._finish(pending, [(number, turn)])
-            if turn.probe.slow:  # only the fast lane writes
-                self._worker.submit(lambda: self._deliver(step, self._diagnosed(step, records, written)))
-            else:
-                self._deliver(step, self._diagnosed(step, records, written))
-
-        self._worker.submit(finish, picture=True, slow=turn.probe.slow)
+    def _finish_picture(
+        self, step: int, pending: Pending, wanted: tuple[int, Turn], *, found: list[Record], written: set[str]
+    ) -> None:
+        records = self._finish(pending, [wanted])
+        if wanted[1].probe.slow:  # only the fast lane writes
+            self._worker.submit(lambda: self._deliver(step, self._diagnosed(step, records, written)))
+        else:
+            found.extend(self._diagnosed(step, records, written))
 
     def _send_scalars(self) -> None:
         scalars, self._scalars = self._scalars, []

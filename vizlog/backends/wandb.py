@@ -6,13 +6,15 @@ import base64
 import html
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from typing_extensions import assert_never
 
+from vizlog.backends.patience import Patience
+from vizlog.backends.wandb_rows import Rows
 from vizlog.diagnosis import STOPPED_BECAUSE
 from vizlog.records import (
     Attention,
@@ -39,7 +41,12 @@ _log = logging.getLogger("vizlog")
 _STEP = "vizlog/step"
 _NONFINITE = "vizlog/nonfinite_scalars"
 _LEFT_OUT = "vizlog/files_left_out"
+_HISTOGRAMS_LEFT_OUT = "vizlog/histograms_left_out"
 _MOST_BINS = 64
+_FEWEST_BINS = 8
+_ROW_BYTES = 900_000
+_BIN_BYTES = 24
+_NAME_BYTES = 120
 _DIGITS = 5
 _KINDS = "activations attention embeddings feature_maps filters gradients health saliency updates weights".split()
 _PARTS = {
@@ -65,7 +72,9 @@ class WandB:
 
     - Scalar: a number. Sweeps read the summary, which must stay finite: NaN and infinite values are left out, counted
       in `vizlog/nonfinite_scalars`, and the first one is said.
-    - Histogram: a native one of at most 64 bins; from the first non-finite value on also `TAG/nans` and `TAG/infs`.
+    - Histogram: a native one of at most 64 bins; fewer where a row would pass 1 MB, from about 500 histograms on, and
+      over 2,900 some are left out and counted in `vizlog/histograms_left_out`. From the first non-finite value on also
+      `TAG/nans` and `TAG/infs`.
     - Images, Heatmaps, Attention: one PNG with the caption.
     - Curves, Surface: an interactive Plotly chart, or a PNG where plotly is not installed.
     - Embedding: a PNG of its layouts, its scores as `TAG/SCORE`, and a table `TAG/table` (id, label, a column for each
@@ -77,8 +86,11 @@ class WandB:
     logged with `monitor.log` gets into it as usual. Where `stop_when` stops the training, W&B sends its owner an alert.
 
     Where the owner logs with `step=`, W&B keeps one row for each of his steps and refuses to go back; vizlog then
-    writes into his rows. Its first row waits for his first, to learn which way he logs. Where his comes later than the
-    second of vizlog's, `run.log({}, step=0)` before training says it in time.
+    writes into his rows, or between them. Its rows wait for his first, to learn which way he logs: at most 100 of them,
+    and until `close` or the end of the run. `run.log({})` sends them at once, and `run.log({}, step=0)` before training
+    says that he will number his rows himself.
+
+    Where the client does not answer, nothing waits for it longer than 4 seconds; what it did not take is said.
 
     Args:
         run: a `wandb.Run`, such as Lightning's `WandbLogger.experiment`; None: the active one. A disabled run, and what
@@ -99,11 +111,14 @@ class WandB:
         if isinstance(max_files, bool) or not isinstance(max_files, int) or max_files < 0:
             raise ValueError(f"WandB needs max_files >= 0, got {max_files!r}")
         opened = _open_run(run)
-        # Who charts by a key does not number rows by `step=`, so there is nothing to wait for.
-        self._rows = None if opened is None else _Rows(opened, waits=step_key is None)
         self._step_keys = (_STEP,) if step_key is None else (_STEP, step_key)
+        self._client = Patience()
+        self._unhook: Callable[[], None] | None = None
+        self._rows = None if opened is None else self._open_rows(opened, charts_by_key=step_key is not None)
         self._files = _FileBudget(max_files)
         self._defined = set(self._step_keys)
+        self._bins = _MOST_BINS
+        self._histograms_left_out = 0
         self._with_nonfinite: set[str] = set()
         self._nonfinite_scalars = 0
         self._alerted = False
@@ -111,36 +126,70 @@ class WandB:
     def write(self, step: int, records: Sequence[Record]) -> None:
         if self._rows is None or not records:
             return
-        from wandb.errors import UsageError
-
         if _is_finished(self._rows.run):
             self._give_up(self._rows.run, step)
             return
-        row = dict(value for record in records for value in self._values(step, record))
+        records = self._fitting(records)
+        rows, row = self._rows, dict(value for record in records for value in self._values(step, record))
         row |= self._counts(records)
-        try:
-            self._define(self._rows.run, row)
-            self._rows.add(step, row | dict.fromkeys(self._step_keys, step))
-        except (UsageError, TimeoutError):
-            if not _is_finished(self._rows.run):
-                raise
-            self._give_up(self._rows.run, step)  # finished while we drew
+
+        def add() -> None:
+            self._define(rows.run, row)
+            rows.add(step, row | dict.fromkeys(self._step_keys, step))
+
+        self._call(add, step)
 
     def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
         """Writes the health scalars into the run's summary."""
         if self._rows is None or _is_finished(self._rows.run):
             return
         run = self._rows.run
-        run.summary.update({**scalars, STOPPED_BECAUSE: stopped_because})
-        if stopped_because and not self._alerted:
-            self._alerted = True
-            run.alert(title="vizlog: the training should stop", text=f"At step {step}: {stopped_because}", level="WARN")
+        alerts, self._alerted = stopped_because != "" and not self._alerted, self._alerted or stopped_because != ""
+
+        def summarise() -> None:
+            run.summary.update({**scalars, STOPPED_BECAUSE: stopped_because})
+            if alerts:
+                text = f"At step {step}: {stopped_because}"
+                run.alert(title="vizlog: the training should stop", text=text, level="WARN")
+
+        self._call(summarise, step)
 
     def close(self) -> None:
         """Lets go of the run, which stays open: it is its owner's."""
         if self._rows is not None and not _is_finished(self._rows.run):
-            self._rows.end_first()
+            self._end(self._rows)
+        if self._unhook is not None:
+            self._unhook()
         self._rows = None
+
+    def _open_rows(self, run: wandb.Run, *, charts_by_key: bool) -> Rows:
+        """Rows that wait for the owner's, unless he charts by a key: then he does not number them by `step=`."""
+        if not charts_by_key:
+            self._unhook = _before_finish(run, lambda: self._rows and self._end(self._rows))
+        # What waits would be lost where he finishes the run before us and nobody says so.
+        waits = self._unhook is not None
+        return Rows(run, waits=waits, keys=self._step_keys, written=self._client.sign_of_life)
+
+    def _end(self, rows: Rows) -> None:
+        """Writes what waits, as far as the client takes it."""
+        done = self._client.call(rows.end)
+        if not done or self._client.dropped:
+            _log.warning(
+                "the W&B client does not answer: of vizlog's rows for the run %s at least the last are not in it%s",
+                rows.run.id,
+                f" ({self._client.dropped} were dropped)" if self._client.dropped else "",
+            )
+
+    def _call(self, work: Callable[[], None], step: int) -> None:
+        from wandb.errors import UsageError
+
+        assert self._rows is not None
+        try:
+            self._client.call(work)
+        except (UsageError, TimeoutError):
+            if not _is_finished(self._rows.run):
+                raise
+            self._give_up(self._rows.run, step)  # finished while we drew
 
     def _give_up(self, run: wandb.Run, step: int) -> None:
         self._rows = None
@@ -157,7 +206,7 @@ class WandB:
             case Scalar():
                 yield from self._scalar(step, key, record.value)
             case Histogram():
-                yield key, _histogram(record)
+                yield key, _histogram(record, self._bins)
                 yield from self._nonfinite(key, record)
             case Images() | Heatmaps() | Attention():
                 if self._files.take(step, key):
@@ -209,7 +258,32 @@ class WandB:
             counts[_NONFINITE] = self._nonfinite_scalars  # 0 too: the runs of a sweep must have the same keys
         if self._files.left_out:
             counts[_LEFT_OUT] = self._files.left_out
+        if self._histograms_left_out:
+            counts[_HISTOGRAMS_LEFT_OUT] = self._histograms_left_out
         return counts
+
+    def _fitting(self, records: Sequence[Record]) -> Sequence[Record]:
+        """What fits a row: with many histograms each has fewer bins, and of very many some are left out, evenly."""
+        histograms = [record for record in records if isinstance(record, Histogram)]
+        if not histograms:
+            return records
+        most = _ROW_BYTES // (_NAME_BYTES + _FEWEST_BINS * _BIN_BYTES)
+        shown = min(len(histograms), most)
+        bins = min((_ROW_BYTES // shown - _NAME_BYTES) // _BIN_BYTES, self._bins)
+        kept = {id(histograms[number * len(histograms) // shown]) for number in range(shown)}
+        left_out = len(histograms) - shown
+        if bins < self._bins or (left_out and not self._histograms_left_out):
+            _log.warning(
+                "%d histograms are too many for a row of a W&B run: vizlog writes %d, of %d bins each; %s counts those "
+                "left out; select fewer for finer ones",
+                len(histograms),
+                shown,
+                bins,
+                _HISTOGRAMS_LEFT_OUT,
+            )
+        self._bins = bins
+        self._histograms_left_out += left_out
+        return [record for record in records if not isinstance(record, Histogram) or id(record) in kept]
 
     def _define(self, run: wandb.Run, row: Mapping[str, Any]) -> None:
         """Gives each new key its x-axis under its exact name: which of several matching globs wins is chance in W&B.
@@ -222,82 +296,11 @@ class WandB:
             if key not in self._defined:
                 self._defined.add(key)
                 parts = _PARTS.get(type(value).__name__, "").split()
-                of_its_own = bool(parts) or key.partition("/")[0] in _KINDS or key == _LEFT_OUT
+                of_its_own = bool(parts) or key.partition("/")[0] in _KINDS or key in (_LEFT_OUT, _HISTOGRAMS_LEFT_OUT)
                 summary = "none" if of_its_own else None
                 run.define_metric(key, step_metric=_STEP, step_sync=False, summary=summary)
                 for part in parts:  # where a value has parts, the client heeds only what is said of each
                     run.define_metric(f"{key}.{part}", summary="none")
-
-
-class _Rows:
-    """Places our rows in a history that its owner writes too, so that he loses no value, whichever way he logs.
-
-    W&B numbers rows. `run.log(row)` takes the next number and closes the row; `run.log(row, step=s)` writes into row s,
-    which stays open until a higher number comes, and lower ones are refused from then on. Rows of our own are right
-    beside an owner who logs the first way. One who logs the second way would find his rows closed; there the only call
-    that can never harm him is `commit=False`, which writes into the row that is open.
-    """
-
-    def __init__(self, run: wandb.Run, *, waits: bool) -> None:
-        self.run = run
-        self._waits = waits
-        # In shared mode the service numbers the rows: there is no `step=`, and no number to ask for.
-        self._numbered = getattr(run.settings, "mode", None) != "shared"
-        self._first: int | None = None  # the number of our first row while it is open
-        self._last_step = -1
-        self._last_number = -1
-        self._owner_steps = False
-        self._owner_counts_as_we_do = False
-        self._said_replaced = False
-
-    def add(self, step: int, row: dict[str, Any]) -> None:
-        if not self._numbered:
-            self.run.log(row)
-        elif self._owner_passes_step():
-            self._join(step, row)
-        elif self._waits:
-            self._waits = False
-            self._first = self.run.step
-            self.run.log(row, commit=False)
-        else:
-            self.end_first()
-            self.run.log(row)
-        self._last_step = step
-
-    def end_first(self) -> None:
-        """Closes our first row, unless the owner has done so, or has made it his."""
-        if self._first is not None and not self._owner_passes_step() and self.run.step == self._first:
-            self.run.log({}, commit=True)
-        self._first = None
-
-    def _owner_passes_step(self) -> bool:
-        # The client tells only its telemetry. Latched: `_join` passes `step=` too.
-        feature = getattr(getattr(self.run, "_telemetry_obj", None), "feature", None)
-        self._owner_steps = self._owner_steps or bool(getattr(feature, "set_step_log", False))
-        return self._owner_steps
-
-    def _join(self, step: int, row: dict[str, Any]) -> None:
-        number = self.run.step
-        # He may count epochs where we count steps: going ahead of him is safe only once his number has passed our last.
-        self._owner_counts_as_we_do |= 0 < step <= 2 * self._last_step <= 2 * number
-        if number < step and self._owner_counts_as_we_do:
-            self.run.log({_STEP: step}, step=step)
-            number = step
-        elif number == self._last_number and step != self._last_step:
-            self._say_replaced(number)
-        self._last_number = number
-        self.run.log(row, commit=False)
-
-    def _say_replaced(self, number: int) -> None:
-        if not self._said_replaced:
-            self._said_replaced = True
-            _log.warning(
-                "the W&B run %s is logged to with step= and stands at %d: W&B keeps one row for each such step, where "
-                "later values of vizlog replace earlier ones; log without step= (run.define_metric gives an x-axis) "
-                "to keep them all",
-                self.run.id,
-                number,
-            )
 
 
 class _FileBudget:
@@ -365,6 +368,32 @@ def _open_run(run: Any) -> wandb.Run | None:
     return run
 
 
+def _before_finish(run: wandb.Run, work: Callable[[], object]) -> Callable[[], None] | None:
+    """Has `work` done when the owner finishes the run; returns what undoes that, or None where the client cannot."""
+    try:
+        from wandb.sdk.wandb_run import TeardownHook, TeardownStage
+    except ImportError:
+        return None
+    hooks = getattr(run, "_teardown_hooks", None)
+    if not isinstance(hooks, list):
+        return None
+
+    def call() -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 -- the owner's run finishes, whatever happens to us
+            _log.warning("vizlog could not write all that it has for the W&B run %s: %s", run.id, error)
+
+    hook = TeardownHook(call, TeardownStage.EARLY)
+    hooks.append(hook)
+
+    def undo() -> None:
+        if hook in hooks:
+            hooks.remove(hook)
+
+    return undo
+
+
 def _is_finished(run: wandb.Run) -> bool:
     return bool(getattr(run, "_is_finished", False))
 
@@ -373,17 +402,17 @@ def _key(tag: str) -> str:
     return tag.replace(".", "/")
 
 
-def _histogram(record: Histogram) -> wandb.Histogram:
+def _histogram(record: Histogram, most: int) -> wandb.Histogram:
     import wandb
 
-    edges, counts = _at_most_64_bins(np.asarray(record.edges), np.asarray(record.counts))
+    edges, counts = _at_most_bins(most, np.asarray(record.edges), np.asarray(record.counts))
     columns: Any = (_short_counts(counts), _short_edges(edges))
     return wandb.Histogram(np_histogram=columns)
 
 
-def _at_most_64_bins(edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _at_most_bins(most: int, edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Merges neighbouring bins where there are more; no count crosses an edge that is kept."""
-    starts = np.arange(0, len(counts), -(-len(counts) // _MOST_BINS))
+    starts = np.arange(0, len(counts), -(-len(counts) // most))
     return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
 
 

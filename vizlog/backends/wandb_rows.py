@@ -1,0 +1,196 @@
+"""Where our rows go in a W&B history that its owner writes too, so that he loses no value, whichever way he logs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import wandb
+
+__all__ = ["Rows"]
+
+_log = logging.getLogger("vizlog")
+
+Row: TypeAlias = dict[str, Any]
+
+MOST_HELD = 100
+"""How many rows wait to learn how the owner logs, at most."""
+
+_LONG = 60.0
+"""Seconds of waiting after which it is said."""
+
+
+class Rows:
+    """Writes rows into a run beside its owner.
+
+    W&B numbers rows. `run.log(row)` takes the next number and closes the row; `run.log(row, step=s)` writes into row s,
+    which stays open until a higher number comes, and lower ones are refused from then on. So rows of our own are right
+    beside an owner who logs the first way, and one who logs the second way would lose all up to our number: there a row
+    of ours goes into the row that he has open, with `commit=False`, or between his numbers where he counts steps as we
+    do and has passed them.
+
+    Until he has logged we cannot know. Our first row goes into the row that will be his first, which takes nothing from
+    him; the others wait, at most `MOST_HELD` of them, and until the end.
+
+    Args:
+        run: a run under way.
+        waits: whether he may number rows by `step=`.
+        keys: those that every row has, whatever else it holds.
+        written: called after each row.
+    """
+
+    def __init__(
+        self, run: wandb.Run, *, waits: bool, keys: Iterable[str], written: Callable[[], None] = lambda: None
+    ) -> None:
+        self.run = run
+        self._written = written
+        # In shared mode the service numbers the rows: there is no `step=`, and no number to ask for.
+        self._numbered = getattr(run.settings, "mode", None) != "shared"
+        self._waits = waits and self._numbered
+        self._keys = frozenset(keys)
+        self._held: list[tuple[int, Row]] = []
+        self._since = time.monotonic()
+        self._steps = (-1, -1)  # of our latest row, and of the one before
+        self._latest = (-1, -1, frozenset[str]())  # where a number is shared: the number, our step there, and our keys
+        self._owner_steps = False
+        self._owner_keeps_pace = False
+        self._said: set[str] = set()
+
+    def add(self, step: int, row: Row) -> None:
+        """Writes a row, or keeps it until it is known how."""
+        if step != self._steps[0]:
+            self._steps = (step, self._steps[0])
+        self._held.append((step, row))
+        if self._numbered and self._owner_passes_step():
+            self._join()
+        elif self._owner_is_known():
+            self._write_own()
+        else:
+            self._open_first()
+
+    def end(self) -> None:
+        """Writes what still waits; nothing more comes."""
+        if self._numbered and self._owner_passes_step():
+            self._join(ends=True)
+        else:
+            self._write_own()
+
+    def _number(self) -> int:
+        """The number of the row that is open, or of the next one."""
+        return max(self.run.step, self.run.starting_step)  # a resumed run says 0 until it is logged to
+
+    def _owner_passes_step(self) -> bool:
+        # The client tells only its telemetry. Latched: `_join` passes `step=` too.
+        feature = getattr(getattr(self.run, "_telemetry_obj", None), "feature", None)
+        self._owner_steps = self._owner_steps or bool(getattr(feature, "set_step_log", False))
+        return self._owner_steps
+
+    def _owner_is_known(self) -> bool:
+        """Whether he has logged, or we need not or can no longer wait for him."""
+        if not self._waits:
+            return True
+        if self._number() > self.run.starting_step:
+            self._waits = False
+        elif len(self._held) > MOST_HELD:
+            self._waits = False
+            self._say(
+                "nobody else has logged to the W&B run %s: vizlog's rows take numbers 0 to %d and more from now on, "
+                "which W&B will refuse with step=; where you do pass it, call run.log({}, step=0) before training",
+                self.run.id,
+                MOST_HELD,
+            )
+        elif self._held and time.monotonic() - self._since > _LONG:
+            self._say(
+                "vizlog's rows for the W&B run %s wait for your first run.log(), to learn whether you pass step=; "
+                "run.log({}) sends them at once",
+                self.run.id,
+            )
+        return not self._waits
+
+    def _open_first(self) -> None:
+        """What is of our first step goes into the row that is open, and stays there until he closes it."""
+        step, row = self._held[-1]
+        if self._latest[0] < 0 or (len(self._held) == 1 and self._fits(step, row)):
+            self._held.pop()
+            self._place(self._number(), step, row)
+
+    def _write_own(self) -> None:
+        """Each row under a number of its own."""
+        if self._latest[0] >= 0 and self._latest[0] == self._number():
+            self.run.log({}, commit=True)  # our first row is still open
+        self._latest = (-1, -1, frozenset())
+        held, self._held = self._held, []
+        for _, row in held:
+            self._log(row)
+
+    def _join(self, *, ends: bool = False) -> None:
+        """Beside an owner who numbers rows himself: each row where a number is free, the others wait for one."""
+        number, newest = self._number(), self._steps[0]
+        free = [number] if number != self._latest[0] else []
+        if self._keeps_pace(number, newest):
+            free += range(number + 1, newest + 1)
+        left = []
+        for step, row in self._held:
+            if free:
+                to = next((one for one in free if one >= step), free[-1])
+                free = [one for one in free if one > to]
+                self._place(to, step, row)
+            elif not left and self._fits(step, row):
+                self._place(self._latest[0], step, row)
+            else:
+                left.append((step, row))
+        if left and (ends or len(left) > MOST_HELD or not self._may_keep_pace(number, newest)):
+            self._replace(left)
+            left = []
+        self._held = left
+
+    def _fits(self, step: int, row: Row) -> bool:
+        """Whether a row takes the place of nothing in the one that we wrote last."""
+        return step == self._latest[1] and not self._latest[2] & (row.keys() - self._keys)
+
+    def _place(self, number: int, step: int, row: Row) -> None:
+        same = self._latest[2] if self._latest[:2] == (number, step) else frozenset()
+        self._latest = (number, step, same | row.keys())
+        if number > self._number():
+            # Apart from the row: were he there first, W&B would refuse it.
+            self.run.log({}, step=number)
+        self._log(row, commit=False)
+
+    def _replace(self, rows: Iterable[tuple[int, Row]]) -> None:
+        """Into the row that is open, where later values take the place of earlier ones."""
+        self._say(
+            "the W&B run %s is logged to with step= and stands at %d: W&B keeps one row for each such step, where "
+            "later values of vizlog replace earlier ones; to keep all, log without step= (define_metric gives an x)",
+            self.run.id,
+            self._number(),
+        )
+        for step, row in rows:
+            self._place(self._number(), step, row)
+
+    def _may_keep_pace(self, number: int, step: int) -> bool:
+        """Whether his number could be a step, a little behind ours, and not an epoch."""
+        return number + 10 > 0.6 * step
+
+    def _keeps_pace(self, number: int, step: int) -> bool:
+        """Whether he counts steps as we do: he has passed our row before. Then going ahead of him to `step` is safe."""
+        self._owner_keeps_pace |= 0 < self._steps[1] <= number and number > 0.6 * step
+        return self._owner_keeps_pace
+
+    def _log(self, row: Row, **how: Any) -> None:
+        try:
+            self.run.log(row, **how)
+        except Exception as error:  # for a table, and for nothing else, the client asks the service before it goes on
+            rest = {key: value for key, value in row.items() if type(value).__name__ != "Table"}
+            if len(rest) == len(row) or getattr(self.run, "_is_finished", False):
+                raise
+            self._say("the W&B run %s took no table: %s: %s", self.run.id, type(error).__name__, error)
+            self.run.log(rest, **how)
+        self._written()
+
+    def _say(self, message: str, *values: object) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            _log.warning(message, *values)
