@@ -305,6 +305,37 @@ def test_text_is_a_page_that_loads_nothing_and_runs_nothing(run: wandb.Run) -> N
     assert "http" not in page
 
 
+@pytest.mark.parametrize(("number", "bins"), [(300, 64), (1500, 20), (4000, 8)])
+def test_a_row_stays_under_one_megabyte(run: wandb.Run, said: Callable[[], list[str]], number: int, bins: int) -> None:
+    values = np.random.default_rng(0).normal(scale=1e-3, size=100_000)
+    one = vars(histogram("a", values))
+    name = "gradients/model.encoder.layers.{}.self_attention.projection.weight"
+    backend = WandB(run)
+    records = backend._fitting([Histogram(**{**one, "tag": name.format(i)}) for i in range(number)])
+    (_, value) = next(iter(backend._values(0, records[0])))
+    sent = value.to_json(run)
+
+    assert sum(len(json.dumps({record.tag: sent})) for record in records) < 1_000_000
+    assert bins // 2 < len(sent["values"]) <= bins
+    assert sum(sent["values"]) == 100_000
+    counted = backend._counts(records).get("vizlog/histograms_left_out", 0)
+    assert len({record.tag for record in records}) + counted == number
+    assert (counted > 0) == (number > 3000)
+    assert (bins < 64) == any("too many for a row" in line for line in said())
+
+
+def test_what_would_not_fit_a_row_is_written_coarser(run: wandb.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vizlog.backends.wandb._ROW_BYTES", 20_000)
+    backend = WandB(run)
+    for step in range(2):
+        backend.write(step, [histogram(f"weights/{i}", np.arange(100.0)) for i in range(100)])
+    written = finish(run)
+    assert [len(json.dumps(row)) < 20_000 for row in written.rows] == [True, True]
+    assert written.of("vizlog/histograms_left_out") == [36, 72]
+    exact, _ = np.histogram(np.arange(100.0), 64)
+    assert written.of("weights/0")[1]["values"] == exact.reshape(8, 8).sum(axis=1).tolist()
+
+
 # Rows: the owner's are whole, and ours are too
 
 

@@ -22,7 +22,7 @@ class Patience:
         most: calls that may queue up; what comes then is dropped and counted.
     """
 
-    def __init__(self, seconds: float = 4.0, most: int = 64) -> None:
+    def __init__(self, seconds: float = 3.0, most: int = 64) -> None:
         self.dropped = 0
         self._seconds = seconds
         self._most = most

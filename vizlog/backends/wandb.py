@@ -90,7 +90,7 @@ class WandB:
     and until `close` or the end of the run. `run.log({})` sends them at once, and `run.log({}, step=0)` before training
     says that he will number his rows himself.
 
-    Where the client does not answer, nothing waits for it longer than 4 seconds; what it did not take is said.
+    Where the client does not answer, nothing waits for it longer than 3 seconds; what it did not take is said.
 
     Args:
         run: a `wandb.Run`, such as Lightning's `WandbLogger.experiment`; None: the active one. A disabled run, and what
@@ -156,8 +156,7 @@ class WandB:
 
     def close(self) -> None:
         """Lets go of the run, which stays open: it is its owner's."""
-        if self._rows is not None and not _is_finished(self._rows.run):
-            self._end(self._rows)
+        self._end()
         if self._unhook is not None:
             self._unhook()
         self._rows = None
@@ -165,19 +164,22 @@ class WandB:
     def _open_rows(self, run: wandb.Run, *, charts_by_key: bool) -> Rows:
         """Rows that wait for the owner's, unless he charts by a key: then he does not number them by `step=`."""
         if not charts_by_key:
-            self._unhook = _before_finish(run, lambda: self._rows and self._end(self._rows))
+            self._unhook = _before_finish(run, self._end)
         # What waits would be lost where he finishes the run before us and nobody says so.
         waits = self._unhook is not None
         return Rows(run, waits=waits, keys=self._step_keys, written=self._client.sign_of_life)
 
-    def _end(self, rows: Rows) -> None:
+    def _end(self) -> None:
         """Writes what waits, as far as the client takes it."""
+        rows = self._rows
+        if rows is None or _is_finished(rows.run):
+            return
         done = self._client.call(rows.end)
         if not done or self._client.dropped:
             _log.warning(
-                "the W&B client does not answer: of vizlog's rows for the run %s at least the last are not in it%s",
+                "the W&B client does not answer: the run %s may lack vizlog's latest rows, %d of them for certain",
                 rows.run.id,
-                f" ({self._client.dropped} were dropped)" if self._client.dropped else "",
+                self._client.dropped,
             )
 
     def _call(self, work: Callable[[], None], step: int) -> None:
@@ -301,6 +303,7 @@ class WandB:
                 run.define_metric(key, step_metric=_STEP, step_sync=False, summary=summary)
                 for part in parts:  # where a value has parts, the client heeds only what is said of each
                     run.define_metric(f"{key}.{part}", summary="none")
+                self._client.sign_of_life()
 
 
 class _FileBudget:
@@ -368,7 +371,7 @@ def _open_run(run: Any) -> wandb.Run | None:
     return run
 
 
-def _before_finish(run: wandb.Run, work: Callable[[], object]) -> Callable[[], None] | None:
+def _before_finish(run: wandb.Run, work: Callable[[], None]) -> Callable[[], None] | None:
     """Has `work` done when the owner finishes the run; returns what undoes that, or None where the client cannot."""
     try:
         from wandb.sdk.wandb_run import TeardownHook, TeardownStage

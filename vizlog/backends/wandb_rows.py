@@ -97,10 +97,10 @@ class Rows:
         elif len(self._held) > MOST_HELD:
             self._waits = False
             self._say(
-                "nobody else has logged to the W&B run %s: vizlog's rows take numbers 0 to %d and more from now on, "
-                "which W&B will refuse with step=; where you do pass it, call run.log({}, step=0) before training",
+                "nobody else has logged to the W&B run %s: vizlog's %d rows take the next numbers, and W&B refuses "
+                "lower ones with step= from then on; where you pass it, call run.log({}, step=0) before training",
                 self.run.id,
-                MOST_HELD,
+                len(self._held),
             )
         elif self._held and time.monotonic() - self._since > _LONG:
             self._say(
@@ -129,14 +129,13 @@ class Rows:
     def _join(self, *, ends: bool = False) -> None:
         """Beside an owner who numbers rows himself: each row where a number is free, the others wait for one."""
         number, newest = self._number(), self._steps[0]
-        free = [number] if number != self._latest[0] else []
-        if self._keeps_pace(number, newest):
-            free += range(number + 1, newest + 1)
-        left = []
+        last = max(number, newest) if self._keeps_pace(number, newest) else number
+        free = range(number + (number == self._latest[0]), last + 1)
+        left: list[tuple[int, Row]] = []
         for step, row in self._held:
             if free:
-                to = next((one for one in free if one >= step), free[-1])
-                free = [one for one in free if one > to]
+                to = min(max(step, free[0]), free[-1])
+                free = range(to + 1, last + 1)
                 self._place(to, step, row)
             elif not left and self._fits(step, row):
                 self._place(self._latest[0], step, row)
