@@ -192,6 +192,7 @@ def test_what_depends_on_the_model_stays_out_of_the_summary(start: Callable[...,
     if star:
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     backend = WandB(run)
+    run.log({})  # its owner logs without `step=`: rows go out at once
     for step in (0, 1):
         backend.write(step, [*every_kind(), Scalar("updates/0.weight", 0.1), Scalar("health/dead_units_worst", 0.1)])
     always = {"vizlog/nonfinite_scalars", "vizlog/step", "loss/train"} | ({"trainer/global_step"} if star else set())
