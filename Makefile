@@ -6,11 +6,12 @@ BACKEND ?= tensorboard
 bin := .venv/bin
 pip := $(bin)/python -m pip --disable-pip-version-check install --quiet --quiet --constraint constraints.txt
 
-.PHONY: help demo test bench format clean
+.PHONY: help demo sweep-demo test bench format clean
 
 help:
 	@echo "make demo                 train two small models and log what is inside them, to TensorBoard under runs/"
 	@echo "make demo BACKEND=wandb   the same, to W&B runs that stay on this machine"
+	@echo "make sweep-demo           a sweep of 12 trials at a stand-in of the W&B service: which parameter kills what"
 	@echo "make test                 every check and test"
 	@echo "make bench                measure what vizlog costs, beside its peers"
 	@echo "make format               format the code and mend what the linter can"
@@ -26,6 +27,9 @@ else
 	@echo
 	@echo "TensorBoard logs were written under runs/. To look at them: $(bin)/tensorboard --logdir runs"
 endif
+
+sweep-demo: .venv/test.stamp
+	@$(bin)/python -m tests.sweep_demo
 
 # pytest comes last, so that its summary is what one sees.
 test: .venv/test.stamp

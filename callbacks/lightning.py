@@ -20,6 +20,7 @@ from vizlog.monitor import Monitor
 from vizlog.probes.base import Probe, as_probes
 from vizlog.ranks import whole
 from vizlog.schedules import Schedule, as_schedule
+from vizlog.stopping import StopWhen, check_stop_when
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -47,6 +48,8 @@ class VizLog(Callback):
             validation dataset (of the training data where there is none, which is said).
         every: for the standard probes, how many steps between histograms.
         budget: the share of training time that may be spent (0.01: one percent).
+        stop_when: when the training is hopeless, and the Trainer is told to stop: "nonfinite", "dead",
+            "gradients_gone", a function of the health scalars, or a list of these. None: never.
 
     Raises:
         TypeError, ValueError: `probes` or `every` is nothing of the kind; or, at the start of fit, what was given does
@@ -61,6 +64,7 @@ class VizLog(Callback):
         batch: FixedBatch | tuple[Any, Any] | Callable[[], Any] | None = None,
         every: int | Schedule | None = None,
         budget: float | None = None,
+        stop_when: StopWhen | None = None,
     ) -> None:
         super().__init__()
         if every is not None:
@@ -68,7 +72,10 @@ class VizLog(Callback):
             if probes is not None:
                 raise ValueError("every= is for the standard probes; give each of probes= its own every=")
         self._probes = None if probes is None else as_probes(probes)
+        if stop_when is not None:
+            check_stop_when(stop_when)
         self._to, self._batch, self._every, self._budget = to, batch, every, budget
+        self._stop_when = stop_when
         self._monitor: Monitor | None = None
         self._resumed: dict[str, Any] | None = None
         self._seen: Any = None  # the first batch of the sanity check
@@ -82,8 +89,9 @@ class VizLog(Callback):
         return self._generate_state_key(probes=looks_at, every=self._every, to=to)
 
     def state_dict(self) -> dict[str, Any]:
-        # Without a budget schedules follow from the step alone, and there is nothing to keep.
-        return self._monitor.state_dict() if self._monitor is not None and self._budget is not None else {}
+        # Without a budget schedules follow from the step alone, and there is nothing to keep but what stops a run.
+        keeps = self._budget is not None or self._stop_when is not None
+        return self._monitor.state_dict() if self._monitor is not None and keeps else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict
@@ -117,6 +125,8 @@ class VizLog(Callback):
             self._start(trainer, pl_module, _inferred_batch(batch, pl_module))
         if self._monitor is not None:
             self._monitor.begin(_step(trainer), trainer.current_epoch)
+            if self._monitor.should_stop:
+                trainer.should_stop = True
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         monitor = self._monitor
@@ -156,6 +166,7 @@ class VizLog(Callback):
             "optimizer": _training(trainer.optimizers, pl_module) or None,
             "every": self._every,
             "budget": self._budget,
+            "stop_when": self._stop_when,
             "forward_context": trainer.precision_plugin.forward_context,
         }
         try:

@@ -11,6 +11,7 @@ from vizlog.batch import FixedBatch
 from vizlog.monitor import Monitor
 from vizlog.probes.base import Probe
 from vizlog.schedules import Schedule
+from vizlog.stopping import StopWhen
 
 __all__ = ["watch"]
 
@@ -26,6 +27,7 @@ def watch(
     step: int | Callable[[], int] | None = None,
     epoch: Callable[[], int] | None = None,
     budget: float | None = None,
+    stop_when: StopWhen | None = None,
 ) -> Monitor:
     """Watches a model in a loop of one's own; steps begin and end with the optimizer's.
 
@@ -47,6 +49,8 @@ def watch(
             None counts from 0.
         epoch: a function that returns the epoch, for schedules that go by epochs.
         budget: the share of training time that may be spent (0.01: one percent).
+        stop_when: when the training is hopeless: "nonfinite", "dead", "gradients_gone", a function of the health
+            scalars, or a list of these. `monitor.should_stop` then turns true, and it is yours to leave the loop.
 
     Returns:
         A monitor; `monitor.log({...})` writes numbers, `monitor.close()` finishes (at exit it closes itself).
@@ -58,7 +62,16 @@ def watch(
         raise TypeError(f"step= takes the number to start from or a function that returns it, got {step!r}")
     if epoch is not None and not callable(epoch):
         raise TypeError(f"epoch= takes a function that returns the epoch, got {epoch!r}")
-    monitor = Monitor(model, probes, to=to, batch=batch, optimizer=optimizer, every=every, budget=budget)
+    monitor = Monitor(
+        model,
+        probes,
+        to=to,
+        batch=batch,
+        optimizer=optimizer,
+        every=every,
+        budget=budget,
+        stop_when=stop_when,
+    )
     if optimizer is not None:
         try:
             monitor.follow(step, epoch)

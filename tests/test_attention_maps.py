@@ -41,7 +41,7 @@ def maps(probe: AttentionMaps, model: nn.Module, batch: FixedBatch) -> dict[str,
         batch.run(models)
     assert not capture.errors, capture.errors
     measured = probe.measure(Context(0, None, models, captured=capture.results, batch=batch))
-    return {record.tag: record for record in probe.finish(to_host(measured).wait())}
+    return {record.tag: record for record in probe.finish(to_host(measured).wait()) if isinstance(record, Attention)}
 
 
 def ids(length: int = 6, number: int = 4) -> Tensor:

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vizlog.backends.base import Backend
+from vizlog.backends.base import Backend, Summarises
 from vizlog.compute.transfer import Pending, to_host
+from vizlog.diagnosis import Diagnosis
 from vizlog.due import Turn
 from vizlog.messages import LOG, told
 from vizlog.probes.base import Figures
 from vizlog.probes.health import draw
 from vizlog.ranks import is_sharded
-from vizlog.records import Record, Scalar
+from vizlog.records import Curves, Record, Scalar
 from vizlog.schedules import LogSpaced
 from vizlog.worker import Worker
 
@@ -37,9 +38,31 @@ _CURVES = LogSpaced()
 
 
 class Delivery:
-    """Takes measured results and numbers, and has the worker turn them into records and write them."""
+    """Takes measured results and numbers, and has the worker turn them into records and write them.
 
-    def __init__(self, backend: Backend | None, failed: Callable[[Turn, str, Exception], None]) -> None:
+    Args:
+        backend: where to; None: nowhere.
+        failed: called with (turn, what it was doing, error) when a probe fails.
+        diagnoses: whether the diagnosis is wanted also where nothing is written.
+
+    Attributes:
+        diagnosis: the run's health, as far as records have been made. It is replaced as a whole: any thread may read.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None,
+        failed: Callable[[Turn, str, Exception], None],
+        *,
+        diagnoses: bool = False,
+    ) -> None:
+        self.diagnosis = Diagnosis()
+        self._diagnoses = diagnoses
+        self._diagnosing = threading.Lock()
+        self._unmade: list[_Numbers] = []
+        self._summarised: Diagnosis | None = None
+        self._stopped_because = ""
+        self._latest = 0
         self._backend = backend
         self._failed = failed
         self._worker = Worker()
@@ -48,21 +71,36 @@ class Delivery:
         self._said_parts = False
         self._said_twice: set[str] = set()
 
-    def send(self, step: int, measured: Sequence[tuple[Turn, Any]]) -> None:
+    def send(self, step: int, measured: Sequence[tuple[Turn, Any]], time_share: float = 0.0) -> None:
         """Starts one copy to the host and queues the rest; all that was found is written at once, the slow ones after.
 
         Each picture is a job of its own, since one that waits may be dropped.
+
+        Args:
+            step: at which it was measured.
+            measured: a probe's turn and what its `measure` returned.
+            time_share: the share of the training time that vizlog has taken so far.
         """
         self._send_scalars()
         if self._backend is None:
-            return
+            if not self._diagnoses:
+                return
+            measured = [(turn, tree) for turn, tree in measured if not turn.probe.picture]
         pending = to_host([tree for _, tree in measured])
         written: set[str] = set()
         turns = [turn for turn, _ in measured]
-        found = _seconds(turns)
         numbers = [(number, turn) for number, turn in enumerate(turns) if not turn.probe.picture]
         curves = self._curves_due(step)
-        self._worker.submit(lambda: found.extend(self._finish(pending, numbers, curves=curves)))
+        cost = _cost(turns, time_share)
+        found: list[Record] = []
+
+        def make() -> list[Record]:
+            return self._diagnosed(step, self._finish(pending, numbers) + cost, written)
+
+        made = _Numbers(make)
+        if self._diagnoses:
+            self._unmade.append(made)
+        self._worker.submit(lambda: found.extend(made() if curves else _without_curves(made())))
         for number, turn in enumerate(turns):
             if turn.probe.picture:
                 self._worker.submit(
@@ -70,7 +108,7 @@ class Delivery:
                     picture=True,
                     slow=turn.probe.slow,
                 )
-        self._worker.submit(lambda: self._write(step, found, written))
+        self._worker.submit(lambda: self._deliver(step, found))
 
     def log(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Keeps numbers for the next copy; tensors are cloned, since training may change them in place."""
@@ -85,6 +123,25 @@ class Delivery:
             self._send_scalars()
         elif number == 1:  # the worker looks after them, should the training not come back for a while
             self._worker.submit_within(_SECONDS, self._write_scalars)
+
+    def up_to_date(self) -> Diagnosis:
+        """The diagnosis of all numbers measured so far; those that the worker has not come to are made here.
+
+        So it does not depend on how fast the worker is, and nobody waits for the pictures in its queue.
+        """
+        unmade, self._unmade = self._unmade, []
+        for numbers in unmade:
+            numbers()
+        return self.diagnosis
+
+    def stopped(self, step: int, because: str) -> None:
+        """Tells the backend why the training stops."""
+
+        def summarise() -> None:
+            self._stopped_because = because
+            self._summarise(step)
+
+        self._worker.submit(summarise)
 
     def flush(self) -> None:
         """Waits until everything has been written."""
@@ -115,6 +172,8 @@ class Delivery:
         self._worker.submit(lambda: self._worker.submit(last), slow=True)
 
     def _close_backend(self) -> None:
+        if self._summarised is None:  # every run of a sweep has the same keys
+            self._summarise(self._latest)
         backend, self._backend = self._backend, None
         if backend is not None:
             try:
@@ -127,9 +186,9 @@ class Delivery:
     ) -> None:
         records = self._finish(pending, [wanted])
         if wanted[1].probe.slow:  # only the fast lane writes
-            self._worker.submit(lambda: self._write(step, records, written))
+            self._worker.submit(lambda: self._deliver(step, self._diagnosed(step, records, written)))
         else:
-            found.extend(records)
+            found.extend(self._diagnosed(step, records, written))
 
     def _send_scalars(self) -> None:
         pending = self._waiting.take()
@@ -143,7 +202,7 @@ class Delivery:
 
     def _write_taken(self, steps: Sequence[int], pending: Pending) -> None:
         for step, values in zip(steps, pending.wait(), strict=True):
-            self._write(step, list(_scalars(values)), set())
+            self._write(step, list(_scalars(values)))
 
     def _curves_due(self, step: int) -> bool:
         due = step >= self._next_curves
@@ -151,7 +210,7 @@ class Delivery:
             self._next_curves = _CURVES.next_step(step)
         return due
 
-    def _finish(self, pending: Pending, wanted: Iterable[tuple[int, Turn]], *, curves: bool = True) -> list[Record]:
+    def _finish(self, pending: Pending, wanted: Iterable[tuple[int, Turn]]) -> list[Record]:
         """Runs `finish` of these probes; health figures of one kind become records together."""
         trees = pending.wait()
         records: list[Record] = []
@@ -162,9 +221,35 @@ class Delivery:
                     (figures if isinstance(found, Figures) else records).append(found)  # type: ignore[arg-type]
             except Exception as error:  # noqa: BLE001 -- whatever one probe raises, the others go on
                 self._failed(turn, "finish()", error)
-        return records + draw(figures, curves=curves)
+        return records + draw(figures)
 
-    def _write(self, step: int, records: Sequence[Record], written: set[str]) -> None:
+    def _diagnosed(self, step: int, records: Sequence[Record], written: set[str]) -> list[Record]:
+        """What probes have found at a step, the first of each tag, once the diagnosis knows of it."""
+        new = self._first_of_each_tag(records, written)
+        with self._diagnosing:
+            try:
+                self.diagnosis = self.diagnosis.after(step, new)
+            except Exception as error:  # noqa: BLE001 -- records of a person's own probe may take a tag of ours
+                LOG.warning("vizlog could not make sense of step %d: %s", step, told(error))
+        return new
+
+    def _deliver(self, step: int, records: Sequence[Record]) -> None:
+        """Writes what probes have found at a step, and what it says of the run."""
+        self._write(step, records)
+        self._latest = max(step, self._latest)
+        if self.diagnosis != self._summarised:
+            self._summarise(self._latest)
+
+    def _summarise(self, step: int) -> None:
+        self._summarised = diagnosis = self.diagnosis
+        backend = self._backend
+        if isinstance(backend, Summarises):
+            try:
+                backend.summarise(step, diagnosis.scalars(), self._stopped_because)
+            except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
+                self._report_off(backend, error)
+
+    def _first_of_each_tag(self, records: Sequence[Record], written: set[str]) -> list[Record]:
         new = []
         for record in records:
             if record.tag not in written:
@@ -173,14 +258,25 @@ class Delivery:
             elif record.tag not in self._said_twice:
                 self._said_twice.add(record.tag)
                 LOG.warning("vizlog: two probes make %s; the second one's is left out", record.tag)
+        return new
+
+    def _write(self, step: int, records: Sequence[Record]) -> None:
         backend = self._backend
-        if backend is None or not new:
+        if backend is None or not records:
             return
         try:
-            backend.write(step, new)
+            backend.write(step, records)
         except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
-            self._backend = None
-            LOG.warning("vizlog: %s could not write and is off from now on: %s", type(backend).__name__, told(error))
+            self._report_off(backend, error)
+
+    def _report_off(self, backend: Backend | Summarises, error: Exception) -> None:
+        self._backend = None
+        LOG.warning("vizlog: %s could not write and is off from now on: %s", type(backend).__name__, told(error))
+
+
+def _without_curves(records: Iterable[Record]) -> list[Record]:
+    """Records but for the health of each layer."""
+    return [record for record in records if not (isinstance(record, Curves) and record.tag.startswith("health/"))]
 
 
 class _Waiting:
@@ -224,6 +320,22 @@ class _Waiting:
             self._begin()
 
 
+class _Numbers:
+    """The numbers of one step, made into records once, by whoever needs them first."""
+
+    def __init__(self, make: Callable[[], list[Record]]) -> None:
+        self._make: Callable[[], list[Record]] | None = make
+        self._records: list[Record] = []
+        self._making = threading.Lock()
+
+    def __call__(self) -> list[Record]:
+        with self._making:
+            if self._make is not None:
+                make, self._make = self._make, None
+                self._records = make()
+            return self._records
+
+
 def _owned(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
@@ -236,15 +348,19 @@ def _scalars(values: Mapping[str, Any]) -> Iterable[Scalar]:
             LOG.warning("vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, error)
 
 
-def _seconds(turns: Iterable[Turn]) -> list[Record]:
+def _cost(turns: Iterable[Turn], time_share: float) -> list[Record]:
     seconds: dict[str, float] = defaultdict(float)
     for turn in turns:
         seconds[turn.probe.name] += turn.latest_seconds
+    share = "share of the time since the first step that vizlog took from the training thread"
     return [
-        Scalar(
-            f"health/vizlog_seconds/{name}",
-            value,
-            caption="seconds this probe took from the training thread at this step",
-        )
-        for name, value in seconds.items()
+        *(
+            Scalar(
+                f"health/vizlog_seconds/{name}",
+                value,
+                caption="seconds this probe took from the training thread at this step",
+            )
+            for name, value in seconds.items()
+        ),
+        Scalar("health/vizlog_time_share", time_share, caption=share),
     ]

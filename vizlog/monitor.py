@@ -22,15 +22,17 @@ from vizlog.budget import stretches
 from vizlog.capture import AutocastSeen, Survey, before_forwards, device_of, survey, unseen
 from vizlog.channel import RanksApart
 from vizlog.delivery import Delivery
+from vizlog.diagnosis import Diagnosis
 from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated
 from vizlog.messages import LOG, show, told
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_optimizers, skipped
 from vizlog.probes.base import Context, Probe, as_probes
 from vizlog.probes.standard import standard_for
-from vizlog.ranks import CommunicatesError, FailedElsewhereError, Ranks, is_sharded, reshard
-from vizlog.schedules import Schedule
+from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
+from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import bare, given_models, named_models, named_parameters
+from vizlog.stopping import Stop, StopWhen
 
 __all__ = ["Monitor"]
 
@@ -60,6 +62,8 @@ class Monitor:
         every: for the standard probes, how many steps between histograms.
         budget: the share of training time that may be spent (0.01: one percent); schedules are stretched to keep it.
             None: never.
+        stop_when: when the training is hopeless, so that `should_stop` turns true: "nonfinite", "dead",
+            "gradients_gone", a function of the health scalars (`vizlog/…` -> number), or a list of these. None: never.
         forward_context: makes the context that a forward runs under; None takes over the autocast of the training
             forward.
 
@@ -78,6 +82,7 @@ class Monitor:
         optimizer: Any = None,
         every: int | Schedule | None = None,
         budget: float | None = None,
+        stop_when: StopWhen | None = None,
         forward_context: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
         show()
@@ -91,11 +96,9 @@ class Monitor:
             self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
             _check_owned(self._models, self._optimizers)
             self._parameters = _ids(named_parameters(self._models))
-            if budget is not None and not 0 < budget <= 1:
-                raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
-            if probes is not None and every is not None:
-                raise ValueError("every= is for the standard probes; give each of probes= its own every=")
+            _check_pace(probes, every, budget)
             self._budget = budget
+            self._stop: Stop | None = None
             self._dtype = _float_type(self._models)
             self._autocast = AutocastSeen(device_of(self._models).type)
             self._forward_context = forward_context or self._autocast
@@ -104,10 +107,15 @@ class Monitor:
             if chosen is None:
                 chosen = self._standard(met, 100 if every is None else every)
             self._turns = [Turn(probe) for probe in chosen if self._binds(probe, met)]
+            if stop_when is not None:
+                schedules = _schedules_of_numbers(chosen if probes is not None else [], every)
+                self._stop = Stop(stop_when, schedules, Notice(self._ranks.rank, self._ranks.world))
             self._place = os.path.abspath(to) if isinstance(to, (str, os.PathLike)) else None  # noqa: PTH100 -- str or bytes
             self._close_earlier()
             writes = to is not None and self._ranks.writes
-            self._delivery = Delivery(open_backend(to) if writes else None, _weakly(self._disable))
+            self._delivery = Delivery(
+                open_backend(to) if writes else None, _weakly(self._disable), diagnoses=self._stop is not None
+            )
         self._rounds: Rounds | None = None
         self._sources: tuple[Callable[[], int] | None, Callable[[], int] | None] = (None, None)
         self._count = 0  # of the step to come
@@ -121,9 +129,11 @@ class Monitor:
         self._started: float | None = None
         self._pace: float | None = None  # seconds a step takes
         self._steps = 0
+        self._deciding = 0.0  # seconds spent on whether to stop
         self._closed = False
         self._warned: set[str] = set()
-        watched = self._optimizers if self._ranks.takes_part else []
+        # A rank that takes no part counts steps all the same where all are to stop at one.
+        watched = self._optimizers if self._ranks.takes_part or self._stop is not None else []
         self._hooks = StepHooks(
             watched,
             before=self._before_step,
@@ -215,7 +225,8 @@ class Monitor:
         Plain data, for a checkpoint.
         """
         probes = {name: turn.state_dict() for name, turn in self._named_turns()}
-        return {"step": self._count, "epoch": self._epoch, "probes": probes}
+        health = self._delivery.diagnosis.state_dict()
+        return {"step": self._count, "epoch": self._epoch, "probes": probes, "health": health}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave, before the first step; probes that it does not know start anew."""
@@ -224,6 +235,7 @@ class Monitor:
         for name, turn in self._named_turns():
             if name in state["probes"]:
                 turn.load_state_dict(state["probes"][name])
+        self._delivery.diagnosis = Diagnosis.from_state(state.get("health", {}))
         self._next_step = -1
         if self._rounds is not None:
             self._arm(self._count)
@@ -332,6 +344,16 @@ class Monitor:
             yield turn.probe.name + (f"-{number}" if number > 1 else ""), turn
 
     @property
+    def should_stop(self) -> bool:
+        """Whether one of `stop_when`'s conditions has been met; the same on all ranks at the same step."""
+        return self._stop is not None and self._stop.because != ""
+
+    @property
+    def stopped_because(self) -> str:
+        """Which of `stop_when`'s conditions has been met; "" while none has."""
+        return self._stop.because if self._stop is not None else ""
+
+    @property
     def _idle(self) -> bool:
         return self._closed or not self._ranks.takes_part
 
@@ -395,7 +417,9 @@ class Monitor:
     # One due step -----------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
-        if self._idle or (step == self._latest and self._started is not None):
+        if self._closed or (step == self._latest and self._started is not None):
+            return
+        if self._idle and self._stop is None:
             return
         if step < self._latest:
             self._go_back(step, epoch)
@@ -403,8 +427,13 @@ class Monitor:
         self._steps += 1
         if self._started is None:
             self._started = time.perf_counter()
-        if self._due is None and step < self._next_step and epoch == self._epoch:
-            return
+        if self._stop is not None:
+            self._consider_stopping(self._stop, step, epoch)
+        if not self._idle and (self._due is not None or step >= self._next_step or epoch != self._epoch):
+            self._begin_due(step, epoch, forward_passed=forward_passed)
+
+    def _begin_due(self, step: int, epoch: int | None, *, forward_passed: bool) -> None:
+        """Opens what is due at a step that may be."""
         self._epoch = epoch
         turns = self._turns_due(step, epoch)
         if turns:
@@ -441,6 +470,14 @@ class Monitor:
 
     def _turns_due(self, step: int, epoch: int | None) -> list[Turn]:
         return [] if self._ranks.left else [turn for turn in self._turns if turn.due(step, epoch)]
+
+    def _consider_stopping(self, stop: Stop, step: int, epoch: int | None) -> None:
+        began = time.perf_counter()
+        turned = stop.consider(step, epoch, self._delivery.up_to_date)
+        self._deciding += time.perf_counter() - began
+        if turned and self._ranks.writes:
+            LOG.warning("vizlog: the training should stop at step %d: %s", step, stop.because)
+            self._delivery.stopped(step, stop.because)
 
     def _forward_done(self) -> None:
         """Forward and backward of this step are over, so that it counts: finds what is due next."""
@@ -497,7 +534,7 @@ class Monitor:
             measured = self._measure(due)
             self._stretch(due)
             if self._ranks.writes:
-                self._delivery.send(due.step, measured)
+                self._delivery.send(due.step, measured, self._time_share())
 
     def _bring_together(self, due: DueStep) -> None:
         """What all ranks have read of their shards comes together on the one that writes."""
@@ -597,8 +634,17 @@ class Monitor:
         """What the steps so far took without vizlog, on average; None at the first."""
         if self._started is None or self._steps < 2:
             return None
-        ours = sum(turn.seconds for turn in self._turns)
-        return max(time.perf_counter() - self._started - ours, 1e-6) / (self._steps - 1)
+        return max(time.perf_counter() - self._started - self._spent, 1e-6) / (self._steps - 1)
+
+    def _time_share(self) -> float:
+        """The share of the time since the first step that vizlog took."""
+        elapsed = time.perf_counter() - (self._started or 0)
+        return min(self._spent / max(elapsed, 1e-6), 1.0)
+
+    @property
+    def _spent(self) -> float:
+        """Seconds that vizlog has taken from the training thread."""
+        return sum(turn.seconds for turn in self._turns) + self._deciding
 
     def _plan(self, due: DueStep) -> None:
         """Finds what is due next."""
@@ -665,7 +711,7 @@ class Monitor:
         if self._started is None or not self._ranks.writes:
             return
         elapsed = time.perf_counter() - self._started
-        spent = sum(turn.seconds for turn in self._turns)
+        spent = self._spent
         most = max(self._turns, key=lambda turn: turn.seconds, default=None)
         if most is not None and elapsed > 0:
             LOG.info(
@@ -676,6 +722,13 @@ class Monitor:
                 most.probe.name,
                 most.seconds,
             )
+
+
+def _schedules_of_numbers(probes: Sequence[Probe], every: int | Schedule | None) -> list[Schedule]:
+    """When numbers are measured, as every rank knows it, also those that do not choose the standard probes."""
+    if probes:
+        return [probe.schedule for probe in probes if not probe.picture] or [probe.schedule for probe in probes]
+    return [every if isinstance(every, Schedule) else Thinning(every=100 if every is None else every)]
 
 
 def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
@@ -708,6 +761,14 @@ def _float_type(models: Mapping[str, nn.Module]) -> torch.dtype | None:
 
 def _measures(turn: Turn) -> bool:
     return type(turn.probe).measure is not Probe.measure
+
+
+def _check_pace(probes: Any, every: Any, budget: float | None) -> None:
+    """Raises where it is not said, or said twice, how often to look."""
+    if budget is not None and not 0 < budget <= 1:
+        raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
+    if probes is not None and every is not None:
+        raise ValueError("every= is for the standard probes; give each of probes= its own every=")
 
 
 def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CommunicatesError",
     "FailedElsewhereError",
+    "Notice",
     "Ranks",
     "is_elsewhere",
     "is_sharded",
@@ -215,6 +217,50 @@ def _other(heard: Mapping[int, str], rank: int) -> tuple[int, str]:
     """A rank that does something else than this one, and what; one that failed before one that did not."""
     others = [(other, what) for other, what in heard.items() if what != heard[rank]]
     return min(others, key=lambda said: said[1] in (_RUNS, _DONE))
+
+
+class Notice:
+    """A line that the writing rank leaves for the others, under a step: none waits, whatever the others do.
+
+    It lies in the store through which the processes have met. Ranks that train in step have all passed the step of a
+    notice, and so can all read it, before any of them ends the next one.
+
+    Args:
+        rank, world: this process, and how many there are.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.decides = rank == 0
+        self.is_alone = world == 1
+        self.posted = False
+        self._world = world
+        if world > 1:
+            # The same number on all ranks, which run the same program; never that of an earlier notice.
+            key = f"vizlog/notice/{next(self._numbers)}"
+            self._key, self._readers = key, f"{key}/readers"
+            self._store = dist.distributed_c10d._get_default_store()  # noqa: SLF001 -- it has no public name
+            self._store.add(self._readers, 1)
+
+    def post(self, step: int, line: str) -> None:
+        """Leaves the line, unless some rank would never look for it: one that goes on alone would wait for ever."""
+        self.posted = True
+        if (readers := self._store.add(self._readers, 0)) < self._world:
+            LOG.warning(
+                "vizlog: the training would stop at step %d (%s), but only %d of %d ranks have a monitor with "
+                "stop_when=: give it on every rank",
+                *(step, line, readers, self._world),
+            )
+            return
+        self._store.set(self._key, f"{step} {line}")
+
+    def before(self, step: int) -> str:
+        """The line, where it was left at an earlier step; "" where there is none."""
+        if self.is_alone or not self._store.check([self._key]):
+            return ""
+        left_at, _, line = self._store.get(self._key).decode().partition(" ")
+        return line if int(left_at) < step else ""
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from vizlog.messages import LOG, told
@@ -10,7 +10,7 @@ from vizlog.messages import LOG, told
 if TYPE_CHECKING:
     from vizlog.records import Record
 
-__all__ = ["Backend", "Drawable"]
+__all__ = ["Backend", "Drawable", "Summarises"]
 
 T = TypeVar("T")
 
@@ -48,3 +48,17 @@ class Drawable:
                     LOG.warning("vizlog: %s could not be drawn and is left out: %s", record.tag, told(error))
             else:
                 yield drawn
+
+
+@runtime_checkable
+class Summarises(Protocol):
+    """What a backend may have besides: a place for how the run is as a whole."""
+
+    def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
+        """Replaces the run's summary; called as it changes, from the worker's thread.
+
+        Args:
+            step: of what was written last.
+            scalars: the run's health so far, `vizlog/…` -> a finite number; the same keys each time.
+            stopped_because: why `stop_when` stops the training; "" while it does not.
+        """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from vizlog.backends.base import Backend
+from vizlog.backends.base import Backend, Summarises
 from vizlog.messages import LOG, told
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ class FanOut:
                 self._backends.remove(backend)
                 _report(backend, f"failed at step {step} and gets nothing more", error)
                 _close(backend)
+
+    def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
+        """Passes the summary on to the backends that have one."""
+        for backend in self._backends:
+            if isinstance(backend, Summarises):
+                try:
+                    backend.summarise(step, scalars, stopped_because)
+                except Exception as error:  # noqa: BLE001 -- whatever one destination raises, the others go on
+                    _report(backend, f"could not take the summary at step {step}", error)
 
     def close(self) -> None:
         """Closes every backend, also where one of them raises."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from vizlog.diagnosis import STOPPED_BECAUSE
 from vizlog.views import notebook  # with it, each record shows itself too
 
 if TYPE_CHECKING:
@@ -18,13 +19,19 @@ class Memory:
 
     Attributes:
         records: (step, record) in the order written.
+        summary: the run's health: `vizlog/dead_units_worst` and the others -> number, `vizlog/stopped_because` -> text.
     """
 
     def __init__(self) -> None:
         self.records: list[tuple[int, Record]] = []
+        self.summary: dict[str, float | str] = {}
 
     def write(self, step: int, records: Sequence[Record]) -> None:
         self.records.extend((step, record) for record in records)
+
+    def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
+        """Keeps the latest summary."""
+        self.summary = {**scalars, STOPPED_BECAUSE: stopped_because}
 
     def close(self) -> None:
         """Nothing to do: what was written stays readable."""

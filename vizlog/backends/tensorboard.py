@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vizlog.backends.base import Drawable
 from vizlog.backends.event_file import EventFile, event_files, steps
+from vizlog.backends.hparams import HParams
 from vizlog.backends.projector import project
 from vizlog.backends.summaries import Summaries
+from vizlog.diagnosis import STOPPED_BECAUSE
 from vizlog.messages import LOG
-from vizlog.records import Embedding, Record
+from vizlog.records import Embedding, Record, Scalar, Text
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -42,11 +44,18 @@ class TensorBoard:
     Where the disk is full, one warning says so, and writing goes on once there is space. A record that cannot be drawn
     is left out, and named once.
 
+    With `hparams`, the HPARAMS tab compares this run with others: their hyperparameters and the health scalars
+    (`vizlog/dead_units_worst` and the others, which are then written as scalars too).
+
     Args:
         path_or_writer: the run's directory, or a SummaryWriter of torch's or tensorboardX's; under Lightning, the
             TensorBoardLogger's `experiment`.
         resume: go on in a directory that already holds later steps. Otherwise "runs/a" becomes "runs/a-2" (or -3 …),
             and one line says so.
+        hparams: name -> number, truth value or text (nested mappings and other things as far as they can be), the same
+            names in all runs to compare. Of a SummaryWriter's run, instead of `add_hparams`, which makes a run beside
+            it.
+        metrics: tags of your own scalars that stand beside the hyperparameters, such as the accuracy.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -54,8 +63,17 @@ class TensorBoard:
         TypeError, ValueError: neither a local path nor a writer, or a writer that is closed.
     """
 
-    def __init__(self, path_or_writer: str | os.PathLike[str] | Any, *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        path_or_writer: str | os.PathLike[str] | Any,
+        *,
+        resume: bool = False,
+        hparams: Mapping[str, Any] | None = None,
+        metrics: Sequence[str] = (),
+    ) -> None:
         _require_tensorboard()
+        if hparams is None and metrics:
+            raise ValueError("metrics= stand beside hyperparameters in the HPARAMS tab: give hparams= as well")
         self._sink: _Sink
         if isinstance(path_or_writer, (str, os.PathLike)):
             self._sink = _Directory(_local(os.fspath(path_or_writer)), resume=resume)
@@ -66,6 +84,10 @@ class TensorBoard:
         self._summaries = Summaries()
         self._drawable = Drawable()
         self._full_since: int | None = None
+        self._hparams = None if hparams is None else HParams(hparams, metrics)
+        self._last: int | None = None  # step written
+        self._summary: dict[str, float] = {}
+        self._stopped_because = ""
         self._closed = False
 
     def write(self, step: int, records: Sequence[Record]) -> None:
@@ -74,7 +96,10 @@ class TensorBoard:
         try:
             if not self._sink.is_there():
                 self._summaries.caption_again()
-            self._sink.add(step, list(self._drawable.each(self._summaries.of, records)))
+                self._last = None
+            opening = self._hparams.start() if self._hparams is not None and self._last is None else []
+            self._sink.add(step, [*opening, *self._drawable.each(self._summaries.of, records)])
+            self._last = step
             deque(self._drawable.each(lambda record: self._project(step, record), records), maxlen=0)
         except OSError as error:
             if error.errno not in _NO_SPACE:
@@ -87,9 +112,27 @@ class TensorBoard:
         if isinstance(record, Embedding) and self._sink.directory is not None:
             project(self._sink.directory, step, record)
 
+    def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
+        """Writes why the training stops, and for the HPARAMS tab the health scalars that have changed."""
+        records: list[Record] = []
+        if self._hparams is not None:
+            changed = scalars.items() - self._summary.items()
+            records += [Scalar(key, value) for key, value in scalars.items() if (key, value) in changed]
+            self._summary = dict(scalars)
+        if stopped_because and stopped_because != self._stopped_because:
+            self._stopped_because = stopped_because
+            records.append(Text(STOPPED_BECAUSE, stopped_because))
+        if records:
+            self.write(step, records)
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            if self._hparams is not None and self._last is not None:
+                try:
+                    self._sink.add(self._last, [self._hparams.end()])
+                except OSError as error:
+                    self._report_full(self._last, error)
             self._sink.close()
 
     def _report_full(self, step: int, error: OSError) -> None:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from typing_extensions import assert_never
 from vizlog.backends.base import Drawable
 from vizlog.backends.patience import Patience
 from vizlog.backends.wandb_rows import Rows
+from vizlog.diagnosis import STOPPED_BECAUSE
 from vizlog.messages import LOG
 from vizlog.records import (
     Attention,
@@ -49,6 +50,15 @@ _NAME_BYTES = 120
 _DIGITS = 5
 _LONGEST_ARTIFACT = 100  # bytes of a name of 128, the run's id and the key of a table among them
 _LONGEST_KEY = 180  # bytes; file systems take names of 255, and the client adds step, hash and ending
+_KINDS = "activations attention embeddings feature_maps filters gradients health saliency updates weights".split()
+_PARTS = {
+    "Histogram": "_type bins values",
+    "Image": "_type caption format height path sha256 size width",
+    "Plotly": "_type path sha256 size",
+    "Html": "_type path sha256 size",
+    "Table": "_latest_artifact_path _type artifact_path log_mode ncols nrows path sha256 size",
+}
+"""What the client takes each type apart into for the summary."""
 _STYLE = """
 body { font: 14px/1.5 sans-serif; color: #222; background: #fff; margin: 12px }
 td, th { padding: 2px 12px 2px 0; text-align: left }
@@ -72,6 +82,10 @@ class WandB:
     - Embedding: a PNG of its layouts, its scores as `TAG/SCORE`, and a table `TAG/table` (id, label, a column for each
       dimension) for W&B's "2D Projection". Tables are artifacts, and slow: one is kept when the step has doubled.
     - Text: a page of HTML.
+
+    The run's summary gets the health scalars, `vizlog/dead_units_worst` and the others, under the same keys in every
+    run, so that a sweep can compare them; what else vizlog writes depends on the model, and stays out of it. What is
+    logged with `monitor.log` gets into it as usual. Where `stop_when` stops the training, W&B sends its owner an alert.
 
     Where the owner logs with `step=`, W&B keeps one row for each of his steps and refuses to go back; vizlog then
     writes into his rows, or between them. Its rows wait for his first, to learn which way he logs: at most 100 of them,
@@ -110,6 +124,7 @@ class WandB:
         self._histograms_left_out = 0
         self._with_nonfinite: set[str] = set()
         self._nonfinite_scalars = 0
+        self._alerted = False
 
     def write(self, step: int, records: Sequence[Record]) -> None:
         if self._rows is None or not records:
@@ -126,6 +141,21 @@ class WandB:
             rows.add(step, row | dict.fromkeys(self._step_keys, step))
 
         self._call(add, step)
+
+    def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
+        """Writes the health scalars into the run's summary."""
+        if self._rows is None or _is_finished(self._rows.run):
+            return
+        run = self._rows.run
+        alerts, self._alerted = stopped_because != "" and not self._alerted, self._alerted or stopped_because != ""
+
+        def summarise() -> None:
+            run.summary.update({**scalars, STOPPED_BECAUSE: stopped_because})
+            if alerts:
+                text = f"At step {step}: {stopped_because}"
+                run.alert(title="vizlog: the training should stop", text=text, level="WARN")
+
+        self._call(summarise, step)
 
     def close(self) -> None:
         """Lets go of the run, which stays open: it is its owner's."""
@@ -262,14 +292,22 @@ class WandB:
         self._histograms_left_out += left_out
         return [record for record in records if not isinstance(record, Histogram) or id(record) in kept]
 
-    def _define(self, run: wandb.Run, row: Iterable[str]) -> None:
-        """Gives each new key its x-axis under its exact name: which of several matching globs wins is chance in W&B."""
+    def _define(self, run: wandb.Run, row: Mapping[str, Any]) -> None:
+        """Gives each new key its x-axis under its exact name: which of several matching globs wins is chance in W&B.
+
+        A key of one kind of model alone stays out of the summary, where all runs of a sweep should have the same.
+        """
         if self._defined == set(self._step_keys):
             run.define_metric(_STEP, hidden=True)
-        for key in row:
+        for key, value in row.items():
             if key not in self._defined:
-                run.define_metric(key, step_metric=_STEP, step_sync=False)
                 self._defined.add(key)
+                parts = _PARTS.get(type(value).__name__, "").split()
+                of_its_own = bool(parts) or key.partition("/")[0] in _KINDS or key in (_LEFT_OUT, _HISTOGRAMS_LEFT_OUT)
+                summary = "none" if of_its_own else None
+                run.define_metric(key, step_metric=_STEP, step_sync=False, summary=summary)
+                for part in parts:  # where a value has parts, the client heeds only what is said of each
+                    run.define_metric(f"{key}.{part}", summary="none")
                 self._client.sign_of_life()
 
 

@@ -17,7 +17,13 @@ from torch._ops import HigherOrderOperator
 
 from vizlog.selection import spread
 
-__all__ = ["AttentionCall", "Shown", "attention_probabilities", "by_identity"]
+__all__ = ["AttentionCall", "Shown", "attention_probabilities", "by_identity", "normalised_entropy", "sinks"]
+
+SINK = 0.3
+"""Mean attention to the first key over which a head counts as a sink."""
+
+_MASKED = -9e3
+"""Scores at or below this are masks: some add −10⁴ or a type's lowest value in the place of −inf."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,13 @@ class AttentionCall:
 
     Args:
         weights: (examples, heads, queries, keys) float32. A row sums to 1 over all keys; one that sees no key is 0.
+        entropy: (examples, heads, queries) float32, what `normalised_entropy` makes of the rows over all keys.
         examples, heads: the numbers of those shown.
         total_examples, total_heads, total_queries, total_keys: of the call itself.
     """
 
     weights: Tensor
+    entropy: Tensor
     examples: tuple[int, ...]
     heads: tuple[int, ...]
     total_examples: int
@@ -77,6 +85,33 @@ def attention_probabilities(
         return None
     with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
         return read(_Seen(function, args, kwargs, output), shown)
+
+
+def normalised_entropy(rows: Tensor, allowed: Tensor) -> Tensor:
+    """How evenly each query looks at the keys it may look at: −Σ p log p / log n, 0 (at one) to 1 (at all alike).
+
+    Args:
+        rows: (..., keys) probabilities.
+        allowed: (..., keys) bool, which keys a query may look at; n is their number.
+
+    Returns:
+        (...) float32; NaN for a query that has no choice, n < 2.
+    """
+    number = allowed.sum(-1)
+    entropy: Tensor = torch.special.entr(rows.float()).sum(-1) / number.clamp_min(2).log()
+    return entropy.masked_fill(number < 2, torch.nan)
+
+
+def sinks(weights: Tensor) -> Tensor:
+    """(heads,) bool: which heads give the first key over 0.3 of the attention of their queries, on average.
+
+    Σ_i A_i1 / T over queries and examples (Gu et al. 2024, "When Attention Sink Emerges in Language Models"); even
+    causal attention over fewer than 12 tokens passes the 0.3 by itself.
+
+    Args:
+        weights: (examples, heads, queries, keys).
+    """
+    return weights[..., 0].float().mean((0, 2)) > SINK
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +171,7 @@ def _scaled_dot_product(seen: _Seen, shown: Shown) -> AttentionCall | None:
     examples, heads = shown.of(*totals)
     if not examples:
         return None
-    weights = []
+    weights, entropies = [], []
     for example in examples:  # one at a time: a row over all keys is long
         q = _pick(query, example, heads, totals)[:, : shown.tokens].float()
         scores = (q * scale) @ _pick(key, example, heads, totals).float().transpose(-2, -1)
@@ -144,8 +179,11 @@ def _scaled_dot_product(seen: _Seen, shown: Shown) -> AttentionCall | None:
             scores = scores.masked_fill(~scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
         if attn_mask is not None:
             scores = scores + _additive(_pick(attn_mask, example, heads, totals)[:, : shown.tokens])
-        weights.append(_softmax(scores)[..., : shown.tokens])
-    return AttentionCall(torch.stack(weights), tuple(examples), tuple(heads), *totals, query.shape[-2], key.shape[-2])
+        rows = _softmax(scores)
+        weights.append(rows[..., : shown.tokens])
+        entropies.append(normalised_entropy(rows, scores > _MASKED))
+    tensors = torch.stack(weights), torch.stack(entropies)
+    return AttentionCall(*tensors, tuple(examples), tuple(heads), *totals, query.shape[-2], key.shape[-2])
 
 
 def _multi_head(seen: _Seen, shown: Shown) -> AttentionCall | None:
@@ -160,13 +198,16 @@ def _multi_head(seen: _Seen, shown: Shown) -> AttentionCall | None:
     if not examples or call["static_k"] is not None:
         return None
     rows = [_multi_head_example(call, example, shown.tokens) for example in examples]
-    weights = torch.stack([torch.stack([row[head] for head in heads]) for row in rows])
+    weights, allowed = (
+        torch.stack([torch.stack([row[head] for head in heads]) for row in part]) for part in zip(*rows, strict=True)
+    )
     totals = (total_examples, total_heads, total_queries, weights.shape[-1])
-    return AttentionCall(weights[..., : shown.tokens], tuple(examples), tuple(heads), *totals)
+    tensors = weights[..., : shown.tokens], normalised_entropy(weights, allowed)
+    return AttentionCall(*tensors, tuple(examples), tuple(heads), *totals)
 
 
-def _multi_head_example(call: Mapping[str, Any], example: int, queries: int) -> Tensor:
-    """(heads, queries, keys) of one example."""
+def _multi_head_example(call: Mapping[str, Any], example: int, queries: int) -> tuple[Tensor, Tensor]:
+    """(heads, queries, keys) of one example, and which of them may be looked at."""
     mask = _multi_head_mask(call, example, queries)
     again = dict(call)
     again["query"] = call["query"][:queries, example : example + 1]
@@ -178,7 +219,10 @@ def _multi_head_example(call: Mapping[str, Any], example: int, queries: int) -> 
     # A row that may attend to nothing: the fused kernel, which runs where no weights are needed, makes it 0.
     if mask is not None and weights.shape[-1] == mask.shape[-1] and not call["need_weights"]:
         weights = weights.masked_fill(mask.isneginf().all(-1, keepdim=True), 0.0)
-    return weights[0]
+    allowed = torch.ones_like(weights[0], dtype=torch.bool)
+    if mask is not None:  # keys that the module adds itself have none
+        allowed[..., : mask.shape[-1]] = mask > _MASKED
+    return weights[0], allowed
 
 
 def _multi_head_mask(call: Mapping[str, Any], example: int, queries: int) -> Tensor | None:
@@ -221,7 +265,9 @@ def _flex(seen: _Seen, shown: Shown) -> AttentionCall | None:
     weights = by_identity(attend, total_keys, keys_shown, first=keys_shown, device=key.device)
     totals = (total_examples, total_heads)
     weights = torch.stack([_pick(weights, example, heads, weights.shape[:2]) for example in examples])
-    return AttentionCall(weights, tuple(examples), tuple(heads), *totals, total_queries, total_keys)
+    # The masks are functions: what no head looks at is taken as masked.
+    entropy = normalised_entropy(weights, (weights > 0).any(1, keepdim=True).expand_as(weights))
+    return AttentionCall(weights, entropy, tuple(examples), tuple(heads), *totals, total_queries, total_keys)
 
 
 def _softmax_written_out(seen: _Seen, shown: Shown) -> AttentionCall | None:
@@ -229,9 +275,14 @@ def _softmax_written_out(seen: _Seen, shown: Shown) -> AttentionCall | None:
     examples, heads = shown.of(*everything.shape[:2])
     if not examples:
         return None
-    part = everything[..., : shown.tokens, : shown.tokens]
-    weights = torch.stack([_pick(part, example, heads, part.shape[:2]) for example in examples]).float()
-    return AttentionCall(weights, tuple(examples), tuple(heads), *everything.shape)
+    scores: Tensor = _four_dimensional((seen.args[0] if seen.args else seen.kwargs["input"]).detach(), shown.batch)
+    rows, given = (
+        torch.stack([_pick(part, example, heads, part.shape[:2]) for example in examples])
+        for part in (everything[..., : shown.tokens, :], scores[..., : shown.tokens, :])
+    )
+    entropy = normalised_entropy(rows, given > _MASKED)
+    weights = rows[..., : shown.tokens].float()
+    return AttentionCall(weights, entropy, tuple(examples), tuple(heads), *everything.shape)
 
 
 def _four_dimensional(tensor: Tensor, batch: int | None) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch
 from vizlog.capture import AttentionCalls, Call, Request, Survey
-from vizlog.compute.attention import AttentionCall, Shown, attention_probabilities
-from vizlog.probes.base import Context, Probe
+from vizlog.compute.attention import AttentionCall, Shown, attention_probabilities, sinks
+from vizlog.probes.base import Context, Figures, Probe
 from vizlog.records import Attention, Floats
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, named_modules, spread
@@ -20,6 +22,9 @@ __all__ = ["AttentionMaps"]
 
 class AttentionMaps(Probe):
     """Attention probabilities of each head on the first examples of the fixed batch: tags `attention/LAYER`.
+
+    Also `health/attention_entropy` (how evenly each layer's most narrow head looks at what it may look at: 0 at one
+    token, 1 at all alike) and `health/attention_sinks` (the share of heads that look at the first token most).
 
     Any model, with nothing changed in it: `F.scaled_dot_product_attention`, `nn.MultiheadAttention`,
     `nn.TransformerEncoder`, Hugging Face models on their default implementation, flex_attention, and attention that is
@@ -81,7 +86,9 @@ class AttentionMaps(Probe):
             raise ValueError(f"no attention ran in {', '.join(self._layers)}, where it ran before")
         return {layer: found[layer] for layer in spread(list(found), self._most_layers)}
 
-    def finish(self, measured: Mapping[str, AttentionCall]) -> Iterable[Attention]:
+    def finish(self, measured: Mapping[str, AttentionCall]) -> Iterable[Attention | Figures]:
+        entropy: dict[str, float] = {}
+        share: dict[str, float] = {}
         for layer, call in measured.items():
             queries, keys = call.weights.shape[-2:]
             if self._are_tokens(call.total_queries):
@@ -89,6 +96,8 @@ class AttentionMaps(Probe):
             if self._are_tokens(call.total_keys):
                 keys = min(keys, self._longest)
             sink = self._are_tokens(call.total_queries) and call.total_keys == call.total_queries + 1
+            entropy[layer] = _lowest(call.entropy[..., :queries].numpy())
+            share[layer] = float(sinks(call.weights[..., :queries, :]).float().mean())
             weights = call.weights[..., :queries, :keys].numpy()
             yield Attention(
                 f"attention/{layer}",
@@ -99,6 +108,14 @@ class AttentionMaps(Probe):
                 [self._labels(row, call.total_keys, keys, sink=sink) for row in call.examples],
                 caption=self._caption(call, weights),
             )
+        of_heads = f"heads shown, on the first {len(self._ids)} examples of the fixed batch"
+        yield Figures(
+            "attention_entropy",
+            entropy,
+            caption=f"lowest of the {of_heads}: mean over queries of −Σ p log p / log(keys it may look at)",
+            worst="lowest",
+        )
+        yield Figures("attention_sinks", share, caption=f"share of the {of_heads} that give the first key over 0.3")
 
     def _read(self, call: Call) -> AttentionCall | None:
         if call.function is None or call.layer not in self._layers:
@@ -132,6 +149,14 @@ class AttentionMaps(Probe):
         if len(self._layers) < self._total_layers:
             parts.append(f"{len(self._layers)} of {self._total_layers} layers with attention are drawn")
         return "; ".join(parts)
+
+
+def _lowest(entropy: Floats) -> float:
+    """The lowest head's mean over examples and queries (axes 0 and 2); NaN where no query has a choice of keys."""
+    has = ~np.isnan(entropy)
+    number = has.sum((0, 2))
+    means = np.where(has, entropy, 0).sum((0, 2))[number > 0] / number[number > 0]
+    return float(means.min()) if means.size else math.nan
 
 
 def _two_texts(shown: FixedBatch) -> bool:

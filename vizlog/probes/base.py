@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vizlog.schedules import Schedule, as_schedule
 
@@ -61,19 +61,20 @@ class Context:
 class Figures:
     """A health figure of each layer, in order of depth; what a step's probes yield of one kind is drawn together.
 
-    The highest is the worst.
-
     Args:
-        kind: "dead_units", "zeros", "saturated", "nonfinite", "gradient_norm" or "update_ratio".
+        kind: "dead_units", "zeros", "saturated", "nonfinite", "gradient_norm", "update_ratio", "attention_entropy" or
+            "attention_sinks".
         values: layer -> figure; NaN where it has none.
         caption: what was computed, over which examples.
         source: what was looked at, where one kind has several ("weights", "gradients", "activations").
+        worst: which is the worst of them.
     """
 
     kind: str
     values: Mapping[str, float]
     caption: str = ""
     source: str = ""
+    worst: Literal["highest", "lowest"] = "highest"
 
 
 class Probe:

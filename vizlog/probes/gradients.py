@@ -11,6 +11,7 @@ import torch
 
 from vizlog.capture import Gradients
 from vizlog.compute.histogram import BitCounts
+from vizlog.diagnosis import SKIPPED
 from vizlog.messages import LOG
 from vizlog.probes.base import Context, Figures
 from vizlog.probes.health import layer_of
@@ -32,6 +33,7 @@ class GradientHistograms(ParameterHistograms):
     kind = "gradients"
     request = Gradients
     _warned = False
+    _of_what = ""
 
     def measure(self, context: Context) -> Any:
         if not context.captured["counts"] and not self._warned:
@@ -41,6 +43,7 @@ class GradientHistograms(ParameterHistograms):
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
         self._skipped = any(bool(torch.any(found > 0)) for found in measured["skipped"])
+        self._of_what = SKIPPED if self._skipped else ""
         if self._skipped:
             self._how = "not used, since the gradient scaler skipped this step, and perhaps still scaled"
         elif measured["watched"]:
@@ -68,3 +71,7 @@ class GradientHistograms(ParameterHistograms):
             squares[layer_of(name)] += math.nan if count.nonfinite else count.norm**2
         norms = {layer: math.sqrt(square) for layer, square in squares.items()}
         yield Figures("gradient_norm", norms, caption=f"Euclidean norm of each layer's gradient, {self._how}")
+
+    @property
+    def source(self) -> str:
+        return f"{self.kind} {self._of_what}".strip()

@@ -20,18 +20,17 @@ def layer_of(parameter: str) -> str:
     return parameter.rpartition(".")[0] or parameter
 
 
-def draw(figures: Sequence[Figures], *, curves: bool = True) -> list[Record]:
-    """Figures -> for each kind two scalars and, with `curves`, one `Curves` over the layers, one line a source."""
+def draw(figures: Sequence[Figures]) -> list[Record]:
+    """Figures -> for each kind two scalars and one `Curves` over the layers, one line a source."""
     records: list[Record] = []
     for kind in dict.fromkeys(part.kind for part in figures):
-        parts = [part for part in figures if part.kind == kind and part.values]
-        if parts:
-            *scalars, curve = _draw_kind(kind, parts)
-            records += [*scalars, curve] if curves else scalars
+        records.extend(_draw_kind(kind, [part for part in figures if part.kind == kind and part.values]))
     return records
 
 
 def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
+    if not parts:
+        return []
     layers = _in_order(parts)
     lines: dict[str, dict[str, float]] = {}
     for part in parts:  # of several probes with one source: two selections of layers
@@ -42,8 +41,9 @@ def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
     caption = "; ".join(dict.fromkeys(part.caption for part in parts if part.caption))
     records: list[Record] = []
     if known.size:
-        worst = f"health/{kind}_worst"
-        records.append(Scalar(worst, float(known.max()), caption=f"the highest of {len(layers)} layers; {caption}"))
+        worst = parts[0].worst
+        value = float(known.max() if worst == "highest" else known.min())
+        records.append(Scalar(f"health/{kind}_worst", value, caption=f"the {worst} of {len(layers)} layers; {caption}"))
         records.append(
             Scalar(f"health/{kind}_mean", float(known.mean()), caption=f"over {len(layers)} layers; {caption}")
         )

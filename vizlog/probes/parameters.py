@@ -78,7 +78,12 @@ class ParameterHistograms(Probe):
         for name, count in counts.items():
             layer = layer_of(name)
             share[layer] = max(share.get(layer, 0.0), count.nonfinite / count.count if count.count else 0.0)
-        yield Figures("nonfinite", share, caption="share of elements that are NaN or infinite", source=self.kind)
+        yield Figures("nonfinite", share, caption="share of elements that are NaN or infinite", source=self.source)
+
+    @property
+    def source(self) -> str:
+        """What the line of its figures is called beside those of others."""
+        return self.kind
 
     def _names(self, models: Mapping[str, nn.Module]) -> list[str]:
         return list(selected_parameters(models, self._select))

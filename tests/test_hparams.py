@@ -1,0 +1,137 @@
+"""TensorBoard's HPARAMS tab: what its own server makes of the runs of a sweep."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+from tensorboard_run import Server, events, server, until, values
+
+import vizlog
+from vizlog.backends.tensorboard import TensorBoard
+from vizlog.diagnosis import Diagnosis
+from vizlog.records import Scalar
+
+HEALTH = Diagnosis().scalars()
+TRIALS = {"a": (0.001, "relu", 0.25), "b": (0.1, "tanh", 0.5)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trials, of which the first one's last look came late."""
+    logdir = tmp_path_factory.mktemp("hparams") / "runs"
+    for name, (lr, activation, dead) in TRIALS.items():
+        backend = TensorBoard(
+            logdir / name, hparams={"lr": lr, "activation": activation, "norm": {"on": True}}, metrics=["accuracy"]
+        )
+        for step in (0, 10):
+            backend.write(step, [Scalar("accuracy", 0.5 + step / 100)])
+            backend.summarise(step, HEALTH | {"vizlog/dead_units_worst": dead * step / 10})
+        backend.close()
+    return logdir
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["fast", "slow"])
+def running(runs: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    with server(runs, fast=request.param) as found:
+        until(lambda: len(found.json("scalars/tags")) == len(TRIALS))
+        yield found
+
+
+def ask(running: Server, route: str, **body: Any) -> dict[str, Any]:
+    url = f"{running.address}data/plugin/hparams/{route}"
+    data = json.dumps({"experimentName": ""} | body).encode()
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+def test_the_tab_has_hyperparameters_and_health_of_each_run(running: Server) -> None:
+    experiment = until(lambda: _with_hparams(running))
+    assert {info["name"]: info["type"] for info in experiment["hparamInfos"]} == {
+        "lr": "DATA_TYPE_FLOAT64",
+        "activation": "DATA_TYPE_STRING",
+        "norm.on": "DATA_TYPE_BOOL",
+    }
+    tags = [info["name"]["tag"] for info in experiment["metricInfos"]]
+    assert tags == ["accuracy", *HEALTH]
+    columns = [{"hparam": info["name"]} for info in experiment["hparamInfos"]]
+    columns += [{"metric": info["name"]} for info in experiment["metricInfos"]]
+    found = ask(
+        running,
+        "session_groups",
+        allowedStatuses=["STATUS_SUCCESS", "STATUS_RUNNING", "STATUS_UNKNOWN", "STATUS_FAILURE"],
+        colParams=columns,
+        startIndex=0,
+        sliceSize=10,
+    )["sessionGroups"]
+    assert {group["name"] for group in found} == set(TRIALS)
+    for group in found:
+        lr, activation, dead = TRIALS[group["name"]]
+        assert group["hparams"] == {"lr": lr, "activation": activation, "norm.on": True}
+        seen = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
+        assert seen == {"accuracy": pytest.approx(0.6)} | HEALTH | {"vizlog/dead_units_worst": dead}
+        assert [session["status"] for session in group["sessions"]] == ["STATUS_SUCCESS"]
+
+
+def _with_hparams(running: Server) -> dict[str, Any] | None:
+    found = ask(running, "experiment", includeMetrics=True)
+    return found if found.get("hparamInfos") else None
+
+
+def test_it_is_all_in_the_run_itself(runs: Path) -> None:
+    assert sorted(path.name for path in runs.iterdir()) == sorted(TRIALS)
+    assert not [path for path in (runs / "a").iterdir() if path.is_dir()]
+    tags = [value.tag for event in events(runs / "a") for value in event.summary.value]
+    for tag in (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG):
+        assert tags.count(tag) == 1
+    # What has not changed is not written again: the slow loader would draw it twice.
+    assert tags.count("vizlog/silhouette") == 1
+    assert tags.count("vizlog/dead_units_worst") == 2
+
+
+def test_a_persons_own_writer_is_taken_too(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "own")) as writer:
+        backend = TensorBoard(writer, hparams={"lr": 0.1})
+        backend.write(0, [Scalar("accuracy", 0.5)])
+        backend.close()
+    assert sorted(tag for _, tag in values(tmp_path / "own") if tag.startswith("_hparams_")) == [
+        metadata.EXPERIMENT_TAG,
+        metadata.SESSION_END_INFO_TAG,
+        metadata.SESSION_START_INFO_TAG,
+    ]
+
+
+def test_hyperparameters_of_any_kind_become_what_the_tab_can_show(tmp_path: Path) -> None:
+    given = {"n": np.int64(3), "t": torch.tensor(0.5), "list": [1, 2], "none": None, "nested": {"on": False}}
+    backend = TensorBoard(tmp_path / "any", hparams=given)
+    backend.write(0, [Scalar("x", 1.0)])
+    backend.close()
+    start = values(tmp_path / "any")[0, metadata.SESSION_START_INFO_TAG]
+    info = plugin_data_pb2.HParamsPluginData.FromString(start.metadata.plugin_data.content).session_start_info
+    found = {name: getattr(value, value.WhichOneof("kind")) for name, value in info.hparams.items()}
+    assert found == {"n": 3.0, "t": 0.5, "list": "[1, 2]", "nested.on": False}
+
+
+def test_without_hyperparameters_no_scalar_is_added_but_why_it_stopped_is_said(tmp_path: Path) -> None:
+    backend = TensorBoard(tmp_path / "plain")
+    backend.write(0, [Scalar("x", 1.0)])
+    backend.summarise(0, HEALTH)
+    backend.summarise(1, HEALTH, "dead: all units")
+    backend.summarise(2, HEALTH, "dead: all units")
+    backend.close()
+    assert sorted(values(tmp_path / "plain")) == [(0, "x"), (1, "vizlog/stopped_because")]
+
+
+def test_metrics_without_hyperparameters_raise(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give hparams= as well"):
+        vizlog.TensorBoard(tmp_path / "no", metrics=["accuracy"])

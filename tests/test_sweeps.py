@@ -1,0 +1,270 @@
+"""Sweep dashboards: the view's JSON, a sweep's configuration, and the real client's agents at the stand-in."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_examples import example
+from test_wandb import every_kind
+from torch import nn
+from torch.optim import SGD
+
+import vizlog
+from vizlog import sweeps
+from vizlog.backends.wandb import WandB
+from vizlog.diagnosis import KEYS
+from vizlog.records import Scalar
+
+if TYPE_CHECKING:
+    import wandb
+    from wandb_service import WandbService
+
+PARAMETERS = {"lr": {"values": [0.001, 0.1]}, "activation": {"values": ["relu", "tanh"]}, "width": {"value": 8}}
+
+
+# The view -------------------------------------------------------------------------------------------------------------
+
+
+def panels(view: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Kind of panel -> what each of them is set to."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for section in view["spec"]["section"]["panelBankConfig"]["sections"]:
+        for panel in section["panels"]:
+            found.setdefault(panel["viewType"], []).append(panel["config"])
+    return found
+
+
+def test_a_view_goes_through_wandb_workspaces_and_back() -> None:
+    from wandb_workspaces.workspaces import Workspace, internal
+
+    text = sweeps.workspace("me", "ours", metric="accuracy", parameters=PARAMETERS, best="a1", worst="b2").to_json()
+    parsed = internal.View.model_validate_json(text)
+    again = Workspace._from_model(parsed)._to_model()
+    assert again.model_dump() == parsed.model_dump()
+    assert json.loads(again.model_dump_json(by_alias=True, exclude_none=True)) == json.loads(text)
+    assert sweeps.View.from_json(text).to_json() == text
+    (runs,) = json.loads(text)["spec"]["section"]["runSets"]
+    assert not runs["sort"]["keys"][0]["ascending"]  # the best first, and more is better
+    assert len(runs["pinnedRunIds"]) == 2
+
+
+def test_a_view_leads_from_what_was_swept_over_health_to_the_metric() -> None:
+    view = json.loads(
+        sweeps.workspace("me", "ours", metric="loss", goal="minimize", parameters=PARAMETERS, best="a1").to_json()
+    )
+    found = panels(view)
+    (coordinates,) = found["Parallel Coordinates Plot"]
+    axes = [(column["accessor"], column["log"]) for column in coordinates["columns"] if "log" in column]
+    assert axes[:3] == [
+        ("config:lr.value", True),
+        ("config:activation.value", False),
+        ("summary:vizlog/dead_units_worst", False),
+    ]
+    accessors = [column["accessor"] for column in coordinates["columns"]]
+    assert accessors[-1] == "summary:loss"
+    assert {name.removeprefix("summary:") for name in accessors[2:-1]} <= set(KEYS)
+    assert {panel["targetKey"] for panel in found["Parameter Importance"]} == {
+        name.removeprefix("summary:") for name in accessors[2:]
+    }
+    assert all(panel["xAxis"] == "vizlog/step" for panel in found["Run History Line Plot"])
+    assert {"gallery", "grid"} >= {panel["mode"] for panel in found["Media Browser"]}
+    assert found["Run Comparer"]
+    (text,) = found["Markdown Panel"]
+    named = {word.strip("`") for word in text["value"].split() if word.startswith("`vizlog/")}
+    assert named <= set(KEYS)
+    (runs,) = view["spec"]["section"]["runSets"]
+    assert runs["sort"]["keys"] == [{"key": {"section": "summary", "name": "loss"}, "ascending": True}]
+    assert len(runs["pinnedRunIds"]) == 1
+
+
+def test_the_command_prints_the_view_of_a_sweep_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        json.dumps(sweeps.sweep_config({"lr": (1e-4, 1e-1), "depth": [2, 4]}, metric="loss", goal="minimize"))
+    )
+    sweeps.main(["me", "ours", "--sweep", "sweep.yaml"])
+    (coordinates,) = panels(json.loads(capsys.readouterr().out))["Parallel Coordinates Plot"]
+    # `stop_when` is the same in every trial, and no axis.
+    assert [(c["accessor"], c["log"]) for c in coordinates["columns"] if c["accessor"].startswith("config:")] == [
+        ("config:lr.value", True),
+        ("config:depth.value", False),
+    ]
+    assert coordinates["columns"][-1]["accessor"] == "summary:loss"
+
+
+def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sweeps.main(["me", "ours"])
+    assert "give --metric" in capsys.readouterr().err
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **options: Any) -> Any:
+        if name.startswith("wandb_workspaces"):
+            raise ImportError(name)
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install 'vizlog\[wandb\]'"):
+        sweeps.workspace("me", "ours", metric="accuracy")
+
+
+def test_a_goal_that_is_none_raises() -> None:
+    with pytest.raises(ValueError, match="'maximize' or 'minimize', got 'max'"):
+        sweeps.workspace("me", "ours", metric="accuracy", goal="max")  # type: ignore[arg-type]
+
+
+# The configuration of a sweep -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["relu", "tanh"], {"values": ["relu", "tanh"]}),
+        ((1e-4, 1e-1), {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-1}),
+        ((0.1, 0.9), {"distribution": "uniform", "min": 0.1, "max": 0.9}),
+        ((-1.0, 1.0), {"distribution": "uniform", "min": -1.0, "max": 1.0}),
+        ((2, 6), {"distribution": "int_uniform", "min": 2, "max": 6}),
+        (64, {"value": 64}),
+        ({"distribution": "q_uniform", "min": 0, "max": 8}, {"distribution": "q_uniform", "min": 0, "max": 8}),
+    ],
+)
+def test_what_to_sweep_is_said_briefly(given: Any, expected: Any) -> None:
+    config = sweeps.sweep_config({"x": given}, metric="accuracy", stop_when=None)
+    assert config == {
+        "method": "random",
+        "metric": {"name": "accuracy", "goal": "maximize"},
+        "parameters": {"x": expected},
+    }
+
+
+def test_a_sweep_may_end_trials_early_and_tells_each_when_to_give_up() -> None:
+    config = sweeps.sweep_config({}, metric="loss", program="train.py", runs=5, stop_when="dead", early_terminate=3)
+    assert config["parameters"] == {"stop_when": {"value": ["dead"]}}
+    assert config["early_terminate"] == {"type": "hyperband", "min_iter": 3}
+    assert (config["program"], config["run_cap"]) == ("train.py", 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"stop_when": "ded"}, "got \\['ded'\\]"), ({"parameters": {"x": (2, 1)}}, "low < high")]
+)
+def test_a_sweep_that_cannot_be_raises(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        sweeps.sweep_config(**{"parameters": {}, "metric": "loss"} | options)
+
+
+# Summaries ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., wandb.Run]]:
+    import wandb
+
+    runs = []
+
+    def init(**options: Any) -> wandb.Run:
+        runs.append(wandb.init(project="test", reinit="create_new", **options))
+        return runs[-1]
+
+    yield init
+    for run in runs:
+        run.finish()
+
+
+def keys(run: wandb.Run) -> set[str]:
+    """What the client would send as the summary, what it adds itself aside."""
+    return {key for key in run.summary.keys() if not key.startswith("_")}  # noqa: SIM118 -- it is no dict
+
+
+@pytest.mark.parametrize("star", [False, True], ids=["alone", "where Lightning defines *"])
+def test_what_depends_on_the_model_stays_out_of_the_summary(start: Callable[..., wandb.Run], star: bool) -> None:  # noqa: FBT001
+    run = start()
+    if star:
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    backend = WandB(run)
+    run.log({})  # its owner logs without `step=`: rows go out at once
+    for step in (0, 1):
+        backend.write(step, [*every_kind(), Scalar("updates/0.weight", 0.1), Scalar("health/dead_units_worst", 0.1)])
+    always = {"vizlog/nonfinite_scalars", "vizlog/step", "loss/train"} | ({"trainer/global_step"} if star else set())
+    assert keys(run) <= always
+    assert "loss/train" in keys(run)
+
+
+def test_trials_of_other_depth_and_activation_have_the_same_keys(start: Callable[..., wandb.Run]) -> None:
+    found = []
+    x, y = torch.randn(20, 6), torch.arange(20) % 3
+    for depth, activation in ((1, nn.ReLU), (3, nn.Tanh)):
+        hidden = [part for _ in range(depth) for part in (nn.Linear(6, 6), activation())]
+        model, run = nn.Sequential(*hidden, nn.Linear(6, 3)), start()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        with vizlog.watch(model, optimizer, to=run, batch=(x, y), every=1) as monitor:
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            monitor.log({"accuracy": 0.5})
+        found.append(keys(run))
+        assert all(math.isfinite(run.summary[key]) for key in KEYS if key != "vizlog/stopped_because")
+    assert found[0] == found[1] >= {"accuracy", *KEYS}
+
+
+# At the stand-in ------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_sweep_is_run_by_agents_and_read_back(
+    wandb_service: WandbService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    module = example("wandb_sweep", monkeypatch)
+    config = sweeps.sweep_config(
+        {"lr": [0.003, 3.0], "activation": "relu", "init_gain": 0.5, "depth": [2, 5]},
+        metric="accuracy",
+        method="grid",
+        stop_when=["nonfinite", "dead"],
+    )
+    monkeypatch.setattr(module, "SWEEP", Path("sweep.yaml"))
+    monkeypatch.setattr(module, "STEPS", 81)
+    Path("sweep.yaml").write_text(json.dumps(config))
+    path = module.sweep(count=4)
+
+    runs = list(wandb.Api().sweep(path).runs)
+    assert [run.state for run in runs] == ["finished"] * 4
+    seen = [{key for key in run.summary.keys() if not key.startswith("_")} for run in runs]  # noqa: SIM118 -- it is no dict
+    assert all(one == seen[0] for one in seen)
+    assert seen[0] >= {"accuracy", *KEYS}
+    died = {run.id for run in runs if run.config["lr"] == 3.0}
+    assert {run.id for run in runs if run.summary["vizlog/dead_units_worst"] == 1} == died
+    assert {run.id for run in runs if run.summary["vizlog/stopped_because"].startswith("dead")} == died
+    assert {run.id for run in runs if run.summary["accuracy"] < 0.3} == died
+    assert len(wandb_service.alerts) == 2
+    assert (
+        module.correlations([(run.config, dict(run.summary)) for run in runs])[
+            "all trials", "lr", "vizlog/dead_units_worst"
+        ]
+        > 0.8
+    )
+
+    (saved,) = wandb_service.views.values()
+    spec = json.loads(saved["spec"])
+    best, worst = sweeps.best_and_worst(*path.split("/")[:2], metric="accuracy") or ("", "")
+    assert worst in died
+    assert best not in died
+    assert len(spec["section"]["runSets"][0]["pinnedRunIds"]) == 2
+    assert "lr           vizlog/dead_units_worst" in capsys.readouterr().out
+
+
+def test_a_trial_is_a_program_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `wandb agent` starts: the script without a word."""
+    module = example("wandb_sweep", monkeypatch)
+    monkeypatch.setattr(module, "STEPS", 21)
+    module.trial()
+    assert sys.modules["wandb"].run is None
