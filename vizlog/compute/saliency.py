@@ -200,10 +200,10 @@ def before_softmax(scores: Tensor) -> Tensor:
     if scores.shape[1] == 1:
         return scores
     values = scores.detach().float()
-    close = {"rtol": 0.0, "atol": 1e-4 if scores.dtype in (torch.float32, torch.float64) else 2e-2}
+    rounding = 1e-4 if scores.dtype in (torch.float32, torch.float64) else 2e-2
     nil, one = torch.zeros_like(values[:, 0]), torch.ones_like(values[:, 0])
-    logs = torch.isclose(values.logsumexp(1), nil, **close).all() & values.isfinite().all()
-    shares = torch.isclose(values.sum(1), one, **close).all() & (values >= 0).all()
+    logs = torch.isclose(values.logsumexp(1), nil, rtol=0.0, atol=rounding).all() & values.isfinite().all()
+    shares = torch.isclose(values.sum(1), one, rtol=0.0, atol=rounding).all() & (values >= 0).all()
     logits = torch.where(shares, scores.clamp_min(torch.finfo(scores.dtype).tiny).log(), scores)
     return torch.where(logs | shares, logits - logits.mean(1, keepdim=True), scores)
 
