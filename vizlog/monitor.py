@@ -31,7 +31,7 @@ from vizlog.probes.base import Context, Probe, as_probes
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
 from vizlog.schedules import Schedule, Thinning
-from vizlog.selection import bare, given_models, named_models, named_parameters
+from vizlog.selection import given_models, named_models, named_parameters
 from vizlog.stopping import Stop, StopWhen
 
 __all__ = ["Monitor"]
@@ -87,7 +87,7 @@ class Monitor:
     ) -> None:
         show()
         self._models = named_models(model)
-        self._roots = [m for given in given_models(model).values() for m in _wrappers(given)]
+        self._roots = list(given_models(model).values())
         self._ranks = Ranks.of(self._models.values())
         self._communicates = False  # in its forward, though it is run on one rank alone
         if self._ranks.sharded:
@@ -796,12 +796,6 @@ def _some(names: Sequence[str]) -> str:
 
 def _ids(parameters: Mapping[str, nn.Parameter]) -> set[int]:
     return {id(parameter) for parameter in parameters.values()}
-
-
-def _wrappers(given: nn.Module) -> list[nn.Module]:
-    """A model as it is called, and everything that is wrapped in it, down to the bare one."""
-    model = bare(given)
-    return [module for module in given.modules() if bare(module) is model]
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:

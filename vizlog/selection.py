@@ -64,13 +64,13 @@ def named_models(model: Any) -> dict[str, nn.Module]:
 
 
 def given_models(model: Any) -> dict[str, nn.Module]:
-    """`named_models` with their wrappers on, as the training calls them.
+    """`named_models` with their wrappers on, as the training calls them; Fabric's alone is off.
 
     Raises:
         TypeError: it is neither a module, nor a list or dict of modules.
     """
     if isinstance(model, nn.Module) and not isinstance(model, (nn.ModuleList, nn.ModuleDict)):
-        return {"": model}
+        return {"": _without_fabric(model)}
     if isinstance(model, (Mapping, nn.ModuleDict)):
         models = {str(name): part for name, part in model.items()}
     elif isinstance(model, (list, tuple)) and len(model) == 1:  # the only pipeline part of this rank
@@ -82,7 +82,7 @@ def given_models(model: Any) -> dict[str, nn.Module]:
     wrong = [f"{name}: {type(part).__name__}" for name, part in models.items() if not isinstance(part, nn.Module)]
     if wrong or not models:
         raise TypeError(f"every model must be an nn.Module, got {', '.join(wrong) or 'none at all'}")
-    return models
+    return {name: _without_fabric(part) for name, part in models.items()}
 
 
 def named_modules(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -213,6 +213,13 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ValueError(f"'re:{pattern}' is not a regular expression: {error}") from error
+
+
+def _without_fabric(model: nn.Module) -> nn.Module:
+    """What is inside Lightning Fabric's wrapper, as that calls it: compiled, in DDP; it holds it bare as well."""
+    parts = model._modules
+    inside = parts.get("_forward_module") if "_original_module" in parts else None
+    return model if inside is None else inside
 
 
 def _walk(name: str, module: nn.Module, found: dict[str, nn.Module], seen: set[int]) -> None:
