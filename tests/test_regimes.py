@@ -415,6 +415,8 @@ def test_folds_in_one_process_are_runs_of_their_own() -> None:
         del model, optimizer, monitor  # never closed
         gc.collect()
         patiently(lambda: set(threading.enumerate()) <= threads)
+    # The look that was to come would have had compiled models run eagerly.
+    assert torch._dynamo.eval_frame._stance.stance == "default"
     assert [tensorboard_steps(f"runs/fold{part}") for part in ("", "-2", "-3")] == [[0, 1]] * 3
 
 

@@ -142,7 +142,7 @@ class Monitor:
             other=self._other_stepped,
         )
         _OPEN.add(self)
-        _close_at_exit(self, self._delivery)
+        _close_at_exit(self, self._delivery, self._attached)
 
     # What a person calls ----------------------------------------------------------------------------------------------
 
@@ -809,7 +809,7 @@ def _weakly(method: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _close_at_exit(monitor: Monitor, delivery: Delivery) -> None:
+def _close_at_exit(monitor: Monitor, delivery: Delivery, attached: ExitStack) -> None:
     reference, process = weakref.ref(monitor), os.getpid()
 
     def close() -> None:
@@ -818,6 +818,7 @@ def _close_at_exit(monitor: Monitor, delivery: Delivery) -> None:
             alive.close()
 
     def leave() -> None:  # nobody holds the monitor any more
+        attached.close()  # an armed live look has compiled models run eagerly
         if os.getpid() == process:
             delivery.leave()
 
