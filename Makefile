@@ -37,7 +37,7 @@ test: .venv/test.stamp
 	$(bin)/ruff check --quiet .
 	$(bin)/mypy
 	$(bin)/lint-imports --no-logo --no-cache
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest --numprocesses 2 --dist loadfile
 
 bench: .venv/test.stamp
 	$(bin)/python -m benchmarks

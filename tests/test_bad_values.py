@@ -324,9 +324,9 @@ def test_what_walks_a_model_takes_linear_time_up_to_100_000_modules() -> None:
         return [Figures("zeros", some, source="a"), Figures("zeros", layers, source="b")]
 
     small, large = {"": many(10_000)}, {"": many(100_000)}
-    assert seconds(lambda: walk(large)) < 20 * seconds(lambda: walk(small))
+    assert seconds(lambda: walk(large)) < 40 * seconds(lambda: walk(small))
     few, all_ = figures(10_000), figures(100_000)
-    assert seconds(lambda: draw(all_)) < 20 * seconds(lambda: draw(few))
+    assert seconds(lambda: draw(all_)) < 40 * seconds(lambda: draw(few))
 
 
 def test_a_due_step_of_ten_times_the_modules_takes_ten_times_as_long() -> None:
@@ -343,7 +343,7 @@ def test_a_due_step_of_ten_times_the_modules_takes_ten_times_as_long() -> None:
         return time.process_time() - start
 
     whole(100)
-    assert whole(4_000) < 20 * whole(400)
+    assert whole(4_000) < 40 * whole(400)
 
 
 # Names ----------------------------------------------------------------------------------------------------------------

@@ -45,10 +45,10 @@ def test_digits_under_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     steps = steps_of(found)
     # 92 steps: numbers every 30, pictures at 30, 60, then 120.
     numbers = ("weights/conv1.weight", "gradients/hidden.bias", "activations/relu@3", "updates/classifier.weight")
-    for tag in (*numbers, "health/dead_units"):
+    for tag in (*numbers, "health/dead_units_worst"):
         assert steps[tag] == [0, 30, 60, 90], tag
     pictures = ("filters/conv1", "feature_maps/conv2", "saliency/gradient", "saliency/gradcam")
-    for tag in (*pictures, "embeddings/classifier.input"):
+    for tag in (*pictures, "embeddings/classifier.input", "health/dead_units"):
         assert steps[tag] == [0, 30, 60], tag
     assert steps["accuracy"] == [23 * epoch - 1 for epoch in range(1, 5)]
     accuracies = [v.simple_value for event in found for v in event.summary.value if v.tag == "accuracy"]

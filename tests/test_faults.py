@@ -30,7 +30,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 import vizlog
-from vizlog.records import Embedding, Scalar
+from vizlog.records import Curves, Embedding, Scalar
 from vizlog.worker import Worker
 
 X, Y = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 3
@@ -227,7 +227,7 @@ def test_a_module_put_in_later_is_picked_up_and_said(caplog: pytest.LogCaptureFi
     (_, last) = memory.of("weights/5.weight")[-1]
     assert last.max == pytest.approx(float(model[5].weight.detach().max()))  # type: ignore[union-attr]
     (message,) = warnings(caplog)
-    assert "their gradients are not read: 5.weight, 5.bias" in message
+    assert "no watched optimizer has 5.weight, 5.bias" in message
 
 
 def test_an_optimizer_made_anew_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -240,7 +240,10 @@ def test_an_optimizer_made_anew_is_said_once(caplog: pytest.LogCaptureFixture) -
         assert not warnings(caplog)
         train(model, SGD(model.parameters(), lr=0.1), 50)
     (message,) = warnings(caplog)
-    assert "the watched optimizers no longer step, but another one (SGD) trains the model" in message
+    assert (
+        "SGD trains 0.weight, 0.bias, 1.weight, 1.bias and 2 more, and no watched optimizer has stepped since"
+        in message
+    )
 
 
 def test_a_container_whose_parts_are_watched_is_no_other_optimizer(caplog: pytest.LogCaptureFixture) -> None:
@@ -464,7 +467,7 @@ def test_a_backend_that_fails_is_named(*, writes: bool, beside: bool, caplog: py
     assert watched == alone
     assert len(memory.of("weights/0.weight")) == beside
     assert all("Broken" in message and "away" in message for message in warnings(caplog))
-    assert len(warnings(caplog)) == (2 if beside and not writes else 1)  # it could not even be closed
+    assert len(warnings(caplog)) == 1
 
 
 @pytest.mark.filterwarnings("error")
@@ -488,7 +491,8 @@ def test_a_record_that_cannot_be_drawn_costs_no_other(
             raise IndexError("a drawing that goes wrong")
         return np.zeros((4, 4, 3), np.uint8)
 
-    monkeypatch.setattr("vizlog.backends.summaries.raster", undrawable)
+    monkeypatch.setattr("vizlog.backends.pictures.raster", undrawable)
+    monkeypatch.setattr("vizlog.process.LowPriority.call", lambda _, function, *arguments: function(*arguments))
     backend = vizlog.TensorBoard(tmp_path / "run")
     records = every_record()
     for step in range(3):
@@ -680,7 +684,8 @@ def test_where_no_thread_starts_all_is_written_all_the_same(probes: list[Any], m
     _, watched = run({"to": memory, "every": None, "probes": probes})
     assert watched == alone
     assert steps(memory, "loss") == list(range(6))
-    assert all(steps(memory, tag) == list(range(6)) for tag in {r.tag for _, r in memory.records})
+    everything = {record.tag for _, record in memory.records if not isinstance(record, Curves)}  # those are log-spaced
+    assert all(steps(memory, tag) == list(range(6)) for tag in everything)
 
 
 # How it ends ----------------------------------------------------------------------------------------------------------

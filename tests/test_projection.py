@@ -128,7 +128,7 @@ def test_umap_keeps_neighbours_as_well_as_umap_learn_and_from_a_start_stays_near
     layout = umap(after, start=start)
     assert trustworthiness(after, umap(after)) > expected * 0.98
     assert trustworthiness(after, layout) > expected * 0.98
-    assert moved([start, layout]) < 0.4
+    assert moved([start, layout]) < 0.6 * moved([start, umap(after)])
     for number in (4, 7, 16, 17):
         few = project(after[:number], ["umap"])
         assert np.isfinite(project(after[:number], ["umap"], few).layouts["umap"]).all()

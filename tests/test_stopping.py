@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_distributed import Pair
+from processes import Processes
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
@@ -228,7 +228,7 @@ def test_lightning_is_told_and_ends_as_usual() -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    pair = Pair(tmp_path_factory.mktemp("ranks"))
+    pair = Processes(2, tmp_path_factory.mktemp("ranks"))
     yield pair
     pair.stop()
 
@@ -271,7 +271,7 @@ def _replicated(rank: int, way: str, watching: int) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("way", ["watch", "begin and end"])
-def test_all_ranks_of_a_replicated_model_stop_at_the_same_step(ranks: Pair, way: str) -> None:
+def test_all_ranks_of_a_replicated_model_stop_at_the_same_step(ranks: Processes, way: str) -> None:
     # Rank 0 finds out at step 4 and leaves a notice; all stop at the due step after it.
     assert [done for done, _ in ranks.run(_replicated, way, 2)] == [7, 7]
 
@@ -300,11 +300,11 @@ def _sharded(rank: int) -> int:
     return done
 
 
-def test_all_ranks_of_a_sharded_model_stop_at_the_same_step(ranks: Pair) -> None:
+def test_all_ranks_of_a_sharded_model_stop_at_the_same_step(ranks: Processes) -> None:
     assert ranks.run(_sharded) == [7, 7]
 
 
-def test_a_rank_that_nobody_else_follows_goes_on_and_says_so(ranks: Pair) -> None:
+def test_a_rank_that_nobody_else_follows_goes_on_and_says_so(ranks: Processes) -> None:
     (done, said), (other, _) = ranks.run(_replicated, "watch", 1)
     assert (done, other) == (STEPS, STEPS)
     assert sum("only 1 of 2 ranks have a monitor with stop_when=" in line for line in said) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import defaultdict
@@ -163,10 +164,12 @@ class Delivery:
         if self._backend is None:
             return
         self._send_scalars()
+        atexit.register(self._worker.flush)
 
         def last() -> None:
             self._close_backend()
             self._worker.stop()
+            atexit.unregister(self._worker.flush)
 
         # Only what is behind all slow jobs is behind the jobs that these end with.
         self._worker.submit(lambda: self._worker.submit(last), slow=True)

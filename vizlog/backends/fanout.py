@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ class FanOut:
             except Exception as error:  # noqa: BLE001 -- whatever one destination raises, the others shall not miss a record
                 self._backends.remove(backend)
                 _report(backend, f"failed at step {step} and gets nothing more", error)
-                _close(backend)
+                with contextlib.suppress(Exception):  # that it is broken has been said
+                    backend.close()
 
     def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
         """Passes the summary on to the backends that have one."""
@@ -52,14 +54,10 @@ class FanOut:
     def close(self) -> None:
         """Closes every backend, also where one of them raises."""
         for backend in self._backends:
-            _close(backend)
-
-
-def _close(backend: Backend) -> None:
-    try:
-        backend.close()
-    except Exception as error:  # noqa: BLE001 -- the next one must be closed too
-        _report(backend, "could not be closed", error)
+            try:
+                backend.close()
+            except Exception as error:  # noqa: BLE001 -- the next one must be closed too
+                _report(backend, "could not be closed", error)
 
 
 def _report(backend: Backend, what: str, error: Exception) -> None:

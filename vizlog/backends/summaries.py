@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
 
-__all__ = ["Summaries", "bins"]
+__all__ = ["Summaries", "bins", "is_drawn"]
 
 _Plugin: TypeAlias = Literal["scalars", "histograms", "images", "text"]
 _LARGEST = float(np.finfo(np.float32).max)
@@ -79,6 +79,11 @@ class Summaries:
             self._captioned.add(tag)
             metadata.summary_description = caption
         return Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
+
+
+def is_drawn(record: Record) -> bool:
+    """Whether a record becomes a picture."""
+    return not isinstance(record, (Scalar, Histogram, Text))
 
 
 def bins(record: Histogram) -> NDArray[np.float32]:

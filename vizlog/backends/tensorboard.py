@@ -15,7 +15,7 @@ from vizlog.backends.base import Drawable
 from vizlog.backends.event_file import EventFile, event_files, steps
 from vizlog.backends.hparams import HParams
 from vizlog.backends.projector import project
-from vizlog.backends.summaries import Summaries
+from vizlog.backends.summaries import Summaries, is_drawn
 from vizlog.diagnosis import STOPPED_BECAUSE
 from vizlog.messages import LOG
 from vizlog.records import Embedding, Record, Scalar, Text
@@ -98,8 +98,13 @@ class TensorBoard:
                 self._summaries.caption_again()
                 self._last = None
             opening = self._hparams.start() if self._hparams is not None and self._last is None else []
-            self._sink.add(step, [*opening, *self._drawable.each(self._summaries.of, records)])
+            numbers = [record for record in records if not is_drawn(record)]
+            self._sink.add(step, [*opening, *self._drawable.each(self._summaries.of, numbers)])
             self._last = step
+            for picture in filter(
+                is_drawn, records
+            ):  # each may take a while, and a run that is killed keeps the others
+                self._sink.add(step, list(self._drawable.each(self._summaries.of, [picture])))
             deque(self._drawable.each(lambda record: self._project(step, record), records), maxlen=0)
         except OSError as error:
             if error.errno not in _NO_SPACE:
