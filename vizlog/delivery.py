@@ -144,6 +144,11 @@ class Delivery:
 
         self._worker.submit(summarise)
 
+    @property
+    def seconds(self) -> float:
+        """What finishing and writing has taken so far, on threads beside the training's."""
+        return self._worker.seconds
+
     def flush(self) -> None:
         """Waits until everything has been written."""
         self._send_scalars()

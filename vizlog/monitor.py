@@ -715,12 +715,13 @@ class Monitor:
         most = max(self._turns, key=lambda turn: turn.seconds, default=None)
         if most is not None and elapsed > 0:
             LOG.info(
-                "vizlog took %.2g%% of %.0f s of training (%d steps); most of it %s, %.2g s",
+                "vizlog took %.2g%% of %.0f s of training (%d steps); most of it %s, %.2g s; a thread %.2g s beside it",
                 100 * spent / elapsed,
                 elapsed,
                 self._steps,
                 most.probe.name,
                 most.seconds,
+                self._delivery.seconds,
             )
 
 

@@ -49,6 +49,11 @@ class Worker:
                     "says how many); raise every= of the picture probes"
                 )
 
+    @property
+    def seconds(self) -> float:
+        """What the threads have computed so far; what they wait for, a process that draws among it, is not counted."""
+        return self._fast.seconds + self._slow.seconds
+
     def submit_within(self, seconds: float, job: Callable[[], None]) -> None:
         """Queues `job` once that many seconds have passed, whatever else comes meanwhile; one at a time."""
         self._own()
@@ -86,6 +91,7 @@ class _Lane:
         self._thread: threading.Thread | None = None
         self._busy = False
         self._stopped = False
+        self.seconds = 0.0
 
     def put(self, job: Callable[[], None], most: int, *, picture: bool) -> bool:
         """Appends a job; True where an older picture had to go for it."""
@@ -148,6 +154,7 @@ class _Lane:
     def _run(self) -> None:
         """Runs one job after another, until there is none and the lane has been stopped."""
         while (job := self._next()) is not None:
+            began = time.thread_time()
             try:
                 job()
             except BaseException as error:  # a job reports its own failures; this keeps the lane alive
@@ -155,6 +162,7 @@ class _Lane:
                     self._busy = False
                     raise  # Ctrl-C, where the jobs run on the caller's thread
                 LOG.exception("vizlog: a job failed")
+            self.seconds += time.thread_time() - began
             del job
 
     def _next(self) -> Callable[[], None] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -15,6 +16,7 @@ from typing_extensions import assert_never
 
 from vizlog.backends.base import Drawable
 from vizlog.backends.patience import Patience
+from vizlog.backends.pictures import Pictures
 from vizlog.backends.wandb_rows import Rows
 from vizlog.diagnosis import STOPPED_BECAUSE
 from vizlog.messages import LOG
@@ -30,7 +32,6 @@ from vizlog.records import (
     Surface,
     Text,
 )
-from vizlog.views.raster import raster
 
 if TYPE_CHECKING:
     import wandb
@@ -119,6 +120,7 @@ class WandB:
         self._rows = None if opened is None else self._open_rows(opened, charts_by_key=step_key is not None)
         self._files = _FileBudget(max_files)
         self._drawable = Drawable()
+        self._pictures = Pictures()
         self._defined = set(self._step_keys)
         self._bins = _MOST_BINS
         self._histograms_left_out = 0
@@ -215,10 +217,10 @@ class WandB:
                 yield from self._nonfinite(key, record)
             case Images() | Heatmaps() | Attention():
                 if self._files.take(step, key):
-                    yield key, _picture(record)
+                    yield key, self._picture(record)
             case Curves() | Surface():
                 if self._files.take(step, key):
-                    yield key, _chart(record)
+                    yield key, self._chart(record)
             case Embedding():
                 yield from self._embedding(step, key, record)
             case Text():
@@ -249,9 +251,28 @@ class WandB:
             yield f"{key}/nans", nans
             yield f"{key}/infs", infs
 
+    def _picture(self, record: Record) -> wandb.Image:
+        import wandb
+        from PIL import Image
+
+        drawn = Image.open(io.BytesIO(self._pictures.of(record).png))
+        return wandb.Image(drawn, caption=record.caption or None)
+
+    def _chart(self, record: Curves | Surface) -> wandb.Plotly | wandb.Image:
+        import wandb
+
+        try:
+            from plotly.graph_objects import Figure
+        except ImportError:
+            return self._picture(record)
+        from vizlog.views.figures import figure
+
+        # plotly packs arrays as base64, which plotly.js reads from 2.35 on, and W&B's page brings its own.
+        return wandb.Plotly(Figure(_unpacked(figure(record).to_plotly_json()), skip_invalid=True))
+
     def _embedding(self, step: int, key: str, record: Embedding) -> Iterator[tuple[str, Any]]:
         if self._files.take(step, key):
-            yield key, _picture(record)
+            yield key, self._picture(record)
         assert self._rows is not None
         table = _cut(key, max(_LONGEST_ARTIFACT - len(self._rows.run.id), 20)) + "/table"
         if self._files.take(step, table, files=2, growth=2.0):  # the table and its artifact
@@ -449,25 +470,6 @@ def _short(values: Iterable[float], digits: int = _DIGITS) -> list[float]:
 def _short_counts(counts: NDArray[Any]) -> list[float]:
     """Whole counts as they are, interpolated ones to 5 significant digits."""
     return [int(count) if count == int(count) else float(f"{count:.{_DIGITS}g}") for count in counts.tolist()]
-
-
-def _picture(record: Images | Heatmaps | Attention | Embedding | Curves | Surface) -> wandb.Image:
-    import wandb
-
-    return wandb.Image(raster(record), caption=record.caption or None)
-
-
-def _chart(record: Curves | Surface) -> wandb.Plotly | wandb.Image:
-    import wandb
-
-    try:
-        from plotly.graph_objects import Figure
-    except ImportError:
-        return _picture(record)
-    from vizlog.views.figures import figure
-
-    # plotly packs arrays as base64, which plotly.js reads from 2.35 on, and W&B's page brings a plotly.js of its own.
-    return wandb.Plotly(Figure(_unpacked(figure(record).to_plotly_json()), skip_invalid=True))
 
 
 def _unpacked(value: Any) -> Any:
