@@ -19,6 +19,7 @@ from vizlog.monitor import Monitor
 from vizlog.optimizers import real_optimizers
 from vizlog.probes.base import Probe, as_probes
 from vizlog.schedules import Schedule, as_schedule
+from vizlog.stopping import StopWhen, check_stop_when
 
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -48,6 +49,8 @@ class VizLog(TrainerCallback):  # type: ignore[misc]
             evaluation dataset (of the training dataset where there is none, which is said).
         every: for the standard probes, how many steps between histograms.
         budget: the share of training time that may be spent (0.01: one percent).
+        stop_when: when the training is hopeless, and the Trainer is told to stop: "nonfinite", "dead",
+            "gradients_gone", a function of the health scalars, or a list of these. None: never.
 
     Raises:
         TypeError, ValueError: `probes` or `every` is nothing of the kind; or, at the start of training, what was given
@@ -62,13 +65,17 @@ class VizLog(TrainerCallback):  # type: ignore[misc]
         batch: FixedBatch | tuple[Any, Any] | Callable[[], Any] | None = None,
         every: int | Schedule | None = None,
         budget: float | None = None,
+        stop_when: StopWhen | None = None,
     ) -> None:
         if every is not None:
             as_schedule(every)
             if probes is not None:
                 raise ValueError("every= is for the standard probes; give each of probes= its own every=")
         self._probes = None if probes is None else as_probes(probes)
+        if stop_when is not None:
+            check_stop_when(stop_when)
         self._to, self._batch, self._every, self._budget = to, batch, every, budget
+        self._stop_when = stop_when
         self._monitor: Monitor | None = None
 
     @property
@@ -97,6 +104,7 @@ class VizLog(TrainerCallback):  # type: ignore[misc]
             "optimizer": _training(optimizer, model) or None,
             "every": self._every,
             "budget": self._budget,
+            "stop_when": self._stop_when,
             "forward_context": None if trainer is None else trainer.compute_loss_context_manager,
         }
         batch = self._batch
@@ -115,6 +123,8 @@ class VizLog(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._monitor is not None:
             self._monitor.begin(state.global_step + 1, int(state.epoch or 0))
+            if self._monitor.should_stop:
+                control.should_training_stop = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._monitor is not None:

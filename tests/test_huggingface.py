@@ -356,6 +356,16 @@ def test_a_destination_of_ones_own_comes_first_and_a_rank_that_does_not_log_writ
     assert steps(memory, "weights/classifier.weight") == [1]
 
 
+def test_a_hopeless_training_is_stopped() -> None:
+    memory = vizlog.Memory()
+    probes = [vizlog.GradientHistograms(every=2)]
+    hopeless = VizLog(probes, to=memory, stop_when=lambda health: health["vizlog/gradient_norm_max"] > 0)
+    made = trainer(classifier(), hopeless, max_steps=12)
+    made.train()
+    assert 2 < made.state.global_step < 12
+    assert memory.summary["vizlog/stopped_because"]
+
+
 def test_an_optimizer_that_holds_copies_of_the_parameters_is_no_reason_to_stop(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
