@@ -17,7 +17,7 @@ from benchmarks.models import WORKLOADS, Workload
 from benchmarks.peers import SummaryWriterLoop, offline_run
 from benchmarks.results import Found, Row, at_least, told
 
-_REPEATS = 5
+_REPEATS = 4
 
 
 def run() -> Found:

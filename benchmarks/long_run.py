@@ -14,7 +14,7 @@ from benchmarks.models import resnet
 from benchmarks.peers import offline_run
 from benchmarks.results import Found, at_most
 from vizlog.backends.summaries import Summaries
-from vizlog.records import Embedding, Histogram, Record, Scalar, Text
+from vizlog.records import Curves, Embedding, Histogram, Record, Scalar, Text
 
 _STEPS = 450_000
 _PICTURES = ("filters", "feature_maps", "saliency", "embeddings", "attention")
@@ -61,7 +61,7 @@ def _due(schedule: vizlog.Schedule) -> Iterator[int]:
 
 
 def _is_picture(record: Record) -> bool:
-    return record.tag.partition("/")[0] in _PICTURES
+    return record.tag.partition("/")[0] in _PICTURES or isinstance(record, Curves)
 
 
 def _tensorboard_bytes(records: dict[int, list[Record]], times: Counter[str]) -> dict[str, int]:

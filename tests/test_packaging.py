@@ -144,8 +144,9 @@ for name in vizlog.__all__:
     getattr(vizlog, name)
 print(*{module.__file__ for name, module in sys.modules.items() if name.startswith("vizlog")}, sep="\\n")
 """
-    files = installed(code, beside=True).split()
-    assert files
+    # transformers says a line of its own where wandb is offline.
+    files = [line for line in installed(code, beside=True).splitlines() if line.endswith(".py")]
+    assert len(files) > 50
     assert all("/installed" in file and "/venv/" in file for file in files)
 
 

@@ -123,7 +123,7 @@ class Delivery:
         if number >= _TOGETHER:
             self._send_scalars()
         elif number == 1:  # the worker looks after them, should the training not come back for a while
-            self._worker.submit_within(_SECONDS, self._write_scalars)
+            self._worker.submit_within(_SECONDS, self._send_scalars)
 
     def up_to_date(self) -> Diagnosis:
         """The diagnosis of all numbers measured so far; those that the worker has not come to are made here.
@@ -199,14 +199,7 @@ class Delivery:
             found.extend(self._diagnosed(step, records, written))
 
     def _send_scalars(self) -> None:
-        pending = self._waiting.take()
-        if pending is not None:
-            self._worker.submit(lambda: self._write_taken(*pending))
-
-    def _write_scalars(self) -> None:
-        pending = self._waiting.take()
-        if pending is not None:
-            self._write_taken(*pending)
+        self._waiting.hand_over(lambda steps, pending: self._worker.submit(lambda: self._write_taken(steps, pending)))
 
     def _write_taken(self, steps: Sequence[int], pending: Pending) -> None:
         for step, values in zip(steps, pending.wait(), strict=True):
@@ -295,7 +288,7 @@ class _Waiting:
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # where no thread can start, what is handed over is written here and now
         self._numbers: list[tuple[int, dict[str, Any]]] = []
         self._streams: dict[torch.device, Any] = {}
 
@@ -309,18 +302,19 @@ class _Waiting:
                     self._streams[value.device] = torch.cuda.current_stream(value.device)
             return len(self._numbers)
 
-    def take(self) -> tuple[list[int], Pending] | None:
-        """Their steps, and the values on their way to the host, behind what made them; None where none wait."""
+    def hand_over(self, receive: Callable[[list[int], Pending], None]) -> None:
+        """Gives their steps, and the values on their way to the host behind what made them, if there are any.
+
+        Under the lock, so that no later numbers overtake them.
+        """
         self._leave_the_parents()
-        with self._lock:
+        with self._lock, ExitStack() as stack:
             numbers, self._numbers = self._numbers, []
             streams, self._streams = self._streams, {}
-        if not numbers:
-            return None
-        with ExitStack() as stack:
             for stream in streams.values():
                 stack.enter_context(torch.cuda.stream(stream))
-            return [step for step, _ in numbers], to_host([values for _, values in numbers])
+            if numbers:
+                receive([step for step, _ in numbers], to_host([values for _, values in numbers]))
 
     def _leave_the_parents(self) -> None:
         """In a forked child: what waited is the parent's to write, and a thread that is not here may hold the lock."""

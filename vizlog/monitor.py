@@ -122,6 +122,7 @@ class Monitor:
         self._latest = 0  # the latest step begun
         self._epoch: int | None = None
         self._next_step: float = -1
+        self._by_epochs = any(turn.probe.schedule.needs_epochs for turn in self._turns)
         self._due: DueStep | None = None
         self._ended = False
         self._attached = ExitStack()
@@ -400,7 +401,7 @@ class Monitor:
                     due.skipped.append(found)
                 if self._ended and not due.waiting:
                     self._finish(due)
-        if self._rounds is not None and self._due is None:
+        if self._rounds is not None and self._due is None and (self._by_epochs or self._count >= self._next_step):
             with self._contained("the next step"):
                 self._arm(self._count)
 
@@ -668,21 +669,21 @@ class Monitor:
 
     # Errors of ours ---------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _contained(self, doing: str) -> Iterator[None]:
+    def _contained(self, doing: str) -> _Contained:
         """Keeps an error of ours from the training loop: the step is given up, with one warning."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 -- nothing of ours reaches the training loop
-            if self._due is not None and self._ranks.sharded:
-                self._due.drop(self._due.turns)  # the others go through with it, and wait for this rank
-            else:
-                self.cancel()
-            so = "off from now on" if self._ranks.left else "training goes on"
-            self._warn_once(f"failed at {doing}: {told(error)}; {so}", None if isinstance(error, RanksApart) else error)
-        except BaseException:  # Ctrl-C while we were at it: nothing of this step stays behind
+        return _Contained(self._survive, doing)
+
+    def _survive(self, doing: str, error: BaseException) -> bool:
+        if not isinstance(error, Exception):  # Ctrl-C while we were at it: nothing of this step stays behind
             self.cancel()
-            raise
+            return False
+        if self._due is not None and self._ranks.sharded:
+            self._due.drop(self._due.turns)  # the others go through with it, and wait for this rank
+        else:
+            self.cancel()
+        so = "off from now on" if self._ranks.left else "training goes on"
+        self._warn_once(f"failed at {doing}: {told(error)}; {so}", None if isinstance(error, RanksApart) else error)
+        return True
 
     def _warn_once(self, message: str, error: Exception | None = None) -> None:
         # The same trouble has other numbers in it each time.
@@ -723,6 +724,21 @@ class Monitor:
                 most.seconds,
                 self._delivery.seconds,
             )
+
+
+class _Contained:
+    """A context that gives what is raised inside to `survive`; a generator takes most of a step with nothing due."""
+
+    __slots__ = ("_doing", "_survive")
+
+    def __init__(self, survive: Callable[[str, BaseException], bool], doing: str) -> None:
+        self._survive, self._doing = survive, doing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> bool:
+        return error is not None and self._survive(self._doing, error)
 
 
 def _schedules_of_numbers(probes: Sequence[Probe], every: int | Schedule | None) -> list[Schedule]:

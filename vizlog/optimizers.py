@@ -184,10 +184,11 @@ def skipped(optimizer: Optimizer) -> Tensor | None:
 
 def makes_state_only(optimizer: Optimizer) -> bool:
     """Whether this step only makes optimizer state, as loading a sharded checkpoint does: all rates and gradients 0."""
-    rates = [group.get("lr", 1.0) for group in optimizer.param_groups]
-    # To look into a tensor on a device would be to wait for it.
-    if any((isinstance(rate, Tensor) and rate.device.type != "cpu") or rate != 0 for rate in rates):
-        return False
+    for group in optimizer.param_groups:
+        rate = group.get("lr", 1.0)
+        # To look into a tensor on a device would be to wait for it.
+        if (isinstance(rate, Tensor) and rate.device.type != "cpu") or rate != 0:
+            return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     # No gradients at all: a closure is still to make them, at the rate a warm-up begins with.
     # Whole: a rank's shards alone may be zero, and all ranks must agree.
