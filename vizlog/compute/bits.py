@@ -29,11 +29,13 @@ __all__ = [
     "fine",
     "interpolation_error",
     "linear_exponent",
+    "lower_edges",
     "settled",
 ]
 
 MANTISSA_BITS = 6
-LINEAR_BINS = 4096
+LINEAR_BITS = 12
+LINEAR_BINS = 1 << LINEAR_BITS
 
 Whole: TypeAlias = "NDArray[np.int64] | torch.Tensor"
 Real: TypeAlias = "NDArray[np.float64] | torch.Tensor"
@@ -59,7 +61,7 @@ class Grid:
 
     def lower_edges(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
         """(K,) the smallest value in each of the `bins`, which run to one above the highest bin."""
-        return _all_lower_edges(self)[bins + self.top]
+        return lower_edges(self)[bins + self.top]
 
     def bins_of(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
         """(K,) the bin of each finite value."""
@@ -80,7 +82,7 @@ class Grid:
 
 
 @functools.cache
-def _all_lower_edges(grid: Grid) -> NDArray[np.float64]:
+def lower_edges(grid: Grid) -> NDArray[np.float64]:
     """(2·top + 2,) the smallest value in each bin of a grid, from the lowest to one above the highest."""
     bins = np.arange(-grid.top, grid.top + 2)
     upper_bits = np.abs(bins) - (bins > 0)
@@ -278,7 +280,7 @@ def linear_exponent(low: float, high: float) -> int:
     """The smallest exponent with which [low, high] touches `LINEAR_BINS` bins at most, all numbered within ±2**31."""
     largest = max(abs(low), abs(high))
     span = high / 2 - low / 2  # a float64's whole range does not fit in one
-    exponent = math.frexp(span)[1] + 1 - LINEAR_BINS.bit_length() + 1 if span > 0 else -1021
+    exponent = math.frexp(span)[1] + 1 - LINEAR_BITS if span > 0 else -1021
     exponent = max(exponent, math.frexp(largest)[1] - 30, -1021)
     while math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) >= LINEAR_BINS:
         exponent += 1

@@ -11,10 +11,9 @@ What is compiled depends on nothing but this file: numba keeps machine code unti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
@@ -22,12 +21,16 @@ from numba.extending import intrinsic as typed_intrinsic
 from numba.extending import models, register_model
 from numpy.typing import NDArray
 
-from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear
+from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear, linear_exponent
+from vizlog.compute.compiled import compiled
+from vizlog.compute.passes import TOLERABLE_ERROR, Chunks, Pass
 
 __all__ = ["CompiledPass"]
 
 BLOCK = 1 << 14
 LINEAR_BLOCK = 1 << 12
+STRETCH = 32
+"""Linear bins that are looked at together: of few values most are empty."""
 SHIFTS = {32: 17, 64: 46}
 """Bits of a pattern -> how many low ones a bin ignores, as in `GRIDS`."""
 
@@ -48,18 +51,8 @@ PAD = 768
 
 
 def _compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles at import for these types, or takes what an earlier process compiled from the disk."""
-
-    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
-        # Reassociation lets sums be vectorised; NaN and inf must keep their meaning, so no more of fastmath than that.
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
-        try:
-            compiled = numba.njit(list(signatures), cache=True, **options)(function)
-        except RuntimeError:  # no folder that numba can write its cache to
-            compiled = numba.njit(list(signatures), **options)(function)
-        return compiled
-
-    return compile_
+    # Reassociation lets sums be vectorised; NaN and inf must keep their meaning, so no more of fastmath than that.
+    return compiled(*signatures, fastmath={"reassoc", "contract"})
 
 
 # vectors, which numba does not know
@@ -485,59 +478,106 @@ def scan_linear(values, scale, first, places, tables):  # type: ignore[no-untype
 
 @_compiled("int64(uint32[:, ::1], int64, int64[::1], int64[::1])")
 def extract_linear(tables, first, bins, counts):  # type: ignore[no-untyped-def]
-    """As `extract`, from the tables of `scan_linear`."""
+    """As `_extract`, from the tables of `scan_linear`, which it empties."""
     found = 0
-    for k in range(tables.shape[1] - 1):
-        n = np.int64(tables[0, k]) + np.int64(tables[1, k])
-        if n:
-            bins[found], counts[found] = first + k, n
-            found += 1
-    tables[:] = 0
+    for start in range(0, LINEAR_BINS, STRETCH):
+        seen = np.uint32(0)
+        for k in range(start, start + STRETCH):
+            seen |= tables[0, k] | tables[1, k]
+        if seen:
+            for k in range(start, start + STRETCH):
+                n = np.int64(tables[0, k]) + np.int64(tables[1, k])
+                if n:
+                    bins[found], counts[found] = first + k, n
+                    found += 1
+            tables[:, start : start + STRETCH] = 0
+    tables[:, LINEAR_BINS] = 0
     return found
 
 
-class CompiledPass:
-    """Counts one tensor after another, from chunks of float32 or float64; keeps its tables for the next.
+_linear_exponent = _compiled("int64(float64, float64)")(linear_exponent)
 
-    Not to be shared by threads.
+
+_COUNT_WHOLE = """Tuple((int64, int64, int64))({0}[::1], {1}[::1], u{1}[::1], {1}, u{1}, uint32[:, ::1], uint32[::1],
+    {0}[::1], u{1}[::1], uint32[:, ::1], int32[::1], int64[::1], float64[::1], int64[:, ::1], boolean, float64)"""
+
+
+@_compiled(_COUNT_WHOLE.format("float32", "int32"), _COUNT_WHOLE.format("float64", "int64"))
+def count_whole(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    values, signed, unsigned, negative_zero, shift, tables, merged,
+    edge, pattern, linear, places, tallies, moments, found, always_linear, tolerable_error,
+):  # fmt: skip
+    """What `Pass.count_pieces` does, of one piece, in one call.
+
+    Args:
+        found: (4, N) the occupied bins and their counts, linear bins and their counts.
+
+    Returns:
+        How many bins, how many linear ones, and the exponent of these.
     """
+    scan(values, signed, unsigned, negative_zero, shift, tables, tallies, moments)
+    bins = settle(tables, tallies, moments, 1 << MANTISSA_BITS, merged, found[0], found[1])
+    finite = tallies[0] - tallies[2] - tallies[3] - tallies[4]
+    low, high = moments[0], moments[1]
+    if finite and not always_linear:
+        occupied, counts = found[0, :bins], found[1, :bins]
+        expected = jumps(low, high, edge, pattern, shift, merged.size // 2, occupied, counts) / 8 / finite
+        always_linear = expected > tolerable_error
+    if not (finite and always_linear):
+        return bins, 0, 0
+    exponent = _linear_exponent(low, high)
+    first = math.floor(math.ldexp(low, -exponent))
+    scan_linear(values, math.ldexp(1.0, -exponent), np.float64(first), places, linear)
+    return bins, extract_linear(linear, np.int64(first), found[2], found[3]), exponent
+
+
+class CompiledPass(Pass):
+    """Counts one tensor after another, from chunks of float32 or float64, of fewer than 2**32 values in all."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._merged = np.zeros(2 * grid.first_negative, np.uint32)
-        self._tables = np.zeros((TABLES, self._merged.size + PAD), np.uint32)
-        self._bins, self._counts = (np.empty(2 * grid.top + 1, np.int64) for _ in range(2))
-        self._linear, self._places = np.zeros((2, LINEAR_BINS + 1), np.uint32), np.empty(LINEAR_BLOCK, np.int32)
-        self._edge = np.empty(1, grid.real)
-        self._pattern = self._edge.view(grid.unsigned)
-        self._shift = grid.unsigned(grid.shift)
-        self._negative_zero = np.array(-0.0, grid.real).view(grid.signed)[()]
+        merged, edge = np.zeros(2 * grid.first_negative, np.uint32), np.empty(1, grid.real)
+        shift, negative_zero = grid.unsigned(grid.shift), np.array(-0.0, grid.real).view(grid.signed)[()]
+        self._tables = np.zeros((TABLES, merged.size + PAD), np.uint32)
+        self._merged = merged
+        self._shift, self._negative_zero = shift, negative_zero
+        self._scratch = edge, edge.view(grid.unsigned)
+        self._linear = np.zeros((2, LINEAR_BINS + 1), np.uint32), np.empty(LINEAR_BLOCK, np.int32)
+        self._found = np.empty((4, 2 * grid.top + 1), np.int64)
 
-    def count(self, chunks: Iterable[NDArray[np.floating[Any]]]) -> BitCounts:
-        """Fewer than 2**32 values in all."""
-        grid = self._grid
+    def count_whole(self, values: NDArray[np.floating[Any]], *, always_linear: bool) -> BitCounts:
+        tallies, moments = np.zeros(5, np.int64), _NO_MOMENTS.copy()
+        bins, linear_bins, exponent = count_whole(
+            *(values, values.view(self._grid.signed), values.view(self._grid.unsigned)),
+            *(self._negative_zero, self._shift, self._tables, self._merged, *self._scratch, *self._linear),
+            *(tallies, moments, self._found, always_linear, TOLERABLE_ERROR),
+        )
+        found = self._found
+        linear = None
+        if linear_bins:
+            linear = Linear(exponent, found[2, :linear_bins].copy(), found[3, :linear_bins].copy())
+        return BitCounts(self._grid.name, tallies, moments, found[0, :bins].copy(), found[1, :bins].copy(), linear)
+
+    def count(self, chunks: Chunks) -> BitCounts:
+        grid, found = self._grid, self._found
         tallies, moments = np.zeros(5, np.int64), _NO_MOMENTS.copy()
         for values in chunks:
             signed, unsigned = values.view(grid.signed), values.view(grid.unsigned)
             scan(values, signed, unsigned, self._negative_zero, self._shift, self._tables, tallies, moments)
-        octave = 1 << MANTISSA_BITS
-        found = settle(self._tables, tallies, moments, octave, self._merged, self._bins, self._counts)
-        return BitCounts(grid.name, tallies, moments, self._bins[:found].copy(), self._counts[:found].copy())
+        bins = settle(self._tables, tallies, moments, 1 << MANTISSA_BITS, self._merged, found[0], found[1])
+        return BitCounts(grid.name, tallies, moments, found[0, :bins].copy(), found[1, :bins].copy())
 
     def interpolation_error(self, counts: BitCounts) -> float:
-        """As `vizlog.compute.bits.interpolation_error`."""
         grid, (low, high) = self._grid, counts.moments[:2]
-        edge = self._edge, self._pattern
-        found = jumps(low, high, *edge, self._shift, grid.first_negative, counts.bins, counts.counts)
+        found = jumps(low, high, *self._scratch, self._shift, grid.first_negative, counts.bins, counts.counts)
         return float(found) / 8 / counts.finite
 
-    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], exponent: int, first: int) -> Linear:
-        """The finite values all lie in `LINEAR_BINS` bins of width 2**exponent, numbered from `first`."""
-        scale = math.ldexp(1.0, -exponent)
+    def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
+        (tables, places), found = self._linear, self._found
         for values in chunks:
-            scan_linear(values, scale, float(first), self._places, self._linear)
-        found = extract_linear(self._linear, first, self._bins, self._counts)
-        return Linear(exponent, self._bins[:found].copy(), self._counts[:found].copy())
+            scan_linear(values, math.ldexp(1.0, -exponent), float(first), places, tables)
+        bins = extract_linear(tables, first, found[2], found[3])
+        return Linear(exponent, found[2, :bins].copy(), found[3, :bins].copy())
 
 
 _NO_MOMENTS = np.array([np.inf, -np.inf, 0.0, 0.0])

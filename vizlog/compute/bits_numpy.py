@@ -10,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vizlog.compute.bits import LINEAR_BINS, BitCounts, Grid, Linear, added_moments, interpolation_error
+from vizlog.compute.passes import Chunks, Pass
 
 __all__ = ["PlainPass"]
 
 BLOCK = 1 << 16
 
 
-class PlainPass:
+class PlainPass(Pass):
     """Counts one tensor after another, from chunks of float32 or float64."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
-    def count(self, chunks: Iterable[NDArray[np.floating[Any]]]) -> BitCounts:
+    def count(self, chunks: Chunks) -> BitCounts:
         table = np.zeros(2 * self._grid.first_negative, np.int64)
         tallies, moments = np.zeros(5, np.int64), np.array([np.inf, -np.inf, 0.0, 0.0])
         for values in _blocks(chunks):
@@ -43,7 +44,7 @@ class PlainPass:
     def interpolation_error(self, counts: BitCounts) -> float:
         return interpolation_error(counts)
 
-    def count_linear(self, chunks: Iterable[NDArray[np.floating[Any]]], exponent: int, first: int) -> Linear:
+    def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
         scale = math.ldexp(1.0, -exponent)
         table = np.zeros(LINEAR_BINS, np.int64)
         for values in _blocks(chunks):
@@ -53,7 +54,7 @@ class PlainPass:
         return Linear(exponent, places + first, table[places])
 
 
-def _blocks(chunks: Iterable[NDArray[np.floating[Any]]]) -> Iterable[NDArray[np.floating[Any]]]:
+def _blocks(chunks: Chunks) -> Iterable[NDArray[np.floating[Any]]]:
     for values in chunks:
         for start in range(0, len(values), BLOCK):
             yield values[start : start + BLOCK]

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vizlog.compute.bits import GRIDS, BitCounts, Grid, Linear, fine, linear_exponent, settled
+from vizlog.compute.bits import BitCounts, Grid, Linear, fine, linear_exponent, settled
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of
+from vizlog.compute.passes import Chunks, Pass
+from vizlog.compute.shown import Shown
 from vizlog.messages import LOG
 from vizlog.records import QUANTILES, Histogram
 
@@ -31,9 +30,6 @@ MOST = 1 << 31
 
 ALWAYS_LINEAR = 1 << 14
 """Elements up to which the second pass is always made: interpolated bins would show the noise of few values each."""
-
-TOLERABLE_ERROR = 0.005
-"""Total variation that interpolation may be expected to cost before the second pass is made."""
 
 
 class Uncountable(ValueError):
@@ -62,7 +58,7 @@ def count_each(tensors: Sequence[Tensor]) -> list[BitCounts]:
     """
     plain = [_plain(tensor) for tensor in tensors]
     try:
-        if any(_stays_on_device(tensor) for tensor in plain):
+        if any(map(_stays_on_device, plain)):
             return _count_mixed(plain)
         return [_count_on_cpu(tensor) for tensor in plain]
     except (RuntimeError, TypeError, NotImplementedError) as error:
@@ -102,7 +98,7 @@ def _unwrapped(tensor: Tensor) -> Tensor:
 
 
 def _stays_on_device(tensor: Tensor) -> bool:
-    return tensor.device.type == "cuda" and tensor.layout == torch.strided and not tensor.is_nested
+    return tensor.is_cuda and tensor.layout == torch.strided and not tensor.is_nested
 
 
 def _count_mixed(tensors: Sequence[Tensor]) -> list[BitCounts]:
@@ -116,23 +112,16 @@ def _count_mixed(tensors: Sequence[Tensor]) -> list[BitCounts]:
 # on a CPU
 
 
-class _Pass(Protocol):
-    """Tables that values are counted in, kept for the next tensor; for one thread."""
-
-    def count(self, chunks: Iterable[NDArray[Any]]) -> BitCounts: ...
-
-    def interpolation_error(self, counts: BitCounts) -> float: ...
-
-    def count_linear(self, chunks: Iterable[NDArray[Any]], exponent: int, first: int) -> Linear: ...
-
-
 _of_this_thread = threading.local()
+
+_IN_PLACE = (torch.float32, torch.float64)
+"""Types whose values are counted where they lie."""
 
 _WORTH_A_WORD = 3.0
 """Seconds that nobody waits without wondering why; what was compiled before loads in one."""
 
 
-def _new_pass(grid: Grid) -> _Pass:
+def _new_pass(grid: Grid) -> Pass:
     if importlib.util.find_spec("numba"):
         began = time.monotonic()
         from vizlog.compute.bits_numba import CompiledPass
@@ -151,38 +140,23 @@ def _count_on_cpu(tensor: Tensor) -> BitCounts:
     if tensor.numel() > MOST:
         longest = max(range(tensor.dim()), key=lambda dim: tensor.shape[dim])
         return _sum([_count_on_cpu(half) for half in tensor.tensor_split(2, longest)])
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         tensor = tensor.cpu()
-    grid, whole = grid_of(tensor.dtype), _array(tensor)
+    grid, in_place = grid_of(tensor.dtype), tensor.dtype in _IN_PLACE
+    # Values of the other types are so coarse that they sit on few points of a bin, where nothing can be interpolated.
+    always_linear = not in_place or tensor.numel() <= ALWAYS_LINEAR
     # Out of its place while in use: what an interrupt leaves half counted is never used again.
     counting = _of_this_thread.__dict__.pop(grid.name, None) or _new_pass(grid)
-    counts = counting.count(_chunks(tensor) if whole is None else (whole,))
-    linear = None
-    if counts.finite and (_always_linear(tensor) or counting.interpolation_error(counts) > TOLERABLE_ERROR):
-        low, high = counts.moments[:2].tolist()
-        exponent = linear_exponent(low, high)
-        first = math.floor(math.ldexp(low, -exponent))
-        linear = counting.count_linear(_chunks(tensor) if whole is None else (whole,), exponent, first)
-    setattr(_of_this_thread, grid.name, counting)
-    note = "magnitudes of complex values" if tensor.is_complex() else ""
-    return replace(counts, linear=linear, note=note) if linear is not None or note else counts
+    if in_place and tensor.is_contiguous() and not tensor.is_neg():
+        counts = counting.count_whole(tensor.numpy().reshape(-1), always_linear=always_linear)
+    else:
+        counts = counting.count_pieces(lambda: _chunks(tensor), always_linear=always_linear)
+    _of_this_thread.__dict__[grid.name] = counting
+    return replace(counts, note="magnitudes of complex values") if tensor.is_complex() else counts
 
 
-def _array(tensor: Tensor) -> NDArray[Any] | None:
-    """(n,) the values where they lie, or None where they must be converted or copied to be counted."""
-    if tensor.dtype not in (torch.float32, torch.float64) or not tensor.is_contiguous() or tensor.is_neg():
-        return None
-    array: NDArray[Any] = tensor.numpy().reshape(-1)
-    return array
-
-
-def _chunks(tensor: Tensor) -> Iterable[NDArray[Any]]:
+def _chunks(tensor: Tensor) -> Chunks:
     return (as_real(chunk).numpy() for chunk in flat_chunks(tensor, CHUNK))
-
-
-def _always_linear(tensor: Tensor) -> bool:
-    """Few values, or of a type so coarse that they sit on few points of a bin, where nothing can be interpolated."""
-    return tensor.numel() <= ALWAYS_LINEAR or tensor.dtype not in (torch.float32, torch.float64)
 
 
 def _count_parts(tensor: Tensor) -> BitCounts:
@@ -226,19 +200,14 @@ def histogram(tag: str, counts: BitCounts, *, caption: str = "", bins: int = 64)
     them; without a finite value the bins are empty. A quantile is the value of that rank, to the width of a bin.
     """
     counts = settled(counts)
-    finite, low, high = counts.finite, counts.min, counts.max
-    known = _known(counts)
-    edges = _shown_edges(counts, bins)
-    # Linear bins come last, and edges stand on theirs; the last shown bin is closed, and edges may end where floats do.
-    below = known[-1].below(edges) if finite else np.zeros(len(edges))
-    below[0], below[-1] = 0, finite
-    shown = below[1:] - below[:-1]
+    low, high = counts.min, counts.max
+    edges, found, values = _shown()(counts, bins)
     if counts.linear is not None or low == high:
-        shown = np.rint(shown).astype(np.int64)
+        found = np.rint(found).astype(np.int64)
     return Histogram(
         tag,
         edges,
-        shown,
+        found,
         counts.count,
         counts.zeros,
         counts.nans,
@@ -248,99 +217,17 @@ def histogram(tag: str, counts: BitCounts, *, caption: str = "", bins: int = 64)
         high,
         counts.mean,
         counts.std,
-        dict(zip(QUANTILES, _values_at(known, finite, low, high), strict=True)) if finite else {},
+        dict(zip(QUANTILES, values.tolist(), strict=False)),
         caption="; ".join(part for part in (caption, counts.note) if part),
     )
 
 
-class _Known:
-    """Bins (K,), rising, from `starts` to `stops`, and how many of the finite values lie below either end."""
-
-    def __init__(self, starts: NDArray[np.float64], stops: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
-        self.starts, self.stops, self.counts = starts, stops, counts
-        self.after = np.cumsum(counts)
-
-    def below(self, at: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N,) how many values lie below each of `at`; within a bin they are taken to be spread evenly."""
-        k = np.maximum(np.searchsorted(self.starts, at, side="right") - 1, 0)
-        starts, counts = self.starts[k], self.counts[k]
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # bins may be 1e308 wide, or of no width
-            share = (at - starts) / (self.stops[k] - starts)
-        inside = np.where(at < starts, 0.0, np.where(at < self.stops[k], share, 1.0))
-        return np.asarray(self.after[k] - counts * (1 - inside))
-
-    def around(self, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(4, N) of the bin that holds each rank: start, stop, and how many values lie below either."""
-        k = np.minimum(np.searchsorted(self.after, ranks, side="right"), len(self.after) - 1)
-        return np.stack([self.starts[k], self.stops[k], self.after[k] - self.counts[k], self.after[k]])
-
-
-def _known(counts: BitCounts) -> list[_Known]:
-    """The bins that tell something of these counts: fine ones, and linear ones where there are such."""
-    if not counts.finite:
-        return []
-    grid, bins = GRIDS[counts.grid], np.asarray(counts.bins)
-    ends = [(grid.lower_edges(bins), grid.lower_edges(bins + 1), np.asarray(counts.counts))]
-    if counts.linear is not None:
-        exponent, bins = int(counts.linear.exponent), np.asarray(counts.linear.bins)
-        with np.errstate(over="ignore"):  # clipped next
-            starts, stops = np.ldexp(bins.astype(np.float64), exponent), np.ldexp(bins + 1.0, exponent)
-        ends.append((starts, stops, np.asarray(counts.linear.counts)))
-    low, high = counts.min, counts.max
-    return [_Known(np.maximum(starts, low), np.minimum(stops, high), found) for starts, stops, found in ends]
-
-
-def _values_at(known: Sequence[_Known], finite: int, low: float, high: float) -> list[float]:
-    """The values at `QUANTILES`: each lies in every bin that holds its rank, so in what these have in common."""
-    ranks = _SHARES * (finite - 1) + 0.5
-    start, stop, below, after = known[0].around(ranks)
-    for other in known[1:]:
-        start_, stop_, below_, after_ = other.around(ranks)
-        start, below = np.where(start_ > start, start_, start), np.where(start_ > start, below_, below)
-        stop, after = np.where(stop_ < stop, stop_, stop), np.where(stop_ < stop, after_, after)
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = start + (ranks - below) / np.maximum(after - below, 1) * (stop - start)
-    return [float(value) for value in np.minimum(np.maximum(values, low), high)]
-
-
-_SHARES = np.array(QUANTILES)
-
-
-def _shown_edges(counts: BitCounts, bins: int) -> NDArray[np.float64]:
-    """(B+1,) finite, and rising in float32 too, which is how event files keep them; B <= bins."""
-    low, high = (counts.min, counts.max) if counts.finite else (0.0, 0.0)
-    shown = bins
-    while shown and low < high:
-        fractions = _fractions(shown)
-        edges = low * (1 - fractions) + high * fractions
-        if counts.linear is not None:
-            exponent = int(counts.linear.exponent)
-            with np.errstate(over="ignore"):  # beyond the last edge, which is set next
-                edges = np.ldexp(np.rint(np.ldexp(edges, -exponent)), exponent)
-        edges[0], edges[-1] = low, high
-        if _rising(edges):
-            return edges
-        shown //= 2
-    return _around(low / 2 + high / 2, bins)
-
-
 @functools.cache
-def _fractions(bins: int) -> NDArray[np.float64]:
-    return np.linspace(0.0, 1.0, bins + 1)
+def _shown() -> Callable[[BitCounts, int], Shown]:
+    if importlib.util.find_spec("numba"):
+        from vizlog.compute.shown_numba import shown
 
+        return shown
+    from vizlog.compute.shown import shown as plain
 
-def _rising(edges: NDArray[np.float64]) -> bool:
-    if max(-edges[0], edges[-1]) <= _LARGEST:
-        edges = edges.astype(np.float32)
-    return bool((edges[1:] > edges[:-1]).all())
-
-
-_LARGEST = float(np.finfo(np.float32).max)
-
-
-def _around(value: float, bins: int) -> NDArray[np.float64]:
-    """(B+1,) edges with `value` in the middle bin, or at the end where floats end."""
-    real = np.float32 if abs(value) <= _LARGEST else np.float64
-    limit = float(np.finfo(real).max)
-    reach = max(abs(value) / 2, 1e-37) if value else 0.5
-    return np.linspace(max(value - reach, -limit), min(value + reach, limit), bins + bins % 2)
+    return plain

@@ -1,0 +1,26 @@
+"""How loops are compiled by numba, and kept for the next process. Imported only where numba is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+__all__ = ["compiled"]
+
+
+def compiled(*signatures: str, fastmath: set[str] | bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compiles at import for these types, or takes what an earlier process compiled from the disk.
+
+    What a function is compiled to may depend on nothing but the text of its file: that is all numba looks at.
+    """
+
+    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+        try:
+            return numba.njit(list(signatures), cache=True, **options)(function)
+        except RuntimeError:  # no folder that numba can write its cache to
+            return numba.njit(list(signatures), **options)(function)
+
+    return compile_

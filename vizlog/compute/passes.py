@@ -1,0 +1,55 @@
+"""What the two ways to count a tensor on a CPU have in common."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+
+from vizlog.compute.bits import BitCounts, Linear, linear_exponent
+
+__all__ = ["TOLERABLE_ERROR", "Chunks", "Pass"]
+
+TOLERABLE_ERROR = 0.005
+"""Total variation that interpolation may be expected to cost before the second pass is made."""
+
+Chunks: TypeAlias = "Iterable[NDArray[Any]]"
+"""Float32 or float64 (n,) each: the values of one tensor."""
+
+
+class Pass(ABC):
+    """Counts one tensor after another; keeps what it counts in for the next. Not to be shared by threads."""
+
+    def count_whole(self, values: NDArray[Any], *, always_linear: bool) -> BitCounts:
+        """Of values that lie in one piece (n,)."""
+        return self.count_pieces(lambda: (values,), always_linear=always_linear)
+
+    def count_pieces(self, chunks: Callable[[], Chunks], *, always_linear: bool) -> BitCounts:
+        """One pass over the values, and a second one where interpolated bins would not show the distribution well.
+
+        Args:
+            always_linear: whether the second pass is always made.
+        """
+        counts = self.count(chunks())
+        if counts.finite and (always_linear or self.interpolation_error(counts) > TOLERABLE_ERROR):
+            low, high = counts.moments[:2].tolist()
+            exponent = linear_exponent(low, high)
+            first = math.floor(math.ldexp(low, -exponent))
+            counts = replace(counts, linear=self.count_linear(chunks(), exponent, first))
+        return counts
+
+    @abstractmethod
+    def count(self, chunks: Chunks) -> BitCounts:
+        """By the upper bits alone."""
+
+    @abstractmethod
+    def interpolation_error(self, counts: BitCounts) -> float:
+        """As `vizlog.compute.bits.interpolation_error`."""
+
+    @abstractmethod
+    def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
+        """The finite values all lie in `LINEAR_BINS` bins of width 2**exponent, numbered from `first`."""
