@@ -22,6 +22,7 @@ from vizlog.compute.bits import GRIDS, interpolation_error, settled
 from vizlog.compute.bits_numpy import PlainPass
 from vizlog.compute.bits_torch import count_on_device
 from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, count_each, fine, histogram
+from vizlog.compute.shown import shown
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 INTS = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool]
@@ -232,6 +233,17 @@ DISTRIBUTIONS: dict[str, Callable[[int], Tensor]] = {
     "rounded to bfloat16": lambda n: torch.randn(n).bfloat16().float(),
     "after training": trained_weight,
 }
+
+
+@pytest.mark.parametrize("n", [2, 300, 40_000, 300_000])
+def test_compiled_code_shows_to_the_last_bit_what_numpy_does(n: int) -> None:
+    compiled = pytest.importorskip("vizlog.compute.shown_numba").shown
+    some = [make(n) for make in DISTRIBUTIONS.values()] + [everything(dtype, n + 200) for dtype in FLOATS]
+    for tensor in [*some, torch.tensor([1.0, 1.0000001]), torch.ones(n), torch.empty(0), torch.tensor([NAN, INF])]:
+        counts = count_bits(tensor)
+        for bins in (64, 7, 1):
+            for found, expected in zip(compiled(counts, bins), shown(counts, bins), strict=True):
+                np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("n", [1_000, 20_000, 400_000])
