@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import os
@@ -14,11 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ import vizlog
 from vizlog.records import Curves, Embedding, Scalar
 from vizlog.worker import Worker
 
+Kind = TypeVar("Kind")
 X, Y = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 3
 
 
@@ -107,23 +109,29 @@ def steps(memory: vizlog.Memory, tag: str) -> list[int]:
 # What a forward may leave behind --------------------------------------------------------------------------------------
 
 
-class Bank:
+class Bank(Generic[Kind]):
     """An object of one's own that is nothing but data."""
 
     def __init__(self) -> None:
         self.calls = 0
+        self.me = self
+        self.counted: Counter[str] = Counter()
+        self.pair: tuple[list[int], str] = ([], "calls")
         self.last = torch.zeros(4)
         self.seen: dict[str, list[float]] = {"sums": []}
         self.queue: deque[float] = deque(maxlen=3)
 
 
 def uses_a_bank(module: nn.Module, x: Tensor) -> Tensor:
-    bank: Bank = module.bank  # type: ignore[assignment]
+    bank: Bank[int] = module.bank  # type: ignore[assignment]
     bank.calls += 1
+    bank.counted[bank.pair[1]] += 1
+    bank.pair[0].append(bank.calls)
     bank.last += x.detach().mean(0)
     bank.seen["sums"].append(float(x.detach().sum()))
     bank.queue.append(bank.calls)
-    return x + 0.01 * (bank.last + sum(bank.seen["sums"]) + sum(bank.queue))
+    kept = sum(bank.seen["sums"]) + sum(bank.queue) + bank.counted["calls"] + sum(bank.pair[0])
+    return x + 0.01 * (bank.last + kept)
 
 
 def with_bank() -> nn.Module:
@@ -155,12 +163,28 @@ def with_metric() -> nn.Module:
     return module
 
 
+def with_hidden_modules() -> nn.Module:
+    """As a teacher is kept out of what the optimizer trains."""
+
+    def ask(module: nn.Module, x: Tensor) -> Tensor:
+        for hidden in (module.listed[0], module.named["a"], vars(module)["plain"]):  # type: ignore[index]
+            hidden(x.detach())
+            x = x + hidden.running_mean
+        return x
+
+    module = Inner(ask)
+    module.listed, module.named = [nn.BatchNorm1d(4)], {"a": nn.BatchNorm1d(4)}  # type: ignore[assignment]
+    vars(module)["plain"] = nn.BatchNorm1d(4)
+    return module
+
+
 FORWARDS: dict[str, Callable[[], nn.Module]] = {
     "draws in NumPy": lambda: Inner(lambda module, x: x + np.random.rand()),  # noqa: NPY002
     "draws in Python": lambda: Inner(lambda module, x: x + random.random()),
     "draws from generators of its own": with_generators,
     "keeps an object of its own": with_bank,
     "updates a metric": with_metric,
+    "asks modules that are not registered": with_hidden_modules,
 }
 
 
@@ -383,21 +407,25 @@ def test_a_probe_without_memory_is_off_and_named_in_one_line(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("where", ["_channel_dim", "function_called"])
 def test_an_error_of_ours_inside_a_hook_does_not_reach_the_training_forward(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    numbers = itertools.count()
+
     def broken(*_: Any) -> int:
-        raise ZeroDivisionError("in a hook")
+        raise ZeroDivisionError(f"error {next(numbers)}")
 
     memory = vizlog.Memory()
     probes = [vizlog.ActivationHistograms(every=1, source="live"), vizlog.WeightHistograms(every=1)]
     _, alone = run(None)
-    monkeypatch.setattr("vizlog.capture.Capture._channel_dim", broken)
+    monkeypatch.setattr(f"vizlog.capture.Capture.{where}", broken)
     _, watched = run({"to": memory, "every": None, "batch": None, "probes": probes})
     assert watched == alone
     assert steps(memory, "weights/0.weight") == list(range(6))
     (message,) = warnings(caplog)
     assert "ActivationHistograms failed at what passed through the model" in message
+    assert "ZeroDivisionError: error 0" in message
 
 
 class Loud(logging.Handler):

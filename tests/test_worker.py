@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,7 @@ def test_no_thread_runs_before_the_first_job_nor_after_the_close() -> None:
     worker = Worker()
     assert threading.active_count() == before
     worker.submit(lambda: None)
+    worker.submit_within(600, lambda: None)
     worker.close()
     until = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < until:
@@ -114,21 +116,91 @@ def test_no_thread_runs_before_the_first_job_nor_after_the_close() -> None:
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
 )  # Python warns of a fork while threads run: that is the case tested
-def test_a_forked_child_has_none_of_its_parents_jobs_and_can_work() -> None:
+@pytest.mark.parametrize("within", [True, False])
+def test_a_forked_child_has_none_of_its_parents_jobs_and_can_work(*, within: bool) -> None:
     worker, read, write = Worker(), *os.pipe()
     go = blocked(worker)
     worker.submit(lambda: os.write(write, b"parent"))
     child = os.fork()
     if child == 0:
         worker.flush()
-        worker.submit(lambda: os.write(write, b"child"))
-        worker.flush()
+        if within:
+            worker.submit_within(0, lambda: os.write(write, b"child"))
+            time.sleep(1)
+        else:
+            worker.submit(lambda: os.write(write, b"child"))
+            worker.flush()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert os.read(read, 100) == b"child"
     go.set()
     worker.close()
     assert os.read(read, 100) == b"parent"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_ends_though_a_thread_of_its_parent_held_the_lock() -> None:
+    worker, held, go = Worker(), threading.Event(), threading.Event()
+
+    def holds() -> None:
+        with worker._fast._changed, worker._slow._changed:
+            held.set()
+            go.wait()
+
+    thread = threading.Thread(target=holds)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        worker.flush()
+        worker.close()
+        worker.stop()
+        worker.submit(lambda: None)
+        os._exit(0 if worker.close() else 1)
+    go.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_job_that_is_done_is_let_go() -> None:
+    class Held:
+        pass
+
+    held = Held()
+    gone = weakref.ref(held)
+    worker = Worker()
+    worker.submit(lambda held=held: None)  # type: ignore[misc]
+    del held
+    worker.flush()
+    assert gone() is None
+    worker.close()
+
+
+def test_what_is_to_come_soon_is_not_put_off_by_what_comes_later() -> None:
+    worker, first = Worker(), threading.Event()
+    worker.submit_within(0.1, first.set)
+    worker.submit_within(600, lambda: None)
+    assert first.wait(60)
+    worker.close()
+
+
+def test_ctrl_c_in_a_job_that_runs_for_want_of_a_thread_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    def press() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    worker, done = Worker(), []
+    with pytest.raises(KeyboardInterrupt):
+        worker.submit(press)
+    assert worker.flush(timeout=5)
+    worker.submit(lambda: done.append(1))
+    worker.submit_within(0, lambda: done.append(2))
+    assert worker.close(timeout=5)
+    assert done == [1, 2]
 
 
 TRAIN = """
