@@ -719,7 +719,7 @@ def test_where_no_thread_starts_all_is_written_all_the_same(probes: list[Any], m
 # How it ends ----------------------------------------------------------------------------------------------------------
 
 ENDINGS = """
-import json, os, signal, sys, time
+import gc, json, os, signal, sys, time
 import torch, vizlog
 from torch import nn
 import vizlog.backends.tensorboard, tensorboard.compat.proto.event_pb2
@@ -744,6 +744,15 @@ def say(word):
 def ends(): pass
 def raises(): raise ValueError("mine")
 def exits(): sys.exit(3)
+def lets_go():
+    global monitor
+    del monitor
+    gc.collect()
+def forks():
+    if os.fork() == 0:
+        sys.exit(0)
+    os.wait()
+    raise SystemExit(4)
 def waits():
     monitor.flush()
     say("waits")
@@ -751,7 +760,7 @@ def waits():
 
 train().close()  # loads and compiles what is needed, once for all
 pids = {}
-for name in ("ends", "raises", "exits", "SIGINT", "SIGTERM", "SIGUSR1", "SIGKILL"):
+for name in ("ends", "raises", "exits", "lets_go", "forks", "SIGINT", "SIGTERM", "SIGUSR1", "SIGKILL"):
     pids[name] = os.fork()
     if pids[name] == 0:
         sys.argv[1] = name
@@ -785,8 +794,8 @@ def test_however_a_script_ends_what_was_seen_can_be_read(tmp_path: Path) -> None
     assert ended.returncode == 0, ended.stderr
     statuses = json.loads(ended.stdout.strip().splitlines()[-1])
     assert statuses == {
-        "ends": 0, "raises": 1, "exits": 3, "SIGINT": -signal.SIGINT, "SIGTERM": -signal.SIGTERM,
-        "SIGUSR1": -signal.SIGUSR1, "SIGKILL": -signal.SIGKILL,
+        "ends": 0, "raises": 1, "exits": 3, "lets_go": 0, "forks": 4, "SIGINT": -signal.SIGINT,
+        "SIGTERM": -signal.SIGTERM, "SIGUSR1": -signal.SIGUSR1, "SIGKILL": -signal.SIGKILL,
     }  # fmt: skip
     for name in statuses:
         written = values(tmp_path / name)
