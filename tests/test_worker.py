@@ -94,10 +94,12 @@ def test_flush_and_close_may_come_twice_and_work_goes_on_after_them() -> None:
     assert worker.flush()
     assert worker.close()
     assert worker.close()
+    worker.submit_within(600, lambda: done.append(2))
     worker.submit(lambda: done.append(1))
-    assert worker.close()
     assert worker.flush()
     assert done == [1]
+    assert worker.close()
+    assert worker.flush()
 
 
 def test_no_thread_runs_before_the_first_job_nor_after_the_close() -> None:
@@ -105,6 +107,7 @@ def test_no_thread_runs_before_the_first_job_nor_after_the_close() -> None:
     worker = Worker()
     assert threading.active_count() == before
     worker.submit(lambda: None)
+    worker.submit(lambda: None, slow=True)
     worker.submit_within(600, lambda: None)
     worker.close()
     until = time.monotonic() + 10
