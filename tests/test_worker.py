@@ -23,6 +23,7 @@ def test_jobs_run_in_order_on_another_thread() -> None:
     assert worker.flush()
     assert [number for number, _ in done] == list(range(100))
     assert threading.main_thread() not in {thread for _, thread in done}
+    assert worker.seconds > 0
     assert worker.close()
 
 
