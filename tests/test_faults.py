@@ -31,6 +31,8 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 import vizlog
+from vizlog.backends.event_file import EventFile
+from vizlog.messages import LOG, show, told
 from vizlog.records import Curves, Embedding, Scalar
 from vizlog.worker import Worker
 
@@ -472,6 +474,50 @@ def test_what_no_handler_took_is_said_on_stderr(capsys: pytest.CaptureFixture[st
     assert "Failing failed at measure(), off from now on: ValueError: x" in capsys.readouterr().err
 
 
+@contextmanager
+def no_logging() -> Iterator[logging.Logger]:
+    """As nobody has set it up."""
+    logger, root = logging.getLogger("vizlog"), logging.getLogger()
+    kept = logger.handlers[:], logger.level, root.handlers[:]
+    logger.handlers[:], root.handlers[:] = [], []
+    logger.setLevel(logging.NOTSET)
+    try:
+        yield logger
+    finally:
+        logger.handlers[:], root.handlers[:] = kept[0], kept[2]
+        logger.setLevel(kept[1])
+
+
+def test_messages_are_shown_once_to_who_has_set_up_no_logging(capsys: pytest.CaptureFixture[str]) -> None:
+    with no_logging():
+        show()
+        show()
+        LOG.info("said %d", 1)
+        assert capsys.readouterr().err == "said 1\n"
+        logging.getLogger().addHandler(logging.NullHandler())
+        LOG.warning("said 2")
+        assert capsys.readouterr().err == ""
+
+
+def test_the_level_that_a_person_chose_stays() -> None:
+    with no_logging() as logger:
+        logger.setLevel(logging.ERROR)
+        show()
+        assert logger.level == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError(), "ValueError: "),
+        (ValueError("\n first\nsecond"), "ValueError: first"),
+        (ValueError("x" * 5000), "ValueError: " + "x" * 400),
+    ],
+)
+def test_an_error_is_told_in_one_short_line(error: Exception, line: str) -> None:
+    assert told(error) == line
+
+
 class Broken:
     def __init__(self, *, writes: bool, ends: bool = False) -> None:
         self.writes, self.error = writes, SystemExit("away") if ends else ConnectionError("away")
@@ -624,6 +670,61 @@ def test_training_into_a_full_disk_goes_on_once_there_is_space(
         ]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_file_is_gone_where_another_has_its_name_and_there_where_it_cannot_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = EventFile(tmp_path)
+    assert file.is_there()
+    for code, there in [(errno.EACCES, True), (errno.EIO, True), (errno.ENOENT, False), (errno.ENOTDIR, False)]:
+
+        def refuse(*_: Any, code: int = code, **__: Any) -> None:
+            raise OSError(code, "no")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "stat", refuse)
+            found = file.is_there()
+        assert found is there, code
+    (tmp_path / "other").touch()
+    (tmp_path / "other").replace(file.path)
+    assert not file.is_there()
+    file.close()
+    file.close()
+
+
+class Fills:
+    """A file on a disk that has room for so many bytes."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "full")
+        written = self.file.write(data[: self.room])
+        self.room -= written
+        return int(written)
+
+
+@pytest.mark.parametrize("into_the_second", [0, 1])
+def test_an_event_that_a_full_disk_cut_is_completed_and_one_that_it_took_none_of_is_lost(
+    into_the_second: int, tmp_path: Path
+) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    file = EventFile(tmp_path)
+    file.append([Event(step=7)])
+    frame = file.path.stat().st_size
+    file.append([Event(step=7)])
+    frame = file.path.stat().st_size - frame
+    whole, file._file = file._file, Fills(file._file, frame + into_the_second)  # type: ignore[assignment]
+    with pytest.raises(OSError, match="full"):
+        file.append([Event(step=7), Event(step=8), Event(step=9)])
+    file._file = whole
+    file.append([Event(step=9)])
+    file.close()
+    assert [event.step for event in events(tmp_path)][1:] == [7, 7, 7, *[8] * into_the_second, 9]
 
 
 def test_event_files_sort_as_made_though_the_clock_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,7 +209,7 @@ def test_ctrl_c_in_a_job_that_runs_for_want_of_a_thread_passes_through(monkeypat
         worker.submit(press)
     assert worker.flush(timeout=5)
     worker.submit(lambda: done.append(1))
-    worker.submit_within(0, lambda: done.append(2))
+    worker.submit_within(600, lambda: done.append(2))  # nobody is there to wait
     assert worker.close(timeout=5)
     assert done == [1, 2]
 
