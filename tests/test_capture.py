@@ -398,7 +398,7 @@ def test_an_output_can_be_replaced_for_a_while() -> None:
     assert output.abs().sum() == 0
     assert hidden.abs().sum() > 0
     number = nn.Identity()
-    with replaced(number, lambda output: output), pytest.raises(TypeError, match="its first part must be a tensor"):
+    with pytest.raises(TypeError, match="its first part must be a tensor"), replaced(number, lambda output: output):
         number(3)
     assert hooks(number) == 0
 

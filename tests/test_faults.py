@@ -31,7 +31,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 import vizlog
-from vizlog.backends.event_file import EventFile
+from vizlog.backends.event_file import EventFile, event_files
 from vizlog.messages import LOG, show, told
 from vizlog.records import Curves, Embedding, Scalar
 from vizlog.worker import Worker
@@ -676,6 +676,8 @@ def test_a_file_is_gone_where_another_has_its_name_and_there_where_it_cannot_be_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = EventFile(tmp_path)
+    (tmp_path / "folder.tfevents").mkdir()
+    assert event_files(tmp_path) == [file.path]
     assert file.is_there()
     for code, there in [(errno.EACCES, True), (errno.EIO, True), (errno.ENOENT, False), (errno.ENOTDIR, False)]:
 
