@@ -630,6 +630,19 @@ def test_a_writer_that_broke_over_a_full_disk_is_gone_on_with_beside_it(
     assert "space again at step 3" in said[1]
 
 
+def test_a_writer_that_is_being_closed_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(tmp_path)
+    backend = vizlog.TensorBoard(writer)
+    backend.write(0, [Scalar("a", 0)])
+    writer._get_file_writer().close()  # as far as close() has come
+    backend.write(1, [Scalar("a", 1)])
+    backend.close()
+    assert set(values(tmp_path)) == {(0, "a"), (1, "a")}
+    assert not warnings(caplog)
+
+
 def test_a_writer_has_flushed_what_was_written(tmp_path: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
