@@ -48,7 +48,7 @@ class Counting(nn.Module):
         self.seen.append(self.calls)
         self.table["new"] = self.calls
         self.table["kept"] = 2
-        self.names.add("b")
+        self.names.add(f"call {self.calls}")
         self.functions.append(len)
         self.total = self.total + 1
         self.cache = x * 2
