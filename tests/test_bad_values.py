@@ -297,10 +297,10 @@ class Leaf(nn.Module):
         return x * self.w
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    """Of this process, whoever else has the machine; the better of two."""
+def seconds(function: Callable[[], Any], tries: int = 2) -> float:
+    """Of this process, whoever else has the machine; the best try."""
     times = []
-    for _ in range(2):
+    for _ in range(tries):
         start = time.process_time()
         function()
         times.append(time.process_time() - start)
@@ -324,9 +324,9 @@ def test_what_walks_a_model_takes_linear_time_up_to_100_000_modules() -> None:
         return [Figures("zeros", some, source="a"), Figures("zeros", layers, source="b")]
 
     small, large = {"": many(10_000)}, {"": many(100_000)}
-    assert seconds(lambda: walk(large)) < 40 * seconds(lambda: walk(small))
+    assert seconds(lambda: walk(large), tries=1) < 40 * seconds(lambda: walk(small))
     few, all_ = figures(10_000), figures(100_000)
-    assert seconds(lambda: draw(all_)) < 40 * seconds(lambda: draw(few))
+    assert seconds(lambda: draw(all_), tries=1) < 40 * seconds(lambda: draw(few))
 
 
 def test_a_due_step_of_ten_times_the_modules_takes_ten_times_as_long() -> None:

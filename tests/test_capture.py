@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vizlog.batch import FixedBatch
-from vizlog.capture import AttentionCalls, AutocastSeen, Call, Capture, Outputs, replaced, survey
+from vizlog.capture import AttentionCalls, AutocastSeen, Call, Capture, Outputs, replaced, survey, unseen
 
 
 def seen(model: nn.Module, *inputs: Any, matches: Any = lambda layer, module: True) -> dict[str, list[Tensor]]:
@@ -113,6 +113,8 @@ def test_keyword_arguments_are_told() -> None:
         ([nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3), nn.ReLU()], [1, 1, -1, -1, -1]),
         ([nn.Conv1d(1, 4, 1), nn.BatchNorm1d(4), nn.Tanh()], [1, 1, 1]),
         ([nn.Linear(2, 5), nn.LayerNorm(5), nn.GELU()], [-1, -1, -1]),
+        ([nn.Flatten(), nn.Linear(2, 4), nn.BatchNorm1d(4)], [-1, -1, -1]),
+        ([nn.Unflatten(2, (2, 1)), nn.ReLU()], [1, 1]),
     ],
 )
 def test_units_lie_where_the_layer_before_put_them(layers: list[nn.Module], dims: list[int]) -> None:
@@ -126,14 +128,29 @@ def test_units_lie_where_the_layer_before_put_them(layers: list[nn.Module], dims
 
 def test_an_error_of_a_reducer_is_kept_from_the_forward_and_the_others_go_on() -> None:
     def fails(call: Call) -> Any:
-        raise ValueError("no")
+        raise ValueError(f"no: {call.layer}")
 
     model, everything = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), lambda layer, module: True
     capture = Capture({"": model}, {"bad": Outputs(everything, fails), "good": Outputs(everything, lambda call: 1)})
     with capture.forward():
         model(torch.ones(1, 2))
-    assert str(capture.errors["bad"]) == "no"
+    assert str(capture.errors["bad"]) == "no: 0"  # the first, and it is not asked again
     assert capture.results["good"] == {"0": [1], "1": [1]}
+
+
+def test_what_a_reducer_computes_is_neither_seen_nor_derived_and_none_is_left_out() -> None:
+    def computes(call: Call) -> Any:
+        return None if call.layer == "1" else F.relu(call.output).requires_grad
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 2))
+    capture = Capture({"": model}, {"a": Outputs(lambda layer, module: True, computes)})
+    with capture.forward():
+        model(torch.ones(1, 2))
+    assert capture.results["a"] == {"0": [False], "2": [False]}
+
+
+def test_a_model_that_is_one_layer_has_its_types_name() -> None:
+    assert list(seen(nn.Linear(2, 2), torch.ones(1, 2))) == ["Linear"]
 
 
 def hooks(model: nn.Module) -> int:
@@ -181,9 +198,10 @@ def test_the_live_forward_is_seen_and_an_evaluation_is_not() -> None:
         model(torch.ones(1, 2)).sum().backward()
         with torch.no_grad():
             model.eval()(torch.ones(1, 2))
+        model(torch.ones(1, 2)).sum().backward()  # trained in eval mode
         model.train()(torch.ones(1, 2)).sum().backward()
         F.relu(torch.ones(3))  # outside a forward
-    assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {"0": 2, "1": 2}
+    assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {"0": 3, "1": 3}
     assert hooks(model) == 0
 
 
@@ -226,8 +244,44 @@ def test_a_live_forward_that_raises_does_not_spoil_the_next() -> None:
     with stack:
         with pytest.raises(ValueError, match="nan"):
             model(torch.tensor([[float("nan"), 0.0]]))
+        assert torch.overrides._get_current_function_mode_stack() == []
         model(torch.ones(1, 2))
     assert list(capture.results["a"]) == ["0.fc", "0.relu", "0"]
+
+
+def test_a_model_that_catches_what_ended_a_part_of_it_is_seen_to_its_end() -> None:
+    class Ends(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise SystemExit
+
+    class Catches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ends = Ends()
+
+        def forward(self, x: Tensor) -> Tensor:
+            with suppress(SystemExit):
+                self.ends(x)
+            return x * 2
+
+    model = nn.Sequential(Catches(), nn.ReLU())
+    capture, stack = live(model)
+    with stack:
+        model(torch.ones(1, 2))
+        assert torch.overrides._get_current_function_mode_stack() == []
+    assert list(capture.results["a"]) == ["0", "1"]
+
+
+def test_each_live_forward_is_read_as_the_first() -> None:
+    model, dims = nn.Sequential(nn.Tanh(), nn.Conv1d(3, 3, 1)), []
+    capture = Capture(
+        {"": model}, {"a": Outputs(lambda layer, module: True, lambda call: dims.append(call.channel_dim))}
+    )
+    with ExitStack() as stack:
+        capture.attach_live(stack)
+        for _ in range(2):
+            model(torch.ones(2, 3, 4))
+    assert dims == [-1, 1] * 2
 
 
 def test_a_forward_in_inference_mode_is_no_training_forward_whatever_the_mode() -> None:
@@ -300,11 +354,17 @@ def test_attention_is_told_by_the_layer_that_calls_it() -> None:
             return F.scaled_dot_product_attention(q, q, q)[:, 0]
 
     model = nn.Sequential(Block(), Block())
-    capture = Capture({"": model}, {"a": AttentionCalls(lambda call: tuple(call.output.shape))})
+    asked = AttentionCalls(lambda call: tuple(call.output.shape))
+    capture = Capture({"": model}, {"a": asked, "b": asked})
     with capture.forward():
         model(torch.randn(2, 5, 4))
     shape = (2, 1, 5, 4)
-    assert capture.results["a"] == {"0": [shape], "0@2": [shape], "1": [shape], "1@2": [shape]}
+    expected = {"0": [shape], "0@2": [shape], "1": [shape], "1@2": [shape]}
+    assert capture.results == {"a": expected, "b": expected}
+    alone = Capture({"": model[0]}, {"a": asked})
+    with alone.forward():
+        model[0](torch.randn(2, 5, 4))
+    assert list(alone.results["a"]) == ["attention", "attention@2"]
 
 
 def test_the_autocast_of_the_training_forward_is_learnt() -> None:
@@ -314,6 +374,10 @@ def test_the_autocast_of_the_training_forward_is_learnt() -> None:
         autocast.attach(stack, model)
         with torch.autocast("cpu", torch.bfloat16):
             model(torch.ones(1, 2))
+        with torch.no_grad():
+            model(torch.ones(1, 2))  # an evaluation
+        with unseen():
+            model(torch.ones(1, 2))  # ours
     with autocast():
         assert model(torch.ones(1, 2)).dtype == torch.bfloat16
     with ExitStack() as stack:
@@ -333,6 +397,10 @@ def test_an_output_can_be_replaced_for_a_while() -> None:
         output, (hidden, _) = pair(torch.ones(1, 1, 2))
     assert output.abs().sum() == 0
     assert hidden.abs().sum() > 0
+    number = nn.Identity()
+    with pytest.raises(TypeError, match="its first part must be a tensor"), replaced(number, lambda output: output):
+        number(3)
+    assert hooks(number) == 0
 
 
 def test_a_survey_tells_layers_in_the_order_they_ran() -> None:

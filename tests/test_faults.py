@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import os
@@ -14,11 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pytest
@@ -30,9 +31,12 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 import vizlog
+from vizlog.backends.event_file import EventFile, event_files
+from vizlog.messages import LOG, show, told
 from vizlog.records import Curves, Embedding, Scalar
 from vizlog.worker import Worker
 
+Kind = TypeVar("Kind")
 X, Y = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 3
 
 
@@ -107,23 +111,29 @@ def steps(memory: vizlog.Memory, tag: str) -> list[int]:
 # What a forward may leave behind --------------------------------------------------------------------------------------
 
 
-class Bank:
+class Bank(Generic[Kind]):
     """An object of one's own that is nothing but data."""
 
     def __init__(self) -> None:
         self.calls = 0
+        self.me = self
+        self.counted: Counter[str] = Counter()
+        self.pair: tuple[list[int], str] = ([], "calls")
         self.last = torch.zeros(4)
         self.seen: dict[str, list[float]] = {"sums": []}
         self.queue: deque[float] = deque(maxlen=3)
 
 
 def uses_a_bank(module: nn.Module, x: Tensor) -> Tensor:
-    bank: Bank = module.bank  # type: ignore[assignment]
+    bank: Bank[int] = module.bank  # type: ignore[assignment]
     bank.calls += 1
+    bank.counted[bank.pair[1]] += 1
+    bank.pair[0].append(bank.calls)
     bank.last += x.detach().mean(0)
     bank.seen["sums"].append(float(x.detach().sum()))
     bank.queue.append(bank.calls)
-    return x + 0.01 * (bank.last + sum(bank.seen["sums"]) + sum(bank.queue))
+    kept = sum(bank.seen["sums"]) + sum(bank.queue) + bank.counted["calls"] + sum(bank.pair[0])
+    return x + 0.01 * (bank.last + kept)
 
 
 def with_bank() -> nn.Module:
@@ -155,12 +165,28 @@ def with_metric() -> nn.Module:
     return module
 
 
+def with_hidden_modules() -> nn.Module:
+    """As a teacher is kept out of what the optimizer trains."""
+
+    def ask(module: nn.Module, x: Tensor) -> Tensor:
+        for hidden in (module.listed[0], module.named["a"], vars(module)["plain"]):  # type: ignore[index]
+            hidden(x.detach())
+            x = x + hidden.running_mean
+        return x
+
+    module = Inner(ask)
+    module.listed, module.named = [nn.BatchNorm1d(4)], {"a": nn.BatchNorm1d(4)}  # type: ignore[assignment]
+    vars(module)["plain"] = nn.BatchNorm1d(4)
+    return module
+
+
 FORWARDS: dict[str, Callable[[], nn.Module]] = {
     "draws in NumPy": lambda: Inner(lambda module, x: x + np.random.rand()),  # noqa: NPY002
     "draws in Python": lambda: Inner(lambda module, x: x + random.random()),
     "draws from generators of its own": with_generators,
     "keeps an object of its own": with_bank,
     "updates a metric": with_metric,
+    "asks modules that are not registered": with_hidden_modules,
 }
 
 
@@ -383,21 +409,25 @@ def test_a_probe_without_memory_is_off_and_named_in_one_line(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("where", ["_channel_dim", "function_called"])
 def test_an_error_of_ours_inside_a_hook_does_not_reach_the_training_forward(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    numbers = itertools.count()
+
     def broken(*_: Any) -> int:
-        raise ZeroDivisionError("in a hook")
+        raise ZeroDivisionError(f"error {next(numbers)}")
 
     memory = vizlog.Memory()
     probes = [vizlog.ActivationHistograms(every=1, source="live"), vizlog.WeightHistograms(every=1)]
     _, alone = run(None)
-    monkeypatch.setattr("vizlog.capture.Capture._channel_dim", broken)
+    monkeypatch.setattr(f"vizlog.capture.Capture.{where}", broken)
     _, watched = run({"to": memory, "every": None, "batch": None, "probes": probes})
     assert watched == alone
     assert steps(memory, "weights/0.weight") == list(range(6))
     (message,) = warnings(caplog)
     assert "ActivationHistograms failed at what passed through the model" in message
+    assert "ZeroDivisionError: error 0" in message
 
 
 class Loud(logging.Handler):
@@ -442,6 +472,50 @@ def test_what_no_handler_took_is_said_on_stderr(capsys: pytest.CaptureFixture[st
     with loud_handler():
         run({"to": vizlog.Memory(), "every": None, "probes": [Failing(ValueError("x"))]})
     assert "Failing failed at measure(), off from now on: ValueError: x" in capsys.readouterr().err
+
+
+@contextmanager
+def no_logging() -> Iterator[logging.Logger]:
+    """As nobody has set it up."""
+    logger, root = logging.getLogger("vizlog"), logging.getLogger()
+    kept = logger.handlers[:], logger.level, root.handlers[:]
+    logger.handlers[:], root.handlers[:] = [], []
+    logger.setLevel(logging.NOTSET)
+    try:
+        yield logger
+    finally:
+        logger.handlers[:], root.handlers[:] = kept[0], kept[2]
+        logger.setLevel(kept[1])
+
+
+def test_messages_are_shown_once_to_who_has_set_up_no_logging(capsys: pytest.CaptureFixture[str]) -> None:
+    with no_logging():
+        show()
+        show()
+        LOG.info("said %d", 1)
+        assert capsys.readouterr().err == "said 1\n"
+        logging.getLogger().addHandler(logging.NullHandler())
+        LOG.warning("said 2")
+        assert capsys.readouterr().err == ""
+
+
+def test_the_level_that_a_person_chose_stays() -> None:
+    with no_logging() as logger:
+        logger.setLevel(logging.ERROR)
+        show()
+        assert logger.level == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError(), "ValueError: "),
+        (ValueError("\n first\nsecond"), "ValueError: first"),
+        (ValueError("x" * 5000), "ValueError: " + "x" * 400),
+    ],
+)
+def test_an_error_is_told_in_one_short_line(error: Exception, line: str) -> None:
+    assert told(error) == line
 
 
 class Broken:
@@ -556,6 +630,19 @@ def test_a_writer_that_broke_over_a_full_disk_is_gone_on_with_beside_it(
     assert "space again at step 3" in said[1]
 
 
+def test_a_writer_that_is_being_closed_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(tmp_path)
+    backend = vizlog.TensorBoard(writer)
+    backend.write(0, [Scalar("a", 0)])
+    writer._get_file_writer().close()  # as far as close() has come
+    backend.write(1, [Scalar("a", 1)])
+    backend.close()
+    assert set(values(tmp_path)) == {(0, "a"), (1, "a")}
+    assert not warnings(caplog)
+
+
 def test_a_writer_has_flushed_what_was_written(tmp_path: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -596,6 +683,63 @@ def test_training_into_a_full_disk_goes_on_once_there_is_space(
         ]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_file_is_gone_where_another_has_its_name_and_there_where_it_cannot_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = EventFile(tmp_path)
+    (tmp_path / "folder.tfevents").mkdir()
+    assert event_files(tmp_path) == [file.path]
+    assert file.is_there()
+    for code, there in [(errno.EACCES, True), (errno.EIO, True), (errno.ENOENT, False), (errno.ENOTDIR, False)]:
+
+        def refuse(*_: Any, code: int = code, **__: Any) -> None:
+            raise OSError(code, "no")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "stat", refuse)
+            found = file.is_there()
+        assert found is there, code
+    (tmp_path / "other").touch()
+    (tmp_path / "other").replace(file.path)
+    assert not file.is_there()
+    file.close()
+    file.close()
+
+
+class Fills:
+    """A file on a disk that has room for so many bytes."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "full")
+        written = self.file.write(data[: self.room])
+        self.room -= written
+        return int(written)
+
+
+@pytest.mark.parametrize("into_the_second", [0, 1])
+def test_an_event_that_a_full_disk_cut_is_completed_and_one_that_it_took_none_of_is_lost(
+    into_the_second: int, tmp_path: Path
+) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    file = EventFile(tmp_path)
+    file.append([Event(step=7)])
+    frame = file.path.stat().st_size
+    file.append([Event(step=7)])
+    frame = file.path.stat().st_size - frame
+    whole, file._file = file._file, Fills(file._file, frame + into_the_second)  # type: ignore[assignment]
+    with pytest.raises(OSError, match="full"):
+        file.append([Event(step=7), Event(step=8), Event(step=9)])
+    file._file = whole
+    file.append([Event(step=9)])
+    file.close()
+    assert [event.step for event in events(tmp_path)][1:] == [7, 7, 7, *[8] * into_the_second, 9]
 
 
 def test_event_files_sort_as_made_though_the_clock_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -691,7 +835,7 @@ def test_where_no_thread_starts_all_is_written_all_the_same(probes: list[Any], m
 # How it ends ----------------------------------------------------------------------------------------------------------
 
 ENDINGS = """
-import json, os, signal, sys, time
+import gc, json, os, signal, sys, time
 import torch, vizlog
 from torch import nn
 import vizlog.backends.tensorboard, tensorboard.compat.proto.event_pb2
@@ -716,6 +860,15 @@ def say(word):
 def ends(): pass
 def raises(): raise ValueError("mine")
 def exits(): sys.exit(3)
+def lets_go():
+    global monitor
+    del monitor
+    gc.collect()
+def forks():
+    if os.fork() == 0:
+        sys.exit(0)
+    os.wait()
+    raise SystemExit(4)
 def waits():
     monitor.flush()
     say("waits")
@@ -723,7 +876,7 @@ def waits():
 
 train().close()  # loads and compiles what is needed, once for all
 pids = {}
-for name in ("ends", "raises", "exits", "SIGINT", "SIGTERM", "SIGUSR1", "SIGKILL"):
+for name in ("ends", "raises", "exits", "lets_go", "forks", "SIGINT", "SIGTERM", "SIGUSR1", "SIGKILL"):
     pids[name] = os.fork()
     if pids[name] == 0:
         sys.argv[1] = name
@@ -757,8 +910,8 @@ def test_however_a_script_ends_what_was_seen_can_be_read(tmp_path: Path) -> None
     assert ended.returncode == 0, ended.stderr
     statuses = json.loads(ended.stdout.strip().splitlines()[-1])
     assert statuses == {
-        "ends": 0, "raises": 1, "exits": 3, "SIGINT": -signal.SIGINT, "SIGTERM": -signal.SIGTERM,
-        "SIGUSR1": -signal.SIGUSR1, "SIGKILL": -signal.SIGKILL,
+        "ends": 0, "raises": 1, "exits": 3, "lets_go": 0, "forks": 4, "SIGINT": -signal.SIGINT,
+        "SIGTERM": -signal.SIGTERM, "SIGUSR1": -signal.SIGUSR1, "SIGKILL": -signal.SIGKILL,
     }  # fmt: skip
     for name in statuses:
         written = values(tmp_path / name)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import random
+import subprocess
+import sys
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.text import Perplexity
@@ -34,16 +39,25 @@ class Counting(nn.Module):
         self.seen: list[int] = []
         self.table: dict[str, Any] = {"kept": 1}
         self.names = {"a"}
+        self.functions = [len]
         self.register_buffer("total", torch.zeros(3))
+        self.register_buffer("nothing", None)
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         self.seen.append(self.calls)
         self.table["new"] = self.calls
         self.table["kept"] = 2
-        self.names.add("b")
+        self.names.add(f"call {self.calls}")
+        self.functions.append(len)
         self.total = self.total + 1
         self.cache = x * 2
+        return x
+
+
+class Caching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache = x
         return x
 
 
@@ -73,6 +87,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "spectral norm": lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))),
     "old spectral norm": lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 3))),
     "counters": lambda: nn.Sequential(nn.Linear(3, 3), Counting()),
+    "cache": lambda: nn.Sequential(nn.Linear(3, 3), Caching()),
     "metrics": lambda: nn.Sequential(nn.Linear(3, 3), InForward()),
     "in place": lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)),
     "scripted": lambda: torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))),
@@ -87,7 +102,9 @@ def plain(value: Any) -> Any:
         return [(key, plain(part)) for key, part in value.items() if not isinstance(part, nn.Module)]
     if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
-    return value if isinstance(value, (int, float, str, bool, set)) else str(type(value))
+    if isinstance(value, set):
+        return sorted(value)
+    return value if isinstance(value, (int, float, str, bool)) else str(type(value))
 
 
 def everything(model: nn.Module) -> Any:
@@ -128,11 +145,26 @@ def test_inside_the_model_evaluates(kind: str) -> None:
 
 
 def test_everything_is_put_back_when_the_pass_raises() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(3), Counting(), nn.Dropout())
-    before = everything(model)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), Counting(), nn.Dropout())
+    generator = model[0].generator = torch.Generator()  # type: ignore[assignment]
+    model(torch.randn(4, 3)).sum().backward()
+
+    def of_torch() -> list[Any]:
+        return [generator.get_state().tolist(), torch.is_autocast_cache_enabled(), torch_checkpoint.CheckpointFunction]
+
+    before = everything(model), of_torch()
+
+    def draws_and_raises() -> None:
+        random.random()
+        np.random.rand()  # noqa: NPY002
+        torch.rand(1, generator=generator)
+        out = model.train()(torch.randn(4, 3))
+        out.sum().backward()
+        out.reshape(5)
+
     with pytest.raises(RuntimeError, match="shape"), isolated([model]):
-        model.train()(torch.randn(4, 3)).reshape(5)
-    assert everything(model) == before
+        draws_and_raises()
+    assert (everything(model), of_torch()) == before
 
 
 def test_attributes_and_buffers_keep_their_identity() -> None:
@@ -174,6 +206,18 @@ def test_a_cast_made_inside_does_not_cut_the_training_forward_of_a_surrounding_a
     assert model.weight.grad.abs().sum() > 0
 
 
+def test_the_weights_seen_are_those_of_now_where_a_surrounding_autocast_keeps_casts_of_older_ones() -> None:
+    model, x = nn.Linear(3, 3), torch.randn(2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x)
+        with torch.no_grad():
+            model.weight.mul_(2)
+        with isolated([model]):
+            inside = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(inside, model(x))
+
+
 def test_a_reentrant_checkpoint_can_be_derived_by_its_input_inside_and_is_itself_again_afterwards() -> None:
     fc = nn.Linear(3, 3)
     x = torch.randn(2, 3, requires_grad=True)
@@ -210,7 +254,11 @@ def test_a_compiled_model_gains_no_graph(stance: str) -> None:
 def test_a_lightning_modules_log_is_silent_inside() -> None:
     from lightning.pytorch import LightningModule
 
+    logged: list[Any] = []
+
     class Logs(LightningModule):
+        _log_dict_through_fabric = logged.append  # where Fabric runs it, each of them comes here
+
         def training_step(self, batch: Tensor) -> Tensor:
             return batch.sum()
 
@@ -220,7 +268,137 @@ def test_a_lightning_modules_log_is_silent_inside() -> None:
             return F.relu(x)
 
     model = Logs()
+    model._fabric = object()  # type: ignore[assignment]
     with isolated([model]):
         model(torch.randn(3))
+    assert logged == []
     assert "log" not in model.__dict__
     assert "log_dict" not in model.__dict__
+
+
+def test_what_a_module_of_ones_own_calls_log_is_left_alone() -> None:
+    class Logarithm(nn.Module):
+        def log(self, x: Tensor) -> Tensor:
+            return x.log()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.log(x)
+
+    with isolated([model := Logarithm()]):
+        assert float(model(torch.ones(1))) == 0
+
+
+def test_a_modules_own_setattr_does_not_hear_of_it() -> None:
+    heard: list[str] = []
+
+    class Listens(nn.Module):
+        def __setattr__(self, name: str, value: Any) -> None:
+            heard.append(name)
+            super().__setattr__(name, value)
+
+    model = Listens()
+    heard.clear()
+    with isolated([model]):
+        pass
+    assert heard == []
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict.fromkeys, set, deque, OrderedDict.fromkeys])
+def test_a_loop_over_what_a_module_holds_goes_on_after_a_pass(kind: Callable[[Any], Any]) -> None:
+    model = nn.Linear(1, 1)
+    model.held = kind(range(100))
+    for gone in range(50):  # a dict of which parts were deleted has holes, that a copy has not
+        if isinstance(model.held, dict):
+            del model.held[gone]
+    found = []
+    for part in model.held:  # type: ignore[union-attr]
+        found.append(part)
+        with isolated([model]):
+            pass
+    assert found == list(model.held)  # type: ignore[arg-type]
+
+
+class Node:
+    """An object that is nothing but data, of any size."""
+
+    def __init__(self, held: Any = None) -> None:
+        self.held, self.calls = held, 0
+
+
+class Mixed(Node):
+    __slots__ = ("number",)
+
+
+def chain(length: int) -> Node:
+    node = Node()
+    for _ in range(length):
+        node = Node(node)
+    return node
+
+
+LARGE = torch.empty(17 << 20)  # 68 MB
+
+
+@pytest.mark.parametrize(
+    ("make", "kept"),
+    [
+        (lambda: Node([0] * 9_000), True),
+        (lambda: Node([[] for _ in range(11_000)]), False),
+        (lambda: chain(5), True),
+        (lambda: chain(5_000), False),
+        (lambda: Node(nn.Parameter(LARGE)), True),  # a weight is not copied
+        (lambda: Node(LARGE), False),
+        (Mixed, False),  # what lies in slots could not be put back, and half an object is worse
+        (lambda: Node(type), False),
+        (lambda: Node(nn.Linear(1, 1)), False),
+    ],
+)
+def test_an_object_is_put_back_as_a_whole_or_left_alone(make: Callable[[], Any], *, kept: bool) -> None:
+    model = nn.Linear(1, 1)
+    model.own = make()
+    with isolated([model]):
+        model.own.calls += 1  # type: ignore[operator, union-attr]
+    assert model.own.calls == (0 if kept else 1)  # type: ignore[union-attr]
+
+
+def test_a_tensor_of_any_size_is_put_back() -> None:
+    model = nn.Linear(1, 1)
+    model.bank = LARGE.clone().zero_()
+    with isolated([model]):
+        model.bank[0] = 1  # type: ignore[index, operator]
+    assert float(model.bank[0]) == 0  # type: ignore[index, arg-type]
+
+
+def test_what_many_modules_share_is_looked_at_once() -> None:
+    def seconds(number: int) -> float:
+        model = nn.Sequential(*(nn.Identity() for _ in range(number)))
+        shared = Node([[] for _ in range(9_000)])
+        for module in model:
+            module.config = shared  # type: ignore[assignment]
+        start = time.process_time()
+        with isolated([model]):
+            pass
+        return time.process_time() - start
+
+    assert min(seconds(200) for _ in range(2)) < 50 * min(seconds(1) for _ in range(2))
+
+
+def test_what_has_no_values_yet_is_passed_by() -> None:
+    model = nn.Sequential(nn.LazyBatchNorm1d(), nn.Linear(1, 1, device="meta"), nn.BatchNorm1d(1, device="meta"))
+    with isolated([model]):
+        assert not model[0].training
+    assert model[0].training
+
+
+def test_the_compiler_is_imported_for_nobody_and_held_back_where_attention_would_import_it() -> None:
+    script = """
+import sys, torch
+from torch import nn
+from vizlog.isolation import isolated
+with isolated([nn.Linear(1, 1)]):
+    assert "torch._dynamo" not in sys.modules
+import torch.nn.attention.flex_attention
+with isolated([nn.Linear(1, 1)]):
+    assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)

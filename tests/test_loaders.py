@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from vizlog.loaders import spread_examples
+from vizlog.loaders import _owners, inputs_and_targets, spread_examples
 
 
 class Noisy(Dataset[Any]):
@@ -22,6 +23,8 @@ class Noisy(Dataset[Any]):
     def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
         self.of_torch, self.of_python = torch.Generator().manual_seed(1), random.Random(1)
         self.transform = transform
+        self.kind, self.library = Dataset, np  # which are not looked into
+        self.same = self
 
     def __len__(self) -> int:
         return 1000
@@ -51,11 +54,42 @@ class Masking:
         return default_collate(examples) + scale * torch.rand(len(examples), 1, generator=self.generator)
 
 
-@pytest.mark.parametrize("bound", [True, False])
-def test_generators_that_the_data_keeps_are_left_as_they_were(*, bound: bool) -> None:
+class LateMasking(Masking):
+    """Has no attribute for it before."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, examples: list[Tensor], scale: float = 1.0) -> Tensor:
+        self.generator = getattr(self, "generator", None)
+        return super().__call__(examples, scale)
+
+
+class Several:
+    def __init__(self, parts: list[Masking]) -> None:
+        self.parts = parts
+
+    def collate(self, examples: list[Tensor]) -> Tensor:
+        return self.parts[0](examples)
+
+
+def through(masking: Masking, examples: list[Tensor]) -> Tensor:
+    return masking(examples)
+
+
+COLLATORS: dict[str, Callable[[], Any]] = {
+    "an object": Masking,
+    "an object that makes it late": LateMasking,
+    "a partial": lambda: partial(Masking(), scale=2.0),
+    "a partial's argument": lambda: partial(through, Masking()),
+    "a method, in a list": lambda: Several([Masking()]).collate,
+}
+
+
+@pytest.mark.parametrize("keeper", COLLATORS)
+def test_generators_that_the_data_keeps_are_left_as_they_were(keeper: str) -> None:
     def batches(*, looks: bool) -> list[Tensor]:
-        masking = Masking()
-        collate = partial(masking, scale=2.0) if bound else masking
+        collate = COLLATORS[keeper]()
         loader = DataLoader(Subset(Noisy(Jitter()), range(0, 1000, 2)), batch_size=4, collate_fn=collate)
         if looks:
             spread_examples(loader)
@@ -75,3 +109,79 @@ def test_examples_are_spread_from_the_first_to_the_last() -> None:
 def test_large_examples_are_fewer() -> None:
     found = spread_examples(DataLoader(list(torch.zeros(100, 1 << 20)), batch_size=4))  # 4 MB each
     assert len(found) == 32
+
+
+def test_generators_are_left_as_they_were_by_data_that_raises() -> None:
+    class Breaks(Noisy):
+        def __getitem__(self, index: int) -> Tensor:
+            if index:
+                raise RuntimeError("gone")
+            return super().__getitem__(index)
+
+    data = Breaks(Jitter())
+    before = data.of_python.getstate()
+    with pytest.raises(RuntimeError, match="gone"):
+        spread_examples(DataLoader(data))
+    assert data.of_python.getstate() == before
+
+
+def test_what_holds_each_other_is_looked_into_once() -> None:
+    parts = [SimpleNamespace() for _ in range(60)]
+    for part in parts:
+        part.others = parts
+    assert len(list(_owners([SimpleNamespace(parts=parts)]))) == 61
+
+
+class Stream(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter([1])
+
+
+@pytest.mark.parametrize(
+    ("loader", "said"),
+    [
+        ([1, 2], "list has no dataset"),
+        (DataLoader(Stream()), "Stream is iterable"),
+        (DataLoader([1, 2], batch_size=None), "list makes batches itself"),
+    ],
+)
+def test_data_that_cannot_be_asked_by_index_is_named(loader: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        spread_examples(loader)
+
+
+def test_examples_without_tensors_are_spread_too() -> None:
+    assert spread_examples(DataLoader(["a", "b"])) == ["a", "b"]
+
+
+def takes(signature: str) -> nn.Module:
+    module = nn.Module()
+    module.forward = eval(f"lambda {signature}: None")
+    return module
+
+
+X, M, Y = torch.zeros(2), torch.ones(2), torch.arange(2)
+
+
+@pytest.mark.parametrize(
+    ("signature", "batch", "inputs", "targets"),
+    [
+        ("x", X, X, None),
+        ("x", (X,), (X,), None),
+        ("x", (X, Y), (X,), Y),
+        ("x, mask", [X, M, Y], (X, M), Y),
+        ("x, mask=None", (X, Y), (X,), Y),
+        ("x, mask, more", (X, M), (X, M), None),
+        ("*all", (X, Y), (X,), Y),
+        ("x", ({"a": X}, Y), {"a": X}, Y),
+        ("x", ({"a": X},), {"a": X}, None),
+        ("x, mask", ([X, M], Y), (X, M), Y),
+        ("x", {"x": X, "id": M, "labels": Y}, {"x": X}, Y),
+        ("**all", {"x": X, "y": Y}, {"x": X, "y": Y}, Y),
+        ("batch", {"x": X, "target": Y}, ({"x": X, "target": Y},), Y),
+    ],
+)
+def test_which_part_of_a_batch_is_input(signature: str, batch: Any, inputs: Any, targets: Any) -> None:
+    found_inputs, found_targets = inputs_and_targets(batch, takes(signature))
+    assert str(found_inputs) == str(inputs)
+    assert found_targets is targets

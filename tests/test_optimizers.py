@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from lightning.fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks as everyones
 
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
 
@@ -48,18 +51,20 @@ def test_each_real_optimizer_is_found_once() -> None:
         assert {id(optimizer) for optimizer in real_optimizers(given)} == {id(a), id(b)}
         assert len(real_optimizers(given)) == 2
     assert real_optimizers(Accelerated(Accelerated(a))) == [a]
+    assert real_optimizers(SimpleNamespace(optimizer=lightning)) == [a]
     assert real_optimizers(_FabricOptimizer(a, strategy=None)) == [a]
 
 
 def test_a_wrapper_may_call_what_it_holds_as_it_likes() -> None:
-    a, b = made(), made(Adam)
+    a, b, c = made(), made(Adam), made()
 
     class Hidden:
         def __init__(self) -> None:
             self.__inner = a
             self.rest = (b,)
+            self.by_name = {"c": c}
 
-    assert real_optimizers(Hidden()) == [a, b]
+    assert real_optimizers(Hidden()) == [a, b, c]
 
 
 def test_an_optimizer_that_holds_others_is_hooked_itself_only_where_it_trains_more_than_they_do() -> None:
@@ -72,7 +77,18 @@ def test_an_optimizer_that_holds_others_is_hooked_itself_only_where_it_trains_mo
     assert real_optimizers(outer) == [outer]  # as ZeRO's, one rank of which has a share
 
 
-@pytest.mark.parametrize("given", ["adam", [], 3, SimpleNamespace(optimizer=None), nn.Linear(1, 1)])
+class InName(Optimizer):
+    """Its hooks are none that its step calls."""
+
+    def __init__(self) -> None:
+        self.param_groups = made().param_groups
+
+
+ROUND = SimpleNamespace()
+ROUND.optimizer = ROUND
+
+
+@pytest.mark.parametrize("given", ["adam", [], 3, SimpleNamespace(optimizer=None), nn.Linear(1, 1), InName(), ROUND])
 def test_what_holds_no_optimizer_says_what_to_do(given: Any) -> None:
     with pytest.raises(TypeError, match=r"no torch optimizer found in .*monitor\.step"):
         real_optimizers(given)
@@ -151,11 +167,16 @@ def test_a_fused_step_under_a_scaler_is_read_unscaled_and_says_whether_it_was_sk
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     told, _ = watched(optimizer)
     found: list[Any] = []
-    optimizer.register_step_post_hook(lambda optimizer, *_: found.append(skipped(optimizer)))
+
+    def note(optimizer: Any, *_: Any) -> None:
+        found.append(skipped(optimizer))
+        optimizer.found_inf.fill_(7)  # the scaler goes on with it
+
+    optimizer.register_step_post_hook(note)
     scaler.scale((parameter * torch.tensor([1.0, float("inf") if overflow else 2.0])).sum()).backward()
     scaler.step(optimizer)
     scaler.update()
-    assert bool(found[0] > 0) is overflow
+    assert float(found[0]) == overflow
     if not overflow:
         assert torch.equal(told[1][2], torch.tensor([1.0, 2.0]))  # type: ignore[arg-type]
     assert torch.equal(told[2][1], torch.ones(2)) is overflow
@@ -163,6 +184,9 @@ def test_a_fused_step_under_a_scaler_is_read_unscaled_and_says_whether_it_was_sk
 
 def test_a_step_outside_a_scaler_was_not_skipped() -> None:
     assert skipped(made()) is None
+    optimizer: Any = made()
+    optimizer.found_inf = False  # a wrapper's own
+    assert skipped(optimizer) is None
 
 
 def test_removed_hooks_are_gone() -> None:
@@ -174,6 +198,38 @@ def test_removed_hooks_are_gone() -> None:
     assert told == []
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_hooks_on_all_optimizers_go_with_what_made_them() -> None:
+    def hook(given: list[Optimizer]) -> StepHooks:
+        nothing: Any = lambda optimizer: None  # noqa: E731
+        return StepHooks(given, before=nothing, gradients=nothing, after=nothing, other=nothing)
+
+    before = len(everyones)
+    kept = hook([made()])
+    assert len(everyones) == before + 1
+    del kept
+    gc.collect()
+    assert len(everyones) == before
+    assert not hook([])._handles
+
+
+def test_another_optimizer_is_told_once_and_not_kept() -> None:
+    told: list[int] = []
+    nothing: Any = lambda optimizer: None  # noqa: E731
+    mine, stranger = made(), made()
+    kept = StepHooks([mine], before=nothing, gradients=nothing, after=nothing, other=lambda o: told.append(id(o)))
+    mine.step()
+    stranger.step()  # as that of a wrapper around it would
+    assert told == []
+    for _ in range(3):
+        stranger.step()
+    assert told == [id(stranger)]
+    gone = weakref.ref(stranger)
+    del stranger
+    gc.collect()
+    assert gone() is None
+    kept.remove()
 
 
 def test_a_compiled_step_has_no_graph_of_ours() -> None:
@@ -211,6 +267,9 @@ def test_a_warm_up_step_at_rate_zero_is_a_step() -> None:
     assert not makes_state_only(SGD([parameter], lr=0.0))
     parameter.grad.zero_()
     assert not makes_state_only(SGD([parameter], lr=0.1))
+    for group in ({"lr": torch.zeros((), device="meta")}, {}):  # a rate on a device is not waited for
+        optimizer: Any = SimpleNamespace(param_groups=[{"params": [parameter], **group}])
+        assert not makes_state_only(optimizer)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import vizlog
-from vizlog.selection import check_select, matcher, named_models, named_modules, named_parameters, spread
+from vizlog.selection import check_select, given_models, matcher, named_models, named_modules, named_parameters, spread
 
 
 class Net(nn.Module):
@@ -58,6 +58,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "ddp of compiled": lambda model: nn.parallel.DistributedDataParallel(torch.compile(model, backend="eager")),
     "fabric": lambda model: _FabricModule(model, strategy=None),
     "fabric of ddp": lambda m: _FabricModule(nn.parallel.DistributedDataParallel(m), strategy=None, original_module=m),
+    "compiled fabric": lambda model: torch.compile(_FabricModule(model, strategy=None), backend="eager"),
     "all": lambda m: torch.compile(nn.parallel.DistributedDataParallel(checkpointed(m)), backend="eager"),
 }
 
@@ -65,9 +66,18 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:torch")
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_names_are_the_same_however_the_model_is_wrapped(wrapper: str, process_group: None) -> None:
-    models = named_models(WRAPPERS[wrapper](Net()))
+    model = Net()
+    models = named_models(WRAPPERS[wrapper](model))
+    assert models[""] is model
     assert list(named_modules(models)) == NAMES
     assert list(named_parameters(models)) == PARAMETERS
+
+
+def test_a_model_as_the_training_calls_it_has_its_wrappers_but_fabrics() -> None:
+    model = Net()
+    inside = nn.DataParallel(model)
+    assert given_models(_FabricModule(inside, strategy=None, original_module=model))[""] is inside
+    assert given_models(inside)[""] is inside
 
 
 def test_a_block_compiled_by_itself_keeps_its_name() -> None:
@@ -177,10 +187,46 @@ def test_what_is_no_selection_says_so(select: Any, error: type[Exception], messa
         matcher(select)
 
 
-@pytest.mark.parametrize("model", ["resnet", 3, [], {"G": 3}, [nn.ReLU(), None]])
-def test_what_is_no_model_says_so(model: Any) -> None:
-    with pytest.raises(TypeError, match=r"nn\.Module"):
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("resnet", r"nn\.Module, a list or a dict of them, got str"),
+        (3, r"nn\.Module, a list or a dict of them, got int"),
+        ([], "got none at all"),
+        ({"G": 3}, r"nn\.Module, got G: int"),
+        ([nn.ReLU(), None], r"nn\.Module, got 1: NoneType"),
+    ],
+)
+def test_what_is_no_model_says_so(model: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
         named_models(model)
+
+
+def test_models_may_come_in_torchs_own_containers() -> None:
+    first, second = nn.Linear(1, 1), nn.Linear(1, 1)
+    assert named_models(nn.ModuleDict({"G": first, "D": second})) == {"G": first, "D": second}
+    assert named_models(nn.ModuleList([first, second])) == {"0": first, "1": second}
+    assert named_models([first]) == {"": first}
+
+
+def test_a_module_of_one_part_is_a_wrapper_by_name_alone_and_a_part_may_be_none() -> None:
+    one = nn.Sequential(nn.ReLU())
+    one[0].register_module("nothing", None)
+    assert list(named_modules({"": one})) == ["", "0"]
+    scaled = nn.Module()
+    scaled.module = nn.ReLU()
+    scaled.scale = nn.Parameter(torch.ones(1))
+    assert list(named_modules({"": scaled})) == ["", "module"]
+
+
+def test_what_is_meant_by_its_name_is_not_meant_by_what_it_is_in() -> None:
+    assert chosen("encoder") == ["encoder"]
+
+
+def test_where_there_is_nothing_to_select_everything_is_nothing() -> None:
+    check_select(None, [""], [], "module")
+    with pytest.raises(ValueError, match="no module matches 'a'; there is none"):
+        check_select("a", [""], [], "module")
 
 
 def test_spread_keeps_the_ends() -> None:

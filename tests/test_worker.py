@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def test_jobs_run_in_order_on_another_thread() -> None:
     assert worker.flush()
     assert [number for number, _ in done] == list(range(100))
     assert threading.main_thread() not in {thread for _, thread in done}
+    assert worker.seconds > 0
     assert worker.close()
 
 
@@ -93,10 +95,12 @@ def test_flush_and_close_may_come_twice_and_work_goes_on_after_them() -> None:
     assert worker.flush()
     assert worker.close()
     assert worker.close()
+    worker.submit_within(600, lambda: done.append(2))
     worker.submit(lambda: done.append(1))
-    assert worker.close()
     assert worker.flush()
     assert done == [1]
+    assert worker.close()
+    assert worker.flush()
 
 
 def test_no_thread_runs_before_the_first_job_nor_after_the_close() -> None:
@@ -104,6 +108,8 @@ def test_no_thread_runs_before_the_first_job_nor_after_the_close() -> None:
     worker = Worker()
     assert threading.active_count() == before
     worker.submit(lambda: None)
+    worker.submit(lambda: None, slow=True)
+    worker.submit_within(600, lambda: None)
     worker.close()
     until = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < until:
@@ -114,21 +120,98 @@ def test_no_thread_runs_before_the_first_job_nor_after_the_close() -> None:
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
 )  # Python warns of a fork while threads run: that is the case tested
-def test_a_forked_child_has_none_of_its_parents_jobs_and_can_work() -> None:
+@pytest.mark.parametrize("within", [True, False])
+def test_a_forked_child_has_none_of_its_parents_jobs_and_can_work(*, within: bool) -> None:
     worker, read, write = Worker(), *os.pipe()
     go = blocked(worker)
     worker.submit(lambda: os.write(write, b"parent"))
     child = os.fork()
     if child == 0:
         worker.flush()
-        worker.submit(lambda: os.write(write, b"child"))
-        worker.flush()
+        if within:
+            worker.submit_within(0, lambda: os.write(write, b"child"))
+            time.sleep(1)
+        else:
+            worker.submit(lambda: os.write(write, b"child"))
+            worker.flush()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert os.read(read, 100) == b"child"
     go.set()
     worker.close()
     assert os.read(read, 100) == b"parent"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_ends_though_a_thread_of_its_parent_held_the_lock() -> None:
+    worker, held, go = Worker(), threading.Event(), threading.Event()
+
+    def holds() -> None:
+        with worker._fast._changed, worker._slow._changed:
+            held.set()
+            go.wait()
+
+    thread = threading.Thread(target=holds)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        worker.flush()
+        worker.close()
+        worker.stop()
+        worker.submit(lambda: None)
+        os._exit(0 if worker.close() else 1)
+    go.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_job_may_flush_what_it_is_part_of() -> None:
+    worker, done = Worker(), []
+    worker.submit(lambda: done.append(worker.flush(timeout=20)))
+    worker.close()
+    assert done == [True]
+
+
+def test_a_job_that_is_done_is_let_go() -> None:
+    class Held:
+        pass
+
+    held = Held()
+    gone = weakref.ref(held)
+    worker = Worker()
+    worker.submit(lambda held=held: None)  # type: ignore[misc]
+    del held
+    worker.flush()
+    assert gone() is None
+    worker.close()
+
+
+def test_what_is_to_come_soon_is_not_put_off_by_what_comes_later() -> None:
+    worker, first = Worker(), threading.Event()
+    worker.submit_within(0.1, first.set)
+    worker.submit_within(600, lambda: None)
+    assert first.wait(60)
+    worker.close()
+
+
+def test_ctrl_c_in_a_job_that_runs_for_want_of_a_thread_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    def press() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    worker, done = Worker(), []
+    with pytest.raises(KeyboardInterrupt):
+        worker.submit(press)
+    assert worker.flush(timeout=5)
+    worker.submit(lambda: done.append(1))
+    worker.submit_within(600, lambda: done.append(2))  # nobody is there to wait
+    assert worker.close(timeout=5)
+    assert done == [1, 2]
 
 
 TRAIN = """
@@ -145,20 +228,9 @@ def train():
         optimizer.step()
         monitor.log({"loss": float(step)})
     return monitor, optimizer
+
+kept = train()
 """
-ENDINGS = {
-    "kept": "kept = train()",
-    "let go": "import gc\ntrain()\ngc.collect()",
-    "beside a fork": "import os\nkept = train()\nif os.fork() == 0:\n    sys.exit(0)\nos.wait()\nraise SystemExit(3)",
-}
-
-
-def run_script(script: str, folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-c", script], cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
-    )
 
 
 def steps_of(folder: Path, tag: str) -> list[int]:
@@ -169,21 +241,14 @@ def steps_of(folder: Path, tag: str) -> list[int]:
     return [event.step for event in run.Tensors(tag)]
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_a_script_that_ends_without_close_has_written_everything(ending: str, tmp_path: Path) -> None:
-    process = run_script(TRAIN + ENDINGS[ending], tmp_path)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == (3 if "fork" in ending else 0), errors
-    assert "Traceback" not in errors
+def test_a_script_that_ends_without_close_has_written_everything(tmp_path: Path) -> None:
+    """Other ways to end are in test_faults.py."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    ended = subprocess.run(
+        [sys.executable, "-c", TRAIN], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
     for tag in ("weights/weight", "gradients/bias", "health/update_ratio_worst", "loss"):
         assert steps_of(tmp_path / "run", tag) == [0, 1, 2, 3, 4]
-
-
-def test_a_script_that_is_killed_leaves_a_file_that_can_be_read(tmp_path: Path) -> None:
-    waits = "monitor, _ = train()\nmonitor.flush()\nprint('written', flush=True)\nsys.stdin.read()"
-    process = run_script(TRAIN + waits, tmp_path)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "written\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert steps_of(tmp_path / "run", "weights/weight") == [0, 1, 2, 3, 4]

@@ -190,7 +190,6 @@ class Capture:
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Around one forward: hooks go on before and come off after it, whatever it raises."""
-        self.restart()
         with ExitStack() as stack:
             self.attach(stack)
             with _Functions(self):
@@ -216,11 +215,9 @@ class Capture:
         self.attach(stack)
 
     def restart(self) -> None:
-        """Before each forward: call numbers count from one again."""
+        """Before each further forward: call numbers count from one again."""
         self._calls.clear()
         self._channel_dims.clear()
-        self._stack.clear()
-        self._last_functional = None
 
     def failed(self, error: Exception) -> None:
         """An error of ours outside of any reducer: it spoils what all of them see, and must not reach the forward."""
@@ -245,10 +242,8 @@ class Capture:
             self._live.close()
         if not name and not module._modules:
             name = type(module).__name__  # a model that is one layer has no other name
-        if output is None or not name:
-            return
-        tensor = first_tensor(output)
-        if tensor is None:
+        tensor = first_tensor(output)  # None too of a forward that raised
+        if tensor is None or not name:
             return
         dim = self._channel_dim(module, tensor)
         layer = self._numbered(name)
@@ -262,7 +257,7 @@ class Capture:
         if self._attention and is_attention(function, args, kwargs, output):
             self._reduce(self._attention, Call(name, None, function, args, kwargs, output))
         kind = _ACTIVATIONS.get(function)
-        if kind is None or not isinstance(output, Tensor) or _is_activation(module):
+        if kind is None or _is_activation(module):
             return
         layer = self._numbered(f"{name}.{kind}" if name else kind)
         self._last_functional = output
@@ -350,26 +345,19 @@ class _Hook:
         except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
             self._failed(error)
 
-    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
-        return nullcontext().__exit__  # takes any arguments and does nothing
-
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
-        return getattr, (nullcontext(), "__exit__")
+        return getattr, (nullcontext(), "__exit__")  # takes any arguments and does nothing
 
 
 class AutocastSeen:
-    """The autocast that a training forward runs under, learnt from the next one.
-
-    Call it for a context like that one: entered, it never leaves casts behind in autocast's cache, where a cast made
-    without a gradient would cut the training forward's.
-    """
+    """The autocast that a training forward runs under, learnt from the next one. Call it for a context like that."""
 
     def __init__(self, device: str) -> None:
         self._device = device
         self._enabled, self._dtype = False, torch.get_autocast_dtype(device)
 
     def __call__(self) -> torch.autocast:
-        return torch.autocast(self._device, self._dtype, enabled=self._enabled, cache_enabled=False)
+        return torch.autocast(self._device, self._dtype, enabled=self._enabled)
 
     def attach(self, stack: ExitStack, root: nn.Module) -> None:
         """Looks at the next forwards of `root` until `stack` closes."""

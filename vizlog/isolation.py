@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import checkpoint
 
 from vizlog.ranks import reshard, sharded_modules
@@ -22,6 +23,8 @@ __all__ = ["isolated"]
 def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, the models are in eval mode and run eagerly; afterwards all is as it was before, whatever was raised.
 
+    So are modules that they hold without registering them, in an attribute or a list: a teacher, an average.
+
     Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy, and of generators
     that a module holds; the contents of every buffer and other tensor attribute (metric states); every module's
     attributes, lists and dicts, and those of objects in them that hold nothing but data (a cache, a memory bank), each
@@ -30,11 +33,11 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
 
     Modules that `fully_shard` was applied to hold their own shards again afterwards; all ranks go inside together.
 
-    What cannot be kept: objects that hold more than data, such as a file, a lock or a function, and are changed by a
-    forward from within.
+    What cannot be kept: objects that hold more than data, such as a file, a lock or a function, or more than 64 MB of
+    it or 10,000 parts, and are changed by a forward from within.
     """
     models = list(models)
-    modules = list({id(module): module for model in models for module in model.modules()}.values())
+    modules = _modules(models)
     with ExitStack() as stack:
         stack.enter_context(_random_states(models))
         stack.enter_context(_eager())
@@ -60,6 +63,25 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
                 if hasattr(type(module), name) and hasattr(type(module), "training_step"):
                     module.__dict__[name] = _silent
         yield
+
+
+def _modules(models: list[nn.Module]) -> list[nn.Module]:
+    """All modules of these, each once, and of those that stand in their attributes without being registered."""
+    found: dict[int, nn.Module] = {}
+    roots = list(models)
+    for root in roots:
+        for module in root.modules():
+            if id(module) in found:
+                continue
+            found[id(module)] = module
+            for value in [value for name, value in module.__dict__.items() if name not in _OF_TORCH]:
+                held = value.values() if isinstance(value, dict) else value
+                roots += [
+                    part
+                    for part in (held if isinstance(value, (dict, list, tuple)) else (value,))
+                    if isinstance(part, nn.Module)
+                ]
+    return list(found.values())
 
 
 @contextmanager
@@ -136,7 +158,7 @@ def _gradients(models: list[nn.Module]) -> Iterator[None]:
 @contextmanager
 def _tensors(modules: list[nn.Module], others: Iterable[Tensor]) -> Iterator[None]:
     buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    found = {id(tensor): tensor for tensor in (*buffers, *others) if not tensor.is_meta}
+    found = {id(tensor): tensor for tensor in (*buffers, *others) if not is_lazy(tensor)}
     kept = [(tensor, copy) for tensor in found.values() if (copy := _copied(tensor)) is not None]
     try:
         yield
@@ -149,7 +171,7 @@ def _tensors(modules: list[nn.Module], others: Iterable[Tensor]) -> Iterator[Non
 def _copied(tensor: Tensor) -> Tensor | None:
     """A copy, or None of what torch cannot copy, and so cannot change in place either (int4, bits8)."""
     try:
-        return tensor.detach().clone()
+        return tensor.clone()
     except RuntimeError:
         return None
 
@@ -176,15 +198,10 @@ def _state(generator: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 @contextmanager
 def _attributes(modules: list[nn.Module], containers: Iterable[Any]) -> Iterator[None]:
-    attributes = [(module.__dict__, dict(module.__dict__)) for module in modules]
-    kept = [(container, container.copy()) for container in containers]
+    kept = [(container, container.copy()) for container in (*(module.__dict__ for module in modules), *containers)]
     try:
         yield
     finally:
-        for current, before in attributes:
-            if not _same(current, before):
-                current.clear()
-                current.update(before)
         for container, copy in kept:
             _put_back(container, copy)
 
@@ -259,14 +276,14 @@ def _attributes_of(value: Any) -> dict[str, Any] | None:
     """The `__dict__` that is all there is to an object written in Python; None of modules, functions, files, locks."""
     kind = type(value)
     in_python = all(base.__flags__ & _HEAP_TYPE for base in kind.__mro__[:-1])
-    if not in_python or isinstance(value, (type, nn.Module)) or hasattr(kind, "__slots__"):
+    in_slots = any(vars(base).get("__slots__") for base in kind.__mro__)  # Generic and the like have empty ones
+    if not in_python or in_slots or isinstance(value, nn.Module):
         return None
-    attributes = getattr(value, "__dict__", None)
-    return attributes if type(attributes) is dict else None
+    return getattr(value, "__dict__", None)
 
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
-_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 _GENERATORS = frozenset(
     {("torch", "Generator"), ("numpy", "Generator"), ("numpy", "RandomState"), ("random", "Random")}
 )
@@ -285,13 +302,13 @@ def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def _put_back(container: Any, copy: Any) -> None:
+    # What has not changed is not touched: the training may be in the middle of a loop over it.
     if isinstance(container, deque):
         if len(container) != len(copy) or any(a is not b for a, b in zip(container, copy, strict=True)):
             container.clear()
             container.extend(copy)
     elif isinstance(container, list):
-        if len(container) != len(copy) or any(a is not b for a, b in zip(container, copy, strict=True)):
-            container[:] = copy
+        container[:] = copy
     elif isinstance(container, set):
         if container != copy:
             container.clear()

@@ -102,8 +102,11 @@ def _generators_kept(objects: Iterable[Any]) -> Iterator[None]:
         for put_back, generator, state in states:
             put_back(generator, state)
         for owner, attributes in zip(owners, before, strict=True):
-            made = [name for name, value in owner.__dict__.items() if isinstance(value, _KINDS)]
-            owner.__dict__.update({name: attributes[name] for name in made if name in attributes})
+            for name in [name for name, value in owner.__dict__.items() if isinstance(value, _KINDS)]:
+                if name in attributes:
+                    owner.__dict__[name] = attributes[name]
+                else:
+                    del owner.__dict__[name]
 
 
 def _owners(objects: Iterable[Any]) -> Iterator[Any]:

@@ -32,7 +32,7 @@ def real_optimizers(given: Any) -> list[Optimizer]:
 
 
 def _unwrap(given: Any, depth: int) -> Iterator[Optimizer]:
-    if depth > 4 or isinstance(given, str):
+    if depth > 4:
         return
     if isinstance(given, Mapping):
         parts = list(given.values())
@@ -105,13 +105,12 @@ class StepHooks:
         if optimizers and other is not None:
             handle = register_optimizer_step_post_hook(_untraced(_Unwatched(self)))
             self._handles.append(handle)
-            weakref.finalize(self, handle.remove).atexit = False
+            weakref.finalize(self, handle.remove)
 
     def remove(self) -> None:
         """Takes the hooks off again."""
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Any optimizer of this process has stepped."""

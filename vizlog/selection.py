@@ -217,8 +217,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _without_fabric(model: nn.Module) -> nn.Module:
     """What is inside Lightning Fabric's wrapper, as that calls it: compiled, in DDP; it holds it bare as well."""
-    parts = model._modules
-    inside = parts.get("_forward_module") if "_original_module" in parts else None
+    inside = model._modules.get("_forward_module")
     return model if inside is None else inside
 
 

@@ -134,7 +134,7 @@ class _Lane:
 
     def _start(self) -> bool:
         """Has a thread run; False where the system gives none, as it does while the interpreter ends (from 3.12 on)."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread is not None:
             return True
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)

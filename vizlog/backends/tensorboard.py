@@ -230,13 +230,17 @@ class _Writer:
             self._late.add(step, summaries)
             return
         file_writer = self._file_writer()
+        added = 0
         try:
             for summary in summaries:
                 file_writer.add_summary(self._as_theirs(summary), step)
+                added += 1
             self._writer.flush()
-        except OSError:
+        except OSError as error:
             self._late = self._beside()  # it never writes again, not even once there is space
-            raise
+            if error.errno is not None:
+                raise
+            self._late.add(step, summaries[added:])  # the user closes it at this moment, on another thread
 
     def close(self) -> None:
         if self._late is not None:
