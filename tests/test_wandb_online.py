@@ -338,7 +338,7 @@ QUICK_RETRIES = {
 def test_a_service_in_trouble_holds_nothing_up_and_gets_all_of_it_later(
     wandb_service: WandbService, said: Callable[[], list[str]], answer: int | str
 ) -> None:
-    """A table hangs: for its artifact the client asks the service first, and waits for the answer. Nothing else does."""
+    """A table hangs: for its artifact the client asks the service and waits for the answer. Nothing else does."""
     import wandb
 
     run = wandb.init(project="p", settings=wandb.Settings(**QUICK_RETRIES))
