@@ -89,6 +89,8 @@ def wandb_service(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(Agent, "HEARTBEAT_SLEEP_SECONDS", 0.05)
         yield service
+        service.answer = 200  # else a test that failed in between would wait for ever
+        service.goes_on.set()
         wandb.teardown()
         for name in os.environ.keys() - before.keys():  # what an agent leaves
             del os.environ[name]

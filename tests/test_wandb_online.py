@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,9 @@ from wandb_service import CLOSED, WandbService
 from wandb_service import Run as Arrived
 
 import vizlog
+from vizlog.backends.patience import Patience
 from vizlog.backends.wandb import WandB
+from vizlog.backends.wandb_process import runs
 from vizlog.records import Scalar
 
 if TYPE_CHECKING:
@@ -334,12 +338,12 @@ QUICK_RETRIES = {
 def test_a_service_in_trouble_holds_nothing_up_and_gets_all_of_it_later(
     wandb_service: WandbService, said: Callable[[], list[str]], answer: int | str
 ) -> None:
-    """The table is what hangs: for its artifact the client asks the service first, and waits for the answer."""
+    """A table hangs: for its artifact the client asks the service and waits for the answer. Nothing else does."""
     import wandb
 
     run = wandb.init(project="p", settings=wandb.Settings(**QUICK_RETRIES))
     backend = WandB(run)
-    backend._client._seconds = 0.2
+    backend._service._seconds = 0.2
     run.log({"loss": 0})
     if answer == "none":
         wandb_service.goes_on.clear()
@@ -349,19 +353,22 @@ def test_a_service_in_trouble_holds_nothing_up_and_gets_all_of_it_later(
     for step in range(1, 5):
         backend.write(step, ours(step))
     backend.close()
-    assert backend._client._jobs  # what hangs goes on, and nobody waits
+    assert backend._service._jobs  # what hangs goes on, and nobody waits
+    assert not backend._client._jobs  # all else is with the client
     (line,) = said()
     assert "does not answer" in line
 
     wandb_service.answer = 200
     wandb_service.goes_on.set()
-    while backend._client._jobs:
+    while backend._service._jobs:
         threading.Event().wait(0.01)
     run.finish()
     arrived = wandb_service.runs[run.id]
     assert our_steps(arrived) == [0, 1, 2, 3, 4]
     assert arrived.of("loss")[0] == 0
-    assert "embeddings/fc/1/table" in arrived.history[1]
+    (row,) = [row for row in arrived.history if "embeddings/fc/1/table" in row]  # it has followed
+    assert row["vizlog/step"] == 0
+    assert "embeddings/fc/1" in arrived.history[1]
 
 
 def test_a_table_that_the_service_refuses_takes_nothing_else_with_it(
@@ -384,6 +391,71 @@ def test_a_table_that_the_service_refuses_takes_nothing_else_with_it(
     assert len(arrived.of("embeddings/fc/1")) == 2
     (line,) = said()
     assert "took no table: AuthenticationError: no" in line
+
+
+def test_a_slow_client_loses_no_row(
+    wandb_service: WandbService, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a slow disk: nothing is computed, and W&B's process lives. The owner finishes the run before vizlog."""
+    import wandb
+
+    run = wandb.init(project="p")
+    log = run.log
+
+    def slow(*row: Any, **how: Any) -> None:
+        threading.Event().wait(0.5)
+        log(*row, **how)
+
+    monkeypatch.setattr(run, "log", slow)
+    backend = WandB(run)
+    backend._client._seconds = 0.1
+    for step in range(4):
+        backend.write(step, ours(step))
+    run.finish()
+    assert our_steps(wandb_service.runs[run.id]) == [0, 1, 2, 3]
+    assert said() == []
+
+
+def test_a_call_that_computes_is_waited_for() -> None:
+    """Whoever answers, and however long a busy machine takes for it."""
+
+    def compute() -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < 0.6:
+            pass
+
+    assert Patience(seconds=0.2).call(compute)
+    assert not Patience(seconds=0.2).call(threading.Event().wait)
+
+
+def test_a_stopped_process_of_wandb_is_not_waited_for_and_gets_all_of_it_once_it_goes_on(
+    wandb_service: WandbService, said: Callable[[], list[str]]
+) -> None:
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    run = wandb.init(project="p")
+    run.log({"loss": 0})
+    backend = WandB(run)
+    process = wandb_setup.singleton().ensure_service()._proc._process
+    assert runs(run)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        while runs(run):  # a signal takes its time
+            threading.Event().wait(0.01)
+        many = [histogram(f"gradients/{number}", np.arange(999.0)) for number in range(200)]
+        began, steps = time.monotonic(), range(30)
+        for step in steps:  # more than a socket holds
+            backend.write(step, [*ours(step), *many])
+        backend.close()
+        assert time.monotonic() - began < 30
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert "does not answer" in said()[-1]
+    while backend._client._jobs:
+        threading.Event().wait(0.01)
+    run.finish()
+    assert our_steps(wandb_service.runs[run.id]) == [*steps]
 
 
 def test_a_killed_client_costs_pictures_and_never_the_trial(

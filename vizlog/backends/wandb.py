@@ -17,9 +17,10 @@ from typing_extensions import assert_never
 from vizlog.backends.base import Drawable
 from vizlog.backends.patience import Patience
 from vizlog.backends.pictures import Pictures
+from vizlog.backends.wandb_process import runs
 from vizlog.backends.wandb_rows import Rows
 from vizlog.diagnosis import STOPPED_BECAUSE
-from vizlog.messages import LOG
+from vizlog.messages import LOG, told
 from vizlog.records import (
     Attention,
     Curves,
@@ -93,7 +94,9 @@ class WandB:
     and until `close` or the end of the run. `run.log({})` sends them at once, and `run.log({}, step=0)` before training
     says that he will number his rows himself.
 
-    Where the client does not answer, nothing waits for it longer than 3 seconds; what it did not take is said.
+    Where W&B's process on this machine is dead or stopped, nothing waits for it longer than 3 seconds, and what it did
+    not take is said; as long as it lives, everything is handed to it, on a busy machine too. The service itself is
+    asked for tables alone: where it does not answer, rows go without them, and they follow when it does.
 
     Args:
         run: a `wandb.Run`, such as Lightning's `WandbLogger.experiment`; None: the active one. A disabled run, and what
@@ -115,7 +118,9 @@ class WandB:
             raise ValueError(f"WandB needs max_files >= 0, got {max_files!r}")
         opened = _open_run(run)
         self._step_keys = (_STEP,) if step_key is None else (_STEP, step_key)
-        self._client = Patience()
+        self._client = Patience(lives=lambda: opened is not None and runs(opened))
+        self._service = Patience()
+        self._refused_tables = False
         self._unhook: Callable[[], None] | None = None
         self._rows = None if opened is None else self._open_rows(opened, charts_by_key=step_key is not None)
         self._files = _FileBudget(max_files)
@@ -135,14 +140,9 @@ class WandB:
             self._give_up(self._rows.run, step)
             return
         drawn = self._drawable.each(lambda record: dict(self._values(step, record)), self._fitting(records))
-        rows, row = self._rows, {key: value for values in drawn for key, value in values.items()}
-        row |= self._counts(records)
-
-        def add() -> None:
-            self._define(rows.run, row)
-            rows.add(step, row | dict.fromkeys(self._step_keys, step))
-
-        self._call(add, step)
+        row = {key: value for values in drawn for key, value in values.items()} | self._counts(records)
+        tables = {key: row.pop(key) for key in list(row) if type(row[key]).__name__ == "Table"}
+        self._call(self._adding(step, row | self._registered(step, tables)), step)
 
     def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
         """Writes the health scalars into the run's summary."""
@@ -174,11 +174,56 @@ class WandB:
         waits = self._unhook is not None
         return Rows(run, waits=waits, keys=self._step_keys, written=self._client.sign_of_life)
 
+    def _adding(self, step: int, row: Mapping[str, Any]) -> Callable[[], None]:
+        """What writes a row."""
+        rows = self._rows
+        assert rows is not None
+
+        def add() -> None:
+            self._define(rows.run, row)
+            rows.add(step, {**row, **dict.fromkeys(self._step_keys, step)})
+            if self._rows is not rows:  # closed meanwhile
+                rows.end()
+
+        return add
+
+    def _registered(self, step: int, tables: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Those of the tables that the client has made artifacts of, for which it asks the service and waits.
+
+        Where it waits long none of them; they come as a row of their own, then.
+        """
+        if not tables:
+            return {}
+        from wandb.sdk.data_types.utils import val_to_json
+
+        assert self._rows is not None
+        run, taken = self._rows.run, {}
+
+        def register() -> None:
+            for key, table in tables.items():
+                try:
+                    val_to_json(run, key, table, namespace=step)  # what `run.log` does with one that it has not seen
+                except Exception as error:  # noqa: BLE001 -- whatever the service says, the rest of the row goes out
+                    self._say_refused(run, error)
+                else:
+                    taken[key] = table
+
+        add = self._adding(step, taken)
+        done = self._service.call(register, lambda: None if _is_finished(run) else self._call(add, step))
+        return dict(taken) if done else {}
+
+    def _say_refused(self, run: wandb.Run, error: Exception) -> None:
+        if not self._refused_tables and not _is_finished(run):
+            self._refused_tables = True
+            LOG.warning("the W&B run %s took no table: %s", run.id, told(error))
+
     def _end(self) -> None:
         """Writes what waits, as far as the client takes it."""
         rows = self._rows
         if rows is None or _is_finished(rows.run):
             return
+        if not self._service.wait():
+            LOG.warning("the W&B service does not answer: the run %s may lack vizlog's latest tables", rows.run.id)
         done = self._client.call(rows.end)
         if not done or self._client.dropped:
             LOG.warning(
@@ -190,13 +235,13 @@ class WandB:
     def _call(self, work: Callable[[], None], step: int) -> None:
         from wandb.errors import UsageError
 
-        assert self._rows is not None
+        rows = self._rows
         try:
             self._client.call(work)
         except (UsageError, TimeoutError):
-            if not _is_finished(self._rows.run):
+            if rows is None or not _is_finished(rows.run):
                 raise
-            self._give_up(self._rows.run, step)  # finished while we drew
+            self._give_up(rows.run, step)  # finished while we drew
 
     def _give_up(self, run: wandb.Run, step: int) -> None:
         self._rows = None

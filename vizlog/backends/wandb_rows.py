@@ -178,14 +178,7 @@ class Rows:
         return self._owner_keeps_pace
 
     def _log(self, row: Row, **how: Any) -> None:
-        try:
-            self.run.log(row, **how)
-        except Exception as error:  # for a table, and for nothing else, the client asks the service before it goes on
-            rest = {key: value for key, value in row.items() if type(value).__name__ != "Table"}
-            if len(rest) == len(row) or getattr(self.run, "_is_finished", False):
-                raise
-            self._say("the W&B run %s took no table: %s: %s", self.run.id, type(error).__name__, error)
-            self.run.log(rest, **how)
+        self.run.log(row, **how)
         self._written()
 
     def _say(self, message: str, *values: object) -> None:
