@@ -32,7 +32,7 @@ from vizlog.diagnosis import Diagnosis
 
 PROJECT = "vizlog-sweep"
 SWEEP = Path(__file__).with_name("sweep.yaml")
-ALONE = {"lr": 0.003, "activation": "relu", "init_gain": 0.5, "depth": 2, "stop_when": None}
+ALONE = {"lr": 0.003, "activation": "relu", "init_gain": 1.0, "depth": 2, "stop_when": None}
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 TRAINING, STEPS, EVERY, WIDTH = 1500, 120, 20, 32
 

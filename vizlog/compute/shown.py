@@ -78,7 +78,7 @@ def _values_at(known: Sequence[_Known], finite: int, low: float, high: float) ->
         stop, after = np.where(stop_ < stop, stop_, stop), np.where(stop_ < stop, after_, after)
     with np.errstate(over="ignore", invalid="ignore"):
         values = start + (ranks - below) / np.maximum(after - below, 1) * (stop - start)
-    return np.minimum(np.maximum(values, low), high)
+    return np.asarray(np.minimum(np.maximum(values, low), high))
 
 
 def _shown_edges(counts: BitCounts, bins: int) -> NDArray[np.float64]:
