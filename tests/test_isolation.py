@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.text import Perplexity
 
+import vizlog
 from vizlog.isolation import isolated
 
 pytestmark = pytest.mark.filterwarnings(
@@ -228,6 +229,57 @@ def test_a_reentrant_checkpoint_can_be_derived_by_its_input_inside_and_is_itself
         torch.autograd.grad(checkpoint(fc, x, use_reentrant=True).sum(), x)
 
 
+class Hooking(nn.Sequential):
+    """Adds hooks at its first forward, and remembers that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "hooked"):
+            self[0].register_forward_hook(lambda *_: None)
+            self[0].register_forward_pre_hook(lambda *_, **__: None, with_kwargs=True)
+            self[0].register_full_backward_hook(lambda *_: None)
+            self.hooked = True
+        result: Tensor = super().forward(x)
+        return result
+
+
+def hooks_of(model: nn.Module) -> list[list[int]]:
+    return [list(value) for part in model.modules() for name, value in vars(part).items() if "_hooks" in name]
+
+
+def test_hooks_that_a_forward_adds_go_again_and_others_stay() -> None:
+    model = Hooking(nn.Linear(2, 2))
+    model[0].register_forward_hook(lambda *_: None)
+    before = hooks_of(model)
+    with isolated([model]):
+        model(torch.randn(3, 2))
+        assert hooks_of(model) != before
+    assert hooks_of(model) == before
+    assert not hasattr(model, "hooked")
+
+
+def test_a_model_that_hooks_its_own_layers_at_its_first_forward_trains_the_same() -> None:
+    transformers = pytest.importorskip("transformers")
+    two_blocks = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 8]}
+    two_blocks |= {"patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [2, 4], "mlp_ratios": [1, 1]}
+    config = transformers.SegformerConfig(**two_blocks, decoder_hidden_size=8, num_labels=3)
+
+    def trained(*, watched: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = transformers.SegformerForSemanticSegmentation(config)
+        batch = {"pixel_values": torch.randn(2, 3, 32, 32), "labels": torch.randint(0, 3, (2, 32, 32))}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        monitor = vizlog.watch(model, optimizer, to=vizlog.Memory(), batch=batch, every=1) if watched else None
+        for _ in range(2):
+            model(**batch).loss.backward()
+            optimizer.step()
+        if monitor is not None:
+            monitor.close()
+        return [*model.state_dict().values(), torch.get_rng_state()]
+
+    for found, expected in zip(trained(watched=True), trained(watched=False), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_several_models_are_guarded_together() -> None:
     first, second = nn.Sequential(nn.BatchNorm1d(3)), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3)).eval()
     before = everything(first), everything(second)
@@ -394,6 +446,7 @@ def test_the_compiler_is_imported_for_nobody_and_held_back_where_attention_would
     script = """
 import sys, torch
 from torch import nn
+import vizlog
 from vizlog.isolation import isolated
 with isolated([nn.Linear(1, 1)]):
     assert "torch._dynamo" not in sys.modules

@@ -28,8 +28,9 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy, and of generators
     that a module holds; the contents of every buffer and other tensor attribute (metric states); every module's
     attributes, lists and dicts, and those of objects in them that hold nothing but data (a cache, a memory bank), each
-    training flag separately (a frozen BatchNorm stays frozen); every `.grad`, which is None inside. A LightningModule's
-    `log` does nothing inside, and a DistributedDataParallel calls what it wraps, with no word to other ranks.
+    training flag separately (a frozen BatchNorm stays frozen); every `.grad`, which is None inside. Hooks that a
+    forward adds to modules go again. A LightningModule's `log` does nothing inside, and a DistributedDataParallel calls
+    what it wraps, with no word to other ranks.
 
     Modules that `fully_shard` was applied to hold their own shards again afterwards; all ranks go inside together.
 
@@ -50,6 +51,7 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
         stack.enter_context(_tensors(modules, data.tensors.values()))
         stack.enter_context(_generators(data.generators.values()))
         stack.enter_context(_attributes(modules, data.containers.values()))
+        stack.enter_context(_hooks(modules))
         for module in modules:
             if isinstance(module, torch.jit.ScriptModule):  # its flag lies beyond Python
                 stack.callback(setattr, module, "training", module.training)
@@ -206,6 +208,18 @@ def _attributes(modules: list[nn.Module], containers: Iterable[Any]) -> Iterator
             _put_back(container, copy)
 
 
+@contextmanager
+def _hooks(modules: list[nn.Module]) -> Iterator[None]:
+    # Some models of transformers add them at their first forward, and keep that they did in an attribute.
+    kept = [(hooks, set(hooks)) for module in modules for name in _HOOKS for hooks in [module.__dict__.get(name, {})]]
+    try:
+        yield
+    finally:
+        for hooks, before in kept:
+            for number in hooks.keys() - before:
+                del hooks[number]
+
+
 class _Data:
     """What modules hold in their attributes that a forward may change from within; each once, by id.
 
@@ -288,6 +302,7 @@ _GENERATORS = frozenset(
     {("torch", "Generator"), ("numpy", "Generator"), ("numpy", "RandomState"), ("random", "Random")}
 )
 _OF_TORCH = frozenset(nn.Module().__dict__)
+_HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith(("_hooks", "_with_kwargs", "_always_called")))
 _DEEPEST = 6
 _HEAP_TYPE = 1 << 9  # of CPython's type flags: a class that a `class` statement made
 
