@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import SGD
 
 import vizlog
+from vizlog.capture import Outputs
 from vizlog.compute.health import alive
 from vizlog.compute.histogram import count_bits, histogram
 from vizlog.records import Record, Scalar
@@ -166,6 +167,26 @@ def test_what_each_probe_took_is_logged_and_said_at_the_end(clock: Clock, caplog
     # 55 of 154 s: the clock starts with the first step.
     assert "36% of 154 s" in said
     assert "most of it Dear, 50 s" in said
+
+
+def test_what_is_done_inside_the_training_forward_counts(clock: Clock) -> None:
+    class Inside(vizlog.Probe):
+        def wants(self, models: Any) -> Any:
+            return {"outputs": Outputs(lambda *_: True, self.look, live=True)}
+
+        def look(self, call: Any) -> int:
+            clock.now += 2.0
+            return 1
+
+        def finish(self, measured: Any) -> Iterable[Record]:
+            return ()
+
+    model, memory = nn.Sequential(nn.Linear(3, 2), nn.ReLU()), vizlog.Memory()
+    with vizlog.Monitor(model, [Inside(every=1)], to=memory) as monitor, monitor.step():
+        model(torch.randn(4, 3))
+    ((_, record),) = memory.of("health/vizlog_seconds/Inside")
+    assert isinstance(record, Scalar)
+    assert record.value == 2 * 2.0  # two layers
 
 
 # bounds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -172,13 +173,14 @@ class Capture:
         requests: anything hashable -> what is wanted.
 
     `results[key][layer]` is a list, one result a call; `errors[key]` is the first exception that a reducer raised, kept
-    from the forward.
+    from the forward; `seconds[key]` is what its reductions took.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], requests: Mapping[Any, Outputs | AttentionCalls]) -> None:
         self.models = models
         self.results: dict[Any, dict[str, list[Any]]] = {key: {} for key in requests}
         self.errors: dict[Any, Exception] = {}
+        self.seconds: dict[Any, float] = dict.fromkeys(requests, 0.0)
         self._outputs = {key: request for key, request in requests.items() if isinstance(request, Outputs)}
         self._attention = {key: request for key, request in requests.items() if isinstance(request, AttentionCalls)}
         self._stack: list[tuple[str, nn.Module]] = []
@@ -271,8 +273,10 @@ class Capture:
             try:
                 if isinstance(request, Outputs) and not request.matches(call.layer, call.module):
                     continue
+                began = time.perf_counter()
                 with torch.no_grad(), torch._C.DisableTorchFunction():
                     result = request.reduce(call)
+                self.seconds[key] += time.perf_counter() - began
             except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
                 self.errors[key] = error
                 continue

@@ -94,9 +94,12 @@ class Turn:
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
-            self.seconds += spent
-            self.latest_seconds += spent
+            self.took(time.perf_counter() - start)
+
+    def took(self, seconds: float) -> None:
+        """Adds to the seconds this probe has cost the training thread."""
+        self.seconds += seconds
+        self.latest_seconds += seconds
 
 
 class DueStep:
@@ -294,6 +297,8 @@ class DueStep:
     def take_live(self) -> None:
         """Takes over what the training forwards showed."""
         if self._live is not None:
+            for (turn, _), seconds in self._live.seconds.items():
+                turn.took(seconds)
             self._take(self._live)
 
     @property
@@ -314,10 +319,10 @@ class DueStep:
             part = batch.part(start, min(start + batch.chunk, most), device)
             with torch.no_grad(), context(), capture.forward():
                 part.run(self.models)
-            for turn in {key[0] for key in wanted}:
-                share = (time.perf_counter() - began) / len({key[0] for key in wanted})
-                turn.seconds += share
-                turn.latest_seconds += share
+            turns = {key[0] for key in wanted}
+            share = (time.perf_counter() - began) / len(turns)  # the forward is made for all of them
+            for turn in turns:
+                turn.took(share)
             self._take(capture)
 
     def drop_batch(self) -> list[Turn]:
