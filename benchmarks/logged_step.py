@@ -1,55 +1,62 @@
-"""One step at which every weight, gradient and activation histogram is due, beside the same by the peers."""
+"""What every weight, gradient and activation histogram adds to one step, beside the same by the peers."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import wandb
 from torch.utils.tensorboard import SummaryWriter
 
 import vizlog
-from benchmarks.measure import less_extra, median, turns
-from benchmarks.models import WORKLOADS, Workload
+from benchmarks.measure import once_in_turns
+from benchmarks.models import WORKLOADS, Workload, replayed
 from benchmarks.peers import SummaryWriterLoop, offline_run
 from benchmarks.results import Found, Row, at_least, told
-
-_REPEATS = 4
 
 
 def run() -> Found:
     rows: list[Row] = []
     numbers = {}
     for name, make in WORKLOADS.items():
-        beside_writer, beside_watch = _beside_writer(make()), _beside_watch(make)
-        numbers[name] = {
-            "beside a SummaryWriter loop": median(beside_writer),
-            "beside wandb.watch": median(beside_watch),
-        }
+        beside_writer, beside_watch = (
+            _beside_writer(replayed(make())),
+            _beside_watch(lambda make=make: replayed(make())),
+        )
+        numbers[name] = {"beside a SummaryWriter loop": beside_writer, "beside wandb.watch": beside_watch}
         what = f"{name}: less extra time than"
         rows += [
-            at_least(f"{what} a SummaryWriter loop", 40, less_extra(beside_writer, "vizlog", "writer")),
-            told("and until all is written, worker's time too", less_extra(beside_writer, "vizlog, written", "writer")),
-            told("and on a fixed batch of 32, a forward more", less_extra(beside_writer, "vizlog, batch", "writer")),
-            at_least(f"{what} wandb.watch, weights and gradients", 8, less_extra(beside_watch, "vizlog", "watch")),
+            at_least(f"{what} a SummaryWriter loop", 40, _less_extra(beside_writer, "vizlog", "writer")),
+            told(
+                "and until all is written, worker's time too", _less_extra(beside_writer, "vizlog, written", "writer")
+            ),
+            at_least(f"{what} wandb.watch, weights and gradients", 8, _less_extra(beside_watch, "vizlog", "watch")),
         ]
     return Found(rows, numbers)
 
 
-def _beside_writer(work: Workload) -> dict[str, list[float]]:
-    """Seconds of two steps: plain ones, the first logged by vizlog, and by a loop over `add_histogram`.
+def _less_extra(seconds: Mapping[str, float], ours: str, theirs: str) -> float:
+    return (seconds[theirs] - seconds["plain"]) / (seconds[ours] - seconds["plain"])
 
-    What vizlog's worker does meanwhile slows the second. Activations are those of the training forward, as in the loop;
-    the default is a pass over a fixed batch.
+
+def _beside_writer(work: Workload) -> dict[str, float]:
+    """Seconds of a step: plain, logged by vizlog, and by a loop over `add_histogram`.
+
+    Activations are those of the training forward, as in the loop. What a due step costs a real training, with the pass
+    over a fixed batch that is the default and all that the worker takes from the steps after it, is in `training`.
     """
     with tempfile.TemporaryDirectory() as folder, SummaryWriter(str(Path(folder, "writer"))) as writer:
         loop = SummaryWriterLoop(work.model, writer)
-        live, batch = (_monitor(work, Path(folder, source), source) for source in ("live", "batch"))
+        probes = [
+            vizlog.WeightHistograms(every=1, most=None),
+            vizlog.GradientHistograms(every=1, most=None),
+            vizlog.ActivationHistograms(every=1, most=None, source="live"),
+        ]
+        monitor = vizlog.Monitor(work.model, probes, to=Path(folder, "vizlog"), optimizer=work.optimizer)
 
-        def logged(monitor: vizlog.Monitor) -> None:
+        def logged() -> None:
             with monitor.step():
                 work.backward()
             work.optimizer.step()
@@ -60,39 +67,14 @@ def _beside_writer(work: Workload) -> dict[str, list[float]]:
             work.optimizer.step()
             loop.log(0)
 
-        works: dict[str, Callable[[], object]] = {
-            "plain": work.step,
-            "vizlog": lambda: logged(live),
-            "vizlog, written": lambda: (logged(live), live.flush()),
-            "vizlog, batch": lambda: logged(batch),
-            "writer": by_writer,
-        }
-        times = turns({name: _and_a_step(one, work) for name, one in works.items()}, repeats=_REPEATS)
-        live.close()
-        batch.close()
-    return times
+        works = {"vizlog": logged, "vizlog's worker": monitor.flush, "plain": work.step, "writer": by_writer}
+        seconds = once_in_turns(works)
+        monitor.close()
+    return seconds | {"vizlog, written": seconds["vizlog"] + seconds["vizlog's worker"]}
 
 
-def _monitor(work: Workload, folder: Path, source: Any) -> vizlog.Monitor:
-    probes = [
-        vizlog.WeightHistograms(every=1, most=None),
-        vizlog.GradientHistograms(every=1, most=None),
-        vizlog.ActivationHistograms(every=1, most=None, source=source),
-    ]
-    held_out = vizlog.FixedBatch(*work.held_out)
-    return vizlog.Monitor(work.model, probes, to=folder, optimizer=work.optimizer, batch=held_out)
-
-
-def _and_a_step(logged: Callable[[], object], work: Workload) -> Callable[[], None]:
-    def both() -> None:
-        logged()
-        work.step()
-
-    return both
-
-
-def _beside_watch(make: Callable[[], Workload]) -> dict[str, list[float]]:
-    """Seconds of two steps: plain ones, the first logged by vizlog to W&B (weights, gradients), and by `wandb.watch`.
+def _beside_watch(make: Callable[[], Workload]) -> dict[str, float]:
+    """Seconds of two steps: plain, the first logged by vizlog to W&B (weights, gradients), and by `wandb.watch`.
 
     Each is logged every second step, so that the same work is compared.
     """
@@ -109,9 +91,9 @@ def _beside_watch(make: Callable[[], Workload]) -> dict[str, list[float]]:
             run.log({})
 
         works = {"plain": plain.step, "vizlog": ours.step, "watch": watched}
-        times = turns({name: _twice(step) for name, step in works.items()}, repeats=_REPEATS)
+        seconds = once_in_turns({name: _twice(step) for name, step in works.items()})
         wandb.unwatch(theirs.model)
-    return times
+    return seconds
 
 
 def _twice(step: Callable[[], object]) -> Callable[[], None]:

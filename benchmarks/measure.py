@@ -7,18 +7,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 __all__ = [
     "in_turns",
-    "less_extra",
-    "median",
     "memory_in_use",
     "memory_peak",
+    "once_in_turns",
     "output_of",
     "reset_memory_peak",
-    "turns",
 ]
 
 _SHORTEST, _LONG = 2e-3, 0.1
@@ -29,11 +27,6 @@ def in_turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 7) -> 
 
     What takes under two milliseconds is run as often in a row as makes two.
     """
-    return {name: statistics.median(found) for name, found in turns(works, repeats=repeats).items()}
-
-
-def turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 7) -> dict[str, list[float]]:
-    """As `in_turns`, the seconds of every round."""
     times: dict[str, list[float]] = {name: [] for name in works}
     loops: dict[str, int] = {}
     for name, work in works.items():
@@ -43,23 +36,13 @@ def turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 7) -> dic
     for _ in range(repeats):
         for name, work in works.items():
             times[name].append(_seconds(work, loops[name]) / loops[name])
-    return times
-
-
-def less_extra(times: Mapping[str, Sequence[float]], ours: str, theirs: str) -> float:
-    """How many times less `ours` adds to the "plain" step than `theirs`, by medians of the rounds' differences.
-
-    What is lost in the noise counts as the noise (a quarter of the rounds differ by more): the ratio is a lower bound.
-    """
-    extra = {name: [a - b for a, b in zip(times[name], times["plain"], strict=True)] for name in (ours, theirs)}
-    low, _, high = statistics.quantiles(extra[ours], n=4)
-    noise = (high - low) / len(extra[ours]) ** 0.5
-    return statistics.median(extra[theirs]) / max(statistics.median(extra[ours]), noise)
-
-
-def median(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The median of each."""
     return {name: statistics.median(found) for name, found in times.items()}
+
+
+def once_in_turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 9) -> dict[str, float]:
+    """As `in_turns`, of works that lean on the one before and so are run once a round."""
+    rounds = [{name: _seconds(work, 1) for name, work in works.items()} for _ in range(1 + repeats)]
+    return {name: statistics.median(found[name] for found in rounds[1:]) for name in works}
 
 
 def _seconds(work: Callable[[], object], loops: int) -> float:
