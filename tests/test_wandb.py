@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 import json
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -679,3 +682,29 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
         return real(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def test_a_chart_is_drawn_while_another_thread_imports_pandas(
+    run: wandb.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pandas.py").write_text(
+        "import sys, time\n"
+        "while 'goes on' not in sys.argv: time.sleep(0.01)\n"
+        "class Series: pass\nclass Index: pass\nclass DataFrame: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pandas"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    importing = threading.Thread(target=lambda: importlib.import_module("pandas"))
+    importing.start()
+    while "pandas" not in sys.modules:
+        time.sleep(0.01)
+    threading.Timer(0.3, lambda: sys.argv.append("goes on")).start()
+    backend = WandB(run)
+    backend.write(0, [curves()])
+    backend.close()
+    importing.join()
+    monkeypatch.delitem(sys.modules, "pandas")
+    (chart,) = finish(run).of("health/dead_units")
+    assert chart["_type"] == "plotly-file"

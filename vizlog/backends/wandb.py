@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import importlib
 import io
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -312,8 +314,17 @@ class WandB:
             return self._picture(record)
         from vizlog.views.figures import figure
 
-        # plotly packs arrays as base64, which plotly.js reads from 2.35 on, and W&B's page brings its own.
-        return wandb.Plotly(Figure(_unpacked(figure(record).to_plotly_json()), skip_invalid=True))
+        def drawn() -> wandb.Plotly:
+            # plotly packs arrays as base64, which plotly.js reads from 2.35 on, and W&B's page brings its own.
+            return wandb.Plotly(Figure(_unpacked(figure(record).to_plotly_json()), skip_invalid=True))
+
+        try:
+            return drawn()
+        except AttributeError:  # plotly looks into a pandas that another thread is in the middle of importing
+            if "pandas" not in sys.modules:
+                raise
+            importlib.import_module("pandas")  # waits for the other
+            return drawn()
 
     def _embedding(self, step: int, key: str, record: Embedding) -> Iterator[tuple[str, Any]]:
         if self._files.take(step, key):
