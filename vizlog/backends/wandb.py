@@ -142,7 +142,7 @@ class WandB:
         drawn = self._drawable.each(lambda record: dict(self._values(step, record)), self._fitting(records))
         row = {key: value for values in drawn for key, value in values.items()} | self._counts(records)
         tables = {key: row.pop(key) for key in list(row) if type(row[key]).__name__ == "Table"}
-        self._call(self._adding(step, row | self._registered(step, tables)), step)
+        self._call(self._adding(step, {**row, **self._registered(step, tables)}), step)
 
     def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
         """Writes the health scalars into the run's summary."""
