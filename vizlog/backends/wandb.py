@@ -94,7 +94,7 @@ class WandB:
     and until `close` or the end of the run. `run.log({})` sends them at once, and `run.log({}, step=0)` before training
     says that he will number his rows himself.
 
-    Where W&B's process on this machine is dead or stopped, nothing waits for it longer than 3 seconds, and what it did
+    Where W&B's process on this machine is dead or stopped, nothing waits for it longer than 4 seconds, and what it did
     not take is said; as long as it lives, everything is handed to it, on a busy machine too. The service itself is
     asked for tables alone: where it does not answer, rows go without them, and they follow when it does.
 
