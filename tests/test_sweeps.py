@@ -106,6 +106,40 @@ def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) ->
     assert "give --metric" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file"),
+        ("a: [", "no YAML"),
+        ("", "needs `parameters:`"),
+        ("parameters: [lr]", "needs `parameters:`"),
+        ("metric: accuracy\nparameters: {}", "needs `parameters:`"),
+        ("metric: {name: a, goal: max}\nparameters: {}", "'maximize' or 'minimize', got 'max'"),
+    ],
+)
+def test_a_sweep_file_that_is_none_is_said_in_a_line(
+    capsys: pytest.CaptureFixture[str], text: str | None, said: str
+) -> None:
+    if text is not None:
+        Path("sweep.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        sweeps.main(["me", "ours", "--sweep", "sweep.yaml"])
+    assert said in capsys.readouterr().err
+
+
+def test_a_sweep_file_without_a_goal_minimises_as_the_service_does(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sweep.yaml").write_text("metric: {name: loss}\nparameters: {lr: {values: [1, 2]}}")
+    sweeps.main(["me", "ours", "--sweep", "sweep.yaml"])
+    (runs,) = json.loads(capsys.readouterr().out)["spec"]["section"]["runSets"]
+    assert runs["sort"]["keys"][0]["ascending"]
+
+
+def test_one_parameter_is_one_axis() -> None:
+    view = json.loads(sweeps.workspace("me", "ours", metric="loss", parameters="lr").to_json())
+    (coordinates,) = panels(view)["Parallel Coordinates Plot"]
+    assert [c["accessor"] for c in coordinates["columns"] if c["accessor"].startswith("config:")] == ["config:lr.value"]
+
+
 def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -156,10 +190,22 @@ def test_a_sweep_may_end_trials_early_and_tells_each_when_to_give_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"stop_when": "ded"}, "got \\['ded'\\]"), ({"parameters": {"x": (2, 1)}}, "low < high")]
+    ("options", "said"),
+    [
+        ({"stop_when": "ded"}, r"got \['ded'\]"),
+        ({"stop_when": len}, "of a sweep takes some of 'nonfinite'"),
+        ({"parameters": {"x": (2, 1)}}, "low < high"),
+        ({"parameters": {"x": (1, 2, 3)}}, "values are a list"),
+        ({"parameters": {"x": []}}, "'x' needs a value"),
+        ({"parameters": ["x"]}, "takes a mapping"),
+        ({"goal": "max"}, "'maximize' or 'minimize', got 'max'"),
+        ({"method": "rand"}, "got 'rand'"),
+        ({"early_terminate": 0}, "values >= 1"),
+        ({"early_terminate": True}, "values >= 1"),
+    ],
 )
 def test_a_sweep_that_cannot_be_raises(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((TypeError, ValueError), match=said):
         sweeps.sweep_config(**{"parameters": {}, "metric": "loss"} | options)
 
 

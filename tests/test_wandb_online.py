@@ -458,6 +458,25 @@ def test_a_stopped_process_of_wandb_is_not_waited_for_and_gets_all_of_it_once_it
     assert our_steps(wandb_service.runs[run.id]) == [*steps]
 
 
+def test_what_is_waited_for_at_the_close_is_under_five_seconds(wandb_service: WandbService) -> None:
+    """At worst for a table and then for its row, each once: where both hang nothing more is waited for."""
+    import wandb
+
+    with wandb.init(project="p") as run:
+        backend = WandB(run)
+        assert backend._service._seconds + backend._client._seconds < 5
+        hangs = threading.Event()
+        for patience in (backend._service, backend._client):
+            patience._lives = lambda: False
+            patience._seconds = 0.2
+            assert not patience.call(hangs.wait)
+            patience._seconds = 1000.0
+            patience._last_sign = -1000.0  # silent for so long
+        assert not backend._service.wait()
+        assert not backend._client.call(hangs.wait)
+        hangs.set()
+
+
 def test_a_killed_client_costs_pictures_and_never_the_trial(
     wandb_service: WandbService, said: Callable[[], list[str]]
 ) -> None:

@@ -113,8 +113,7 @@ def workspace(
         ImportError: wandb-workspaces is not installed.
         ValueError: `goal` is neither.
     """
-    if goal not in ("maximize", "minimize"):
-        raise ValueError(f"goal= takes 'maximize' or 'minimize', got {goal!r}")
+    _one_of("goal", goal, ("maximize", "minimize"))
     workspaces, reports, _ = _library()
     from wandb_workspaces import expr
 
@@ -187,26 +186,38 @@ def sweep_config(
             or W&B's own syntax. That ends the process, whatever it is doing; `stop_when` lets it finish.
 
     Raises:
-        ValueError: an unknown condition, or a range that has none.
+        TypeError: `parameters` is no mapping.
+        ValueError: an unknown goal, method or condition, or a parameter that nothing can be drawn from.
     """
+    _one_of("goal", goal, ("maximize", "minimize"))
+    _one_of("method", method, ("grid", "random", "bayes"))
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"parameters= takes a mapping, {{'lr': [0.01, 0.1]}}, got {parameters!r}")
     config: dict[str, Any] = {"method": method, "metric": {"name": metric, "goal": goal}}
     if program is not None:
         # Without ${args}: the client hands the parameters to wandb.init.
         config |= {"program": program, "command": ["${env}", "${interpreter}", "${program}"]}
     config["parameters"] = {name: _parameter(name, given) for name, given in parameters.items()}
     if stop_when is not None:
-        names = [stop_when] if isinstance(stop_when, str) else list(stop_when)
+        names = [stop_when] if isinstance(stop_when, str) or not isinstance(stop_when, Sequence) else list(stop_when)
         unknown = [condition for condition in names if condition not in CONDITIONS]
         if unknown:
-            raise ValueError(f"stop_when= takes some of {', '.join(map(repr, CONDITIONS))}, got {unknown}")
+            raise ValueError(f"stop_when= of a sweep takes some of {', '.join(map(repr, CONDITIONS))}, got {unknown}")
         config["parameters"]["stop_when"] = {"value": names}
     if runs is not None:
         config["run_cap"] = runs
     if isinstance(early_terminate, int):
+        if isinstance(early_terminate, bool) or early_terminate < 1:
+            raise ValueError(f"early_terminate= takes a number of logged values >= 1, got {early_terminate!r}")
         config["early_terminate"] = {"type": "hyperband", "min_iter": early_terminate}
     elif early_terminate is not None:
         config["early_terminate"] = dict(early_terminate)
     return config
+
+
+def _one_of(what: str, given: str, known: Sequence[str]) -> None:
+    if given not in known:
+        raise ValueError(f"{what}= takes {' or '.join(map(repr, known))}, got {given!r}")
 
 
 def _parameter(name: str, given: Any) -> dict[str, Any]:
@@ -214,6 +225,8 @@ def _parameter(name: str, given: Any) -> dict[str, Any]:
         case Mapping():
             return dict(given)
         case list():
+            if not given:
+                raise ValueError(f"the list of {name!r} needs a value")
             return {"values": given}
         case (int() | float() as low, int() | float() as high):
             if not low < high:
@@ -222,6 +235,8 @@ def _parameter(name: str, given: Any) -> dict[str, Any]:
                 return {"distribution": "int_uniform", "min": low, "max": high}
             kind = "log_uniform_values" if low > 0 and high / low >= 10 else "uniform"
             return {"distribution": kind, "min": low, "max": high}
+        case tuple():
+            raise ValueError(f"a tuple is a range of two numbers, and {name!r} has {given!r}; values are a list")
         case _:
             return {"value": given}
 
@@ -229,7 +244,7 @@ def _parameter(name: str, given: Any) -> dict[str, Any]:
 def _axes(parameters: Iterable[str] | Mapping[str, Any]) -> dict[str, bool]:
     """Name of what is swept -> whether its axis is logarithmic."""
     if not isinstance(parameters, Mapping):
-        return dict.fromkeys(parameters, False)
+        return dict.fromkeys([parameters] if isinstance(parameters, str) else parameters, False)
     axes = {}
     for name, given in parameters.items():
         parameter = _parameter(name, given)
@@ -314,12 +329,19 @@ def _known(sweep: Path) -> dict[str, Any]:
     """What a sweep's file, YAML or JSON, says of it."""
     import yaml  # comes with wandb
 
-    config = yaml.safe_load(sweep.read_text())
-    return {
-        "metric": config.get("metric", {}).get("name"),
-        "goal": config.get("metric", {}).get("goal", "maximize"),
-        "parameters": config.get("parameters", {}),
-    }
+    try:
+        config = yaml.safe_load(sweep.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{sweep} is no YAML: {error}") from None
+    match config:
+        case {"parameters": dict(parameters)}:
+            metric = config.get("metric") or {}
+            if isinstance(metric, dict):
+                goal = metric.get("goal", "minimize")  # which is W&B's default
+                return {"metric": metric.get("name"), "goal": goal, "parameters": parameters}
+    raise ValueError(
+        f"{sweep} is no sweep's configuration: it needs `parameters:` and `metric: {{name: ..., goal: ...}}`"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -336,7 +358,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--save", action="store_true", help="save it in the project, with its best and worst run pinned"
     )
     given = parser.parse_args(arguments)
-    chosen = {"goal": "maximize", "parameters": ()} | (_known(given.sweep) if given.sweep else {})
+    try:
+        chosen = {"goal": "maximize", "parameters": ()} | (_known(given.sweep) if given.sweep else {})
+        _one_of("goal", given.goal or chosen["goal"], ("maximize", "minimize"))
+    except (OSError, ValueError) as error:
+        parser.error(f"--sweep: {error}")
     chosen |= {key: value for key in ("metric", "goal", "parameters") if (value := getattr(given, key)) is not None}
     if not chosen.get("metric"):
         parser.error("give --metric, or a --sweep that has one")

@@ -38,7 +38,7 @@ class Patience:
     LONGEST = 60.0
     """Seconds without a sign of life that are waited for someone who is there."""
 
-    def __init__(self, seconds: float = 3.0, lives: Callable[[], bool] = lambda: False, most: int = 64) -> None:
+    def __init__(self, seconds: float = 2.0, lives: Callable[[], bool] = lambda: False, most: int = 64) -> None:
         self.dropped = 0
         self._seconds = seconds
         self._lives = lives

@@ -96,7 +96,7 @@ class WandB:
     and until `close` or the end of the run. `run.log({})` sends them at once, and `run.log({}, step=0)` before training
     says that he will number his rows himself.
 
-    Where W&B's process on this machine is dead or stopped, nothing waits for it longer than 3 seconds, and what it did
+    Where W&B's process on this machine is dead or stopped, nothing waits for it longer than 4 seconds, and what it did
     not take is said; as long as it lives, everything is handed to it, on a busy machine too. The service itself is
     asked for tables alone: where it does not answer, rows go without them, and they follow when it does.
 
@@ -144,7 +144,7 @@ class WandB:
         drawn = self._drawable.each(lambda record: dict(self._values(step, record)), self._fitting(records))
         row = {key: value for values in drawn for key, value in values.items()} | self._counts(records)
         tables = {key: row.pop(key) for key in list(row) if type(row[key]).__name__ == "Table"}
-        self._call(self._adding(step, row | self._registered(step, tables)), step)
+        self._call(self._adding(step, {**row, **self._registered(step, tables)}), step)
 
     def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
         """Writes the health scalars into the run's summary."""
