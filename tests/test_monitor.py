@@ -119,6 +119,15 @@ def test_epochs_may_be_given() -> None:
     assert steps(memory, "weights/0.weight") == [0, 6]
 
 
+def test_epochs_that_come_twice_are_due_twice() -> None:
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=vizlog.EveryEpoch(2))], to=memory) as monitor:
+        for number in (*range(12), *range(3, 12)):  # goes on from a checkpoint
+            with monitor.step(number, epoch=number // 3):
+                pass
+    assert steps(memory, "weights/0.weight") == [0, 6, 6]
+
+
 def test_gradients_that_are_gone_at_the_end_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
     model = net()
     with vizlog.Monitor(model, [vizlog.GradientHistograms(every=1)], to=vizlog.Memory()) as monitor:
@@ -466,7 +475,7 @@ def test_a_step_with_nothing_due_attaches_nothing_and_keeps_nothing(what: dict[s
         monitor.flush()
         hooked: list[int] = []
         model.register_forward_hook(
-            lambda module, *_: hooked.append(sum(len(m._forward_hooks) for m in model.modules()))
+            lambda *_: hooked.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()))
         )
         folder = Path(vizlog.__file__).parent
         tracemalloc.start()
