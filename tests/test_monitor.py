@@ -526,16 +526,25 @@ def test_memory_does_not_grow_with_logged_steps() -> None:
     assert kept[-1] - kept[0] < 400  # not one for each step
 
 
-def test_a_closed_monitor_lets_go_of_the_model() -> None:
-    model = net()
+def test_a_closed_monitor_lets_go_of_the_model_and_of_what_it_wrote_to() -> None:
+    class Counting(vizlog.Memory):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    model, memory = net(), Counting()
     optimizer = SGD(model.parameters(), lr=0.1)
-    monitor = vizlog.watch(model, optimizer, to=vizlog.Memory(), batch=(X, Y), every=1)
+    monitor = vizlog.watch(model, optimizer, to=memory, batch=(X, Y), every=1)
     train(model, optimizer, 2)
+    before = set(threading.enumerate())
     monitor.close()
-    reference = weakref.ref(model)
+    references = weakref.ref(model), weakref.ref(monitor)
     del model, optimizer, monitor
     gc.collect()
-    assert reference() is None
+    assert [reference() for reference in references] == [None, None]
+    assert set(threading.enumerate()) <= before  # nothing is left to be written
+    assert memory.closed == 1
 
 
 def test_a_budget_stretches_what_is_dear() -> None:
