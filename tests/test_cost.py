@@ -124,7 +124,7 @@ def test_the_factor_follows_the_cost_at_the_next_due_step_and_not_before(clock: 
 
 def test_epochs_are_stretched_too(clock: Clock) -> None:
     (model, optimizer), memory, seen = training(), vizlog.Memory(), [0]
-    probes = [Dear(clock, 5.0, every=vizlog.EveryEpoch())]
+    probes = [Dear(clock, 5.0, every=vizlog.EveryEpoch()), Cheap(clock, 0.0, every=1)]
     with vizlog.watch(model, optimizer, to=memory, probes=probes, budget=0.1, epoch=lambda: seen[0]):
         for seen[0] in range(30):
             train(optimizer, clock, 10)

@@ -104,7 +104,9 @@ def test_a_persons_own_writer_is_taken_too(tmp_path: Path) -> None:
         backend = TensorBoard(writer, hparams={"lr": 0.1})
         backend.write(0, [Scalar("accuracy", 0.5)])
         backend.close()
-    assert sorted(tag for _, tag in values(tmp_path / "own") if tag.startswith("_hparams_")) == [
+        backend.close()
+    tags = [value.tag for event in events(tmp_path / "own") for value in event.summary.value]
+    assert sorted(tag for tag in tags if tag.startswith("_hparams_")) == [
         metadata.EXPERIMENT_TAG,
         metadata.SESSION_END_INFO_TAG,
         metadata.SESSION_START_INFO_TAG,

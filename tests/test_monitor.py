@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import re
+import threading
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import vizlog
-from vizlog.capture import Call, Outputs, Weights
+from vizlog.capture import Call, Outputs, Updates, Weights
 from vizlog.records import Histogram, Scalar
 
 X, Y = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 3
@@ -118,6 +119,15 @@ def test_epochs_may_be_given() -> None:
     assert steps(memory, "weights/0.weight") == [0, 6]
 
 
+def test_epochs_that_come_twice_are_due_twice() -> None:
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=vizlog.EveryEpoch(2))], to=memory) as monitor:
+        for number in (*range(12), *range(3, 12)):  # goes on from a checkpoint
+            with monitor.step(number, epoch=number // 3):
+                pass
+    assert steps(memory, "weights/0.weight") == [0, 6, 6]
+
+
 def test_gradients_that_are_gone_at_the_end_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
     model = net()
     with vizlog.Monitor(model, [vizlog.GradientHistograms(every=1)], to=vizlog.Memory()) as monitor:
@@ -132,9 +142,24 @@ def test_gradients_that_are_gone_at_the_end_are_told_once(caplog: pytest.LogCapt
 def test_writing_nothing_is_possible() -> None:
     model = net()
     optimizer = SGD(model.parameters(), lr=0.1)
-    with vizlog.watch(model, optimizer, to=None, batch=(X, Y), every=1) as monitor:
+    before = set(threading.enumerate())
+    with vizlog.watch(model, optimizer, to=None, batch=(X, Y), every=1):
         train(model, optimizer, 2)
+        assert set(threading.enumerate()) <= before  # nothing is finished, or drawn
+    with vizlog.watch(model, optimizer, to=None, probes=[]) as monitor:
         monitor.log({"loss": 1.0})
+        assert set(threading.enumerate()) <= before
+
+
+def test_numbers_are_written_before_what_is_seen_later() -> None:
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=2)], to=memory) as monitor:
+        for number in range(5):
+            with monitor.step():
+                monitor.log({"loss": number})
+    written = [step for step, _ in memory.records]
+    assert written == sorted(written)
+    assert set(written) == set(range(5))
 
 
 def test_models_by_name_have_their_names_in_tags() -> None:
@@ -195,22 +220,30 @@ def test_the_time_each_probe_took_is_logged() -> None:
 
 
 class Failing(vizlog.Probe):
-    """Fails at one of its moments, the second time."""
+    """Fails at one of its moments, at the second step."""
 
     def __init__(self, moment: str) -> None:
         super().__init__(every=1)
         self.moment = moment
         self.times = 0
 
-    def fail(self, moment: str) -> None:
+    def fail(self, moment: str, times_a_step: int = 1) -> None:
         if moment == self.moment:
             self.times += 1
-            if self.times > 1:
+            if self.times > times_a_step:
                 raise ZeroDivisionError(moment)
 
     def reduce(self, tensors: list[Tensor]) -> list[Any]:
         self.fail("reduce")
         return [tensor.sum() for tensor in tensors]
+
+    def reduce_whole(self, tensors: list[Tensor]) -> list[Any]:
+        self.fail("reduce whole")
+        return [tensor.sum() for tensor in tensors]
+
+    def update(self, before: Tensor, after: Tensor) -> Any:
+        self.fail("update")
+        return (after - before).sum()
 
     def look(self, call: Call) -> Any:
         if call.layer == "0":
@@ -219,7 +252,12 @@ class Failing(vizlog.Probe):
 
     def wants(self, models: Any) -> Any:
         self.fail("wants")
-        return {"w": Weights(("0.weight",), self.reduce), "o": Outputs(lambda layer, module: True, self.look)}
+        return {
+            "w": Weights(("0.weight",), self.reduce),
+            "whole": Weights(("0.weight",), self.reduce_whole, whole=True),
+            "u": Updates(("0.weight",), self.update, parts=Parts(self)),
+            "o": Outputs(lambda layer, module: True, self.look),
+        }
 
     def measure(self, context: Any) -> Any:
         self.fail("measure")
@@ -230,7 +268,18 @@ class Failing(vizlog.Probe):
         yield Scalar("mine", 1.0)
 
 
-@pytest.mark.parametrize("moment", ["wants", "reduce", "look", "measure", "finish"])
+class Parts(dict[str, tuple[int, int]]):
+    """Asked for which part of a parameter to copy before the update, and to compare after it."""
+
+    def __init__(self, probe: Failing) -> None:
+        self.probe = probe
+
+    def get(self, *_: Any) -> tuple[int, int]:
+        self.probe.fail("copy", times_a_step=2)
+        return 0, 1
+
+
+@pytest.mark.parametrize("moment", ["wants", "copy", "reduce", "update", "reduce whole", "look", "measure", "finish"])
 def test_a_probe_that_fails_is_off_with_one_warning_and_the_rest_goes_on(
     moment: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -415,15 +464,18 @@ def test_parameters_that_no_watched_optimizer_has_are_told(caplog: pytest.LogCap
 # What it costs --------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_with_nothing_due_attaches_nothing_and_keeps_nothing() -> None:
+@pytest.mark.parametrize(
+    "what", [{"every": vizlog.AtSteps(0)}, {"probes": [Failing("wants")]}], ids=["nothing due", "all probes off"]
+)
+def test_a_step_with_nothing_due_attaches_nothing_and_keeps_nothing(what: dict[str, Any]) -> None:
     model = net()
     optimizer = SGD(model.parameters(), lr=0.1)
-    with vizlog.watch(model, optimizer, to=vizlog.Memory(), batch=(X, Y), every=vizlog.AtSteps(0)) as monitor:
+    with vizlog.watch(model, optimizer, to=vizlog.Memory(), batch=(X, Y), **what) as monitor:
         train(model, optimizer, 3)
         monitor.flush()
         hooked: list[int] = []
         model.register_forward_hook(
-            lambda module, *_: hooked.append(sum(len(m._forward_hooks) for m in model.modules()))
+            lambda *_: hooked.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()))
         )
         folder = Path(vizlog.__file__).parent
         tracemalloc.start()
@@ -474,16 +526,25 @@ def test_memory_does_not_grow_with_logged_steps() -> None:
     assert kept[-1] - kept[0] < 400  # not one for each step
 
 
-def test_a_closed_monitor_lets_go_of_the_model() -> None:
-    model = net()
+def test_a_closed_monitor_lets_go_of_the_model_and_of_what_it_wrote_to() -> None:
+    class Counting(vizlog.Memory):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    model, memory = net(), Counting()
     optimizer = SGD(model.parameters(), lr=0.1)
-    monitor = vizlog.watch(model, optimizer, to=vizlog.Memory(), batch=(X, Y), every=1)
+    monitor = vizlog.watch(model, optimizer, to=memory, batch=(X, Y), every=1)
     train(model, optimizer, 2)
+    before = set(threading.enumerate())
     monitor.close()
-    reference = weakref.ref(model)
+    references = weakref.ref(model), weakref.ref(monitor)
     del model, optimizer, monitor
     gc.collect()
-    assert reference() is None
+    assert [reference() for reference in references] == [None, None]
+    assert set(threading.enumerate()) <= before  # nothing is left to be written
+    assert memory.closed == 1
 
 
 def test_a_budget_stretches_what_is_dear() -> None:

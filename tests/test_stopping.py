@@ -159,9 +159,25 @@ def test_a_resumed_training_shows_first_how_it_is() -> None:
     assert memory.summary["vizlog/first_bad_step"] == 0
 
 
+class Undrawn(vizlog.Probe):
+    """A picture that nobody is to see."""
+
+    picture = True
+
+    def __init__(self) -> None:
+        super().__init__(every=1)
+        self.drawn = 0
+
+    def finish(self, measured: Any) -> list[Any]:
+        self.drawn += 1
+        return []
+
+
 def test_it_stops_also_where_nothing_is_written() -> None:
-    done, _, _ = train(dead(), stop_when="dead", to=None)
+    picture = Undrawn()
+    done, _, _ = train(dead(), stop_when="dead", to=None, probes=[*probes(), picture])
     assert done == 5
+    assert not picture.drawn
 
 
 def test_what_stops_changes_no_weight() -> None:

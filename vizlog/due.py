@@ -76,7 +76,6 @@ class Turn:
         schedule: Schedule = self.probe.schedule
         self.next_step = schedule.next_step(step - 1)
         self.next_epoch = None if epoch is None else schedule.next_epoch(epoch - 1)
-        self._latest = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
