@@ -144,11 +144,26 @@ def test_labels_in_a_mapping_are_the_targets() -> None:
     ]
 
 
+def test_labels_beside_the_inputs_are_no_input_to_explain() -> None:
+    sound, words = torch.randn(3, 8, 40), torch.zeros(3, 5).long()
+    batch = FixedBatch({"input_features": sound, "labels": words})
+    assert batch.token_ids is None
+    assert [tuple(x.shape) for x in batch.float_inputs] == [(3, 8, 40)]
+    assert FixedBatch({"labels": words, "decoder_input_ids": words + 1}).token_ids is not None
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda: FixedBatch("text"), TypeError, "at least one tensor with examples along dimension 0, got str"),
         (lambda: FixedBatch(torch.tensor(3.0)), TypeError, "at least one tensor"),
+        (lambda: FixedBatch(torch.zeros(4, 3).numpy()), TypeError, "torch.as_tensor makes one of a NumPy array"),
+        (lambda: FixedBatch([{"x": torch.zeros(3)}] * 4), TypeError, "a list of examples is no batch yet"),
+        (
+            lambda: as_fixed_batch((torch.zeros(4, 3), torch.zeros(2, 9))),
+            ValueError,
+            r"FixedBatch\(\(a, b\), targets\)",
+        ),
         (lambda: FixedBatch(torch.zeros(0, 3)), ValueError, "at least one example"),
         (
             lambda: FixedBatch(torch.zeros(4, 3), torch.zeros(5)),

@@ -70,10 +70,16 @@ class FixedBatch:
         for name, value in (("forward", forward), ("score", score), ("loss", loss)):
             if value is not None and not callable(value):
                 raise TypeError(f"FixedBatch({name}=) takes a function, got {type(value).__name__}")
+        if isinstance(inputs, list) and any(isinstance(example, Mapping) for example in inputs):
+            raise TypeError(
+                "a list of examples is no batch yet: put them together as a DataLoader does, "
+                "torch.utils.data.default_collate(examples)"
+            )
         tensors = _tensors(inputs)
         if not tensors:
             raise TypeError(
-                f"a fixed batch needs at least one tensor with examples along dimension 0, got {describe(inputs)}"
+                f"a fixed batch needs at least one tensor with examples along dimension 0, got {describe(inputs)}; "
+                "torch.as_tensor makes one of a NumPy array or a list of numbers"
             )
         number = len(tensors[0])
         if number == 0:
@@ -83,7 +89,7 @@ class FixedBatch:
         if isinstance(targets, Tensor) and (targets.ndim == 0 or len(targets) != number):
             raise ValueError(
                 f"targets must be one for each of the {number} examples, got {describe(targets)}; "
-                "examples lie along dimension 0 of the inputs"
+                "examples lie along dimension 0 of the inputs; several inputs are given as FixedBatch((a, b), targets)"
             )
         self.ids = _balanced(targets, number)
         self.inputs: Tree = _take(inputs, self.ids, number)
@@ -318,7 +324,11 @@ class FixedBatch:
 
     @property
     def _rows(self) -> list[Tensor]:
-        return [tensor for tensor in _tensors(self.inputs) if len(tensor) == len(self)]
+        """The inputs with one row an example; the labels that models of transformers take along explain nothing."""
+        inputs = self.inputs
+        if isinstance(inputs, Mapping):
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        return [tensor for tensor in _tensors(inputs) if len(tensor) == len(self)]
 
 
 def as_fixed_batch(batch: Any) -> FixedBatch | None:

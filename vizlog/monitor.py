@@ -716,14 +716,18 @@ class Monitor:
         most = max(self._turns, key=lambda turn: turn.seconds, default=None)
         if most is not None and elapsed > 0:
             LOG.info(
-                "vizlog took %.2g%% of %.0f s of training (%d steps); most of it %s, %.2g s; a thread %.2g s beside it",
-                100 * spent / elapsed,
-                elapsed,
+                "vizlog took %s%% of %s s of training (%d steps); most of it %s, %s s; a thread %s s beside it",
+                _rounded(100 * spent / elapsed),
+                _rounded(elapsed),
                 self._steps,
                 most.probe.name,
-                most.seconds,
-                self._delivery.seconds,
+                _rounded(most.seconds),
+                _rounded(self._delivery.seconds),
             )
+
+
+def _rounded(number: float) -> str:
+    return f"{number:.2g}" if number < 10 else f"{number:.0f}"
 
 
 class _Contained:
