@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import vizlog
-from vizlog.records import Curves, Heatmaps, Histogram, Images
+from vizlog.records import Curves, Heatmaps, Histogram, Images, Scalar
 
 
 def seen(model: nn.Module, *probes: vizlog.Probe, batch: Any = None, backward: Any = None) -> vizlog.Memory:
@@ -178,6 +178,19 @@ def test_update_ratios_of_a_large_model_come_in_turns(monkeypatch: pytest.Monkey
     assert tags == {f"updates/{n}.weight" for n in range(5)} | {"updates/4.bias"}
     (_, record), *_ = memory.of("health/update_ratio")
     assert "2 of 6 tensors this time, in turn" in record.caption
+
+
+def test_a_weight_with_nan_has_an_update_ratio_of_nan() -> None:
+    model, memory = nn.Linear(2, 2), vizlog.Memory()
+    with torch.no_grad():
+        model.weight[0, 0] = torch.nan
+    optimizer = SGD(model.parameters(), lr=0.5)
+    with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.UpdateRatios(every=1)]):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    ((_, record),) = memory.of("updates/weight")
+    assert isinstance(record, Scalar)
+    assert np.isnan(record.value)
 
 
 def test_a_weight_of_zeros_has_no_update_ratio() -> None:

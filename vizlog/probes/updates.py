@@ -79,7 +79,7 @@ class UpdateRatios(Probe):
         drawn = set(spread(measured["all"], self._most or len(measured["all"]))) if measured["all"] else set()
         layers: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for name, (update, weight) in squares.items():
-            if name in drawn and weight > 0:  # a weight of nothing but zeros has no ratio
+            if name in drawn and weight != 0:  # a weight of nothing but zeros has no ratio; one with NaN has NaN
                 yield Scalar(
                     f"updates/{name}", _ratio(update, weight), caption=f"|Δw| / |w| of {name}, Euclidean norms"
                 )
@@ -148,4 +148,4 @@ def _added(one: Tensor | str, other: Tensor | str) -> Tensor | str:
 
 
 def _ratio(update: float, weight: float) -> float:
-    return math.sqrt(update / weight) if weight > 0 else math.nan
+    return math.sqrt(update / weight) if weight != 0 else math.nan
