@@ -302,7 +302,8 @@ _GENERATORS = frozenset(
     {("torch", "Generator"), ("numpy", "Generator"), ("numpy", "RandomState"), ("random", "Random")}
 )
 _OF_TORCH = frozenset(nn.Module().__dict__)
-_HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith(("_hooks", "_with_kwargs", "_always_called")))
+# Of a state dict they change nothing in training, and those that `fully_shard` adds in the first forward must stay.
+_HOOKS = tuple(name for name in nn.Module().__dict__ if name.startswith(("_forward_", "_backward_")))
 _DEEPEST = 6
 _HEAP_TYPE = 1 << 9  # of CPython's type flags: a class that a `class` statement made
 
