@@ -872,7 +872,7 @@ def forks():
 def waits():
     monitor.flush()
     say("waits")
-    time.sleep(60)
+    time.sleep(600)  # a signal ends it
 
 train().close()  # loads and compiles what is needed, once for all
 pids = {}
@@ -894,6 +894,7 @@ else:
     for name, pid in pids.items():
         if name.startswith("SIG"):
             os.kill(pid, getattr(signal, name))
+    for name, pid in pids.items():
         statuses[name] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     print(json.dumps(statuses))
     os._exit(0)
