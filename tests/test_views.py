@@ -541,9 +541,9 @@ def test_drawing_64_tiles_costs_no_more_than_a_few_png_encodings() -> None:
     def fastest(call: Any) -> float:
         seconds = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.thread_time()
             call()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.thread_time() - start)
         return min(seconds)
 
     assert fastest(lambda: raster(record)) < 5 * fastest(lambda: png.encode(noise))

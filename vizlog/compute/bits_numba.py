@@ -4,7 +4,8 @@ Counting costs one addition to memory an element, which is what bounds the whole
 Extremes and sums are vector arithmetic between the additions, in groups so small that the processor computes the next
 while it still stores the last. Moments are settled block by block, about the mean so far.
 
-What is compiled depends on nothing but this file: numba keeps machine code until the text of a function's file changes.
+numba keeps machine code until the text of this file changes, whatever else is compiled into it: constants and
+`linear_exponent` of `vizlog.compute.bits`. Who changes those changes this file too.
 """
 # ruff: noqa: ARG001 -- an intrinsic is called with all it may need
 

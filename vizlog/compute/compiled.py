@@ -13,7 +13,8 @@ __all__ = ["compiled"]
 def compiled(*signatures: str, fastmath: set[str] | bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compiles at import for these types, or takes what an earlier process compiled from the disk.
 
-    What a function is compiled to may depend on nothing but the text of its file: that is all numba looks at.
+    numba looks at nothing but the text of a function's file: where what it compiles in from another file changes, its
+    own must change too, or the old machine code runs on.
     """
 
     def compile_(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -67,9 +67,9 @@ def count_each(tensors: Sequence[Tensor]) -> list[BitCounts]:
 
 
 def prepare() -> None:
-    """Makes the first count as fast as the next: loads what numba compiled, or compiles it (seconds, only once)."""
+    """Makes the first histogram as fast as the next: loads what numba compiled, or compiles it (seconds, only once)."""
     for dtype in (torch.float32, torch.float64):
-        count_bits(torch.arange(4, dtype=dtype))
+        histogram("warm-up", count_bits(torch.arange(4, dtype=dtype)))
 
 
 # any tensor: what its values are, and where
