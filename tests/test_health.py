@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,18 @@ def test_a_unit_is_dead_if_it_is_zero_for_every_example_and_position() -> None:
     output[0, 2, 0, 0] = -5.0
     output[0, 3] = -0.0
     assert dead_units(output, channel_dim=1).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((70_000, 6), -1), ((3, 40_000, 6), -1), ((2, 6, 150, 150), 1), ((1, 6, 40_000), 1)]
+)
+def test_what_shows_itself_late_in_a_large_output_is_alive(shape: tuple[int, ...], dim: int) -> None:
+    flags = np.zeros((6, np.prod(shape) // 6), np.float32)
+    flags[0, 0] = flags[1, -1] = flags[2, 35_000] = flags[4, 3] = flags[5, -2] = 1.0
+    output = np.moveaxis(flags.reshape(6, *(size for size in shape if size != 6)), 0, dim)
+    assert alive(torch.from_numpy(np.ascontiguousarray(output)), dim).tolist() == [True, True, True, False, True, True]
+    flags[[0, 4, 5]] = 1.0  # so that half of them are seen at once
+    assert alive(torch.from_numpy(output), dim).tolist() == [True, True, True, False, True, True]
 
 
 def test_units_of_a_transformer_are_the_entries_of_its_last_dimension() -> None:

@@ -30,6 +30,9 @@ MARGIN = 0.02
 CERTAIN = 0.98
 """Largest probability over which a softmax row counts as saturated."""
 
+_ONE_THREAD = (1 << 15) - 1
+"""Of more elements torch shares the work out to threads, and waits for each: long, where the processor is busy."""
+
 
 def unit_dim(output: Tensor, *, convolution: bool) -> int:
     """The dimension that holds the units of a layer's output: a convolution's channels, else the last.
@@ -42,7 +45,7 @@ def unit_dim(output: Tensor, *, convolution: bool) -> int:
 def alive(output: Tensor, channel_dim: int = -1) -> Tensor:
     """(units,) bool: whether each unit is other than zero for any example at any position; NaN is not zero.
 
-    Calls combine with `|`; what is False in the end is a dead unit. No synchronisation, no copy of the output.
+    Calls combine with `|`; what is False in the end is a dead unit. No synchronisation.
     """
     output = output.detach()
     if not output.dim():
@@ -52,12 +55,23 @@ def alive(output: Tensor, channel_dim: int = -1) -> Tensor:
         return output != 0
     if output.numel() == 0:
         return torch.zeros(output.shape[channel_dim], dtype=torch.bool, device=output.device)
-    if output.device.type == "cpu" and len(output) > 1 and others[0] == 0:
-        # Most units show themselves in the first example already; on another device, asking would wait for it.
-        first = _any(output[:1], others)
-        if bool(first.all()):
-            return first
-    return _any(output, others)
+    if output.device.type != "cpu":  # asking would wait for it
+        return _any(output, others)
+    found = _any(_first(output, others), others)
+    unseen = (~found).nonzero().flatten()
+    if 2 * len(unseen) > len(found):
+        return _any(output, others)
+    if len(unseen):
+        found[unseen] = _any(output.index_select(channel_dim, unseen), others)
+    return found
+
+
+def _first(output: Tensor, dims: list[int]) -> Tensor:
+    """So much of the output, from its start along `dims`, as torch reduces on one thread: most units show there."""
+    for dim in dims:
+        room = max(1, _ONE_THREAD * output.shape[dim] // output.numel())
+        output = output.narrow(dim, 0, min(room, output.shape[dim]))
+    return output
 
 
 def _any(output: Tensor, dims: list[int]) -> Tensor:
