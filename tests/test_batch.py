@@ -144,6 +144,17 @@ def test_labels_in_a_mapping_are_the_targets() -> None:
     ]
 
 
+def test_a_list_of_mappings_has_one_for_each_example_however_long_its_tensors_are() -> None:
+    boxes = [{"boxes": torch.full((size, 4), float(number))} for number, size in enumerate((3, 1, 2))]
+    batch = FixedBatch({"pixel_values": torch.arange(3.0)[:, None], "labels": boxes})
+    taken = batch.take(torch.tensor([2, 0]))
+    assert taken.inputs["pixel_values"].flatten().tolist() == [2.0, 0.0]
+    assert [label["boxes"].shape[0] for label in taken.inputs["labels"]] == [2, 3]
+    assert [float(target["boxes"][0, 0]) for target in taken.targets] == [2.0, 0.0]
+    moved = batch.part(0, 1, torch.device("meta")).inputs["labels"]
+    assert [label["boxes"].device.type for label in moved] == ["meta"]
+
+
 def test_labels_beside_the_inputs_are_no_input_to_explain() -> None:
     sound, words = torch.randn(3, 8, 40), torch.zeros(3, 5).long()
     batch = FixedBatch({"input_features": sound, "labels": words})

@@ -39,8 +39,8 @@ class FixedBatch:
 
     Args:
         inputs: what the model takes, examples along dimension 0. A mapping goes in as `model(**inputs)`, a tuple as
-            `model(*inputs)`, anything else as `model(inputs)`. What is no tensor, or has another length, passes
-            through.
+            `model(*inputs)`, anything else as `model(inputs)`. Of a list of mappings, as detectors take their targets,
+            each is of one example. What is no tensor, or has another length, passes through.
         targets: (N,) class numbers, or whatever `loss` takes; by default `inputs["labels"]` of a mapping.
         forward: (model, inputs) -> output, where the model is called in another way; with several models it is given
             all of them as a dict.
@@ -382,20 +382,34 @@ def _tensors(tree: Tree) -> list[Tensor]:
     return []
 
 
-def _map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    if isinstance(tree, Tensor):
+def _is_tensor(tree: Tree) -> bool:
+    return isinstance(tree, Tensor)
+
+
+def _map(function: Callable[[Any], Any], tree: Tree, is_leaf: Callable[[Tree], bool] = _is_tensor) -> Tree:
+    if is_leaf(tree):
         return function(tree)
     if isinstance(tree, Mapping):
-        return {name: _map(function, part) for name, part in tree.items()}
+        return {name: _map(function, part, is_leaf) for name, part in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map(function, part) for part in tree))
+        return type(tree)(*(_map(function, part, is_leaf) for part in tree))
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_map(function, part) for part in tree)
+        return type(tree)(_map(function, part, is_leaf) for part in tree)
     return tree
 
 
 def _take(tree: Tree, rows: Tensor, number: int) -> Tree:
-    return _map(lambda x: x[rows.to(x.device)] if x.ndim and len(x) == number else x, tree)
+    """What belongs to these rows of `number` examples: of tensors, and of lists of a mapping for each example."""
+
+    def is_leaf(part: Tree) -> bool:
+        return isinstance(part, Tensor) or (isinstance(part, list) and any(isinstance(x, Mapping) for x in part))
+
+    def take(part: Any) -> Any:
+        if isinstance(part, list):  # as detectors take their targets, whose tensors have a row for each box
+            return [part[row] for row in rows.tolist()] if len(part) == number else part
+        return part[rows.to(part.device)] if part.ndim and len(part) == number else part
+
+    return _map(take, tree, is_leaf)
 
 
 def _move(tree: Tree, device: torch.device | None) -> Tree:
