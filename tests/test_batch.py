@@ -155,6 +155,15 @@ def test_a_list_of_mappings_has_one_for_each_example_however_long_its_tensors_ar
     assert [label["boxes"].device.type for label in moved] == ["meta"]
 
 
+def test_a_list_of_images_with_their_targets_is_no_batch_and_how_to_make_one_is_said() -> None:
+    images, boxes = [torch.rand(3, 8, 8)] * 4, [{"boxes": torch.rand(2, 4)}] * 4
+    for given in ((images, boxes), (tuple(images), tuple(boxes))):
+        with pytest.raises(TypeError, match=r"FixedBatch\(torch.stack\(images\), targets, forward="):
+            FixedBatch(*given)
+    batch = FixedBatch(torch.stack(images), boxes, forward=lambda model, images: model(list(images)))
+    assert [len(part.targets) for part in (batch, batch.part(0, 2))] == [4, 2]
+
+
 def test_labels_beside_the_inputs_are_no_input_to_explain() -> None:
     sound, words = torch.randn(3, 8, 40), torch.zeros(3, 5).long()
     batch = FixedBatch({"input_features": sound, "labels": words})

@@ -70,27 +70,9 @@ class FixedBatch:
         for name, value in (("forward", forward), ("score", score), ("loss", loss)):
             if value is not None and not callable(value):
                 raise TypeError(f"FixedBatch({name}=) takes a function, got {type(value).__name__}")
-        if isinstance(inputs, list) and any(isinstance(example, Mapping) for example in inputs):
-            raise TypeError(
-                "a list of examples is no batch yet: put them together as a DataLoader does, "
-                "torch.utils.data.default_collate(examples)"
-            )
-        tensors = _tensors(inputs)
-        if not tensors:
-            raise TypeError(
-                f"a fixed batch needs at least one tensor with examples along dimension 0, got {describe(inputs)}; "
-                "torch.as_tensor makes one of a NumPy array or a list of numbers"
-            )
-        number = len(tensors[0])
-        if number == 0:
-            raise ValueError(f"a fixed batch needs at least one example, got {describe(inputs)}")
         if targets is None and isinstance(inputs, Mapping):
             targets = inputs.get("labels")
-        if isinstance(targets, Tensor) and (targets.ndim == 0 or len(targets) != number):
-            raise ValueError(
-                f"targets must be one for each of the {number} examples, got {describe(targets)}; "
-                "examples lie along dimension 0 of the inputs; several inputs are given as FixedBatch((a, b), targets)"
-            )
+        number = _number(inputs, targets)
         self.ids = _balanced(targets, number)
         self.inputs: Tree = _take(inputs, self.ids, number)
         self.targets: Any = _take(targets, self.ids, number)
@@ -359,6 +341,39 @@ def describe(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
+def _number(inputs: Tree, targets: Any) -> int:
+    """How many examples these are.
+
+    Raises:
+        TypeError, ValueError: they are no batch; says what was expected.
+    """
+    if isinstance(inputs, list) and any(isinstance(example, Mapping) for example in inputs):
+        raise TypeError(
+            "a list of examples is no batch yet: put them together as a DataLoader does, "
+            "torch.utils.data.default_collate(examples)"
+        )
+    if _is_list_of_mappings(targets) and isinstance(inputs, (list, tuple)) and len(inputs) == len(targets):
+        raise TypeError(
+            "a list of images is no batch yet: give vizlog.FixedBatch(torch.stack(images), targets, "
+            "forward=lambda model, images: model(list(images)))"
+        )
+    tensors = _tensors(inputs)
+    if not tensors:
+        raise TypeError(
+            f"a fixed batch needs at least one tensor with examples along dimension 0, got {describe(inputs)}; "
+            "torch.as_tensor makes one of a NumPy array or a list of numbers"
+        )
+    number = len(tensors[0])
+    if number == 0:
+        raise ValueError(f"a fixed batch needs at least one example, got {describe(inputs)}")
+    if isinstance(targets, Tensor) and (targets.ndim == 0 or len(targets) != number):
+        raise ValueError(
+            f"targets must be one for each of the {number} examples, got {describe(targets)}; "
+            "examples lie along dimension 0 of the inputs; several inputs are given as FixedBatch((a, b), targets)"
+        )
+    return number
+
+
 def _balanced(targets: Any, number: int) -> Tensor:
     """Which examples to keep, in which order: round-robin over the classes if there are any, else evenly spread."""
     if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
@@ -401,15 +416,17 @@ def _map(function: Callable[[Any], Any], tree: Tree, is_leaf: Callable[[Tree], b
 def _take(tree: Tree, rows: Tensor, number: int) -> Tree:
     """What belongs to these rows of `number` examples: of tensors, and of lists of a mapping for each example."""
 
-    def is_leaf(part: Tree) -> bool:
-        return isinstance(part, Tensor) or (isinstance(part, list) and any(isinstance(x, Mapping) for x in part))
-
     def take(part: Any) -> Any:
-        if isinstance(part, list):  # as detectors take their targets, whose tensors have a row for each box
-            return [part[row] for row in rows.tolist()] if len(part) == number else part
-        return part[rows.to(part.device)] if part.ndim and len(part) == number else part
+        if isinstance(part, Tensor):
+            return part[rows.to(part.device)] if part.ndim and len(part) == number else part
+        return [part[row] for row in rows.tolist()] if len(part) == number else part
 
-    return _map(take, tree, is_leaf)
+    return _map(take, tree, lambda part: isinstance(part, Tensor) or _is_list_of_mappings(part))
+
+
+def _is_list_of_mappings(tree: Tree) -> bool:
+    """As detectors take their targets: one for each example, with a row for each box."""
+    return isinstance(tree, (list, tuple)) and bool(tree) and all(isinstance(part, Mapping) for part in tree)
 
 
 def _move(tree: Tree, device: torch.device | None) -> Tree:
