@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import vizlog
+from vizlog.probes import activations
 from vizlog.records import Curves, Heatmaps, Histogram, Images, Scalar
 
 
@@ -114,6 +115,62 @@ def test_saturation_is_as_counted_by_hand() -> None:
         batch=values.repeat(3, 1) * values.new_tensor([[1.0], [0], [0]]),
     )
     assert curve(memory, "saturated")["0"] == pytest.approx(1 / 3)  # one row of three has nearly all on one entry
+
+
+def test_what_a_layer_hands_on_as_it_is_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    count = activations.count_bits
+    monkeypatch.setattr(activations, "count_bits", lambda tensor: counted.append(tensor.shape) or count(tensor))
+    model = nn.Sequential(nn.Linear(3, 5), nn.Dropout(0.5), nn.Identity(), nn.ReLU(), nn.Linear(5, 5), nn.Dropout(0.5))
+    x = torch.randn(7, 3)
+    memory = seen(model, vizlog.ActivationHistograms(), batch=x)
+    assert len(counted) == 3
+    found = [only(memory, f"activations/{number}") for number in range(6)]
+    expected = model[0](x).detach().double()
+    for record in found[:3]:
+        assert record.mean == pytest.approx(float(expected.mean()))
+        assert (record.min, record.max) == (float(expected.min()), float(expected.max()))
+    assert found[5].mean == pytest.approx(float(model.eval()(x).detach().double().mean()))
+    assert found[3].zeros == int((expected <= 0).sum())
+
+
+def test_what_a_layer_changes_in_place_is_counted_again() -> None:
+    model = nn.Sequential(nn.Linear(30, 50), nn.Dropout(0.5, inplace=True))
+
+    memory = seen(
+        model, vizlog.ActivationHistograms(source="live"), backward=lambda model: model(torch.randn(8, 30)).sum()
+    )
+    assert only(memory, "activations/0").zeros == 0
+    assert only(memory, "activations/1").zeros > 100
+
+
+def test_what_a_layer_is_given_late_or_changes_unseen_is_counted_for_itself() -> None:
+    class Kernel(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x.detach().numpy()[:] = 3.0  # as a compiled kernel does, of which autograd knows nothing
+            return x
+
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice, self.skip, self.kernel = linear([[2.0]]), nn.Identity(), Kernel()
+
+        def forward(self, x: Tensor) -> Tensor:
+            doubled = self.twice(self.twice(x))
+            return self.kernel(doubled) + self.skip(x)
+
+    memory = seen(Late(), vizlog.ActivationHistograms(), batch=torch.ones(4, 1))
+    layers = ("twice", "twice@2", "skip", "kernel")
+    assert [only(memory, f"activations/{layer}").mean for layer in layers] == [2.0, 4.0, 1.0, 3.0]
+
+
+def test_activations_of_a_pass_in_inference_mode_are_counted() -> None:
+    model, memory = nn.Sequential(nn.Linear(3, 5), nn.Identity()), vizlog.Memory()
+    probes, batch = [vizlog.ActivationHistograms()], (torch.randn(7, 3), None)
+    monitor = vizlog.Monitor(model, probes, to=memory, batch=batch, forward_context=torch.inference_mode)
+    with monitor, monitor.step():
+        pass
+    assert [only(memory, f"activations/{number}").count for number in range(2)] == [35, 35]
 
 
 def test_units_of_a_convolution_are_its_channels() -> None:

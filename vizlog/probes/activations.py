@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +23,9 @@ from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Matcher, Select, check_select, matcher, named_modules, spread
 
 __all__ = ["ActivationHistograms"]
+
+_HAND_ON = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+"""Layers that may return their input, as it is."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class ActivationHistograms(Probe):
             check_select(self._select, names, found, "layer that runs on the batch")
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
-        return {"seen": Outputs(self._wanted, _reduce, examples=self._examples, live=self._live)}
+        return {"seen": Outputs(self._wanted, _Reduction(), examples=self._examples, live=self._live)}
 
     def measure(self, context: Context) -> Any:
         if not context.captured["seen"] and not self._warned:
@@ -143,19 +148,36 @@ def _leaf_or_function(_name: str, module: Any) -> bool:
     return module is None or not module._modules
 
 
-def _reduce(call: Call) -> _Seen | None:
-    tensor = call.tensor
-    if tensor is None:
-        return None
-    if tensor.numel() == 0:
-        return _Seen(None, skipped="it has no elements")
-    try:
-        counts = count_bits(tensor)
-    except Uncountable as reason:
-        return _Seen(None, skipped=str(reason))
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
-        return _Seen(counts, torch.ones(0, dtype=torch.bool))  # it has values, but no units to tell apart
-    return _Seen(counts, _alive(call, tensor, counts), *_saturation(call, tensor))
+class _Reduction:
+    """Reduces one output after another; what a layer hands on as it is has been counted already."""
+
+    def __init__(self) -> None:
+        self._latest: Callable[[], Tensor | None] = lambda: None
+        self._version: float = 0
+        self._counts: BitCounts | None = None
+
+    def __call__(self, call: Call) -> _Seen | None:
+        tensor = call.tensor
+        if tensor is None:
+            return None
+        if tensor.numel() == 0:
+            return _Seen(None, skipped="it has no elements")
+        try:
+            counts = self._counted(call, tensor)
+        except Uncountable as reason:
+            return _Seen(None, skipped=str(reason))
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+            return _Seen(counts, torch.ones(0, dtype=torch.bool))  # it has values, but no units to tell apart
+        return _Seen(counts, _alive(call, tensor, counts), *_saturation(call, tensor))
+
+    def _counted(self, call: Call, tensor: Tensor) -> BitCounts:
+        # Of other layers one cannot know: a kernel of one's own writes in place and changes no version.
+        handed_on = type(call.module) in _HAND_ON and self._latest() is tensor
+        version = math.nan if tensor.is_inference() else tensor._version  # noqa: SLF001
+        if self._counts is None or not handed_on or version != self._version:
+            self._counts = count_bits(tensor)
+            self._latest, self._version = weakref.ref(tensor), version
+        return self._counts
 
 
 def _alive(call: Call, tensor: Tensor, counts: BitCounts) -> Tensor:
