@@ -1,16 +1,21 @@
-"""Records drawn as PNGs in a process of low priority: a thread that draws takes the interpreter from training."""
+"""Records drawn in a process of low priority: a thread that draws takes the interpreter from training."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from vizlog.messages import LOG, told
 from vizlog.process import shared
 from vizlog.records import Record
 from vizlog.views import png
+from vizlog.views.figures import plain
 from vizlog.views.raster import raster
 
 __all__ = ["Picture", "Pictures", "drawn"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,20 +39,27 @@ class Pictures:
         self._elsewhere = True
 
     def of(self, record: Record) -> Picture:
-        """Blocks the calling thread alone, which waits without the interpreter.
+        """Its raster; blocks the calling thread alone, which waits without the interpreter.
 
         Raises:
             Exception: the record cannot be drawn.
         """
+        return self._made(drawn, record)
+
+    def chart(self, record: Record) -> dict[str, Any]:
+        """As `of`, the record as an interactive figure: plotly's JSON."""
+        return self._made(plain, record)
+
+    def _made(self, make: Callable[[Record], T], record: Record) -> T:
         if not self._elsewhere:
-            return drawn(record)
+            return make(record)
         try:
-            return self._process.call(drawn, record)
+            return self._process.call(make, record)
         except Exception as error:  # noqa: BLE001 -- the process's trouble or the record's: drawing it here tells
-            picture = drawn(record)
+            made = make(record)
             self._elsewhere = False
             LOG.warning("vizlog draws in the training process from now on, which slows it: %s", told(error))
-            return picture
+            return made
 
 
 def drawn(record: Record) -> Picture:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
 import importlib
@@ -312,19 +311,19 @@ class WandB:
             from plotly.graph_objects import Figure
         except ImportError:
             return self._picture(record)
-        from vizlog.views.figures import figure
+        chart = self._pictures.chart(record)
 
-        def drawn() -> wandb.Plotly:
-            # plotly packs arrays as base64, which plotly.js reads from 2.35 on, and W&B's page brings its own.
-            return wandb.Plotly(Figure(_unpacked(figure(record).to_plotly_json()), skip_invalid=True))
+        def made() -> wandb.Plotly:
+            # It was checked where it was made; plotly would take the interpreter from training for that again.
+            return wandb.Plotly(Figure(chart, skip_invalid=True, _validate=False))
 
         try:
-            return drawn()
+            return made()
         except AttributeError:  # plotly looks into a pandas that another thread is in the middle of importing
             if "pandas" not in sys.modules:
                 raise
             importlib.import_module("pandas")  # waits for the other
-            return drawn()
+            return made()
 
     def _embedding(self, step: int, key: str, record: Embedding) -> Iterator[tuple[str, Any]]:
         if self._files.take(step, key):
@@ -526,25 +525,6 @@ def _short(values: Iterable[float], digits: int = _DIGITS) -> list[float]:
 def _short_counts(counts: NDArray[Any]) -> list[float]:
     """Whole counts as they are, interpolated ones to 5 significant digits."""
     return [int(count) if count == int(count) else float(f"{count:.{_DIGITS}g}") for count in counts.tolist()]
-
-
-def _unpacked(value: Any) -> Any:
-    """A figure's JSON with lists in the place of arrays, packed or not, and None in the place of NaN."""
-    match value:
-        case {"bdata": str(data), "dtype": str(dtype), **rest}:
-            array = np.frombuffer(base64.b64decode(data), dtype)
-            shape = str(rest.get("shape", array.size)).split(",")
-            return _unpacked(array.reshape([int(size) for size in shape]))
-        case dict():
-            return {key: _unpacked(item) for key, item in value.items()}
-        case np.ndarray() | list() | tuple():
-            return [_unpacked(item) for item in value]
-        case np.generic():
-            return _unpacked(value.item())
-        case float() if math.isnan(value):
-            return None
-        case _:
-            return value
 
 
 def _table(record: Embedding) -> wandb.Table:
