@@ -155,13 +155,22 @@ def test_a_list_of_mappings_has_one_for_each_example_however_long_its_tensors_ar
     assert [label["boxes"].device.type for label in moved] == ["meta"]
 
 
+def test_a_mapping_that_goes_in_by_position_is_taken_apart_like_any_other() -> None:
+    batch = FixedBatch(({"image": torch.arange(3.0)[:, None], "id": ["a", "b", "c"]},), torch.tensor([0, 1, 2]))
+    (mapping,) = batch.take(torch.tensor([2])).inputs
+    assert mapping["image"].tolist() == [[2.0]]
+    (mapping,) = FixedBatch(({"image": torch.ones(1, 1)},)).take(torch.tensor([0, 0])).inputs
+    assert mapping["image"].tolist() == [[1.0], [1.0]]
+
+
 def test_a_list_of_images_with_their_targets_is_no_batch_and_how_to_make_one_is_said() -> None:
     images, boxes = [torch.rand(3, 8, 8)] * 4, [{"boxes": torch.rand(2, 4)}] * 4
     for given in ((images, boxes), (tuple(images), tuple(boxes))):
         with pytest.raises(TypeError, match=r"FixedBatch\(torch.stack\(images\), targets, forward="):
             FixedBatch(*given)
-    batch = FixedBatch(torch.stack(images), boxes, forward=lambda model, images: model(list(images)))
-    assert [len(part.targets) for part in (batch, batch.part(0, 2))] == [4, 2]
+    for targets in (boxes, tuple(boxes)):
+        batch = FixedBatch(torch.stack(images), targets, forward=lambda model, images: model(list(images)))
+        assert [len(part.targets) for part in (batch, batch.part(0, 2))] == [4, 2]
 
 
 def test_labels_beside_the_inputs_are_no_input_to_explain() -> None:

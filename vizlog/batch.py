@@ -75,7 +75,7 @@ class FixedBatch:
         number = _number(inputs, targets)
         self.ids = _balanced(targets, number)
         self.inputs: Tree = _take(inputs, self.ids, number)
-        self.targets: Any = _take(targets, self.ids, number)
+        self.targets: Any = _take(list(targets) if _are_mappings(targets) else targets, self.ids, number)
         self._classes = int(self.labels.max()) + 1 if self.labels is not None else 0
         self.forward, self.score, self.loss = forward, score, loss
         self.class_names = tuple(str(name) for name in class_names) if class_names is not None else ()
@@ -352,7 +352,7 @@ def _number(inputs: Tree, targets: Any) -> int:
             "a list of examples is no batch yet: put them together as a DataLoader does, "
             "torch.utils.data.default_collate(examples)"
         )
-    if _is_list_of_mappings(targets) and isinstance(inputs, (list, tuple)) and len(inputs) == len(targets):
+    if _are_mappings(targets) and isinstance(inputs, (list, tuple)) and len(inputs) == len(targets):
         raise TypeError(
             "a list of images is no batch yet: give vizlog.FixedBatch(torch.stack(images), targets, "
             "forward=lambda model, images: model(list(images)))"
@@ -421,10 +421,14 @@ def _take(tree: Tree, rows: Tensor, number: int) -> Tree:
             return part[rows.to(part.device)] if part.ndim and len(part) == number else part
         return [part[row] for row in rows.tolist()] if len(part) == number else part
 
-    return _map(take, tree, lambda part: isinstance(part, Tensor) or _is_list_of_mappings(part))
+    def is_leaf(part: Tree) -> bool:
+        # A tuple is what `model(*inputs)` takes, of a mapping too.
+        return isinstance(part, Tensor) or (isinstance(part, list) and _are_mappings(part))
+
+    return _map(take, tree, is_leaf)
 
 
-def _is_list_of_mappings(tree: Tree) -> bool:
+def _are_mappings(tree: Tree) -> bool:
     """As detectors take their targets: one for each example, with a row for each box."""
     return isinstance(tree, (list, tuple)) and bool(tree) and all(isinstance(part, Mapping) for part in tree)
 
