@@ -902,7 +902,7 @@ def test_however_a_script_ends_what_was_seen_can_be_read(tmp_path: Path) -> None
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     ended = subprocess.run(
         [sys.executable, "-c", ENDINGS, "first"], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        timeout=200, check=False,
+        timeout=280, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     statuses = json.loads(ended.stdout.strip().splitlines()[-1])
