@@ -333,8 +333,7 @@ class Monitor:
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
         if not self._ranks.takes_part:
             return []
-        chosen = standard_for(self._models, met, every=every)
-        return [probe for probe in chosen if self._optimizers or not probe.needs_optimizer]
+        return standard_for(self._models, met, every=every, optimized=bool(self._optimizers))
 
     def _named_turns(self) -> Iterator[tuple[str, Turn]]:
         """Turns under the names of their probes; a second one of a name is `NAME-2`."""
