@@ -84,12 +84,14 @@ class FixedBatch:
         number = len(tensors[0])
         if number == 0:
             raise ValueError(f"a fixed batch needs at least one example, got {describe(inputs)}")
+        name, advice = "targets", "several inputs are given as FixedBatch((a, b), targets)"
         if targets is None and isinstance(inputs, Mapping):
             targets = inputs.get("labels")
+            name, advice = "inputs['labels']", "labels of another kind are left out of a fixed batch"
         if isinstance(targets, Tensor) and (targets.ndim == 0 or len(targets) != number):
             raise ValueError(
-                f"targets must be one for each of the {number} examples, got {describe(targets)}; "
-                "examples lie along dimension 0 of the inputs; several inputs are given as FixedBatch((a, b), targets)"
+                f"{name} must be one for each of the {number} examples, got {describe(targets)}; "
+                f"examples lie along dimension 0 of the inputs; {advice}"
             )
         self.ids = _balanced(targets, number)
         self.inputs: Tree = _take(inputs, self.ids, number)
@@ -260,13 +262,10 @@ class FixedBatch:
     @property
     def token_ids(self) -> Tensor | None:
         """The input that is token ids, (N, T) integers, or None."""
-        if isinstance(self.inputs, Mapping) and isinstance(self.inputs.get("input_ids"), Tensor):
-            ids: Tensor = self.inputs["input_ids"]
-            return ids
-        return next(
-            (x for x in self._rows if x.ndim == 2 and x.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)),
-            None,
-        )
+        ids = self.inputs.get("input_ids") if isinstance(self.inputs, Mapping) else None
+        candidates = [ids] if isinstance(ids, Tensor) else self._rows
+        integers = (torch.int64, torch.int32, torch.int16, torch.uint8)
+        return next((x for x in candidates if x.ndim == 2 and x.dtype in integers), None)
 
     @property
     def token_mask(self) -> Tensor:
@@ -324,10 +323,11 @@ class FixedBatch:
 
     @property
     def _rows(self) -> list[Tensor]:
-        """The inputs with one row an example; the labels that models of transformers take along explain nothing."""
+        """The inputs with one row an example; labels and masks of a mapping explain nothing."""
         inputs = self.inputs
         if isinstance(inputs, Mapping):
-            inputs = {name: value for name, value in inputs.items() if name != "labels"}
+            beside = ("labels", "mask")
+            inputs = {name: value for name, value in inputs.items() if not str(name).endswith(beside)}
         return [tensor for tensor in _tensors(inputs) if len(tensor) == len(self)]
 
 

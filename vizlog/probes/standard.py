@@ -76,9 +76,10 @@ def standard_for(
     left_out: list[str] = []
     for make in candidates:
         probe = make()
+        if probe.needs_optimizer and not optimized:
+            left_out.append(f"{probe.name} (needs optimizer=)")
+            continue
         try:
-            if probe.needs_optimizer and not optimized:
-                raise ValueError("needs optimizer=")
             probe.bind(models, met)
         except ValueError as reason:
             left_out.append(f"{probe.name} ({str(reason).removeprefix(probe.name).strip()})")
