@@ -500,7 +500,8 @@ class Monitor:
             return
         self._due = DueStep(self._models, self._disable, self._ranks)
         self._due.add(turns, forward_passed=forward_passed)
-        if self._forward_context is self._autocast:
+        # Between steps a model may be saved whole, and read back where no hook is allowed: once is enough.
+        if self._forward_context is self._autocast and not self._autocast.known:
             for root in self._roots:
                 self._autocast.attach(self._attached, root)
         if self._due.wants_live:
