@@ -102,10 +102,10 @@ class Monitor:
             self._dtype = _float_type(self._models)
             self._autocast = AutocastSeen(device_of(self._models).type)
             self._forward_context = forward_context or self._autocast
-            chosen = None if probes is None else as_probes(probes)
             self._batch, met = self._look(batch, forward_context or nullcontext)
-            if chosen is None:
-                chosen = self._standard(met, 100 if every is None else every)
+            _say_untrained(self._models, self._optimizers)
+            every_steps = 100 if every is None else every
+            chosen = self._standard(met, every_steps) if probes is None else as_probes(probes)
             self._turns = [Turn(probe) for probe in chosen if self._binds(probe, met)]
             if stop_when is not None:
                 schedules = _schedules_of_numbers(chosen if probes is not None else [], every)
@@ -793,7 +793,7 @@ def _check_pace(probes: Any, every: Any, budget: float | None) -> None:
 
 
 def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
-    """Raises where an optimizer has nothing to do with the models, and says which parameters none of them trains."""
+    """Raises where an optimizer has nothing to do with the models."""
     parameters = named_parameters(models)
     for number, optimizer in enumerate(optimizers):
         if not owned(optimizer) & _ids(parameters):
@@ -801,7 +801,10 @@ def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer
                 f"optimizer {number} ({type(optimizer).__name__}) has none of the model's parameters; watch the "
                 "model and the optimizer that train together, after prepare() or fully_shard() if you use them"
             )
-    if left := _untrained(parameters, optimizers):
+
+
+def _say_untrained(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
+    if left := _untrained(named_parameters(models), optimizers):
         LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", left)
 
 
