@@ -43,7 +43,7 @@ class FixedBatch:
             through.
         targets: (N,) class numbers, or whatever `loss` takes; by default `inputs["labels"]` of a mapping.
         forward: (model, inputs) -> output, where the model is called in another way; with several models it is given
-            all of them as a dict.
+            all of them as a dict, those of a list under "0", "1" ….
         score: output -> (N, classes) logits, where they cannot be found in the output.
         loss: (output, targets) -> scalar or (N,), what examples are scored by where there are no classes.
         class_names: a name for each class number.
