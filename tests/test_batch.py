@@ -181,6 +181,26 @@ def test_labels_beside_the_inputs_are_no_input_to_explain() -> None:
     assert FixedBatch({"labels": words, "decoder_input_ids": words + 1}).token_ids is not None
 
 
+def test_masks_are_neither_tokens_nor_an_input_to_explain() -> None:
+    sound = torch.randn(3, 40)
+    batch = FixedBatch({"attention_mask": torch.ones(3, 40).long(), "pixel_mask": torch.ones(3, 40), "sound": sound})
+    assert batch.token_ids is None
+    (explained,) = batch.float_inputs
+    assert torch.equal(explained, sound)
+
+
+def test_several_texts_an_example_are_no_tokens_of_it() -> None:
+    choices = torch.zeros(3, 2, 5).long()
+    assert FixedBatch({"input_ids": choices, "attention_mask": torch.ones_like(choices)}).token_ids is None
+
+
+def test_labels_that_are_not_one_an_example_are_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"inputs\['labels'\] must be one for each of the 3 examples, got int64 \(7,\)"
+    ):
+        FixedBatch({"pixels": torch.randn(3, 4), "labels": torch.zeros(7).long()})
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

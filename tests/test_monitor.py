@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import vizlog
+from vizlog.batch import BatchDoesNotFit
 from vizlog.capture import Call, Outputs, Updates, Weights
 from vizlog.records import Histogram, Scalar
 
@@ -458,7 +459,11 @@ def test_a_run_that_is_finished_says_so_when_built() -> None:
 def test_parameters_that_no_watched_optimizer_has_are_told(caplog: pytest.LogCaptureFixture) -> None:
     model = net()
     watch(model, SGD(model[0].parameters(), lr=0.1)).close()
-    assert "no watched optimizer has these parameters, so their gradients are not read: 2.weight, 2.bias" in caplog.text
+    told = "no watched optimizer has these parameters, so their gradients are not read: 2.weight, 2.bias"
+    assert caplog.text.count(told) == 1
+    with pytest.raises(BatchDoesNotFit):  # whoever tries again without a batch would be told twice
+        watch(model, SGD(model[0].parameters(), lr=0.1), batch=torch.ones(4, 77))
+    assert caplog.text.count(told) == 1
 
 
 # What it costs --------------------------------------------------------------------------------------------------------

@@ -220,3 +220,11 @@ def test_a_mean_of_other_channels_than_the_images_have_is_said() -> None:
     with pytest.raises(ValueError, match=r"std=\) takes a number for each of 1 channels, got \(0.2, 0.2, 0.2\)"):
         FixedBatch(IMAGES, LABELS, mean=0.5, std=(0.2, 0.2, 0.2))
     FixedBatch(torch.rand(4, 3, 8, 8), mean=(0.5, 0.5, 0.5), std=torch.ones(3).tolist())
+
+
+def test_what_needs_an_optimizer_is_not_announced_without_one(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vizlog")
+    vizlog.watch(nn.Linear(2, 2), to=vizlog.Memory()).close()
+    looks, leaves, *_ = [record.getMessage() for record in caplog.records]
+    assert "UpdateRatios" not in looks
+    assert "UpdateRatios (needs optimizer=)" in leaves

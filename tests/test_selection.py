@@ -96,6 +96,21 @@ def test_a_users_own_module_called_module_is_no_wrapper() -> None:
     assert list(named_modules(named_models(Holder()))) == ["", "module", "other"]
 
 
+def test_names_inside_a_users_own_wrapper_are_those_of_its_state_dict() -> None:
+    class Residual(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.module(x)
+
+    model = nn.Sequential(Residual(nn.Linear(2, 2)), nn.ReLU())
+    models = named_models(nn.DataParallel(model))
+    assert list(named_parameters(models)) == list(model.state_dict())
+    assert list(named_modules(models)) == ["", "0", "0.module", "1"]
+
+
 def test_a_shared_module_comes_once_under_its_first_name() -> None:
     shared = nn.Linear(2, 2)
     model = nn.Sequential(shared, nn.ReLU(), shared)

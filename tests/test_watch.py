@@ -450,13 +450,25 @@ def test_the_batch_is_run_under_the_autocast_of_the_training_forward() -> None:
     model, memory = nn.Sequential(nn.Linear(2, 2)), vizlog.Memory()
     optimizer, x = SGD(model.parameters(), lr=0.0), torch.randn(4, 2)
     with vizlog.watch(model, optimizer, to=memory, batch=x, probes=[vizlog.ActivationHistograms(every=1)]):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(x).sum()
-            expected = model(x).max().item()
-        loss.backward()
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(x).sum()
+                expected = model(x).max().item()
+            loss.backward()
+            optimizer.step()
+    assert [record.max for _, record in memory.of("activations/0")] == [expected] * 2  # type: ignore[union-attr]
+
+
+def test_a_model_saved_whole_before_a_due_step_is_read_back_where_only_its_classes_are_allowed() -> None:
+    model, x, file = nn.Sequential(nn.Linear(2, 2)), torch.randn(4, 2), io.BytesIO()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=vizlog.Memory(), batch=x, every=vizlog.Every(1)):
+        model(x).sum().backward()
         optimizer.step()
-    ((_, record),) = memory.of("activations/0")
-    assert record.max == expected  # type: ignore[union-attr]
+        torch.save(model, file)
+    file.seek(0)
+    with torch.serialization.safe_globals([nn.Sequential, nn.Linear]):
+        assert torch.equal(torch.load(file, weights_only=True)(x), model(x))
 
 
 def test_loading_a_checkpoint_is_no_step() -> None:

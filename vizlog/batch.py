@@ -43,7 +43,7 @@ class FixedBatch:
             each is of one example. What is no tensor, or has another length, passes through.
         targets: (N,) class numbers, or whatever `loss` takes; by default `inputs["labels"]` of a mapping.
         forward: (model, inputs) -> output, where the model is called in another way; with several models it is given
-            all of them as a dict.
+            all of them as a dict, those of a list under "0", "1" ….
         score: output -> (N, classes) logits, where they cannot be found in the output.
         loss: (output, targets) -> scalar or (N,), what examples are scored by where there are no classes.
         class_names: a name for each class number.
@@ -242,13 +242,10 @@ class FixedBatch:
     @property
     def token_ids(self) -> Tensor | None:
         """The input that is token ids, (N, T) integers, or None."""
-        if isinstance(self.inputs, Mapping) and isinstance(self.inputs.get("input_ids"), Tensor):
-            ids: Tensor = self.inputs["input_ids"]
-            return ids
-        return next(
-            (x for x in self._rows if x.ndim == 2 and x.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)),
-            None,
-        )
+        ids = self.inputs.get("input_ids") if isinstance(self.inputs, Mapping) else None
+        candidates = [ids] if isinstance(ids, Tensor) else self._rows
+        integers = (torch.int64, torch.int32, torch.int16, torch.uint8)
+        return next((x for x in candidates if x.ndim == 2 and x.dtype in integers), None)
 
     @property
     def token_mask(self) -> Tensor:
@@ -306,10 +303,11 @@ class FixedBatch:
 
     @property
     def _rows(self) -> list[Tensor]:
-        """The inputs with one row an example; the labels that models of transformers take along explain nothing."""
+        """The inputs with one row an example; labels and masks of a mapping explain nothing."""
         inputs = self.inputs
         if isinstance(inputs, Mapping):
-            inputs = {name: value for name, value in inputs.items() if name != "labels"}
+            beside = ("labels", "mask")
+            inputs = {name: value for name, value in inputs.items() if not str(name).endswith(beside)}
         return [tensor for tensor in _tensors(inputs) if len(tensor) == len(self)]
 
 
@@ -367,9 +365,12 @@ def _number(inputs: Tree, targets: Any) -> int:
     if number == 0:
         raise ValueError(f"a fixed batch needs at least one example, got {describe(inputs)}")
     if isinstance(targets, Tensor) and (targets.ndim == 0 or len(targets) != number):
+        name, advice = "targets", "several inputs are given as FixedBatch((a, b), targets)"
+        if isinstance(inputs, Mapping) and targets is inputs.get("labels"):
+            name, advice = "inputs['labels']", "labels of another kind are left out of a fixed batch"
         raise ValueError(
-            f"targets must be one for each of the {number} examples, got {describe(targets)}; "
-            "examples lie along dimension 0 of the inputs; several inputs are given as FixedBatch((a, b), targets)"
+            f"{name} must be one for each of the {number} examples, got {describe(targets)}; "
+            f"examples lie along dimension 0 of the inputs; {advice}"
         )
     return number
 

@@ -354,11 +354,16 @@ class _Hook:
 
 
 class AutocastSeen:
-    """The autocast that a training forward runs under, learnt from the next one. Call it for a context like that."""
+    """The autocast that a training forward runs under, learnt from the next one. Call it for a context like that.
+
+    Attributes:
+        known: whether a training forward has been seen.
+    """
 
     def __init__(self, device: str) -> None:
         self._device = device
         self._enabled, self._dtype = False, torch.get_autocast_dtype(device)
+        self.known = False
 
     def __call__(self) -> torch.autocast:
         return torch.autocast(self._device, self._dtype, enabled=self._enabled)
@@ -369,6 +374,7 @@ class AutocastSeen:
 
     def _look(self, name: str, module: nn.Module, args: Any) -> None:
         if torch.is_grad_enabled() and not _ours.get():
+            self.known = True
             self._enabled = torch.is_autocast_enabled(self._device)
             self._dtype = torch.get_autocast_dtype(self._device)
 

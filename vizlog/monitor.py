@@ -64,7 +64,7 @@ class Monitor:
             None: never.
         stop_when: when the training is hopeless, so that `should_stop` turns true: "nonfinite", "dead",
             "gradients_gone", a function of the health scalars (`vizlog/…` -> number), or a list of these. None: never.
-        forward_context: makes the context that a forward runs under; None takes over the autocast of the training
+        forward_context: makes the context that a forward runs under; None takes over the autocast of the first training
             forward.
 
     Raises:
@@ -102,10 +102,10 @@ class Monitor:
             self._dtype = _float_type(self._models)
             self._autocast = AutocastSeen(device_of(self._models).type)
             self._forward_context = forward_context or self._autocast
-            chosen = None if probes is None else as_probes(probes)
             self._batch, met = self._look(batch, forward_context or nullcontext)
-            if chosen is None:
-                chosen = self._standard(met, 100 if every is None else every)
+            _say_untrained(self._models, self._optimizers)
+            every_steps = 100 if every is None else every
+            chosen = self._standard(met, every_steps) if probes is None else as_probes(probes)
             self._turns = [Turn(probe) for probe in chosen if self._binds(probe, met)]
             if stop_when is not None:
                 schedules = _schedules_of_numbers(chosen if probes is not None else [], every)
@@ -333,8 +333,7 @@ class Monitor:
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
         if not self._ranks.takes_part:
             return []
-        chosen = standard_for(self._models, met, every=every)
-        return [probe for probe in chosen if self._optimizers or not probe.needs_optimizer]
+        return standard_for(self._models, met, every=every, optimized=bool(self._optimizers))
 
     def _named_turns(self) -> Iterator[tuple[str, Turn]]:
         """Turns under the names of their probes; a second one of a name is `NAME-2`."""
@@ -501,7 +500,8 @@ class Monitor:
             return
         self._due = DueStep(self._models, self._disable, self._ranks)
         self._due.add(turns, forward_passed=forward_passed)
-        if self._forward_context is self._autocast:
+        # Between steps a model may be saved whole, and read back where no hook is allowed: once is enough.
+        if self._forward_context is self._autocast and not self._autocast.known:
             for root in self._roots:
                 self._autocast.attach(self._attached, root)
         if self._due.wants_live:
@@ -793,7 +793,7 @@ def _check_pace(probes: Any, every: Any, budget: float | None) -> None:
 
 
 def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
-    """Raises where an optimizer has nothing to do with the models, and says which parameters none of them trains."""
+    """Raises where an optimizer has nothing to do with the models."""
     parameters = named_parameters(models)
     for number, optimizer in enumerate(optimizers):
         if not owned(optimizer) & _ids(parameters):
@@ -801,7 +801,10 @@ def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer
                 f"optimizer {number} ({type(optimizer).__name__}) has none of the model's parameters; watch the "
                 "model and the optimizer that train together, after prepare() or fully_shard() if you use them"
             )
-    if left := _untrained(parameters, optimizers):
+
+
+def _say_untrained(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
+    if left := _untrained(named_parameters(models), optimizers):
         LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", left)
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
 
 __all__ = [
     "Select",
@@ -37,8 +38,10 @@ parameter), a list of these (any of them), or None for everything."""
 Matcher: TypeAlias = Callable[[str, Any], bool]
 T = TypeVar("T")
 
-# Where a wrapper keeps what it wraps: torch.compile, FSDP1, activation checkpointing, DDP / DataParallel.
-_WRAPPED_AS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
+# Where a wrapper keeps what it wraps: torch.compile, FSDP1, activation checkpointing.
+_WRAPPED_AS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# These keep it as `module`; so do people's own residual blocks, whose names are theirs.
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -240,7 +243,7 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
     if len(module._modules) != 1 or module._parameters:
         return None
     ((name, inner),) = module._modules.items()
-    return inner if name in _WRAPPED_AS else None
+    return inner if name in _WRAPPED_AS or isinstance(module, _WRAPPERS) else None
 
 
 def _join(prefix: str, name: str) -> str:

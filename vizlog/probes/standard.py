@@ -54,8 +54,10 @@ def standard(
     return standard_for(models, met, every=every)
 
 
-def standard_for(models: Mapping[str, nn.Module], met: Survey | None, *, every: int | Schedule = 100) -> list[Probe]:
-    """`standard` where the batch has been run already."""
+def standard_for(
+    models: Mapping[str, nn.Module], met: Survey | None, *, every: int | Schedule = 100, optimized: bool = True
+) -> list[Probe]:
+    """`standard` where the batch has been run already; `optimized`: whether an optimizer is watched."""
     as_schedule(every)  # raises where it is no number of steps
     numbers = every if isinstance(every, Schedule) else Thinning(every=every)
     pictures = every if isinstance(every, Schedule) else LogSpaced(every=every)
@@ -74,6 +76,9 @@ def standard_for(models: Mapping[str, nn.Module], met: Survey | None, *, every: 
     left_out: list[str] = []
     for make in candidates:
         probe = make()
+        if probe.needs_optimizer and not optimized:
+            left_out.append(f"{probe.name} (needs optimizer=)")
+            continue
         try:
             probe.bind(models, met)
         except ValueError as reason:
