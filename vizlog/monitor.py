@@ -64,8 +64,8 @@ class Monitor:
             None: never.
         stop_when: when the training is hopeless, so that `should_stop` turns true: "nonfinite", "dead",
             "gradients_gone", a function of the health scalars (`vizlog/…` -> number), or a list of these. None: never.
-        forward_context: makes the context that a forward runs under; None takes over the autocast of the first training
-            forward.
+        forward_context: makes the context that a forward runs under; None takes over the autocast of the first step's
+            training forward.
 
     Raises:
         TypeError, ValueError: what was given does not fit; says what to do. After construction nothing of ours is
