@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -14,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 from wandb_file import WrittenRun, read_run
 
+import vizlog
+from vizlog.backends.memory import Memory
 from vizlog.backends.wandb import WandB, _FileBudget, _short_edges
 from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Scalar, Surface, Text
 from vizlog.views.raster import raster
@@ -482,7 +487,65 @@ def test_an_owner_who_logs_once_at_the_end_with_step_loses_nothing(run: wandb.Ru
     with_vizlog.close()
     written = finish(run)
     assert written.of("accuracy") == [0.5]
-    assert written.of("health/x") == [4]  # W&B keeps one row for it
+    assert written.of("health/x") == [*range(5)]
+
+
+def test_what_found_no_row_beside_an_owner_who_passes_step_follows_at_the_end_of_his_run(run: wandb.Run) -> None:
+    """As in a trial that is over before the worker has drawn anything."""
+    backend = WandB(run)
+    for step in range(30):
+        run.log({"loss": step}, step=step)
+    for step in range(0, 30, 5):
+        backend.write(step, [Scalar("health/x", value=float(step)), histogram("weights/a", np.arange(9.0) + step)])
+    backend.close()
+    run.log({"loss": 30}, step=30)
+    run.log({"accuracy": 0.5}, step=30)
+    written = finish(run)
+
+    his = [(row["_step"], row["loss"]) for row in written.rows if "loss" in row]
+    assert his == [(step, step) for step in range(31)]
+    assert [row["_step"] for row in written.rows if "accuracy" in row] == [30]
+    ours = [(row["vizlog/step"], row["weights/a"]["bins"][0]) for row in written.rows if "health/x" in row]
+    assert ours == [(step, step) for step in range(0, 30, 5)]
+    assert written.of("health/x") == [*range(0, 30, 5)]
+
+
+def test_a_run_that_its_owner_finishes_first_has_all_that_was_under_way(run: wandb.Run) -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    memory = Memory()
+    monitor = vizlog.watch(model, optimizer, to=[memory, run], probes=[vizlog.WeightHistograms(every=1)])
+    for step in range(20):
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        monitor.log({"loss": step})
+    written = finish(run)
+    monitor.close()
+    assert written.of("loss") == [*range(20)]
+    assert [row["vizlog/step"] for row in written.rows if "weights/weight" in row] == [*range(20)]
+    assert len(memory.of("loss")) == 20
+
+
+def test_the_end_of_a_process_ends_its_runs_too(tmp_path: Path) -> None:
+    """Nobody closes and nobody finishes; a fork that ends in between has nothing to do with it."""
+    script = """
+import os, wandb
+from vizlog.backends.wandb import WandB
+from vizlog.records import Scalar
+run = wandb.init(project="test")
+backend = WandB(run)
+for step in range(9):
+    run.log({"loss": step}, step=step)
+if os.fork() == 0: raise SystemExit
+os.wait()
+for step in range(9):
+    backend.write(step, [Scalar("health/x", float(step))])
+print(run.dir)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
+    written = read_run(Path(done.stdout.strip()).parent)
+    assert written.of("loss") == written.of("health/x") == [*range(9)]
+    assert done.stderr == ""
 
 
 def test_a_client_that_calls_nobody_before_it_finishes_is_not_waited_for(

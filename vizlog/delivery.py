@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vizlog.backends.base import Backend, Summarises
+from vizlog.backends.base import Backend, OwnedElsewhere, Summarises
 from vizlog.compute.transfer import Pending, to_host
 from vizlog.diagnosis import Diagnosis
 from vizlog.due import Turn
@@ -71,6 +71,8 @@ class Delivery:
         self._next_curves = -1
         self._said_parts = False
         self._said_twice: set[str] = set()
+        if isinstance(backend, OwnedElsewhere):
+            backend.before_end(self.flush)
 
     def send(self, step: int, measured: Sequence[tuple[Turn, Any]], time_share: float = 0.0) -> None:
         """Starts one copy to the host and queues the rest; all that was found is written at once, the slow ones after.

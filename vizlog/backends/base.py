@@ -10,7 +10,7 @@ from vizlog.messages import LOG, told
 if TYPE_CHECKING:
     from vizlog.records import Record
 
-__all__ = ["Backend", "Drawable", "Summarises"]
+__all__ = ["Backend", "Drawable", "OwnedElsewhere", "Summarises"]
 
 T = TypeVar("T")
 
@@ -62,3 +62,11 @@ class Summarises(Protocol):
             scalars: the run's health so far, `vizlog/…` -> a finite number; the same keys each time.
             stopped_because: why `stop_when` stops the training; "" while it does not.
         """
+
+
+@runtime_checkable
+class OwnedElsewhere(Protocol):
+    """What a backend may have besides: a destination that its owner may end while records for it are under way."""
+
+    def before_end(self, deliver: Callable[[], None]) -> None:
+        """Takes what is to be called then, and comes back once all that is under way has been written."""

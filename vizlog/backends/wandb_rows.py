@@ -32,19 +32,28 @@ class Rows:
     do and has passed them.
 
     Until he has logged we cannot know. Our first row goes into the row that will be his first, which takes nothing from
-    him; the others wait, at most `MOST_HELD` of them, and until the end.
+    him; the others wait, at most `MOST_HELD` of them, and until `close`. What then would have to share a row with
+    others of ours waits on for the end of his run, when no number of his can come any more.
 
     Args:
         run: a run under way.
         waits: whether he may number rows by `step=`.
+        told: whether `run_ends` will be called before it ends.
         keys: those that every row has, whatever else it holds.
         written: called after each row.
     """
 
     def __init__(
-        self, run: wandb.Run, *, waits: bool, keys: Iterable[str], written: Callable[[], None] = lambda: None
+        self,
+        run: wandb.Run,
+        *,
+        waits: bool,
+        keys: Iterable[str],
+        told: bool = False,
+        written: Callable[[], None] = lambda: None,
     ) -> None:
         self.run = run
+        self._told = told
         self._written = written
         # In shared mode the service numbers the rows: there is no `step=`, and no number to ask for.
         self._numbered = getattr(run.settings, "mode", None) != "shared"
@@ -70,12 +79,21 @@ class Rows:
         else:
             self._open_first()
 
-    def end(self) -> None:
-        """Writes what still waits; nothing more comes."""
+    def close(self) -> None:
+        """Writes what still waits, as far as it has a place; nothing more comes of ours."""
         if self._numbered and self._owner_passes_step():
-            self._join(ends=True)
+            self._join(ends=not self._told)
         else:
             self._write_own()
+
+    def run_ends(self) -> None:
+        """Writes what still waits; nothing more comes of anybody's."""
+        self._write_own()
+
+    @property
+    def pending(self) -> bool:
+        """Whether rows wait for a place."""
+        return bool(self._held)
 
     def _number(self) -> int:
         """The number of the row that is open, or of the next one."""
