@@ -510,11 +510,25 @@ def test_what_found_no_row_beside_an_owner_who_passes_step_follows_at_the_end_of
     assert written.of("health/x") == [*range(0, 30, 5)]
 
 
+class TakesItsTime(vizlog.Probe):
+    """The worker is behind the training."""
+
+    def __init__(self) -> None:
+        super().__init__(every=1)
+
+    def measure(self, context: Any) -> int:
+        return int(context.step)
+
+    def finish(self, measured: int) -> Iterator[Scalar]:
+        time.sleep(0.02)
+        yield Scalar("health/x", measured)
+
+
 def test_a_run_that_its_owner_finishes_first_has_all_that_was_under_way(run: wandb.Run) -> None:
     model = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     memory = Memory()
-    monitor = vizlog.watch(model, optimizer, to=[memory, run], probes=[vizlog.WeightHistograms(every=1)])
+    monitor = vizlog.watch(model, optimizer, to=[memory, run], probes=[TakesItsTime()])
     for step in range(20):
         model(torch.ones(2, 4)).sum().backward()
         optimizer.step()
@@ -522,8 +536,8 @@ def test_a_run_that_its_owner_finishes_first_has_all_that_was_under_way(run: wan
     written = finish(run)
     monitor.close()
     assert written.of("loss") == [*range(20)]
-    assert [row["vizlog/step"] for row in written.rows if "weights/weight" in row] == [*range(20)]
-    assert len(memory.of("loss")) == 20
+    assert written.of("health/x") == [*range(20)]
+    assert len(memory.of("health/x")) == len(memory.of("loss")) == 20
 
 
 def test_the_end_of_a_process_ends_its_runs_too(tmp_path: Path) -> None:
@@ -545,7 +559,7 @@ print(run.dir)
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
     written = read_run(Path(done.stdout.strip()).parent)
     assert written.of("loss") == written.of("health/x") == [*range(9)]
-    assert done.stderr == ""
+    assert "does not answer" not in done.stderr
 
 
 def test_a_client_that_calls_nobody_before_it_finishes_is_not_waited_for(
