@@ -123,7 +123,7 @@ def test_the_command_saves_the_view_with_the_best_and_the_worst_run_pinned(wandb
     (saved,) = wandb_service.views.values()
     assert saved["display_name"] == "Why trials die"
     (runs,) = json.loads(saved["spec"])["section"]["runSets"]
-    assert [base64.b64decode(run).decode().split(":")[1] for run in runs["pinnedRunIds"]] == ["b", "a"]
+    assert [base64.b64decode(run).decode().split(":")[2] for run in runs["pinnedRunIds"]] == ["b", "a"]
     assert "/somebody/p" in address
 
 
