@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from wandb_file import read_run
 
-from vizlog.backends.wandb_rows import Rows
+from vizlog.backends.wandb_rows import MOST_HELD, Rows
 
 Row = dict[str, Any]
 
@@ -110,9 +110,14 @@ def with_step_once_at_the_end(run: Numbered, step: int) -> None:
 
 
 def epochs_with_step(run: Numbered, step: int) -> None:
-    if step % 25 == 24:
-        run.log({"loss": step}, step=step // 25)
-        run.log({"accuracy": -step}, step=step // 25)
+    if step % 10 == 9:
+        run.log({"loss": step}, step=step // 10)
+        run.log({"accuracy": -step}, step=step // 10)
+
+
+def first_without_step(run: Numbered, step: int) -> None:
+    how = {} if step % 1000 < STEPS / 2 else {"step": step + 1000}
+    run.log({"loss": step}, **how)
 
 
 def nothing(run: Numbered, step: int) -> None:
@@ -120,7 +125,7 @@ def nothing(run: Numbered, step: int) -> None:
 
 
 STEPS = 60
-OWNERS = [no_step, in_halves, with_step, with_step_from_one, with_step_seldom, nothing]
+OWNERS = [no_step, in_halves, with_step, with_step_from_one, with_step_seldom, first_without_step, nothing]
 CASES = [(owner, resumed) for owner in OWNERS for resumed in (False, True)]
 CASES += [(with_step_once_at_the_end, False), (epochs_with_step, False)]
 
@@ -131,14 +136,16 @@ def together(
     """(rows of the run, the owner's alone, ours), where ours come as late as the worker happens to be."""
     starting_step = 1000 if resumed else 0
     run, alone = Numbered(starting_step), Numbered(starting_step)
-    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"])
+    now = 0
+    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"], now=lambda: now)
     late: list[Row] = []
     ours: list[Row] = []
     lag = draw.choice([0.1, 0.5, 0.97])
     # Whose first row comes after the close has been told that numbers are taken then.
     closes_at = STEPS if owner is with_step_once_at_the_end else draw.choice([STEPS - 5, STEPS])
     steps = range(starting_step, starting_step + STEPS) if resumed else range(STEPS)
-    for number, step in enumerate(steps):
+    for number, now in enumerate(steps):
+        step = now
         if number < closes_at and number % draw.choice([1, 4]) == 0:
             late.append({"vizlog/step": step, "health": step})
             if draw.random() < 0.3:
@@ -165,9 +172,9 @@ def together(
     ("owner", "resumed"), CASES, ids=[owner.__name__ + ", resumed" * resumed for owner, resumed in CASES]
 )
 def test_nothing_is_lost_of_either(owner: Callable[[Numbered, int], None], resumed: bool) -> None:  # noqa: FBT001
-    for seed in range(100):
+    for seed in range(40):
         found, his, ours = together(owner, random.Random(seed), resumed=resumed)
-        numbered = owner not in (no_step, in_halves, nothing)
+        numbered = owner not in (no_step, in_halves, first_without_step, nothing)
         kept = [{key: row[key] for key in row if key in ("loss", "accuracy", *["_step"] * numbered)} for row in found]
         expected = his if numbered else [{key: row[key] for key in row if key != "_step"} for row in his]
         assert [row for row in kept if row.keys() - {"_step"}] == expected, seed
@@ -190,6 +197,60 @@ def test_where_no_end_is_told_what_has_no_place_at_the_close_shares_one_and_he_m
     found = run.finish()
     assert [row["loss"] for row in found] == [*range(11)]
     assert [row["health"] for row in found if "health" in row] == [8]
+
+
+def test_what_comes_late_of_the_first_step_waits_for_nobody() -> None:
+    run = Numbered()
+    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"])  # type: ignore[arg-type]
+    for step in (0, 10):
+        rows.add(step, {"vizlog/step": step, "health": step})
+    rows.add(0, {"vizlog/step": 0, "late": 0})
+    assert run._open == {"vizlog/step": 0, "health": 0, "late": 0}
+    rows.add(0, {"vizlog/step": 0, "late": 1})  # would take the place of the one before
+    assert run._open["late"] == 0
+    run.log({"loss": 1})
+    rows.close()
+    assert [row.get("late") for row in run.finish()] == [0, None, 1]
+
+
+def test_what_comes_late_shares_the_row_of_its_step(caplog: pytest.LogCaptureFixture) -> None:
+    run = Numbered()
+    rows = Rows(run, waits=True, keys=["vizlog/step"])  # type: ignore[arg-type]
+    run.log({}, step=0)
+    for step in range(2 * MOST_HELD):  # as many as would wait in vain
+        rows.add(step, {"vizlog/step": step, "health": step})
+        rows.add(step, {"vizlog/step": step, "late": -step})
+        run.log({"loss": step}, step=step)
+    rows.close()
+    for step, row in enumerate(run.finish()):
+        assert row == {"_step": step, "vizlog/step": step, "health": step, "late": -step, "loss": step}
+    assert caplog.messages == []
+
+
+def test_no_more_than_so_many_wait_beside_an_owner_who_stands_still(caplog: pytest.LogCaptureFixture) -> None:
+    run = Numbered()
+    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"])  # type: ignore[arg-type]
+    run.log({"loss": 0}, step=50)
+    for number in range(3 * MOST_HELD):
+        rows.add(50, {"vizlog/step": 50, "health": number})
+        assert len(rows._held) <= MOST_HELD
+    run.log({"loss": 1}, step=51)
+    rows.run_ends()
+    found = run.finish()
+    assert [row["loss"] for row in found if "loss" in row] == [0, 1]
+    assert found[-1]["health"] == 3 * MOST_HELD - 1
+    assert len(caplog.messages) == 1
+
+
+def test_a_client_that_says_nothing_of_how_he_logs_is_taken_for_one_without_step() -> None:
+    run = Numbered()
+    del run._telemetry_obj
+    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"])  # type: ignore[arg-type]
+    for step in range(3):
+        rows.add(step, {"vizlog/step": step})
+        run.log({"loss": step})
+    rows.close()
+    assert [row["vizlog/step"] for row in run.finish() if "vizlog/step" in row] == [0, 1, 2]
 
 
 def test_in_shared_mode_the_service_numbers_the_rows() -> None:

@@ -48,6 +48,7 @@ class Delivery:
 
     Attributes:
         diagnosis: the run's health, as far as records have been made. It is replaced as a whole: any thread may read.
+        now: the step that the training is at, as the monitor sets it.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Delivery:
         diagnoses: bool = False,
     ) -> None:
         self.diagnosis = Diagnosis()
+        self.now = -1
         self._diagnoses = diagnoses
         self._diagnosing = threading.Lock()
         self._unmade: list[_Numbers] = []
@@ -72,7 +74,7 @@ class Delivery:
         self._said_parts = False
         self._said_twice: set[str] = set()
         if isinstance(backend, OwnedElsewhere):
-            backend.before_end(self.flush)
+            backend.accompany(lambda: self.now, self.flush)
 
     def send(self, step: int, measured: Sequence[tuple[Turn, Any]], time_share: float = 0.0) -> None:
         """Starts one copy to the host and queues the rest; all that was found is written at once, the slow ones after.

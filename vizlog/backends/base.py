@@ -66,7 +66,12 @@ class Summarises(Protocol):
 
 @runtime_checkable
 class OwnedElsewhere(Protocol):
-    """What a backend may have besides: a destination that its owner may end while records for it are under way."""
+    """What a backend may have besides: a destination to which its owner writes too, and which he may end any time."""
 
-    def before_end(self, deliver: Callable[[], None]) -> None:
-        """Takes what is to be called then, and comes back once all that is under way has been written."""
+    def accompany(self, now: Callable[[], int], deliver: Callable[[], None]) -> None:
+        """Takes what tells of the training.
+
+        Args:
+            now: says which step it is at; records come later, and of earlier ones.
+            deliver: to be called before the end; comes back once all that is under way has been written.
+        """

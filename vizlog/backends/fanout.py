@@ -51,11 +51,11 @@ class FanOut:
                 except Exception as error:  # noqa: BLE001 -- whatever one destination raises, the others go on
                     _report(backend, f"could not take the summary at step {step}", error)
 
-    def before_end(self, deliver: Callable[[], None]) -> None:
-        """Passes it on to the backends whose owners may end them."""
+    def accompany(self, now: Callable[[], int], deliver: Callable[[], None]) -> None:
+        """Passes it on to the backends that have owners."""
         for backend in self._backends:
             if isinstance(backend, OwnedElsewhere):
-                backend.before_end(deliver)
+                backend.accompany(now, deliver)
 
     def close(self) -> None:
         """Closes every backend, also where one of them raises."""

@@ -126,6 +126,7 @@ class WandB:
         self._client = Patience(lives=lambda: opened is not None and runs(opened))
         self._service = Patience()
         self._refused_tables = False
+        self._now: Callable[[], int] = lambda: -1
         self._deliver: Callable[[], None] | None = None
         self._rows = None if opened is None else self._open_rows(opened, charts_by_key=step_key is not None)
         self._files = _FileBudget(max_files)
@@ -164,9 +165,9 @@ class WandB:
 
         self._call(summarise, step)
 
-    def before_end(self, deliver: Callable[[], None]) -> None:
-        """Has `deliver` called where the owner finishes the run before vizlog is done."""
-        self._deliver = deliver
+    def accompany(self, now: Callable[[], int], deliver: Callable[[], None]) -> None:
+        """Has `deliver` called where the owner finishes the run first, and tells by `now` what his numbers count."""
+        self._now, self._deliver = now, deliver
 
     def close(self) -> None:
         """Lets go of the run, which stays open: it is its owner's."""
@@ -183,10 +184,20 @@ class WandB:
             if rows.pending or self._rows is rows:
                 self._end(rows, rows.run_ends)
 
+        def now() -> int:
+            return self._now()
+
         told = _before_finish(run, run_ends)
         # What waits would be lost where he finishes the run before us and nobody says so.
         waits = told and not charts_by_key
-        rows = Rows(run, waits=waits, told=told, keys=self._step_keys, written=self._client.sign_of_life)
+        rows = Rows(
+            run,
+            waits=waits,
+            told=told,
+            keys=self._step_keys,
+            now=now,
+            written=self._client.sign_of_life,
+        )
         return rows
 
     def _adding(self, step: int, row: Mapping[str, Any]) -> Callable[[], None]:

@@ -40,6 +40,7 @@ class Rows:
         waits: whether he may number rows by `step=`.
         told: whether `run_ends` will be called before it ends.
         keys: those that every row has, whatever else it holds.
+        now: says which step the training is at; the rows that come may be of much earlier ones.
         written: called after each row.
     """
 
@@ -50,10 +51,12 @@ class Rows:
         waits: bool,
         keys: Iterable[str],
         told: bool = False,
+        now: Callable[[], int] = lambda: -1,
         written: Callable[[], None] = lambda: None,
     ) -> None:
         self.run = run
         self._told = told
+        self._now = now
         self._written = written
         # In shared mode the service numbers the rows: there is no `step=`, and no number to ask for.
         self._numbered = getattr(run.settings, "mode", None) != "shared"
@@ -63,14 +66,12 @@ class Rows:
         self._since = time.monotonic()
         self._steps = (-1, -1)  # of our latest row, and of the one before
         self._latest = (-1, -1, frozenset[str]())  # where a number is shared: the number, our step there, and our keys
-        self._owner_steps = False
         self._owner_keeps_pace = False
         self._said: set[str] = set()
 
     def add(self, step: int, row: Row) -> None:
         """Writes a row, or keeps it until it is known how."""
-        if step != self._steps[0]:
-            self._steps = (step, self._steps[0])
+        self._steps = (step, self._steps[0])
         self._held.append((step, row))
         if self._numbered and self._owner_passes_step():
             self._join()
@@ -100,10 +101,9 @@ class Rows:
         return max(self.run.step, self.run.starting_step)  # a resumed run says 0 until it is logged to
 
     def _owner_passes_step(self) -> bool:
-        # The client tells only its telemetry. Latched: `_join` passes `step=` too.
+        # The client tells only its telemetry, where it stays; ours pass it only after his have.
         feature = getattr(getattr(self.run, "_telemetry_obj", None), "feature", None)
-        self._owner_steps = self._owner_steps or bool(getattr(feature, "set_step_log", False))
-        return self._owner_steps
+        return bool(getattr(feature, "set_step_log", False))
 
     def _owner_is_known(self) -> bool:
         """Whether he has logged, or we need not or can no longer wait for him."""
@@ -130,7 +130,7 @@ class Rows:
     def _open_first(self) -> None:
         """What is of our first step goes into the row that is open, and stays there until he closes it."""
         step, row = self._held[-1]
-        if self._latest[0] < 0 or (len(self._held) == 1 and self._fits(step, row)):
+        if self._latest[0] < 0 or self._fits(step, row):
             self._held.pop()
             self._place(self._number(), step, row)
 
@@ -150,12 +150,12 @@ class Rows:
         free = range(number + (number == self._latest[0]), last + 1)
         left: list[tuple[int, Row]] = []
         for step, row in self._held:
-            if free:
+            if self._latest[0] >= number and self._fits(step, row):
+                self._place(self._latest[0], step, row)
+            elif free:
                 to = min(max(step, free[0]), free[-1])
                 free = range(to + 1, last + 1)
                 self._place(to, step, row)
-            elif not left and self._fits(step, row):
-                self._place(self._latest[0], step, row)
             else:
                 left.append((step, row))
         if left and (ends or len(left) > MOST_HELD or not self._may_keep_pace(number, newest)):
@@ -191,8 +191,12 @@ class Rows:
         return number + 10 > 0.6 * step
 
     def _keeps_pace(self, number: int, step: int) -> bool:
-        """Whether he counts steps as we do: he has passed our row before. Then going ahead of him to `step` is safe."""
-        self._owner_keeps_pace |= 0 < self._steps[1] <= number and number > 0.6 * step
+        """Whether he counts steps as we do: he has passed our row before. Then going ahead of him to `step` is safe.
+
+        An epoch that he counts may pass rows of ours that come late, but is at most half of the step it is.
+        """
+        now = max(self._now(), step)
+        self._owner_keeps_pace |= 0 < self._steps[1] <= number and number > 0.6 * now
         return self._owner_keeps_pace
 
     def _log(self, row: Row, **how: Any) -> None:
