@@ -115,6 +115,12 @@ def epochs_with_step(run: Numbered, step: int) -> None:
         run.log({"accuracy": -step}, step=step // 10)
 
 
+def epochs_from_one(run: Numbered, step: int) -> None:
+    if step % 2 == 0:
+        run.log({"loss": step}, step=step // 2 + 1)
+        run.log({"accuracy": -step}, step=step // 2 + 1)
+
+
 def first_without_step(run: Numbered, step: int) -> None:
     how = {} if step % 1000 < STEPS / 2 else {"step": step + 1000}
     run.log({"loss": step}, **how)
@@ -127,7 +133,7 @@ def nothing(run: Numbered, step: int) -> None:
 STEPS = 60
 OWNERS = [no_step, in_halves, with_step, with_step_from_one, with_step_seldom, first_without_step, nothing]
 CASES = [(owner, resumed) for owner in OWNERS for resumed in (False, True)]
-CASES += [(with_step_once_at_the_end, False), (epochs_with_step, False)]
+CASES += [(with_step_once_at_the_end, False), (epochs_with_step, False), (epochs_from_one, False)]
 
 
 def together(
@@ -178,7 +184,7 @@ def test_nothing_is_lost_of_either(owner: Callable[[Numbered, int], None], resum
         kept = [{key: row[key] for key in row if key in ("loss", "accuracy", *["_step"] * numbered)} for row in found]
         expected = his if numbered else [{key: row[key] for key in row if key != "_step"} for row in his]
         assert [row for row in kept if row.keys() - {"_step"}] == expected, seed
-        if owner is epochs_with_step:  # W&B keeps one row for each of his numbers
+        if owner in (epochs_with_step, epochs_from_one):  # W&B keeps one row for each of his numbers
             continue
         for row in ours:  # each value beside its own step
             assert any(row.items() <= one.items() for one in found), (seed, row)
@@ -207,10 +213,13 @@ def test_what_comes_late_of_the_first_step_waits_for_nobody() -> None:
     rows.add(0, {"vizlog/step": 0, "late": 0})
     assert run._open == {"vizlog/step": 0, "health": 0, "late": 0}
     rows.add(0, {"vizlog/step": 0, "late": 1})  # would take the place of the one before
-    assert run._open["late"] == 0
+    rows.add(0, {"vizlog/step": 0, "health": 1})
+    assert run._open == {"vizlog/step": 0, "health": 0, "late": 0}
     run.log({"loss": 1})
     rows.close()
-    assert [row.get("late") for row in run.finish()] == [0, None, 1]
+    found = run.finish()
+    assert [row["late"] for row in found if "late" in row] == [0, 1]
+    assert [row["health"] for row in found if "health" in row] == [0, 10, 1]
 
 
 def test_what_comes_late_shares_the_row_of_its_step(caplog: pytest.LogCaptureFixture) -> None:
@@ -255,7 +264,8 @@ def test_a_client_that_says_nothing_of_how_he_logs_is_taken_for_one_without_step
 
 def test_in_shared_mode_the_service_numbers_the_rows() -> None:
     run = Numbered(mode="shared")
-    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"])  # type: ignore[arg-type]
+    written: list[int] = []
+    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"], written=lambda: written.append(1))  # type: ignore[arg-type]
     for step in range(3):
         rows.add(step, {"vizlog/step": step})
     run._telemetry_obj.feature.set_step_log = True  # he has tried
@@ -263,4 +273,5 @@ def test_in_shared_mode_the_service_numbers_the_rows() -> None:
     rows.close()
     rows.run_ends()
     assert [row["vizlog/step"] for row in run.finish()] == [0, 1, 2, 3]
+    assert len(written) == 4
     assert not rows.pending

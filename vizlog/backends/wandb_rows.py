@@ -64,14 +64,13 @@ class Rows:
         self._keys = frozenset(keys)
         self._held: list[tuple[int, Row]] = []
         self._since = time.monotonic()
-        self._steps = (-1, -1)  # of our latest row, and of the one before
+        self._newest = -1
         self._latest = (-1, -1, frozenset[str]())  # where a number is shared: the number, our step there, and our keys
-        self._owner_keeps_pace = False
         self._said: set[str] = set()
 
     def add(self, step: int, row: Row) -> None:
         """Writes a row, or keeps it until it is known how."""
-        self._steps = (step, self._steps[0])
+        self._newest = step
         self._held.append((step, row))
         if self._numbered and self._owner_passes_step():
             self._join()
@@ -138,14 +137,13 @@ class Rows:
         """Each row under a number of its own."""
         if self._latest[0] >= 0 and self._latest[0] == self._number():
             self.run.log({}, commit=True)  # our first row is still open
-        self._latest = (-1, -1, frozenset())
         held, self._held = self._held, []
         for _, row in held:
             self._log(row)
 
     def _join(self, *, ends: bool = False) -> None:
         """Beside an owner who numbers rows himself: each row where a number is free, the others wait for one."""
-        number, newest = self._number(), self._steps[0]
+        number, newest = self._number(), self._newest
         last = max(number, newest) if self._keeps_pace(number, newest) else number
         free = range(number + (number == self._latest[0]), last + 1)
         left: list[tuple[int, Row]] = []
@@ -191,13 +189,12 @@ class Rows:
         return number + 10 > 0.6 * step
 
     def _keeps_pace(self, number: int, step: int) -> bool:
-        """Whether he counts steps as we do: he has passed our row before. Then going ahead of him to `step` is safe.
+        """Whether he counts steps as we do. Then going ahead of him to `step` is safe.
 
-        An epoch that he counts may pass rows of ours that come late, but is at most half of the step it is.
+        Where he counts epochs, of two steps or more and from 0 or 1 on, he stands at half of the training's step + 1 at
+        most; rows of ours that come late he may have passed all the same.
         """
-        now = max(self._now(), step)
-        self._owner_keeps_pace |= 0 < self._steps[1] <= number and number > 0.6 * now
-        return self._owner_keeps_pace
+        return number > 0.6 * max(self._now(), step) + 2
 
     def _log(self, row: Row, **how: Any) -> None:
         self.run.log(row, **how)
