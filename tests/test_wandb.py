@@ -636,6 +636,21 @@ def test_files_stay_within_the_limit_and_the_rest_is_counted(run: wandb.Run, sai
     assert ["at most 12 files" in line for line in said()] == [True]
 
 
+def test_where_no_file_is_wanted_numbers_are_all_there_is(run: wandb.Run) -> None:
+    WandB(run, max_files=0).write(0, every_kind())
+    written = finish(run)
+    assert written.media == []
+    assert written.keys == {
+        "vizlog/step",
+        "vizlog/nonfinite_scalars",
+        "vizlog/files_left_out",
+        "loss/train",
+        "weights/layer1/0/conv",
+        "embeddings/fc/1/knn_accuracy",
+    }
+    assert written.of("vizlog/files_left_out") == [8]
+
+
 def test_a_long_run_is_thinned_evenly_and_not_cut_off() -> None:
     files = _FileBudget(1000)
     taken: dict[str, list[int]] = {f"filters/{i}": [] for i in range(25)}
@@ -720,6 +735,36 @@ def test_a_run_that_its_owner_finishes_is_one_warning(run: wandb.Run, said: Call
     assert written.of("loss/train") == [1.0]
     (line,) = said()
     assert f"{run.id} was finished before vizlog: what came from step 1 on is not in it" in line
+
+
+def test_a_run_that_ends_while_the_client_hangs_says_what_it_may_lack(
+    run: wandb.Run, said: Callable[[], list[str]]
+) -> None:
+    backend = WandB(run)
+    run.log({})
+    backend.write(0, [Scalar("loss/train", value=1.0)])
+    goes_on = threading.Event()
+    backend._client._seconds, backend._client._lives = 0.1, lambda: False
+    assert not backend._client.call(goes_on.wait)  # type: ignore[arg-type]
+    run.finish()
+    goes_on.set()
+    (line,) = said()
+    assert f"the W&B client does not answer: the run {run.id} may lack" in line
+
+
+def test_why_a_training_stops_is_said_in_one_alert_while_the_run_is_open(
+    run: wandb.Run, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alerts: list[str] = []
+    monkeypatch.setattr(run, "alert", lambda text, **_: alerts.append(text))
+    backend = WandB(run)
+    for step, because in enumerate(["", "dead: all of it", "dead: all of it"]):
+        backend.summarise(step, {"vizlog/vanishing": 1.0}, because)
+    assert alerts == ["At step 1: dead: all of it"]
+    assert run.summary["vizlog/stopped_because"] == "dead: all of it"
+    run.finish()
+    backend.summarise(3, {"vizlog/vanishing": 2.0}, "dead: all of it")
+    assert said() == []
 
 
 def test_ranks_that_do_not_log_write_nothing(start: Callable[..., wandb.Run]) -> None:

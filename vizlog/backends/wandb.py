@@ -140,7 +140,7 @@ class WandB:
         self._alerted = False
 
     def write(self, step: int, records: Sequence[Record]) -> None:
-        if self._rows is None or not records:
+        if self._rows is None:
             return
         if _is_finished(self._rows.run):
             self._give_up(self._rows.run, step)
