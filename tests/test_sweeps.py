@@ -289,7 +289,7 @@ def test_what_depends_on_the_model_stays_out_of_the_summary(start: Callable[...,
     run = start()
     if star:
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    backend = WandB(run)
+    backend = WandB(run, max_files=10)  # of 18
     run.log({})  # its owner logs without `step=`: rows go out at once
     for step in (0, 1):
         backend.write(step, [*every_kind(), Scalar("updates/0.weight", 0.1), Scalar("health/dead_units_worst", 0.1)])

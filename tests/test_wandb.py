@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import importlib
 import json
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +195,7 @@ def test_a_picture_is_one_lossless_file_of_the_raster_with_its_caption(run: wand
         assert np.array_equal(np.asarray(image), raster(record))
     assert value["caption"] == "six filters"
     assert len(written.media) == 1
+    assert written.keys == {"filters/conv1", "vizlog/step"}
 
 
 def test_a_histogram_is_numpys_and_short(run: wandb.Run) -> None:
@@ -562,10 +565,16 @@ print(run.dir)
     assert "does not answer" not in done.stderr
 
 
+@pytest.mark.parametrize("without_hooks", [False, True])
 def test_a_client_that_calls_nobody_before_it_finishes_is_not_waited_for(
-    run: wandb.Run, monkeypatch: pytest.MonkeyPatch
+    run: wandb.Run,
+    monkeypatch: pytest.MonkeyPatch,
+    without_hooks: bool,  # noqa: FBT001
 ) -> None:
-    monkeypatch.setattr(run, "_teardown_hooks", ())
+    if without_hooks:
+        monkeypatch.delattr("wandb.sdk.wandb_run.TeardownHook")
+    else:
+        monkeypatch.setattr(run, "_teardown_hooks", ())
     backend = WandB(run)
     for step in range(3):
         backend.write(step, [Scalar("health/x", value=float(step))])
@@ -750,6 +759,100 @@ def test_a_run_that_ends_while_the_client_hangs_says_what_it_may_lack(
     goes_on.set()
     (line,) = said()
     assert f"the W&B client does not answer: the run {run.id} may lack" in line
+
+
+def test_rows_that_were_dropped_are_said(run: wandb.Run, said: Callable[[], list[str]]) -> None:
+    backend = WandB(run)
+    backend._client.dropped = 2
+    backend.close()
+    (line,) = said()
+    assert "2 of them for certain" in line
+
+
+def test_what_fails_as_a_run_ends_is_no_matter_of_its_owners(run: wandb.Run, said: Callable[[], list[str]]) -> None:
+    def fail() -> None:
+        raise RuntimeError("not today")
+
+    WandB(run).accompany(lambda: 0, fail)
+    run.finish()
+    (line,) = said()
+    assert f"could not write all that it has for the W&B run {run.id}: not today" in line
+
+
+def test_a_finished_run_keeps_nothing_of_vizlogs(run: wandb.Run) -> None:
+    backend = WandB(run)
+    gone = weakref.ref(backend)
+    backend.close()
+    run.finish()
+    del backend
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["a new key", "a known key"])
+def test_a_run_that_is_finished_while_vizlog_draws_is_one_warning(
+    run: wandb.Run,
+    said: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    again: bool,  # noqa: FBT001
+) -> None:
+    backend = WandB(run)
+    if again:
+        backend.write(0, [picture()])
+    draw = backend._pictures.of
+
+    def finish_and_draw(record: Any) -> Any:
+        run.finish()
+        return draw(record)
+
+    monkeypatch.setattr(backend._pictures, "of", finish_and_draw)
+    for step in (1, 2):
+        backend.write(step, [picture()])
+    (line,) = said()
+    assert "was finished before vizlog: what came from step 1 on is not in it" in line
+
+
+def test_what_an_open_run_refuses_is_an_error_like_any_other(run: wandb.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb.errors import UsageError
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UsageError("no")
+
+    monkeypatch.setattr(run, "log", refuse)
+    with pytest.raises(UsageError, match="no"):
+        WandB(run).write(0, [Scalar("loss/train", value=1.0)])
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["taken", "refused"])
+def test_a_table_that_is_answered_after_its_run_has_ended_is_no_news(
+    run: wandb.Run,
+    said: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    refused: bool,  # noqa: FBT001
+) -> None:
+    from wandb.sdk.data_types import utils
+
+    answers, to_json = threading.Event(), utils.val_to_json
+
+    def late(run: wandb.Run, key: str, value: Any, **options: Any) -> Any:
+        if not key.endswith("/table"):
+            return to_json(run, key, value, **options)
+        answers.wait(60)
+        if refused:
+            raise ConnectionError("too late")
+        return None
+
+    monkeypatch.setattr(utils, "val_to_json", late)
+    backend = WandB(run)
+    backend._service._seconds = 0.1
+    backend.write(0, [embedding()])
+    backend.close()
+    run.finish()
+    answers.set()
+    while backend._service._jobs:
+        time.sleep(0.01)
+    (line,) = said()
+    assert "the W&B service does not answer" in line
 
 
 def test_why_a_training_stops_is_said_in_one_alert_while_the_run_is_open(

@@ -208,8 +208,6 @@ class WandB:
         def add() -> None:
             self._define(rows.run, row)
             rows.add(step, {**row, **dict.fromkeys(self._step_keys, step)})
-            if self._rows is not rows:  # closed meanwhile
-                rows.close()
 
         return add
 
@@ -490,7 +488,7 @@ def _before_finish(run: wandb.Run, work: Callable[[], None]) -> bool:
 
     def call() -> None:
         atexit.unregister(call)
-        if os.getpid() != process or _is_finished(run):
+        if os.getpid() != process:
             return
         try:
             work()
