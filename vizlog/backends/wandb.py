@@ -233,7 +233,7 @@ class WandB:
                     taken[key] = table
 
         add = self._adding(step, taken)
-        done = self._service.call(register, lambda: None if _is_finished(run) else self._call(add, step))
+        done = self._service.call(register, lambda: self._call(add, step))
         return dict(taken) if done else {}
 
     def _say_refused(self, run: wandb.Run, error: Exception) -> None:
