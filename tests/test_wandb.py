@@ -812,6 +812,26 @@ def test_a_run_that_is_finished_while_vizlog_draws_is_one_warning(
     assert "was finished before vizlog: what came from step 1 on is not in it" in line
 
 
+@pytest.mark.parametrize("error", ["UsageError", "TimeoutError"])
+def test_what_a_client_says_of_a_run_that_is_finished_as_a_row_is_written_is_the_same_warning(
+    run: wandb.Run, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    import wandb.errors
+
+    backend = WandB(run)
+    with monkeypatch.context() as patch:
+
+        def finished(*_: Any) -> None:
+            patch.setattr(run, "_is_finished", True)
+            raise getattr(wandb.errors, error, TimeoutError)("too late")
+
+        patch.setattr(backend._rows, "add", finished)
+        for step in (1, 2):
+            backend.write(step, [Scalar("loss/train", value=1.0)])
+    (line,) = said()
+    assert "was finished before vizlog: what came from step 1 on is not in it" in line
+
+
 def test_what_an_open_run_refuses_is_an_error_like_any_other(run: wandb.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from wandb.errors import UsageError
 

@@ -206,6 +206,10 @@ class WandB:
         assert rows is not None
 
         def add() -> None:
+            if _is_finished(rows.run):  # while we drew; the client would wait half a minute
+                if self._rows is rows:
+                    self._give_up(rows.run, step)
+                return
             self._define(rows.run, row)
             rows.add(step, {**row, **dict.fromkeys(self._step_keys, step)})
 
@@ -264,7 +268,7 @@ class WandB:
         except (UsageError, TimeoutError):
             if rows is None or not _is_finished(rows.run):
                 raise
-            self._give_up(rows.run, step)  # finished while we drew
+            self._give_up(rows.run, step)  # finished at this very moment
 
     def _give_up(self, run: wandb.Run, step: int) -> None:
         self._rows = None
