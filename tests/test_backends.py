@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sample_records import every_record, histogram_of
 from tensorboard.util import tensor_util
 from tensorboard_run import values
+from torch import nn
 from wandb_file import read_run
 
+import vizlog
 from vizlog.backends.base import Backend
 from vizlog.backends.fanout import FanOut
 from vizlog.backends.memory import Memory
@@ -216,3 +220,43 @@ def test_fan_out_wants_backends() -> None:
         FanOut()
     with pytest.raises(TypeError, match="write and close, got 'runs/a'"):
         FanOut("runs/a")  # type: ignore[arg-type]
+
+
+# Owners ---------------------------------------------------------------------------------------------------------------
+
+
+class OfSomebody(Memory):
+    """A destination that is somebody else's too."""
+
+    def accompany(self, now: Callable[[], int], deliver: Callable[[], None]) -> None:
+        self.now, self.deliver = now, deliver
+
+
+class TakesItsTime(vizlog.Probe):
+    """The worker is behind the training until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__(every=1)
+        self.goes_on = threading.Event()
+
+    def measure(self, context: Any) -> int:
+        return int(context.step)
+
+    def finish(self, measured: int) -> Iterator[Scalar]:
+        self.goes_on.wait(60)
+        yield Scalar("health/x", measured)
+
+
+def test_a_backend_with_an_owner_is_told_where_the_training_is_and_can_ask_for_all_that_is_under_way() -> None:
+    model, probe, owned = nn.Linear(2, 1), TakesItsTime(), OfSomebody()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = vizlog.watch(model, optimizer, to=[Memory(), owned], probes=[probe], step=7)
+    for step in (7, 8, 9):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        assert owned.now() == step
+    assert owned.of("health/x") == []
+    probe.goes_on.set()
+    owned.deliver()
+    assert [step for step, _ in owned.of("health/x")] == [7, 8, 9]
+    monitor.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,21 @@ def test_activations_that_are_infinite_by_design_stop_nothing_where_weights_are_
     both = {"activations": np.array([0.1]), "weights": np.array([0.0])}
     found = Diagnosis().after(0, [Curves("health/nonfinite", np.arange(1), both, "layer", "nonfinite")])
     assert (found.bad, found.first_bad_step) == (0, 0)
+
+
+def test_the_guide_says_of_each_key_what_it_is_where_it_lies_and_which_value_is_neutral() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
+    lines = [line for line in guide.splitlines() if line.startswith("| `vizlog/")]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split(" |")] for line in lines]
+    assert tuple(key for key, *_ in rows) == KEYS
+    for key, formula, of, neutral, healthy in rows:
+        assert formula
+        assert healthy
+        if key != "vizlog/stopped_because":
+            number = float(neutral.partition(":")[0].replace("−", "-"))
+            assert number == HEALTHY[key]
+            low, _, high = of.replace("−", "-").partition(" ")
+            assert float(low) <= number <= float(high.removeprefix("to ").replace("upwards", "inf"))
 
 
 # From real models -----------------------------------------------------------------------------------------------------

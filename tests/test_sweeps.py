@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import builtins
 import json
 import math
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from test_examples import example
 from test_wandb import every_kind
+from test_wandb_service import QUICK_AGENT
 from torch import nn
 from torch.optim import SGD
 
@@ -106,6 +112,36 @@ def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) ->
     assert "give --metric" in capsys.readouterr().err
 
 
+def test_the_command_saves_the_view_with_the_best_and_the_worst_run_pinned(wandb_service: WandbService) -> None:
+    for name, accuracy, state in (("a", 0.2, "finished"), ("b", 0.9, "finished"), ("c", 1.0, "failed")):
+        run = wandb_service.run("somebody", "p", name)
+        run.summary, run.state = {"accuracy": accuracy}, state
+    Path("sweep.yaml").write_text(json.dumps(sweeps.sweep_config({"lr": [1, 2]}, metric="accuracy")))
+    command = [sys.executable, "-m", "vizlog.sweeps", "somebody", "p", "--sweep", "sweep.yaml", "--save"]
+    address = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip()
+
+    (saved,) = wandb_service.views.values()
+    assert saved["display_name"] == "Why trials die"
+    (runs,) = json.loads(saved["spec"])["section"]["runSets"]
+    assert [base64.b64decode(run).decode().split(":")[2] for run in runs["pinnedRunIds"]] == ["b", "a"]
+    assert "/somebody/p" in address
+
+
+def test_where_the_service_refuses_the_command_says_so_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("nobody is there")
+
+    monkeypatch.setattr(sweeps, "best_and_worst", refuse)
+    with pytest.raises(SystemExit):
+        sweeps.main(["me", "ours", "--metric", "loss", "--save"])
+    assert capsys.readouterr() == (
+        "",
+        "python -m vizlog.sweeps: there is no view: ConnectionError: nobody is there\n",
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -140,6 +176,14 @@ def test_one_parameter_is_one_axis() -> None:
     assert [c["accessor"] for c in coordinates["columns"] if c["accessor"].startswith("config:")] == ["config:lr.value"]
 
 
+def test_nested_parameters_have_an_axis_each() -> None:
+    parameters = {"optimizer": {"parameters": {"lr": {"values": [1e-4, 1e-1]}, "name": {"value": "sgd"}}}}
+    view = json.loads(sweeps.workspace("me", "ours", metric="loss", parameters=parameters).to_json())
+    (coordinates,) = panels(view)["Parallel Coordinates Plot"]
+    axes = [(c["accessor"], c["log"]) for c in coordinates["columns"] if c["accessor"].startswith("config:")]
+    assert axes == [("config:optimizer.value.lr", True)]
+
+
 def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -170,6 +214,12 @@ def test_a_goal_that_is_none_raises() -> None:
         ((-1.0, 1.0), {"distribution": "uniform", "min": -1.0, "max": 1.0}),
         ((2, 6), {"distribution": "int_uniform", "min": 2, "max": 6}),
         (64, {"value": 64}),
+        (None, {"value": None}),
+        (np.array([1, 10]), {"values": [1, 10]}),
+        ([np.float64(0.5), torch.tensor(2)], {"values": [0.5, 2]}),
+        (range(2, 5), {"values": [2, 3, 4]}),
+        ((np.int64(2), np.int64(6)), {"distribution": "int_uniform", "min": 2, "max": 6}),
+        (np.float32(0.5), {"value": 0.5}),
         ({"distribution": "q_uniform", "min": 0, "max": 8}, {"distribution": "q_uniform", "min": 0, "max": 8}),
     ],
 )
@@ -180,6 +230,7 @@ def test_what_to_sweep_is_said_briefly(given: Any, expected: Any) -> None:
         "metric": {"name": "accuracy", "goal": "maximize"},
         "parameters": {"x": expected},
     }
+    assert yaml.safe_load(yaml.safe_dump(config)) == config
 
 
 def test_a_sweep_may_end_trials_early_and_tells_each_when_to_give_up() -> None:
@@ -197,6 +248,7 @@ def test_a_sweep_may_end_trials_early_and_tells_each_when_to_give_up() -> None:
         ({"parameters": {"x": (2, 1)}}, "low < high"),
         ({"parameters": {"x": (1, 2, 3)}}, "values are a list"),
         ({"parameters": {"x": []}}, "'x' needs a value"),
+        ({"parameters": {"x": {1, 2}}}, r"takes a list of values, .* got \{1, 2\}"),
         ({"parameters": ["x"]}, "takes a mapping"),
         ({"goal": "max"}, "'maximize' or 'minimize', got 'max'"),
         ({"method": "rand"}, "got 'rand'"),
@@ -237,7 +289,7 @@ def test_what_depends_on_the_model_stays_out_of_the_summary(start: Callable[...,
     run = start()
     if star:
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    backend = WandB(run)
+    backend = WandB(run, max_files=10)  # of 18
     run.log({})  # its owner logs without `step=`: rows go out at once
     for step in (0, 1):
         backend.write(step, [*every_kind(), Scalar("updates/0.weight", 0.1), Scalar("health/dead_units_worst", 0.1)])
@@ -275,12 +327,20 @@ def test_the_example_sweep_is_run_by_agents_and_read_back(
         {"lr": [0.003, 3.0], "activation": "relu", "init_gain": 0.5, "depth": [2, 5]},
         metric="accuracy",
         method="grid",
+        program=module.__file__,
         stop_when=["nonfinite", "dead"],
     )
-    monkeypatch.setattr(module, "SWEEP", Path("sweep.yaml"))
+    monkeypatch.setattr(module, "SWEEP", Path("sweep.yaml").absolute())
     monkeypatch.setattr(module, "STEPS", 81)
     Path("sweep.yaml").write_text(json.dumps(config))
-    path = module.sweep(count=4)
+    start = subprocess.Popen
+
+    def quickly(command: Any, **options: Any) -> Any:
+        asks_often = command[1:3] == ["-m", "wandb"]
+        return start([command[0], "-c", QUICK_AGENT, *command[3:]] if asks_often else command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", quickly)
+    path = module.sweep(count=4, by_command=1)
 
     runs = list(wandb.Api().sweep(path).runs)
     assert [run.state for run in runs] == ["finished"] * 4
@@ -301,6 +361,17 @@ def test_the_example_sweep_is_run_by_agents_and_read_back(
 
     (saved,) = wandb_service.views.values()
     spec = json.loads(saved["spec"])
+    logged = {key for run in wandb_service.runs.values() for row in run.history for key in row}
+    lines = panels({"spec": spec})["Run History Line Plot"]
+    # No tanh, and no attention
+    assert {key for line in lines for key in line.get("metrics", ())} - logged == {
+        "health/saturated_worst",
+        "health/attention_entropy_worst",
+    }
+    assert any(re.fullmatch(line["metricRegex"], key) for line in lines if "metricRegex" in line for key in logged)
+    assert {"saliency/gradient"} <= {
+        key for panel in panels({"spec": spec})["Media Browser"] for key in panel["mediaKeys"] if key in logged
+    }
     best, worst = sweeps.best_and_worst(*path.split("/")[:2], metric="accuracy") or ("", "")
     assert worst in died
     assert best not in died

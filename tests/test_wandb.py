@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import importlib
 import json
+import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 from wandb_file import WrittenRun, read_run
 
+import vizlog
+from vizlog.backends.memory import Memory
 from vizlog.backends.wandb import WandB, _FileBudget, _short_edges
 from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Scalar, Surface, Text
 from vizlog.views.raster import raster
@@ -188,6 +195,7 @@ def test_a_picture_is_one_lossless_file_of_the_raster_with_its_caption(run: wand
         assert np.array_equal(np.asarray(image), raster(record))
     assert value["caption"] == "six filters"
     assert len(written.media) == 1
+    assert written.keys == {"filters/conv1", "vizlog/step"}
 
 
 def test_a_histogram_is_numpys_and_short(run: wandb.Run) -> None:
@@ -482,13 +490,91 @@ def test_an_owner_who_logs_once_at_the_end_with_step_loses_nothing(run: wandb.Ru
     with_vizlog.close()
     written = finish(run)
     assert written.of("accuracy") == [0.5]
-    assert written.of("health/x") == [4]  # W&B keeps one row for it
+    assert written.of("health/x") == [*range(5)]
 
 
+def test_what_found_no_row_beside_an_owner_who_passes_step_follows_at_the_end_of_his_run(run: wandb.Run) -> None:
+    """As in a trial that is over before the worker has drawn anything."""
+    backend = WandB(run)
+    for step in range(30):
+        run.log({"loss": step}, step=step)
+    for step in range(0, 30, 5):
+        backend.write(step, [Scalar("health/x", value=float(step)), histogram("weights/a", np.arange(9.0) + step)])
+    backend.close()
+    run.log({"loss": 30}, step=30)
+    run.log({"accuracy": 0.5}, step=30)
+    written = finish(run)
+
+    his = [(row["_step"], row["loss"]) for row in written.rows if "loss" in row]
+    assert his == [(step, step) for step in range(31)]
+    assert [row["_step"] for row in written.rows if "accuracy" in row] == [30]
+    ours = [(row["vizlog/step"], row["weights/a"]["bins"][0]) for row in written.rows if "health/x" in row]
+    assert ours == [(step, step) for step in range(0, 30, 5)]
+    assert written.of("health/x") == [*range(0, 30, 5)]
+
+
+class TakesItsTime(vizlog.Probe):
+    """The worker is behind the training."""
+
+    def __init__(self) -> None:
+        super().__init__(every=1)
+
+    def measure(self, context: Any) -> int:
+        return int(context.step)
+
+    def finish(self, measured: int) -> Iterator[Scalar]:
+        time.sleep(0.02)
+        yield Scalar("health/x", measured)
+
+
+def test_a_run_that_its_owner_finishes_first_has_all_that_was_under_way(run: wandb.Run) -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    memory = Memory()
+    monitor = vizlog.watch(model, optimizer, to=[memory, run], probes=[TakesItsTime()])
+    for step in range(20):
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        monitor.log({"loss": step})
+    written = finish(run)
+    monitor.close()
+    assert written.of("loss") == [*range(20)]
+    assert written.of("health/x") == [*range(20)]
+    assert len(memory.of("health/x")) == len(memory.of("loss")) == 20
+
+
+def test_the_end_of_a_process_ends_its_runs_too(tmp_path: Path) -> None:
+    """Nobody closes and nobody finishes; a fork that ends in between has nothing to do with it."""
+    script = """
+import os, wandb
+from vizlog.backends.wandb import WandB
+from vizlog.records import Scalar
+run = wandb.init(project="test")
+backend = WandB(run)
+for step in range(9):
+    run.log({"loss": step}, step=step)
+if os.fork() == 0: raise SystemExit
+os.wait()
+for step in range(9):
+    backend.write(step, [Scalar("health/x", float(step))])
+print(run.dir)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
+    written = read_run(Path(done.stdout.strip()).parent)
+    assert written.of("loss") == written.of("health/x") == [*range(9)]
+    assert "does not answer" not in done.stderr
+
+
+@pytest.mark.parametrize("without_hooks", [False, True])
 def test_a_client_that_calls_nobody_before_it_finishes_is_not_waited_for(
-    run: wandb.Run, monkeypatch: pytest.MonkeyPatch
+    run: wandb.Run,
+    monkeypatch: pytest.MonkeyPatch,
+    without_hooks: bool,  # noqa: FBT001
 ) -> None:
-    monkeypatch.setattr(run, "_teardown_hooks", ())
+    if without_hooks:
+        monkeypatch.delattr("wandb.sdk.wandb_run.TeardownHook")
+    else:
+        monkeypatch.setattr(run, "_teardown_hooks", ())
     backend = WandB(run)
     for step in range(3):
         backend.write(step, [Scalar("health/x", value=float(step))])
@@ -557,6 +643,21 @@ def test_files_stay_within_the_limit_and_the_rest_is_counted(run: wandb.Run, sai
     assert written.of("vizlog/files_left_out")[-1] == 80 - drawn
     assert len(written.of("loss/train")) == 40
     assert ["at most 12 files" in line for line in said()] == [True]
+
+
+def test_where_no_file_is_wanted_numbers_are_all_there_is(run: wandb.Run) -> None:
+    WandB(run, max_files=0).write(0, every_kind())
+    written = finish(run)
+    assert written.media == []
+    assert written.keys == {
+        "vizlog/step",
+        "vizlog/nonfinite_scalars",
+        "vizlog/files_left_out",
+        "loss/train",
+        "weights/layer1/0/conv",
+        "embeddings/fc/1/knn_accuracy",
+    }
+    assert written.of("vizlog/files_left_out") == [8]
 
 
 def test_a_long_run_is_thinned_evenly_and_not_cut_off() -> None:
@@ -643,6 +744,150 @@ def test_a_run_that_its_owner_finishes_is_one_warning(run: wandb.Run, said: Call
     assert written.of("loss/train") == [1.0]
     (line,) = said()
     assert f"{run.id} was finished before vizlog: what came from step 1 on is not in it" in line
+
+
+def test_a_run_that_ends_while_the_client_hangs_says_what_it_may_lack(
+    run: wandb.Run, said: Callable[[], list[str]]
+) -> None:
+    backend = WandB(run)
+    run.log({})
+    backend.write(0, [Scalar("loss/train", value=1.0)])
+    goes_on = threading.Event()
+    backend._client._seconds, backend._client._lives = 0.1, lambda: False
+    assert not backend._client.call(goes_on.wait)  # type: ignore[arg-type]
+    run.finish()
+    goes_on.set()
+    (line,) = said()
+    assert f"the W&B client does not answer: the run {run.id} may lack" in line
+
+
+def test_rows_that_were_dropped_are_said(run: wandb.Run, said: Callable[[], list[str]]) -> None:
+    backend = WandB(run)
+    backend._client.dropped = 2
+    backend.close()
+    (line,) = said()
+    assert "2 of them for certain" in line
+
+
+def test_what_fails_as_a_run_ends_is_no_matter_of_its_owners(run: wandb.Run, said: Callable[[], list[str]]) -> None:
+    def fail() -> None:
+        raise RuntimeError("not today")
+
+    WandB(run).accompany(lambda: 0, fail)
+    run.finish()
+    (line,) = said()
+    assert f"could not write all that it has for the W&B run {run.id}: not today" in line
+
+
+def test_a_finished_run_keeps_nothing_of_vizlogs(run: wandb.Run) -> None:
+    backend = WandB(run)
+    gone = weakref.ref(backend)
+    backend.close()
+    run.finish()
+    del backend
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["a new key", "a known key"])
+def test_a_run_that_is_finished_while_vizlog_draws_is_one_warning(
+    run: wandb.Run,
+    said: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    again: bool,  # noqa: FBT001
+) -> None:
+    backend = WandB(run)
+    if again:
+        backend.write(0, [picture()])
+    draw = backend._pictures.of
+
+    def finish_and_draw(record: Any) -> Any:
+        run.finish()
+        return draw(record)
+
+    monkeypatch.setattr(backend._pictures, "of", finish_and_draw)
+    for step in (1, 2):
+        backend.write(step, [picture()])
+    (line,) = said()
+    assert "was finished before vizlog: what came from step 1 on is not in it" in line
+
+
+@pytest.mark.parametrize("error", ["UsageError", "TimeoutError"])
+def test_what_a_client_says_of_a_run_that_is_finished_as_a_row_is_written_is_the_same_warning(
+    run: wandb.Run, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    import wandb.errors
+
+    backend = WandB(run)
+    with monkeypatch.context() as patch:
+
+        def finished(*_: Any) -> None:
+            patch.setattr(run, "_is_finished", True)
+            raise getattr(wandb.errors, error, TimeoutError)("too late")
+
+        patch.setattr(backend._rows, "add", finished)
+        for step in (1, 2):
+            backend.write(step, [Scalar("loss/train", value=1.0)])
+    (line,) = said()
+    assert "was finished before vizlog: what came from step 1 on is not in it" in line
+
+
+def test_what_an_open_run_refuses_is_an_error_like_any_other(run: wandb.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb.errors import UsageError
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UsageError("no")
+
+    monkeypatch.setattr(run, "log", refuse)
+    with pytest.raises(UsageError, match="no"):
+        WandB(run).write(0, [Scalar("loss/train", value=1.0)])
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["taken", "refused"])
+def test_a_table_that_is_answered_after_its_run_has_ended_is_no_news(
+    run: wandb.Run,
+    said: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    refused: bool,  # noqa: FBT001
+) -> None:
+    from wandb.sdk.data_types import utils
+
+    answers, to_json = threading.Event(), utils.val_to_json
+
+    def late(run: wandb.Run, key: str, value: Any, **options: Any) -> Any:
+        if not key.endswith("/table"):
+            return to_json(run, key, value, **options)
+        answers.wait(60)
+        if refused:
+            raise ConnectionError("too late")
+        return None
+
+    monkeypatch.setattr(utils, "val_to_json", late)
+    backend = WandB(run)
+    backend._service._seconds = 0.1
+    backend.write(0, [embedding()])
+    backend.close()
+    run.finish()
+    answers.set()
+    while backend._service._jobs:
+        time.sleep(0.01)
+    (line,) = said()
+    assert "the W&B service does not answer" in line
+
+
+def test_why_a_training_stops_is_said_in_one_alert_while_the_run_is_open(
+    run: wandb.Run, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alerts: list[str] = []
+    monkeypatch.setattr(run, "alert", lambda text, **_: alerts.append(text))
+    backend = WandB(run)
+    for step, because in enumerate(["", "dead: all of it", "dead: all of it"]):
+        backend.summarise(step, {"vizlog/vanishing": 1.0}, because)
+    assert alerts == ["At step 1: dead: all of it"]
+    assert run.summary["vizlog/stopped_because"] == "dead: all of it"
+    run.finish()
+    backend.summarise(3, {"vizlog/vanishing": 2.0}, "dead: all of it")
+    assert said() == []
 
 
 def test_ranks_that_do_not_log_write_nothing(start: Callable[..., wandb.Run]) -> None:

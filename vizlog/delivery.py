@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vizlog.backends.base import Backend, Summarises
+from vizlog.backends.base import Backend, OwnedElsewhere, Summarises
 from vizlog.compute.transfer import Pending, to_host
 from vizlog.diagnosis import Diagnosis
 from vizlog.due import Turn
@@ -48,6 +48,7 @@ class Delivery:
 
     Attributes:
         diagnosis: the run's health, as far as records have been made. It is replaced as a whole: any thread may read.
+        now: the step that the training is at, as the monitor sets it.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Delivery:
         diagnoses: bool = False,
     ) -> None:
         self.diagnosis = Diagnosis()
+        self.now = -1
         self._diagnoses = diagnoses
         self._diagnosing = threading.Lock()
         self._unmade: list[_Numbers] = []
@@ -71,6 +73,8 @@ class Delivery:
         self._next_curves = -1
         self._said_parts = False
         self._said_twice: set[str] = set()
+        if isinstance(backend, OwnedElsewhere):
+            backend.accompany(lambda: self.now, self.flush)
 
     def send(self, step: int, measured: Sequence[tuple[Turn, Any]], time_share: float = 0.0) -> None:
         """Starts one copy to the host and queues the rest; all that was found is written at once, the slow ones after.

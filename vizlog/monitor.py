@@ -423,7 +423,7 @@ class Monitor:
             return
         if step < self._latest:
             self._go_back(step, epoch)
-        self._latest = step
+        self._latest = self._delivery.now = step
         self._steps += 1
         if self._started is None:
             self._started = time.perf_counter()

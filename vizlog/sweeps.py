@@ -186,7 +186,7 @@ def sweep_config(
             or W&B's own syntax. That ends the process, whatever it is doing; `stop_when` lets it finish.
 
     Raises:
-        TypeError: `parameters` is no mapping.
+        TypeError: `parameters` is no mapping, or one of them is nothing that a sweep can hold.
         ValueError: an unknown goal, method or condition, or a parameter that nothing can be drawn from.
     """
     _one_of("goal", goal, ("maximize", "minimize"))
@@ -221,13 +221,13 @@ def _one_of(what: str, given: str, known: Sequence[str]) -> None:
 
 
 def _parameter(name: str, given: Any) -> dict[str, Any]:
-    match given:
+    match _plain(given):
         case Mapping():
             return dict(given)
-        case list():
-            if not given:
+        case list(values):
+            if not values:
                 raise ValueError(f"the list of {name!r} needs a value")
-            return {"values": given}
+            return {"values": values}
         case (int() | float() as low, int() | float() as high):
             if not low < high:
                 raise ValueError(f"the range of {name!r} needs low < high, got {given}")
@@ -237,17 +237,34 @@ def _parameter(name: str, given: Any) -> dict[str, Any]:
             return {"distribution": kind, "min": low, "max": high}
         case tuple():
             raise ValueError(f"a tuple is a range of two numbers, and {name!r} has {given!r}; values are a list")
+        case str() | int() | float() | None as value:
+            return {"value": value}
         case _:
-            return {"value": given}
+            raise TypeError(
+                f"{name!r} takes a list of values, a pair (low, high), one value or a mapping, got {given!r}"
+            )
+
+
+def _plain(given: Any) -> Any:
+    """Numbers and arrays of numpy and torch, and ranges, as what a YAML file can hold."""
+    if hasattr(given, "tolist"):
+        return given.tolist()
+    if isinstance(given, (list, tuple, range)):
+        parts = map(_plain, given)
+        return tuple(parts) if isinstance(given, tuple) else list(parts)
+    return given
 
 
 def _axes(parameters: Iterable[str] | Mapping[str, Any]) -> dict[str, bool]:
     """Name of what is swept -> whether its axis is logarithmic."""
     if not isinstance(parameters, Mapping):
         return dict.fromkeys([parameters] if isinstance(parameters, str) else parameters, False)
-    axes = {}
+    axes: dict[str, bool] = {}
     for name, given in parameters.items():
         parameter = _parameter(name, given)
+        if isinstance(inner := parameter.get("parameters"), Mapping):  # W&B's nested ones
+            axes |= {f"{name}.{part}": log for part, log in _axes(inner).items()}
+            continue
         numbers = [value for value in parameter.get("values", ()) if isinstance(value, (int, float))]
         spans = len(numbers) > 1 and len(numbers) == len(parameter["values"]) and 0 < 10 * min(numbers) <= max(numbers)
         if "value" not in parameter:
@@ -366,12 +383,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen |= {key: value for key in ("metric", "goal", "parameters") if (value := getattr(given, key)) is not None}
     if not chosen.get("metric"):
         parser.error("give --metric, or a --sweep that has one")
-    runs = None
-    if given.save:
-        runs = best_and_worst(given.entity, given.project, metric=chosen["metric"], goal=chosen["goal"])
-    best, worst = runs or (None, None)
-    view = workspace(given.entity, given.project, pictures=given.pictures, best=best, worst=worst, **chosen)
-    sys.stdout.write((view.save() if given.save else view.to_json()) + "\n")
+    where, runs = (given.entity, given.project), None
+    try:
+        if given.save:
+            runs = best_and_worst(*where, metric=chosen["metric"], goal=chosen["goal"])
+        best, worst = runs or (None, None)
+        view = workspace(*where, pictures=given.pictures, best=best, worst=worst, **chosen)
+        found = view.save() if given.save else view.to_json()
+    except Exception as error:  # noqa: BLE001 -- a library that is missing, or whatever the service says
+        parser.exit(1, f"{parser.prog}: there is no view: {type(error).__name__}: {error}\n")
+    sys.stdout.write(found + "\n")
 
 
 if __name__ == "__main__":

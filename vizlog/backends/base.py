@@ -10,7 +10,7 @@ from vizlog.messages import LOG, told
 if TYPE_CHECKING:
     from vizlog.records import Record
 
-__all__ = ["Backend", "Drawable", "Summarises"]
+__all__ = ["Backend", "Drawable", "OwnedElsewhere", "Summarises"]
 
 T = TypeVar("T")
 
@@ -61,4 +61,17 @@ class Summarises(Protocol):
             step: of what was written last.
             scalars: the run's health so far, `vizlog/…` -> a finite number; the same keys each time.
             stopped_because: why `stop_when` stops the training; "" while it does not.
+        """
+
+
+@runtime_checkable
+class OwnedElsewhere(Protocol):
+    """What a backend may have besides: a destination to which its owner writes too, and which he may end any time."""
+
+    def accompany(self, now: Callable[[], int], deliver: Callable[[], None]) -> None:
+        """Takes what tells of the training.
+
+        Args:
+            now: says which step it is at; records come later, and of earlier ones.
+            deliver: to be called before the end; comes back once all that is under way has been written.
         """

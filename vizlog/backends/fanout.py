@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from vizlog.backends.base import Backend, Summarises
+from vizlog.backends.base import Backend, OwnedElsewhere, Summarises
 from vizlog.messages import LOG, told
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ class FanOut:
                     backend.summarise(step, scalars, stopped_because)
                 except Exception as error:  # noqa: BLE001 -- whatever one destination raises, the others go on
                     _report(backend, f"could not take the summary at step {step}", error)
+
+    def accompany(self, now: Callable[[], int], deliver: Callable[[], None]) -> None:
+        """Passes it on to the backends that have owners."""
+        for backend in self._backends:
+            if isinstance(backend, OwnedElsewhere):
+                backend.accompany(now, deliver)
 
     def close(self) -> None:
         """Closes every backend, also where one of them raises."""

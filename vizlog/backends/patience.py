@@ -108,7 +108,10 @@ class Patience:
     def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="vizlog-client", daemon=True)
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError:  # the system gives none, as it does while the interpreter ends (from 3.12 on)
+                self._run()
 
     def _run(self) -> None:
         clock_of: Callable[[int], int] | None = getattr(time, "pthread_getcpuclockid", None)  # Linux has it
@@ -132,4 +135,3 @@ class Patience:
                     self._jobs.appendleft(_Job(job.afterwards))
                 self.sign_of_life()
                 self._changed.notify_all()
-            del job

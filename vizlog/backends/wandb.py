@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import html
 import importlib
 import io
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -91,9 +93,10 @@ class WandB:
     logged with `monitor.log` gets into it as usual. Where `stop_when` stops the training, W&B sends its owner an alert.
 
     Where the owner logs with `step=`, W&B keeps one row for each of his steps and refuses to go back; vizlog then
-    writes into his rows, or between them. Its rows wait for his first, to learn which way he logs: at most 100 of them,
-    and until `close` or the end of the run. `run.log({})` sends them at once, and `run.log({}, step=0)` before training
-    says that he will number his rows himself.
+    writes into his rows, or between them; what finds no row there until `close` follows as he finishes the run. Its
+    rows wait for his first, to learn which way he logs: at most 100 of them, and until `close` or the end of the run.
+    `run.log({})` sends them at once, and `run.log({}, step=0)` before training says that he will number his rows
+    himself. A run that is finished before the monitor is closed first takes all that is under way.
 
     Where W&B's process on this machine is dead or stopped, nothing waits for it longer than 4 seconds, and what it did
     not take is said; as long as it lives, everything is handed to it, on a busy machine too. The service itself is
@@ -122,7 +125,8 @@ class WandB:
         self._client = Patience(lives=lambda: opened is not None and runs(opened))
         self._service = Patience()
         self._refused_tables = False
-        self._unhook: Callable[[], None] | None = None
+        self._now: Callable[[], int] = lambda: -1
+        self._deliver: Callable[[], None] | None = None
         self._rows = None if opened is None else self._open_rows(opened, charts_by_key=step_key is not None)
         self._files = _FileBudget(max_files)
         self._drawable = Drawable()
@@ -135,7 +139,7 @@ class WandB:
         self._alerted = False
 
     def write(self, step: int, records: Sequence[Record]) -> None:
-        if self._rows is None or not records:
+        if self._rows is None:
             return
         if _is_finished(self._rows.run):
             self._give_up(self._rows.run, step)
@@ -160,20 +164,40 @@ class WandB:
 
         self._call(summarise, step)
 
+    def accompany(self, now: Callable[[], int], deliver: Callable[[], None]) -> None:
+        """Has `deliver` called where the owner finishes the run first, and tells by `now` what his numbers count."""
+        self._now, self._deliver = now, deliver
+
     def close(self) -> None:
         """Lets go of the run, which stays open: it is its owner's."""
-        self._end()
-        if self._unhook is not None:
-            self._unhook()
-        self._rows = None
+        if self._rows is not None:
+            self._end(self._rows, self._rows.close)
+        self._rows = self._deliver = None
 
     def _open_rows(self, run: wandb.Run, *, charts_by_key: bool) -> Rows:
         """Rows that wait for the owner's, unless he charts by a key: then he does not number them by `step=`."""
-        if not charts_by_key:
-            self._unhook = _before_finish(run, self._end)
+
+        def run_ends() -> None:
+            if self._deliver is not None:
+                self._deliver()
+            if rows.pending or self._rows is rows:
+                self._end(rows, rows.run_ends)
+
+        def now() -> int:
+            return self._now()
+
+        told = _before_finish(run, run_ends)
         # What waits would be lost where he finishes the run before us and nobody says so.
-        waits = self._unhook is not None
-        return Rows(run, waits=waits, keys=self._step_keys, written=self._client.sign_of_life)
+        waits = told and not charts_by_key
+        rows = Rows(
+            run,
+            waits=waits,
+            told=told,
+            keys=self._step_keys,
+            now=now,
+            written=self._client.sign_of_life,
+        )
+        return rows
 
     def _adding(self, step: int, row: Mapping[str, Any]) -> Callable[[], None]:
         """What writes a row."""
@@ -181,10 +205,12 @@ class WandB:
         assert rows is not None
 
         def add() -> None:
+            if _is_finished(rows.run):  # while we drew; the client would wait half a minute
+                if self._rows is rows:
+                    self._give_up(rows.run, step)
+                return
             self._define(rows.run, row)
             rows.add(step, {**row, **dict.fromkeys(self._step_keys, step)})
-            if self._rows is not rows:  # closed meanwhile
-                rows.end()
 
         return add
 
@@ -210,7 +236,7 @@ class WandB:
                     taken[key] = table
 
         add = self._adding(step, taken)
-        done = self._service.call(register, lambda: None if _is_finished(run) else self._call(add, step))
+        done = self._service.call(register, lambda: self._call(add, step))
         return dict(taken) if done else {}
 
     def _say_refused(self, run: wandb.Run, error: Exception) -> None:
@@ -218,14 +244,13 @@ class WandB:
             self._refused_tables = True
             LOG.warning("the W&B run %s took no table: %s", run.id, told(error))
 
-    def _end(self) -> None:
+    def _end(self, rows: Rows, write: Callable[[], None]) -> None:
         """Writes what waits, as far as the client takes it."""
-        rows = self._rows
-        if rows is None or _is_finished(rows.run):
+        if _is_finished(rows.run):
             return
         if not self._service.wait():
             LOG.warning("the W&B service does not answer: the run %s may lack vizlog's latest tables", rows.run.id)
-        done = self._client.call(rows.end)
+        done = self._client.call(write)
         if not done or self._client.dropped:
             LOG.warning(
                 "the W&B client does not answer: the run %s may lack vizlog's latest rows, %d of them for certain",
@@ -242,7 +267,7 @@ class WandB:
         except (UsageError, TimeoutError):
             if rows is None or not _is_finished(rows.run):
                 raise
-            self._give_up(rows.run, step)  # finished while we drew
+            self._give_up(rows.run, step)  # finished at this very moment
 
     def _give_up(self, run: wandb.Run, step: int) -> None:
         self._rows = None
@@ -452,30 +477,30 @@ def _open_run(run: Any) -> wandb.Run | None:
     return run
 
 
-def _before_finish(run: wandb.Run, work: Callable[[], None]) -> Callable[[], None] | None:
-    """Has `work` done when the owner finishes the run; returns what undoes that, or None where the client cannot."""
+def _before_finish(run: wandb.Run, work: Callable[[], None]) -> bool:
+    """Has `work` done once, when the owner finishes the run or the process ends; False where the client cannot."""
     try:
         from wandb.sdk.wandb_run import TeardownHook, TeardownStage
     except ImportError:
-        return None
+        return False
     hooks = getattr(run, "_teardown_hooks", None)
     if not isinstance(hooks, list):
-        return None
+        return False
+
+    process = os.getpid()
 
     def call() -> None:
+        atexit.unregister(call)
+        if os.getpid() != process:
+            return
         try:
             work()
         except Exception as error:  # noqa: BLE001 -- the owner's run finishes, whatever happens to us
             LOG.warning("vizlog could not write all that it has for the W&B run %s: %s", run.id, error)
 
-    hook = TeardownHook(call, TeardownStage.EARLY)
-    hooks.append(hook)
-
-    def undo() -> None:
-        if hook in hooks:
-            hooks.remove(hook)
-
-    return undo
+    hooks.append(TeardownHook(call, TeardownStage.EARLY))
+    atexit.register(call)  # the client ends runs that are open then without a word to anybody
+    return True
 
 
 def _is_finished(run: wandb.Run) -> bool:

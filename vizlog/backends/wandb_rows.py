@@ -32,19 +32,31 @@ class Rows:
     do and has passed them.
 
     Until he has logged we cannot know. Our first row goes into the row that will be his first, which takes nothing from
-    him; the others wait, at most `MOST_HELD` of them, and until the end.
+    him; the others wait, at most `MOST_HELD` of them, and until `close`. What then would have to share a row with
+    others of ours waits on for the end of his run, when no number of his can come any more.
 
     Args:
         run: a run under way.
         waits: whether he may number rows by `step=`.
+        told: whether `run_ends` will be called before it ends.
         keys: those that every row has, whatever else it holds.
+        now: says which step the training is at; the rows that come may be of much earlier ones.
         written: called after each row.
     """
 
     def __init__(
-        self, run: wandb.Run, *, waits: bool, keys: Iterable[str], written: Callable[[], None] = lambda: None
+        self,
+        run: wandb.Run,
+        *,
+        waits: bool,
+        keys: Iterable[str],
+        told: bool = False,
+        now: Callable[[], int] = lambda: -1,
+        written: Callable[[], None] = lambda: None,
     ) -> None:
         self.run = run
+        self._told = told
+        self._now = now
         self._written = written
         # In shared mode the service numbers the rows: there is no `step=`, and no number to ask for.
         self._numbered = getattr(run.settings, "mode", None) != "shared"
@@ -52,16 +64,13 @@ class Rows:
         self._keys = frozenset(keys)
         self._held: list[tuple[int, Row]] = []
         self._since = time.monotonic()
-        self._steps = (-1, -1)  # of our latest row, and of the one before
+        self._newest = -1
         self._latest = (-1, -1, frozenset[str]())  # where a number is shared: the number, our step there, and our keys
-        self._owner_steps = False
-        self._owner_keeps_pace = False
         self._said: set[str] = set()
 
     def add(self, step: int, row: Row) -> None:
         """Writes a row, or keeps it until it is known how."""
-        if step != self._steps[0]:
-            self._steps = (step, self._steps[0])
+        self._newest = step
         self._held.append((step, row))
         if self._numbered and self._owner_passes_step():
             self._join()
@@ -70,22 +79,30 @@ class Rows:
         else:
             self._open_first()
 
-    def end(self) -> None:
-        """Writes what still waits; nothing more comes."""
+    def close(self) -> None:
+        """Writes what still waits, as far as it has a place; nothing more comes of ours."""
         if self._numbered and self._owner_passes_step():
-            self._join(ends=True)
+            self._join(ends=not self._told)
         else:
             self._write_own()
+
+    def run_ends(self) -> None:
+        """Writes what still waits; nothing more comes of anybody's."""
+        self._write_own()
+
+    @property
+    def pending(self) -> bool:
+        """Whether rows wait for a place."""
+        return bool(self._held)
 
     def _number(self) -> int:
         """The number of the row that is open, or of the next one."""
         return max(self.run.step, self.run.starting_step)  # a resumed run says 0 until it is logged to
 
     def _owner_passes_step(self) -> bool:
-        # The client tells only its telemetry. Latched: `_join` passes `step=` too.
+        # The client tells only its telemetry, where it stays; ours pass it only after his have.
         feature = getattr(getattr(self.run, "_telemetry_obj", None), "feature", None)
-        self._owner_steps = self._owner_steps or bool(getattr(feature, "set_step_log", False))
-        return self._owner_steps
+        return bool(getattr(feature, "set_step_log", False))
 
     def _owner_is_known(self) -> bool:
         """Whether he has logged, or we need not or can no longer wait for him."""
@@ -112,7 +129,7 @@ class Rows:
     def _open_first(self) -> None:
         """What is of our first step goes into the row that is open, and stays there until he closes it."""
         step, row = self._held[-1]
-        if self._latest[0] < 0 or (len(self._held) == 1 and self._fits(step, row)):
+        if self._latest[0] < 0 or self._fits(step, row):
             self._held.pop()
             self._place(self._number(), step, row)
 
@@ -120,24 +137,23 @@ class Rows:
         """Each row under a number of its own."""
         if self._latest[0] >= 0 and self._latest[0] == self._number():
             self.run.log({}, commit=True)  # our first row is still open
-        self._latest = (-1, -1, frozenset())
         held, self._held = self._held, []
         for _, row in held:
             self._log(row)
 
     def _join(self, *, ends: bool = False) -> None:
         """Beside an owner who numbers rows himself: each row where a number is free, the others wait for one."""
-        number, newest = self._number(), self._steps[0]
+        number, newest = self._number(), self._newest
         last = max(number, newest) if self._keeps_pace(number, newest) else number
         free = range(number + (number == self._latest[0]), last + 1)
         left: list[tuple[int, Row]] = []
         for step, row in self._held:
-            if free:
+            if self._latest[0] >= number and self._fits(step, row):
+                self._place(self._latest[0], step, row)
+            elif free:
                 to = min(max(step, free[0]), free[-1])
                 free = range(to + 1, last + 1)
                 self._place(to, step, row)
-            elif not left and self._fits(step, row):
-                self._place(self._latest[0], step, row)
             else:
                 left.append((step, row))
         if left and (ends or len(left) > MOST_HELD or not self._may_keep_pace(number, newest)):
@@ -173,9 +189,12 @@ class Rows:
         return number + 10 > 0.6 * step
 
     def _keeps_pace(self, number: int, step: int) -> bool:
-        """Whether he counts steps as we do: he has passed our row before. Then going ahead of him to `step` is safe."""
-        self._owner_keeps_pace |= 0 < self._steps[1] <= number and number > 0.6 * step
-        return self._owner_keeps_pace
+        """Whether he counts steps as we do. Then going ahead of him to `step` is safe.
+
+        Where he counts epochs, of two steps or more and from 0 or 1 on, he stands at half of the training's step + 1 at
+        most; rows of ours that come late he may have passed all the same.
+        """
+        return number > 0.6 * max(self._now(), step) + 2
 
     def _log(self, row: Row, **how: Any) -> None:
         self.run.log(row, **how)
