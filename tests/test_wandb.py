@@ -681,6 +681,25 @@ def test_a_tag_for_almost_every_file_is_fine() -> None:
     assert files.left_out == 1
 
 
+def test_a_client_that_lets_no_table_be_registered_apart_gets_it_with_its_row(
+    run: wandb.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args: Any, **options: Any) -> Any:
+        if len(args) > 2 and args[2] == ("val_to_json",):
+            raise ImportError(name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    record = next(record for record in every_kind() if isinstance(record, Embedding))
+    WandB(run).write(0, [record])
+    monkeypatch.undo()
+    written = finish(run)
+    (table,) = written.of(f"{record.tag.replace('.', '/')}/table")
+    assert table["nrows"] == len(record.ids)
+
+
 def test_tables_are_kept_when_the_step_has_doubled() -> None:
     files = _FileBudget(1000)
     taken = [step for step in range(0, 10_000, 100) if files.take(step, "embeddings/fc/table", files=2, growth=2.0)]

@@ -221,8 +221,10 @@ class WandB:
         """
         if not tables:
             return {}
-        from wandb.sdk.data_types.utils import val_to_json
-
+        try:
+            from wandb.sdk.data_types.utils import val_to_json
+        except ImportError:  # of another version of the client: it asks while the row is logged, then
+            return tables
         assert self._rows is not None
         run, taken = self._rows.run, {}
 
