@@ -256,6 +256,30 @@ def test_a_module_put_in_later_is_picked_up_and_said(caplog: pytest.LogCaptureFi
     assert "no watched optimizer has 5.weight, 5.bias" in message
 
 
+def test_a_layer_that_is_taken_out_is_shown_no_more_and_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(1, 2, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = x if self.first is None else self.first(x)
+            return self.head(first.flatten(1)[:, :8])
+
+    model, memory = Net(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    probes = [kind(every=1) for kind in (vizlog.FilterImages, vizlog.WeightHistograms, vizlog.GradientHistograms)]
+    with vizlog.watch(model, optimizer, to=memory, probes=probes):
+        for step in range(4):
+            if step == 2:
+                model.first = None
+            model(torch.randn(5, 1, 4, 4)).sum().backward()
+            optimizer.step()
+    assert steps(memory, "filters/first") == steps(memory, "weights/first.weight") == [0, 1]
+    assert steps(memory, "weights/head.weight") == steps(memory, "gradients/head.weight") == [0, 1, 2, 3]
+    assert not warnings(caplog)
+
+
 def test_an_optimizer_made_anew_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     model, memory = net(), vizlog.Memory()
     first, bystander = SGD(model.parameters(), lr=0.1), SGD(nn.Linear(1, 1).parameters(), lr=0.1)
@@ -544,6 +568,72 @@ def test_a_backend_that_fails_is_named(*, writes: bool, beside: bool, caplog: py
     assert len(warnings(caplog)) == 1
 
 
+def test_a_backend_that_cannot_take_a_summary_is_off_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Sums(vizlog.Memory):
+        def summarise(self, *_: Any) -> None:
+            raise ConnectionError("away")
+
+    memory = Sums()
+    _, alone = run(None)
+    _, watched = run({"to": memory, "every": None, "probes": [vizlog.GradientHistograms(every=1)]})
+    assert watched == alone
+    assert steps(memory, "gradients/0.weight") == [0]
+    (message,) = warnings(caplog)
+    assert "Sums could not write and is off from now on: ConnectionError: away" in message
+
+
+def test_records_of_ones_own_that_health_makes_no_sense_of_are_written(caplog: pytest.LogCaptureFixture) -> None:
+    class Mine(vizlog.Probe):
+        picture = False
+
+        def measure(self, context: Any) -> None:
+            return None
+
+        def finish(self, measured: Any) -> Iterable[Any]:
+            yield Curves("health/gradient_norm", np.arange(3), {}, "layer", "norm")
+            yield Scalar("mine", 1.0)
+
+    memory = vizlog.Memory()
+    _, alone = run(None)
+    _, watched = run({"to": memory, "every": None, "probes": [Mine(every=1), vizlog.WeightHistograms(every=1)]})
+    assert watched == alone
+    assert steps(memory, "mine") == steps(memory, "weights/0.weight") == list(range(6))
+    assert all("vizlog could not make sense of step" in message for message in warnings(caplog))
+    assert warnings(caplog)
+
+
+def test_a_writer_to_another_machine_that_was_closed_first_is_off_and_that_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Remote:
+        """As much of a SummaryWriter as writes to a bucket."""
+
+        all_writers: Any = ()
+
+        def _get_file_writer(self) -> Any:
+            return self
+
+        def get_logdir(self) -> str:
+            return "s3://bucket/run"
+
+        def add_summary(self, summary: Any, step: int) -> None:
+            pass
+
+        def flush(self) -> None:
+            pass
+
+    def close(model: nn.Sequential, optimizer: SGD, step: int) -> None:
+        if step == 3:
+            writer.all_writers = None
+
+    writer = Remote()
+    _, alone = run(None)
+    _, watched = run({"to": writer, "every": None, "probes": [vizlog.WeightHistograms(every=1)]}, between=close)
+    assert watched == alone
+    (message,) = warnings(caplog)
+    assert "the SummaryWriter was closed before vizlog was: close vizlog first" in message
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_backend_that_ends_the_thread_does_not_hang_the_end() -> None:
     worker, done = Worker(), []
@@ -628,6 +718,17 @@ def test_a_writer_that_broke_over_a_full_disk_is_gone_on_with_beside_it(
     assert len(said) == 2
     assert "no space at step 1" in said[0]
     assert "space again at step 3" in said[1]
+
+
+def test_a_disk_that_is_full_at_the_end_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    backend = vizlog.TensorBoard(tmp_path, hparams={"lr": 0.1})
+    backend.write(3, [Scalar("a", 0)])
+    (file,) = event_files(tmp_path)
+    with full_after(file.stat().st_size):
+        backend.close()
+    (message,) = warnings(caplog)
+    assert "no space at step 3" in message
+    assert (3, "a") in values(tmp_path)
 
 
 def test_a_writer_that_is_being_closed_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

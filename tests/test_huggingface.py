@@ -336,6 +336,31 @@ def test_a_second_training_and_one_that_raised_leave_nothing_behind(caplog: pyte
     assert len([message for message in said(caplog) if "reports to nothing that takes pictures" in message]) == 3
 
 
+def test_a_training_that_raised_is_closed_when_another_begins() -> None:
+    """As where a batch does not fit in memory, and the Trainer tries a smaller one."""
+
+    class Closing(vizlog.Memory):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    class Once(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if ours.monitor not in held:
+                held.append(ours.monitor)
+                if len(held) == 1:
+                    raise MemoryError
+
+    memory, held = Closing(), []
+    ours = histograms(to=memory)
+    made = trainer(classifier(), ours, Once(), max_steps=1)
+    with pytest.raises(MemoryError):
+        made.train()
+    made.train()
+    assert memory.closed == len(held) == 2
+
+
 # Where it writes ------------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +404,16 @@ def test_an_optimizer_that_holds_copies_of_the_parameters_is_no_reason_to_stop(
     assert (
         len([message for message in said(caplog) if "none of the selected parameters had a gradient" in message]) == 1
     )
+
+
+def test_what_is_no_optimizer_at_all_is_no_reason_to_stop() -> None:
+    class Unknown(VizLog):
+        def on_train_begin(self, *events: Any, optimizer: Any, **rest: Any) -> None:
+            super().on_train_begin(*events, optimizer=object(), **rest)
+
+    memory = vizlog.Memory()
+    trained(classifier, Unknown([vizlog.WeightHistograms(every=1)], to=memory), max_steps=2)
+    assert steps(memory, "weights/classifier.weight") == [1, 2]
 
 
 def test_a_board_that_comes_after_us_and_closes_first_still_gets_everything(tmp_path: Path) -> None:
@@ -462,6 +497,23 @@ def test_data_that_cannot_be_asked_by_index_gives_no_pictures_and_that_is_said(
     assert "VizLog(batch=" in line
 
 
+@pytest.mark.parametrize("data", [{"words": ["a", "b"]}, {"words": torch.zeros(2, 3), "labels": torch.arange(5)}])
+def test_data_that_is_no_batch_of_tensors_is_said(data: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Words(nn.Linear):
+        def forward(self, words: Any = None, **_: Any) -> dict[str, Tensor]:
+            return {"loss": self.weight.sum()}
+
+    class Trains(Trainer):
+        def _prepare_inputs(self, inputs: Any) -> Any:
+            return {}
+
+    memory = vizlog.Memory()
+    options = {"data_collator": lambda _: data, "remove_unused_columns": False, "kind": Trains, "max_steps": 1}
+    trained(lambda: Words(2, 2), VizLog(to=memory), **options)
+    assert any("makes no pictures of examples, since the data is" in message for message in said(caplog))
+    assert steps(memory, "weights/weight") == [1]
+
+
 def test_a_batch_that_does_not_fit_raises_where_it_was_given_and_is_said_where_it_was_guessed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -504,7 +556,9 @@ def test_without_transformers_the_import_says_what_to_type(monkeypatch: pytest.M
         importlib.import_module("vizlog.callbacks.huggingface")
 
 
-@pytest.mark.parametrize("options", [{"every": 0}, {"every": "often"}, {"probes": [3]}])
+@pytest.mark.parametrize(
+    "options", [{"every": 0}, {"every": "often"}, {"probes": [3]}, {"probes": [], "every": 5}, {"stop_when": "never"}]
+)
 def test_what_is_wrong_raises_when_it_is_built(options: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):
         VizLog(**options)

@@ -110,6 +110,19 @@ def test_an_exception_cancels_the_step_passes_through_and_leaves_it_due() -> Non
     assert len(memory.of("activations/0")) == 1
 
 
+def test_a_step_that_never_ended_is_forgotten_when_the_next_begins() -> None:
+    model, memory = net(), vizlog.Memory()
+    probes = [vizlog.ActivationHistograms(every=1, source="live"), vizlog.GradientHistograms(every=1)]
+    with vizlog.Monitor(model, probes, to=memory) as monitor:
+        monitor.begin(0)
+        model(X)  # and the loop goes on to the next batch
+        with monitor.step(1):
+            model(X[:2]).sum().backward()
+    assert steps(memory, "activations/0") == steps(memory, "gradients/0.weight") == [1]
+    (_, record), *_ = memory.of("activations/0")
+    assert record.count == 2 * 4  # type: ignore[union-attr]
+
+
 def test_epochs_may_be_given() -> None:
     model, memory = net(), vizlog.Memory()
     with vizlog.Monitor(model, [vizlog.WeightHistograms(every=vizlog.EveryEpoch(2))], to=memory) as monitor:
@@ -381,6 +394,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "every 0": (lambda: watch(every=0), ValueError, "n >= 1"),
     "every of text": (lambda: watch(every="often"), TypeError, "every= takes a number of steps or a schedule"),
     "an option there is not": (lambda: vizlog.WeightHistograms(evry=3), TypeError, "evry"),  # type: ignore[call-arg]
+    "every twice": (lambda: watch(probes=[vizlog.WeightHistograms()], every=5), ValueError, "each of probes= its own"),
     "a pattern": (
         lambda: watch(probes=[vizlog.WeightHistograms("1.*")]),
         ValueError,
