@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import json
 import logging
@@ -899,6 +900,76 @@ def test_numbers_are_written_soon_though_the_training_does_not_come_back(
             monitor.log({"loss": torch.tensor(float(number))})
             until(lambda: list((tmp_path / "run").glob("*tfevents*")), patience=60)
             until(lambda number=number: len(events(tmp_path / "run")) == number + 2, patience=60)
+
+
+def test_numbers_that_are_many_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vizlog.delivery._SECONDS", 3600)
+    memory = vizlog.Memory()
+    with vizlog.Monitor(net(), [], to=memory) as monitor:
+        for number in range(200):
+            monitor.log({"n": number})
+        until(lambda: len(memory.of("n")) >= 100, patience=60)
+
+
+def test_pictures_that_had_to_go_are_counted_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    class Slow(vizlog.Memory):
+        def write(self, step: int, records: Any) -> None:
+            started.set()
+            go.wait()
+            super().write(step, records)
+
+    class Picture(vizlog.Probe):
+        def measure(self, context: Any) -> int:
+            return int(context.step)
+
+        def finish(self, measured: int) -> Iterable[Any]:
+            yield Scalar("picture", measured)
+
+    memory = Slow()
+    with vizlog.Monitor(net(), [Picture(every=1)], to=memory) as monitor:
+        monitor.log({"before": 1.0})
+        for _ in range(100):
+            with monitor.step():
+                pass
+            started.wait()
+        go.set()
+    left_out = 100 - len(memory.of("picture"))
+    assert left_out > 0
+    assert f"vizlog dropped {left_out} pictures that came due faster than they could be drawn" in warnings(caplog)
+
+
+def test_a_closed_monitor_that_is_let_go_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    monitor = vizlog.Monitor(net(), [], to=vizlog.Memory())
+    monitor.close()
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+    del monitor
+    gc.collect()
+    assert started == []
+
+
+def test_of_two_records_of_one_tag_the_first_is_written_and_the_other_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Says(vizlog.Probe):
+        picture = False
+
+        def __init__(self, value: float) -> None:
+            super().__init__(every=1)
+            self.value = value
+
+        def measure(self, context: Any) -> None:
+            return None
+
+        def finish(self, measured: Any) -> Iterable[Any]:
+            yield Scalar("mine", self.value)
+
+    memory = vizlog.Memory()
+    run({"to": memory, "every": None, "probes": [Says(1.0), Says(2.0)]})
+    assert [record.value for _, record in memory.of("mine")] == [1.0] * 6  # type: ignore[union-attr]
+    assert warnings(caplog) == ["vizlog: two probes make mine; the second one's is left out"]
 
 
 def test_that_is_within_ten_seconds() -> None:

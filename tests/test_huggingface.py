@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import math
 import sys
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from tensorboard.util import tensor_util
 from tensorboard_run import values
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -29,9 +30,12 @@ from transformers import (
     GPT2LMHeadModel,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
+    default_data_collator,
     set_seed,
 )
 from wandb_file import read_run
@@ -381,6 +385,25 @@ def test_a_destination_of_ones_own_comes_first_and_a_rank_that_does_not_log_writ
     assert steps(memory, "weights/classifier.weight") == [1]
 
 
+def test_events_that_no_trainer_sends_are_followed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """As by a loop of one's own that takes the Trainer's callbacks."""
+    model, ours, control = classifier(), histograms(), TrainerControl()
+    optimizer, args, state = torch.optim.SGD(model.parameters()), TrainingArguments("out", use_cpu=True), TrainerState()
+    loader = DataLoader(passages(), batch_size=8, collate_fn=default_data_collator)
+    ours.on_train_begin(args, state, control, model=model, optimizer=optimizer, train_dataloader=loader)
+    for batch in itertools.islice(loader, 2):
+        ours.on_step_begin(args, state, control)
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        state.global_step += 1
+        ours.on_step_end(args, state, control)
+    ours.on_train_end(args, state, control)
+    written = values(Path("out/vizlog"))
+    assert [step for step, tag in written if tag == "gradients/classifier.weight"] == [1, 2]
+    assert any("there is no evaluation dataset, so pictures are made of training" in line for line in said(caplog))
+
+
 def test_a_hopeless_training_is_stopped() -> None:
     memory = vizlog.Memory()
     probes = [vizlog.GradientHistograms(every=2)]
@@ -540,7 +563,7 @@ def test_images_are_shown_as_they_were_before_they_were_normalised(digits: tuple
         small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **small))
 
-    images, labels = digits[0][:64], digits[1][:64]
+    images, labels = 0.2 + 0.5 * digits[0][:64], digits[1][:64]  # stretched to black and white they would be others
     data = [{"pixel_values": (x - 0.5) / 0.25, "labels": y} for x, y in zip(images, labels, strict=True)]
     batch = shown(make=vit, train_dataset=data, eval_dataset=data, processing_class=Processor())
     expected = (images[batch.ids].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()

@@ -722,6 +722,8 @@ def test_wrong_arguments_raise_before_training(data: dict[str, Any], held_out: T
         VizLog(every=0)
     with pytest.raises(TypeError, match="every"):
         VizLog(every="often")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="each of probes= its own every="):
+        VizLog(probes(), every=5)
     images, labels = held_out.tensors
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"probes": [nn.ReLU()]}, "takes a list of probes"),
@@ -946,6 +948,8 @@ def test_several_in_one_trainer(data: dict[str, Any]) -> None:
         VizLog([vizlog.GradientHistograms(every=2)], to=second),
     ]
     assert callbacks[0].state_key != callbacks[1].state_key
+    assert VizLog(to="runs/a").state_key != VizLog(to="runs/b").state_key
+    assert VizLog(to=first).state_key == VizLog(to=second).state_key  # of a resumed run, whose objects are others
     fit(Classifier(), data, *callbacks)
     assert steps(first, "weights/head.weight") == [0, 1, 2, 3]
     assert steps(second, "gradients/head.weight") == [0, 2]
