@@ -84,7 +84,8 @@ def test_step_numbers_may_be_given_and_counting_goes_on_from_them() -> None:
     assert steps(memory, "weights/0.weight") == [7, 8, 20, 21]
 
 
-def test_a_step_begun_twice_is_one_step() -> None:
+def test_a_step_begun_twice_is_one_step(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vizlog")
     model, memory = net(), vizlog.Memory()
     with vizlog.Monitor(model, [vizlog.GradientHistograms(every=1)], to=memory) as monitor:
         for _ in range(3):  # micro-batches of one step
@@ -94,6 +95,30 @@ def test_a_step_begun_twice_is_one_step() -> None:
         monitor.begin(1)
         monitor.end()
     assert steps(memory, "gradients/0.weight") == [0, 1]
+    assert "of training (2 steps)" in caplog.text
+
+
+def test_what_it_cost_is_said_once_however_often_it_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vizlog")
+    monitor = vizlog.Monitor(net(), [vizlog.WeightHistograms()], to=vizlog.Memory())
+    with monitor, monitor.step():
+        pass
+    monitor.close()
+    assert caplog.text.count("of training (1 steps)") == 1
+
+
+def test_a_loop_that_goes_on_from_a_checkpoint_sees_its_first_forward() -> None:
+    found = []
+    for _ in range(2):
+        model, memory = net(), vizlog.Memory()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        probe = vizlog.ActivationHistograms(every=1, source="live")
+        with vizlog.watch(model, optimizer, to=memory, probes=[probe]) as monitor:
+            if found:
+                monitor.load_state_dict(found[0])
+            train(model, optimizer, 2)
+            found.append(monitor.state_dict())
+    assert steps(memory, "activations/0") == [2, 3]
 
 
 def test_an_exception_cancels_the_step_passes_through_and_leaves_it_due() -> None:
