@@ -7,6 +7,7 @@ import gc
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import resource
@@ -33,6 +34,7 @@ from torch.utils.data import DataLoader
 
 import vizlog
 from vizlog.backends.event_file import EventFile, event_files
+from vizlog.delivery import Delivery, _Waiting
 from vizlog.messages import LOG, show, told
 from vizlog.records import Curves, Embedding, Scalar
 from vizlog.worker import Worker
@@ -900,6 +902,67 @@ def test_numbers_are_written_soon_though_the_training_does_not_come_back(
             monitor.log({"loss": torch.tensor(float(number))})
             until(lambda: list((tmp_path / "run").glob("*tfevents*")), patience=60)
             until(lambda number=number: len(events(tmp_path / "run")) == number + 2, patience=60)
+
+
+def test_numbers_that_come_while_others_are_handed_over_neither_join_nor_overtake_them() -> None:
+    waiting, order = _Waiting(), []
+    entered, go, added = threading.Event(), threading.Event(), threading.Event()
+
+    def receive(steps: list[int], _: Any) -> None:
+        entered.set()
+        go.wait(60)
+        order.extend(steps)
+
+    def later() -> None:
+        waiting.add(1, {"n": 1})
+        added.set()
+        waiting.hand_over(receive)
+
+    waiting.add(0, {"n": 0})
+    threads = [threading.Thread(target=waiting.hand_over, args=(receive,)), threading.Thread(target=later)]
+    threads[0].start()
+    entered.wait()
+    threads[1].start()
+    assert not added.wait(0.2)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1]
+
+
+def test_two_threads_that_fold_the_diagnosis_lose_nothing() -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    class Counts:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def after(self, *_: Any) -> Counts:
+            entered.set()
+            go.wait(60)
+            return Counts(self.number + 1)
+
+    delivery = Delivery(None, lambda *_: None)
+    delivery.diagnosis = Counts(0)  # type: ignore[assignment]
+    threads = [threading.Thread(target=delivery._diagnosed, args=(0, [], set())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        entered.wait()
+    threads[1].join(0.2)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert delivery.diagnosis.number == 2  # type: ignore[attr-defined]
+
+
+def test_health_is_drawn_over_the_layers_ever_more_seldom() -> None:
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.GradientHistograms(every=1)], to=memory) as monitor:
+        for _ in range(40):
+            with monitor.step():
+                model(X).sum().backward()
+    assert steps(memory, "health/gradient_norm_worst") == list(range(40))
+    assert steps(memory, "health/gradient_norm") == [0, *(math.ceil(10 ** (k / 4)) for k in range(7))]
 
 
 def test_numbers_that_are_many_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

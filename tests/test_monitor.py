@@ -98,6 +98,33 @@ def test_a_step_begun_twice_is_one_step(caplog: pytest.LogCaptureFixture) -> Non
     assert "of training (2 steps)" in caplog.text
 
 
+def test_state_that_is_made_within_a_step_is_not_the_step() -> None:
+    """As a checkpoint is loaded: a step at rate 0, with gradients of 0."""
+    model, memory = net(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with vizlog.Monitor(model, [vizlog.GradientHistograms(every=1)], to=memory, optimizer=optimizer) as monitor:
+        with monitor.step():
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.param_groups[0]["lr"] = 0.0
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = 0.1
+            model(X).sum().backward()
+        expected = model[2].bias.grad.max().item()
+        optimizer.step()
+    ((_, record),) = memory.of("gradients/2.bias")
+    assert record.max == expected == len(X)  # type: ignore[union-attr]
+
+
+def test_a_part_that_nothing_trains_is_told_when_it_is_watched_and_not_again(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    optimizer = SGD(model[0].parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=vizlog.Memory(), probes=[vizlog.WeightHistograms(every=1)]):
+        train(model, optimizer, 3)
+    (message,) = warnings(caplog)
+    assert "no watched optimizer has these parameters" in message
+
+
 def test_what_it_cost_is_said_once_however_often_it_is_closed(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "vizlog")
     monitor = vizlog.Monitor(net(), [vizlog.WeightHistograms()], to=vizlog.Memory())
