@@ -575,7 +575,7 @@ def test_a_warm_up_from_zero_counts_the_same_steps_on_all_ranks(ranks: Processes
     assert ranks.run(_warm_up) == [[0, 1, 2], []]
 
 
-def _after_an_evaluation(rank: int) -> list[str]:
+def _after_an_evaluation(rank: int) -> tuple[list[str], list[str]]:
     """A forward without a backward leaves the root's parameters whole, which no optimizer knows."""
     model, memory = _sharded(), vizlog.Memory()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -587,22 +587,24 @@ def _after_an_evaluation(rank: int) -> list[str]:
         model.train()
 
     evaluate()
-    monitor = vizlog.Monitor(model, to=memory, batch=_batch(), optimizer=optimizer, every=1)
-    for _ in range(2):
-        evaluate()
-        with monitor.step():
-            model(inputs).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    monitor.close()
-    return sorted({f"{step} {record.tag}" for step, record in memory.records})
+    with _messages() as said:
+        monitor = vizlog.Monitor(model, to=memory, batch=_batch(), optimizer=optimizer, every=1)
+        for _ in range(2):
+            evaluate()
+            with monitor.step():
+                model(inputs).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        monitor.close()
+    return sorted({f"{step} {record.tag}" for step, record in memory.records}), said
 
 
 def test_an_evaluation_between_steps_hides_no_parameter(ranks: Processes) -> None:
-    first, second = ranks.run(_after_an_evaluation)
+    (first, said), second = ranks.run(_after_an_evaluation)
     expected = {f"{step} {kind}/7.weight" for step in (0, 1) for kind in ("weights", "gradients", "updates")}
     assert expected <= set(first)
-    assert second == []
+    assert said == []
+    assert second == ([], [])
 
 
 def _run_aside(rank: int) -> tuple[bool, bool]:

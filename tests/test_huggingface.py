@@ -185,6 +185,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] =
     "evaluations in between": (classifier, lambda: {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}),
     "masked at random": (masked, masking),
     "masked by a seed": (masked, lambda: masking(seed=3)),
+    "masked at random, nothing held out": (masked, lambda: {**masking(), "eval_dataset": None}),
     "noise in the embeddings": (classifier, lambda: {"neftune_noise_alpha": 5.0}),
 }
 

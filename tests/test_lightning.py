@@ -705,6 +705,26 @@ def test_data_that_is_no_batch_of_tensors_is_said(
     assert memory.of("weights/head.weight")
 
 
+def test_a_function_that_makes_the_batch_may_draw_and_run_the_model(data: dict[str, Any]) -> None:
+    def run(ours: Callable[[LightningModule], list[Any]] = lambda _: []) -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        module = Classifier()
+        fit(module, data, *ours(module))
+        return {**module.state_dict(), "random state": torch.get_rng_state()}
+
+    def watched(module: LightningModule) -> list[Any]:
+        def make() -> Any:
+            images = torch.rand(20, 1, 8, 8)
+            return images, module(images).argmax(1)  # in training mode, where BatchNorm keeps a mean
+
+        return [VizLog([vizlog.Embeddings(methods=["pca"])], to=memory, batch=make)]
+
+    memory = vizlog.Memory()
+    alone, looked_at = run(), run(watched)
+    assert len(first(memory, "embeddings/head.input").vectors) == 20
+    assert all(torch.equal(value, looked_at[name]) for name, value in alone.items())
+
+
 def test_a_given_batch_is_run_in_the_trainers_precision(data: dict[str, Any], held_out: TensorDataset) -> None:
     for precision in ("bf16-true", "64-true", "bf16-mixed"):
         memory = vizlog.Memory()
