@@ -909,6 +909,7 @@ def test_an_error_of_ours_on_one_rank_holds_up_no_other(ranks: Processes, where:
 
 def _closed(rank: int) -> str:
     ends = channel.Channel((0, 1))
+    dist.barrier()  # both have found each other
     ends.close()
     try:
         ends.broadcast(1)
