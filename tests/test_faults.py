@@ -734,6 +734,25 @@ def test_a_disk_that_is_full_at_the_end_is_said(tmp_path: Path, caplog: pytest.L
     assert (3, "a") in values(tmp_path)
 
 
+def test_a_caption_that_a_full_disk_took_comes_with_the_next_record(tmp_path: Path) -> None:
+    backend = vizlog.TensorBoard(tmp_path)
+    backend.write(0, [Scalar("a", 0)])
+    (file,) = event_files(tmp_path)
+    with full_after(file.stat().st_size):
+        backend.write(1, [Scalar("b", 1, caption="what it is")])
+    backend.write(2, [Scalar("b", 2, caption="what it is")])
+    backend.close()
+    assert values(tmp_path)[2, "b"].metadata.summary_description == "what it is"
+
+
+def test_a_folder_that_is_deleted_before_the_first_step_is_made_again(tmp_path: Path) -> None:
+    backend = vizlog.TensorBoard(tmp_path / "run")
+    (tmp_path / "run").rmdir()
+    backend.write(0, [Scalar("a", 0)])
+    backend.close()
+    assert (0, "a") in values(tmp_path / "run")
+
+
 def test_a_writer_that_is_being_closed_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -972,6 +991,14 @@ def test_numbers_that_are_many_wait_for_nothing(monkeypatch: pytest.MonkeyPatch)
         for number in range(200):
             monitor.log({"n": number})
         until(lambda: len(memory.of("n")) >= 100, patience=60)
+
+
+def test_a_flush_takes_the_numbers_that_wait_along() -> None:
+    memory = vizlog.Memory()
+    with vizlog.Monitor(net(), [], to=memory) as monitor:
+        monitor.log({"n": 1.0})
+        monitor.flush()
+        assert steps(memory, "n") == [0]
 
 
 def test_pictures_that_had_to_go_are_counted_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
