@@ -153,11 +153,12 @@ def _calling_trainer() -> Trainer | None:
     """The Trainer whose event this is, or None: callbacks are told neither of it, nor of its evaluation data."""
     frame = inspect.currentframe()
     for _ in range(8):
-        if frame is None or isinstance(frame.f_locals.get("self"), Trainer):
+        if frame is None:
             break
+        if isinstance(found := frame.f_locals.get("self"), Trainer):
+            return found
         frame = frame.f_back
-    found = frame.f_locals.get("self") if frame is not None else None
-    return found if isinstance(found, Trainer) else None
+    return None
 
 
 def _destinations(trainer: Trainer | None, args: TrainingArguments, to: Any) -> Any:

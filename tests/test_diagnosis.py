@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard_run import until
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -280,6 +282,35 @@ def test_a_summary_that_fails_reaches_neither_training_nor_the_other_backends(
     memory, _ = summary_after(mlp(1), to=Broken())
     assert tuple(memory.summary) == KEYS
     assert "no summary today" in caplog.text
+
+
+def test_a_picture_that_comes_late_is_summed_up_at_the_latest_step() -> None:
+    told, go = [], threading.Event()
+
+    class Keeps(vizlog.Memory):
+        def summarise(self, step: int, *_: Any) -> None:
+            told.append(step)
+
+    class Late(vizlog.Probe):
+        slow = True
+
+        def measure(self, context: Any) -> None:
+            return None
+
+        def finish(self, measured: Any) -> Any:
+            go.wait(60)
+            yield embedding(knn_accuracy=0.5)
+
+    model = mlp(1)
+    probes = [vizlog.GradientHistograms(every=1), Late(every=vizlog.AtSteps(0))]
+    with vizlog.Monitor(model, probes, to=Keeps()) as monitor:
+        for step in range(3):
+            with monitor.step():
+                model(torch.full((2, 6), 1.0 + step)).sum().backward()
+        until(lambda: 2 in told, patience=60)
+        go.set()
+    assert told == sorted(told)
+    assert told.count(2) == 2
 
 
 # Attention ------------------------------------------------------------------------------------------------------------

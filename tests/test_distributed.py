@@ -521,6 +521,22 @@ def test_a_batch_that_some_ranks_lack_raises_on_all(ranks: Processes) -> None:
     assert first == second
 
 
+def _cannot_be_sent(rank: int) -> str:
+    inputs = {"image": _batch()[0], "how": lambda: 0}
+    batch = vizlog.FixedBatch(inputs, forward=lambda model, inputs: model(inputs["image"]))
+    try:
+        vizlog.Monitor(_sharded(), to=None, batch=batch)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def test_a_batch_that_cannot_be_sent_raises_on_all(ranks: Processes) -> None:
+    first, second = ranks.run(_cannot_be_sent)
+    assert "cannot be sent from rank 0 to the others" in first
+    assert first == second
+
+
 def _other_batches(rank: int) -> Any:
     inputs, targets = _batch()
     memory = vizlog.Memory()
@@ -559,7 +575,7 @@ def test_a_warm_up_from_zero_counts_the_same_steps_on_all_ranks(ranks: Processes
     assert ranks.run(_warm_up) == [[0, 1, 2], []]
 
 
-def _after_an_evaluation(rank: int) -> list[str]:
+def _after_an_evaluation(rank: int) -> tuple[list[str], list[str]]:
     """A forward without a backward leaves the root's parameters whole, which no optimizer knows."""
     model, memory = _sharded(), vizlog.Memory()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -571,22 +587,24 @@ def _after_an_evaluation(rank: int) -> list[str]:
         model.train()
 
     evaluate()
-    monitor = vizlog.Monitor(model, to=memory, batch=_batch(), optimizer=optimizer, every=1)
-    for _ in range(2):
-        evaluate()
-        with monitor.step():
-            model(inputs).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    monitor.close()
-    return sorted({f"{step} {record.tag}" for step, record in memory.records})
+    with _messages() as said:
+        monitor = vizlog.Monitor(model, to=memory, batch=_batch(), optimizer=optimizer, every=1)
+        for _ in range(2):
+            evaluate()
+            with monitor.step():
+                model(inputs).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        monitor.close()
+    return sorted({f"{step} {record.tag}" for step, record in memory.records}), said
 
 
 def test_an_evaluation_between_steps_hides_no_parameter(ranks: Processes) -> None:
-    first, second = ranks.run(_after_an_evaluation)
+    (first, said), second = ranks.run(_after_an_evaluation)
     expected = {f"{step} {kind}/7.weight" for step in (0, 1) for kind in ("weights", "gradients", "updates")}
     assert expected <= set(first)
-    assert second == []
+    assert said == []
+    assert second == ([], [])
 
 
 def _run_aside(rank: int) -> tuple[bool, bool]:
@@ -851,6 +869,57 @@ def test_ranks_of_a_replicated_model_never_wait_for_each_other(
     assert first["steps"] == steps
     assert second["steps"] == []
     assert first["said"] == second["said"] == []
+
+
+def _ours_fails(rank: int, where: int) -> dict[str, Any]:
+    """What no probe is to blame for fails on one rank, at step 2."""
+    from vizlog.due import DueStep
+
+    memory, read = vizlog.Memory(), DueStep.read_gradients
+
+    def fail(due: DueStep, *owned: Any) -> None:
+        if due.step == 2 and rank == where:
+            raise RuntimeError("ours")
+        read(due, *owned)
+
+    def watch(model: nn.Module, optimizer: Any) -> Any:
+        return vizlog.watch(model, optimizer, to=memory, batch=_batch(), every=1)
+
+    with _messages() as said:
+        plain, _ = _train(rank, _sharded())
+        DueStep.read_gradients = fail  # type: ignore[method-assign, assignment]
+        try:
+            watched, _ = _train(rank, _sharded(), watch)
+        finally:
+            DueStep.read_gradients = read  # type: ignore[method-assign]
+    return {"same": _same(plain, watched), "steps": {step for step, _ in memory.records}, "said": said}
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_an_error_of_ours_on_one_rank_holds_up_no_other(ranks: Processes, where: int) -> None:
+    first, second = ranks.run(_ours_fails, where)
+    assert first["same"]
+    assert second["same"]
+    assert {0, 1} <= first["steps"] <= {0, 1, 2}
+    assert all("at the gradients" in line and "off from now on" in line for line in first["said"])
+    assert all(("on rank 1" in line) == (where == 1) for line in first["said"])
+    assert first["said"]
+    assert second["said"] == []
+
+
+def _closed(rank: int) -> str:
+    ends = channel.Channel((0, 1))
+    dist.barrier()  # both have found each other
+    ends.close()
+    try:
+        ends.broadcast(1)
+    except channel.RanksApart as error:
+        return str(error)
+    return ""
+
+
+def test_a_rank_that_has_left_is_asked_in_vain(ranks: Processes) -> None:
+    assert ranks.run(_closed) == [f"this rank has left, and is asked to talk to rank {other}" for other in (1, 0)]
 
 
 def _rank_0_starts_alone(rank: int) -> str:

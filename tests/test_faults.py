@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import resource
@@ -32,6 +34,7 @@ from torch.utils.data import DataLoader
 
 import vizlog
 from vizlog.backends.event_file import EventFile, event_files
+from vizlog.delivery import Delivery, _Waiting
 from vizlog.messages import LOG, show, told
 from vizlog.records import Curves, Embedding, Scalar
 from vizlog.worker import Worker
@@ -254,6 +257,30 @@ def test_a_module_put_in_later_is_picked_up_and_said(caplog: pytest.LogCaptureFi
     assert last.max == pytest.approx(float(model[5].weight.detach().max()))  # type: ignore[union-attr]
     (message,) = warnings(caplog)
     assert "no watched optimizer has 5.weight, 5.bias" in message
+
+
+def test_a_layer_that_is_taken_out_is_shown_no_more_and_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(1, 2, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = x if self.first is None else self.first(x)
+            return self.head(first.flatten(1)[:, :8])
+
+    model, memory = Net(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    probes = [kind(every=1) for kind in (vizlog.FilterImages, vizlog.WeightHistograms, vizlog.GradientHistograms)]
+    with vizlog.watch(model, optimizer, to=memory, probes=probes):
+        for step in range(4):
+            if step == 2:
+                model.first = None
+            model(torch.randn(5, 1, 4, 4)).sum().backward()
+            optimizer.step()
+    assert steps(memory, "filters/first") == steps(memory, "weights/first.weight") == [0, 1]
+    assert steps(memory, "weights/head.weight") == steps(memory, "gradients/head.weight") == [0, 1, 2, 3]
+    assert not warnings(caplog)
 
 
 def test_an_optimizer_made_anew_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -544,6 +571,72 @@ def test_a_backend_that_fails_is_named(*, writes: bool, beside: bool, caplog: py
     assert len(warnings(caplog)) == 1
 
 
+def test_a_backend_that_cannot_take_a_summary_is_off_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Sums(vizlog.Memory):
+        def summarise(self, *_: Any) -> None:
+            raise ConnectionError("away")
+
+    memory = Sums()
+    _, alone = run(None)
+    _, watched = run({"to": memory, "every": None, "probes": [vizlog.GradientHistograms(every=1)]})
+    assert watched == alone
+    assert steps(memory, "gradients/0.weight") == [0]
+    (message,) = warnings(caplog)
+    assert "Sums could not write and is off from now on: ConnectionError: away" in message
+
+
+def test_records_of_ones_own_that_health_makes_no_sense_of_are_written(caplog: pytest.LogCaptureFixture) -> None:
+    class Mine(vizlog.Probe):
+        picture = False
+
+        def measure(self, context: Any) -> None:
+            return None
+
+        def finish(self, measured: Any) -> Iterable[Any]:
+            yield Curves("health/gradient_norm", np.arange(3), {}, "layer", "norm")
+            yield Scalar("mine", 1.0)
+
+    memory = vizlog.Memory()
+    _, alone = run(None)
+    _, watched = run({"to": memory, "every": None, "probes": [Mine(every=1), vizlog.WeightHistograms(every=1)]})
+    assert watched == alone
+    assert steps(memory, "mine") == steps(memory, "weights/0.weight") == list(range(6))
+    assert all("vizlog could not make sense of step" in message for message in warnings(caplog))
+    assert warnings(caplog)
+
+
+def test_a_writer_to_another_machine_that_was_closed_first_is_off_and_that_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Remote:
+        """As much of a SummaryWriter as writes to a bucket."""
+
+        all_writers: Any = ()
+
+        def _get_file_writer(self) -> Any:
+            return self
+
+        def get_logdir(self) -> str:
+            return "s3://bucket/run"
+
+        def add_summary(self, summary: Any, step: int) -> None:
+            pass
+
+        def flush(self) -> None:
+            pass
+
+    def close(model: nn.Sequential, optimizer: SGD, step: int) -> None:
+        if step == 3:
+            writer.all_writers = None
+
+    writer = Remote()
+    _, alone = run(None)
+    _, watched = run({"to": writer, "every": None, "probes": [vizlog.WeightHistograms(every=1)]}, between=close)
+    assert watched == alone
+    (message,) = warnings(caplog)
+    assert "the SummaryWriter was closed before vizlog was: close vizlog first" in message
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_backend_that_ends_the_thread_does_not_hang_the_end() -> None:
     worker, done = Worker(), []
@@ -628,6 +721,36 @@ def test_a_writer_that_broke_over_a_full_disk_is_gone_on_with_beside_it(
     assert len(said) == 2
     assert "no space at step 1" in said[0]
     assert "space again at step 3" in said[1]
+
+
+def test_a_disk_that_is_full_at_the_end_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    backend = vizlog.TensorBoard(tmp_path, hparams={"lr": 0.1})
+    backend.write(3, [Scalar("a", 0)])
+    (file,) = event_files(tmp_path)
+    with full_after(file.stat().st_size):
+        backend.close()
+    (message,) = warnings(caplog)
+    assert "no space at step 3" in message
+    assert (3, "a") in values(tmp_path)
+
+
+def test_a_caption_that_a_full_disk_took_comes_with_the_next_record(tmp_path: Path) -> None:
+    backend = vizlog.TensorBoard(tmp_path)
+    backend.write(0, [Scalar("a", 0)])
+    (file,) = event_files(tmp_path)
+    with full_after(file.stat().st_size):
+        backend.write(1, [Scalar("b", 1, caption="what it is")])
+    backend.write(2, [Scalar("b", 2, caption="what it is")])
+    backend.close()
+    assert values(tmp_path)[2, "b"].metadata.summary_description == "what it is"
+
+
+def test_a_folder_that_is_deleted_before_the_first_step_is_made_again(tmp_path: Path) -> None:
+    backend = vizlog.TensorBoard(tmp_path / "run")
+    (tmp_path / "run").rmdir()
+    backend.write(0, [Scalar("a", 0)])
+    backend.close()
+    assert (0, "a") in values(tmp_path / "run")
 
 
 def test_a_writer_that_is_being_closed_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -798,6 +921,145 @@ def test_numbers_are_written_soon_though_the_training_does_not_come_back(
             monitor.log({"loss": torch.tensor(float(number))})
             until(lambda: list((tmp_path / "run").glob("*tfevents*")), patience=60)
             until(lambda number=number: len(events(tmp_path / "run")) == number + 2, patience=60)
+
+
+def test_numbers_that_come_while_others_are_handed_over_neither_join_nor_overtake_them() -> None:
+    waiting, order = _Waiting(), []
+    entered, go, added = threading.Event(), threading.Event(), threading.Event()
+
+    def receive(steps: list[int], _: Any) -> None:
+        entered.set()
+        go.wait(60)
+        order.extend(steps)
+
+    def later() -> None:
+        waiting.add(1, {"n": 1})
+        added.set()
+        waiting.hand_over(receive)
+
+    waiting.add(0, {"n": 0})
+    threads = [threading.Thread(target=waiting.hand_over, args=(receive,)), threading.Thread(target=later)]
+    threads[0].start()
+    entered.wait()
+    threads[1].start()
+    assert not added.wait(0.2)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1]
+
+
+def test_two_threads_that_fold_the_diagnosis_lose_nothing() -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    class Counts:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def after(self, *_: Any) -> Counts:
+            entered.set()
+            go.wait(60)
+            return Counts(self.number + 1)
+
+    delivery = Delivery(None, lambda *_: None)
+    delivery.diagnosis = Counts(0)  # type: ignore[assignment]
+    threads = [threading.Thread(target=delivery._diagnosed, args=(0, [], set())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        entered.wait()
+    threads[1].join(0.2)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert delivery.diagnosis.number == 2  # type: ignore[attr-defined]
+
+
+def test_health_is_drawn_over_the_layers_ever_more_seldom() -> None:
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.GradientHistograms(every=1)], to=memory) as monitor:
+        for _ in range(40):
+            with monitor.step():
+                model(X).sum().backward()
+    assert steps(memory, "health/gradient_norm_worst") == list(range(40))
+    assert steps(memory, "health/gradient_norm") == [0, *(math.ceil(10 ** (k / 4)) for k in range(7))]
+
+
+def test_numbers_that_are_many_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vizlog.delivery._SECONDS", 3600)
+    memory = vizlog.Memory()
+    with vizlog.Monitor(net(), [], to=memory) as monitor:
+        for number in range(200):
+            monitor.log({"n": number})
+        until(lambda: len(memory.of("n")) >= 100, patience=60)
+
+
+def test_a_flush_takes_the_numbers_that_wait_along() -> None:
+    memory = vizlog.Memory()
+    with vizlog.Monitor(net(), [], to=memory) as monitor:
+        monitor.log({"n": 1.0})
+        monitor.flush()
+        assert steps(memory, "n") == [0]
+
+
+def test_pictures_that_had_to_go_are_counted_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    class Slow(vizlog.Memory):
+        def write(self, step: int, records: Any) -> None:
+            started.set()
+            go.wait()
+            super().write(step, records)
+
+    class Picture(vizlog.Probe):
+        def measure(self, context: Any) -> int:
+            return int(context.step)
+
+        def finish(self, measured: int) -> Iterable[Any]:
+            yield Scalar("picture", measured)
+
+    memory = Slow()
+    with vizlog.Monitor(net(), [Picture(every=1)], to=memory) as monitor:
+        monitor.log({"before": 1.0})
+        for _ in range(100):
+            with monitor.step():
+                pass
+            started.wait()
+        go.set()
+    left_out = 100 - len(memory.of("picture"))
+    assert left_out > 0
+    assert f"vizlog dropped {left_out} pictures that came due faster than they could be drawn" in warnings(caplog)
+
+
+def test_a_closed_monitor_that_is_let_go_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    monitor = vizlog.Monitor(net(), [], to=vizlog.Memory())
+    monitor.close()
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+    del monitor
+    gc.collect()
+    assert started == []
+
+
+def test_of_two_records_of_one_tag_the_first_is_written_and_the_other_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Says(vizlog.Probe):
+        picture = False
+
+        def __init__(self, value: float) -> None:
+            super().__init__(every=1)
+            self.value = value
+
+        def measure(self, context: Any) -> None:
+            return None
+
+        def finish(self, measured: Any) -> Iterable[Any]:
+            yield Scalar("mine", self.value)
+
+    memory = vizlog.Memory()
+    run({"to": memory, "every": None, "probes": [Says(1.0), Says(2.0)]})
+    assert [record.value for _, record in memory.of("mine")] == [1.0] * 6  # type: ignore[union-attr]
+    assert warnings(caplog) == ["vizlog: two probes make mine; the second one's is left out"]
 
 
 def test_that_is_within_ten_seconds() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import math
 import sys
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from tensorboard.util import tensor_util
 from tensorboard_run import values
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -29,9 +30,12 @@ from transformers import (
     GPT2LMHeadModel,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
+    default_data_collator,
     set_seed,
 )
 from wandb_file import read_run
@@ -181,6 +185,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] =
     "evaluations in between": (classifier, lambda: {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}),
     "masked at random": (masked, masking),
     "masked by a seed": (masked, lambda: masking(seed=3)),
+    "masked at random, nothing held out": (masked, lambda: {**masking(), "eval_dataset": None}),
     "noise in the embeddings": (classifier, lambda: {"neftune_noise_alpha": 5.0}),
 }
 
@@ -336,6 +341,31 @@ def test_a_second_training_and_one_that_raised_leave_nothing_behind(caplog: pyte
     assert len([message for message in said(caplog) if "reports to nothing that takes pictures" in message]) == 3
 
 
+def test_a_training_that_raised_is_closed_when_another_begins() -> None:
+    """As where a batch does not fit in memory, and the Trainer tries a smaller one."""
+
+    class Closing(vizlog.Memory):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    class Once(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if ours.monitor not in held:
+                held.append(ours.monitor)
+                if len(held) == 1:
+                    raise MemoryError
+
+    memory, held = Closing(), []
+    ours = histograms(to=memory)
+    made = trainer(classifier(), ours, Once(), max_steps=1)
+    with pytest.raises(MemoryError):
+        made.train()
+    made.train()
+    assert memory.closed == len(held) == 2
+
+
 # Where it writes ------------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +384,25 @@ def test_a_destination_of_ones_own_comes_first_and_a_rank_that_does_not_log_writ
     trained(classifier, histograms(to=memory), kind=Second, output_dir="second", max_steps=1)
     assert not list(Path("second").rglob("*"))
     assert steps(memory, "weights/classifier.weight") == [1]
+
+
+def test_events_that_no_trainer_sends_are_followed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """As by a loop of one's own that takes the Trainer's callbacks."""
+    model, ours, control = classifier(), histograms(), TrainerControl()
+    optimizer, args, state = torch.optim.SGD(model.parameters()), TrainingArguments("out", use_cpu=True), TrainerState()
+    loader = DataLoader(passages(), batch_size=8, collate_fn=default_data_collator)
+    ours.on_train_begin(args, state, control, model=model, optimizer=optimizer, train_dataloader=loader)
+    for batch in itertools.islice(loader, 2):
+        ours.on_step_begin(args, state, control)
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        state.global_step += 1
+        ours.on_step_end(args, state, control)
+    ours.on_train_end(args, state, control)
+    written = values(Path("out/vizlog"))
+    assert [step for step, tag in written if tag == "gradients/classifier.weight"] == [1, 2]
+    assert any("there is no evaluation dataset, so pictures are made of training" in line for line in said(caplog))
 
 
 def test_a_hopeless_training_is_stopped() -> None:
@@ -379,6 +428,16 @@ def test_an_optimizer_that_holds_copies_of_the_parameters_is_no_reason_to_stop(
     assert (
         len([message for message in said(caplog) if "none of the selected parameters had a gradient" in message]) == 1
     )
+
+
+def test_what_is_no_optimizer_at_all_is_no_reason_to_stop() -> None:
+    class Unknown(VizLog):
+        def on_train_begin(self, *events: Any, optimizer: Any, **rest: Any) -> None:
+            super().on_train_begin(*events, optimizer=object(), **rest)
+
+    memory = vizlog.Memory()
+    trained(classifier, Unknown([vizlog.WeightHistograms(every=1)], to=memory), max_steps=2)
+    assert steps(memory, "weights/classifier.weight") == [1, 2]
 
 
 def test_a_board_that_comes_after_us_and_closes_first_still_gets_everything(tmp_path: Path) -> None:
@@ -462,6 +521,23 @@ def test_data_that_cannot_be_asked_by_index_gives_no_pictures_and_that_is_said(
     assert "VizLog(batch=" in line
 
 
+@pytest.mark.parametrize("data", [{"words": ["a", "b"]}, {"words": torch.zeros(2, 3), "labels": torch.arange(5)}])
+def test_data_that_is_no_batch_of_tensors_is_said(data: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Words(nn.Linear):
+        def forward(self, words: Any = None, **_: Any) -> dict[str, Tensor]:
+            return {"loss": self.weight.sum()}
+
+    class Trains(Trainer):
+        def _prepare_inputs(self, inputs: Any) -> Any:
+            return {}
+
+    memory = vizlog.Memory()
+    options = {"data_collator": lambda _: data, "remove_unused_columns": False, "kind": Trains, "max_steps": 1}
+    trained(lambda: Words(2, 2), VizLog(to=memory), **options)
+    assert any("makes no pictures of examples, since the data is" in message for message in said(caplog))
+    assert steps(memory, "weights/weight") == [1]
+
+
 def test_a_batch_that_does_not_fit_raises_where_it_was_given_and_is_said_where_it_was_guessed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -488,7 +564,7 @@ def test_images_are_shown_as_they_were_before_they_were_normalised(digits: tuple
         small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **small))
 
-    images, labels = digits[0][:64], digits[1][:64]
+    images, labels = 0.2 + 0.5 * digits[0][:64], digits[1][:64]  # stretched to black and white they would be others
     data = [{"pixel_values": (x - 0.5) / 0.25, "labels": y} for x, y in zip(images, labels, strict=True)]
     batch = shown(make=vit, train_dataset=data, eval_dataset=data, processing_class=Processor())
     expected = (images[batch.ids].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
@@ -504,7 +580,9 @@ def test_without_transformers_the_import_says_what_to_type(monkeypatch: pytest.M
         importlib.import_module("vizlog.callbacks.huggingface")
 
 
-@pytest.mark.parametrize("options", [{"every": 0}, {"every": "often"}, {"probes": [3]}])
+@pytest.mark.parametrize(
+    "options", [{"every": 0}, {"every": "often"}, {"probes": [3]}, {"probes": [], "every": 5}, {"stop_when": "never"}]
+)
 def test_what_is_wrong_raises_when_it_is_built(options: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):
         VizLog(**options)

@@ -381,6 +381,25 @@ def test_a_norm_before_clipping_is_not_claimed_where_the_module_clips_by_itself(
     assert not memory.of("health/gradient_norm_before_clipping")
 
 
+def test_a_norm_that_cannot_be_measured_is_said_once_and_costs_nothing_else(
+    data: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        asked.append(True)
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    memory = vizlog.Memory()
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", refuse)
+    done = fit(Classifier(), data, VizLog([vizlog.GradientHistograms(every=1)], to=memory))
+    assert done.state.finished
+    assert steps(memory, "gradients/head.weight") == [0, 1, 2, 3]
+    assert len(asked) == 1
+    (message,) = said(caplog)
+    assert "could not measure the gradient norm: OutOfMemoryError: tried to allocate 2 GiB" in message
+
+
 def test_a_rate_that_starts_at_zero_loses_no_step(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     class Warmup(Classifier):
         def configure_optimizers(self) -> Any:
@@ -522,13 +541,15 @@ def test_a_dataset_of_batches(data: dict[str, Any], held_out: TensorDataset) -> 
     assert len(first(memory, "embeddings/head.input").vectors) == 20
 
 
+@pytest.mark.parametrize("sanity", [0, 2])
 @pytest.mark.parametrize("nest", [lambda a, b: [a, b], lambda a, b: CombinedLoader({"a": a, "b": b}, "sequential")])
 def test_of_several_validation_loaders_the_first_is_shown(
-    nest: Callable[[Any, Any], Any], data: dict[str, Any], pairs: TensorDataset, held_out: TensorDataset
+    nest: Callable[[Any, Any], Any], sanity: int, data: dict[str, Any], pairs: TensorDataset, held_out: TensorDataset
 ) -> None:
     loaders = nest(DataLoader(held_out, batch_size=100), DataLoader(pairs, batch_size=100))
     memory = vizlog.Memory()
-    fit(Classifier(), {**data, "val_dataloaders": loaders}, VizLog(probes(), to=memory))
+    callback = VizLog([vizlog.Embeddings(methods=["pca"])], to=memory)
+    fit(Classifier(), {**data, "val_dataloaders": loaders}, callback, num_sanity_val_steps=sanity)
     assert len(first(memory, "embeddings/head.input").vectors) == 256
 
 
@@ -619,6 +640,35 @@ def test_a_module_without_forward(data: dict[str, Any], caplog: pytest.LogCaptur
     assert said(caplog) == []
 
 
+def test_a_forward_of_ones_own_is_what_examples_go_through(data: dict[str, Any]) -> None:
+    class Squashes(Headless):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.net(x))
+
+    memory = vizlog.Memory()
+    fit(Squashes(), data, VizLog([vizlog.ActivationHistograms()], to=memory))
+    assert memory.of("activations/tanh")
+
+
+def test_a_module_without_forward_whose_data_are_mappings(pairs: TensorDataset) -> None:
+    class Net(nn.Sequential):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image)
+
+    class Mapped(Headless):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net(*self.net)
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return super().training_step((batch["image"], batch["label"]), index)
+
+    memory = vizlog.Memory()
+    loader = DataLoader(AsMapping(*pairs.tensors), batch_size=16)
+    fit(Mapped(), {"train_dataloaders": loader}, VizLog([vizlog.SaliencyMaps(methods=["gradient"])], to=memory))
+    assert shown(memory) == {0}
+
+
 def test_an_inferred_batch_that_does_not_fit_is_said_once(
     digits: tuple[Tensor, Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -635,16 +685,44 @@ def test_an_inferred_batch_that_does_not_fit_is_said_once(
     assert steps(memory, "weights/head.weight") == [0, 2]
 
 
-def test_data_that_is_no_batch_of_tensors_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def packed(examples: list[Any]) -> Any:
+    """As many targets as tokens, not as examples."""
+    return torch.zeros(len(examples), 3), torch.arange(5)
+
+
+@pytest.mark.parametrize("collate", [default_collate, packed])
+def test_data_that_is_no_batch_of_tensors_is_said(
+    collate: Callable[[list[Any]], Any], caplog: pytest.LogCaptureFixture
+) -> None:
     class Words(Classifier):
         def training_step(self, batch: Any, index: int) -> Any:
             return self.head.weight.sum()
 
     memory = vizlog.Memory()
-    loader = DataLoader(["a", "b", "c"], batch_size=2)
+    loader = DataLoader(["a", "b", "c"], batch_size=2, collate_fn=collate)
     fit(Words(), {"train_dataloaders": loader}, VizLog(to=memory))
     assert "vizlog makes no pictures of examples" in caplog.text
     assert memory.of("weights/head.weight")
+
+
+def test_a_function_that_makes_the_batch_may_draw_and_run_the_model(data: dict[str, Any]) -> None:
+    def run(ours: Callable[[LightningModule], list[Any]] = lambda _: []) -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        module = Classifier()
+        fit(module, data, *ours(module))
+        return {**module.state_dict(), "random state": torch.get_rng_state()}
+
+    def watched(module: LightningModule) -> list[Any]:
+        def make() -> Any:
+            images = torch.rand(20, 1, 8, 8)
+            return images, module(images).argmax(1)  # in training mode, where BatchNorm keeps a mean
+
+        return [VizLog([vizlog.Embeddings(methods=["pca"])], to=memory, batch=make)]
+
+    memory = vizlog.Memory()
+    alone, looked_at = run(), run(watched)
+    assert len(first(memory, "embeddings/head.input").vectors) == 20
+    assert all(torch.equal(value, looked_at[name]) for name, value in alone.items())
 
 
 def test_a_given_batch_is_run_in_the_trainers_precision(data: dict[str, Any], held_out: TensorDataset) -> None:
@@ -664,6 +742,8 @@ def test_wrong_arguments_raise_before_training(data: dict[str, Any], held_out: T
         VizLog(every=0)
     with pytest.raises(TypeError, match="every"):
         VizLog(every="often")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="each of probes= its own every="):
+        VizLog(probes(), every=5)
     images, labels = held_out.tensors
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"probes": [nn.ReLU()]}, "takes a list of probes"),
@@ -888,6 +968,8 @@ def test_several_in_one_trainer(data: dict[str, Any]) -> None:
         VizLog([vizlog.GradientHistograms(every=2)], to=second),
     ]
     assert callbacks[0].state_key != callbacks[1].state_key
+    assert VizLog(to="runs/a").state_key != VizLog(to="runs/b").state_key
+    assert VizLog(to=first).state_key == VizLog(to=second).state_key  # of a resumed run, whose objects are others
     fit(Classifier(), data, *callbacks)
     assert steps(first, "weights/head.weight") == [0, 1, 2, 3]
     assert steps(second, "gradients/head.weight") == [0, 2]

@@ -85,7 +85,8 @@ def test_step_numbers_may_be_given_and_counting_goes_on_from_them() -> None:
     assert steps(memory, "weights/0.weight") == [7, 8, 20, 21]
 
 
-def test_a_step_begun_twice_is_one_step() -> None:
+def test_a_step_begun_twice_is_one_step(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vizlog")
     model, memory = net(), vizlog.Memory()
     with vizlog.Monitor(model, [vizlog.GradientHistograms(every=1)], to=memory) as monitor:
         for _ in range(3):  # micro-batches of one step
@@ -95,6 +96,57 @@ def test_a_step_begun_twice_is_one_step() -> None:
         monitor.begin(1)
         monitor.end()
     assert steps(memory, "gradients/0.weight") == [0, 1]
+    assert "of training (2 steps)" in caplog.text
+
+
+def test_state_that_is_made_within_a_step_is_not_the_step() -> None:
+    """As a checkpoint is loaded: a step at rate 0, with gradients of 0."""
+    model, memory = net(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with vizlog.Monitor(model, [vizlog.GradientHistograms(every=1)], to=memory, optimizer=optimizer) as monitor:
+        with monitor.step():
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.param_groups[0]["lr"] = 0.0
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = 0.1
+            model(X).sum().backward()
+        expected = model[2].bias.grad.max().item()
+        optimizer.step()
+    ((_, record),) = memory.of("gradients/2.bias")
+    assert record.max == expected == len(X)  # type: ignore[union-attr]
+
+
+def test_a_part_that_nothing_trains_is_told_when_it_is_watched_and_not_again(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    optimizer = SGD(model[0].parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=vizlog.Memory(), probes=[vizlog.WeightHistograms(every=1)]):
+        train(model, optimizer, 3)
+    (message,) = warnings(caplog)
+    assert "no watched optimizer has these parameters" in message
+
+
+def test_what_it_cost_is_said_once_however_often_it_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vizlog")
+    monitor = vizlog.Monitor(net(), [vizlog.WeightHistograms()], to=vizlog.Memory())
+    with monitor, monitor.step():
+        pass
+    monitor.close()
+    assert caplog.text.count("of training (1 steps)") == 1
+
+
+def test_a_loop_that_goes_on_from_a_checkpoint_sees_its_first_forward() -> None:
+    found = []
+    for _ in range(2):
+        model, memory = net(), vizlog.Memory()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        probe = vizlog.ActivationHistograms(every=1, source="live")
+        with vizlog.watch(model, optimizer, to=memory, probes=[probe]) as monitor:
+            if found:
+                monitor.load_state_dict(found[0])
+            train(model, optimizer, 2)
+            found.append(monitor.state_dict())
+    assert steps(memory, "activations/0") == [2, 3]
 
 
 def test_an_exception_cancels_the_step_passes_through_and_leaves_it_due() -> None:
@@ -109,6 +161,19 @@ def test_an_exception_cancels_the_step_passes_through_and_leaves_it_due() -> Non
                 model(X)
     assert steps(memory, "activations/0") == [0] or steps(memory, "activations/0") == [1]
     assert len(memory.of("activations/0")) == 1
+
+
+def test_a_step_that_never_ended_is_forgotten_when_the_next_begins() -> None:
+    model, memory = net(), vizlog.Memory()
+    probes = [vizlog.ActivationHistograms(every=1, source="live"), vizlog.GradientHistograms(every=1)]
+    with vizlog.Monitor(model, probes, to=memory) as monitor:
+        monitor.begin(0)
+        model(X)  # and the loop goes on to the next batch
+        with monitor.step(1):
+            model(X[:2]).sum().backward()
+    assert steps(memory, "activations/0") == steps(memory, "gradients/0.weight") == [1]
+    (_, record), *_ = memory.of("activations/0")
+    assert record.count == 2 * 4  # type: ignore[union-attr]
 
 
 def test_epochs_may_be_given() -> None:
@@ -382,6 +447,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "every 0": (lambda: watch(every=0), ValueError, "n >= 1"),
     "every of text": (lambda: watch(every="often"), TypeError, "every= takes a number of steps or a schedule"),
     "an option there is not": (lambda: vizlog.WeightHistograms(evry=3), TypeError, "evry"),  # type: ignore[call-arg]
+    "every twice": (lambda: watch(probes=[vizlog.WeightHistograms()], every=5), ValueError, "each of probes= its own"),
     "a pattern": (
         lambda: watch(probes=[vizlog.WeightHistograms("1.*")]),
         ValueError,

@@ -13,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 import weakref
 
 import numpy as np
@@ -292,6 +293,25 @@ def test_a_fork_neither_ends_nor_uses_the_child_of_its_parent():
     """)
     assert ran.stdout == "same\n", ran.stderr
     assert ran.stderr == ""
+
+
+@needs_posix
+def test_a_child_ends_by_itself_though_a_fork_of_its_parent_goes_on(process):
+    process.call(os.getpid)
+    child = process._child  # held, as by a thread that is left behind by the fork
+    reads, writes = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        fork = os.fork()
+    if fork == 0:
+        os.close(writes)
+        os.read(reads, 1)  # until the parent is done
+        os._exit(0)
+    process.close()
+    os.close(writes)
+    os.close(reads)
+    assert os.waitpid(fork, 0)[1] == 0
+    assert child._process.returncode == 0  # else it had to be killed
 
 
 def test_the_script_is_not_run_again_and_the_current_folder_is_not_searched(tmp_path):

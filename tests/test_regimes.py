@@ -379,6 +379,31 @@ def test_a_model_that_is_sharded_after_watch_is_left_alone_and_it_is_said(caplog
     assert caplog.text.count("sharded since it was watched") == 1
 
 
+def test_a_model_that_is_sharded_over_one_process_is_seen_as_any_other(caplog: pytest.LogCaptureFixture) -> None:
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    found, batch = [], (torch.randn(6, 3), torch.arange(6) % 3)
+    kinds = (vizlog.WeightHistograms, vizlog.GradientHistograms, vizlog.ActivationHistograms)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for shards in (False, True):
+            torch.manual_seed(0)
+            model, memory = linear(3, 3, 3), vizlog.Memory()
+            if shards:
+                fully_shard(model, ignored_params={model[1].bias})
+            optimizer = SGD(model.parameters(), lr=0.1)
+            with vizlog.watch(model, optimizer, to=memory, probes=[kind(every=1) for kind in kinds], batch=batch):
+                train(model, optimizer, 3)
+            histograms = [(step, record) for step, record in memory.records if isinstance(record, Histogram)]
+            found.append([(step, record.tag, record.counts.tolist()) for step, record in histograms])
+    finally:
+        distributed.destroy_process_group()
+    assert found[0] == found[1]
+    assert {"weights/1.bias", "gradients/1.bias", "activations/1"} <= {tag for _, tag, _ in found[0]}
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_a_cell_that_runs_again_takes_over_from_its_monitor(caplog: pytest.LogCaptureFixture) -> None:
     model = linear(3, 3)
     optimizer = SGD(model.parameters(), lr=0.1)

@@ -678,7 +678,12 @@ class Monitor:
             self.cancel()
             return False
         if self._due is not None and self._ranks.sharded:
-            self._due.drop(self._due.turns)  # the others go through with it, and wait for this rank
+            # The others go through with this step, and hear there what they must leave out as well.
+            turns = self._due.turns
+            self._disable_all(turns, doing, error)
+            self._due.drop(turns)
+            if turns:
+                return True
         else:
             self.cancel()
         so = "off from now on" if self._ranks.left else "training goes on"

@@ -149,9 +149,6 @@ class Ranks:
         Raises:
             FailedElsewhereError: from the call before a forward or at the end, where another rank failed.
         """
-        if self.channel is None:
-            yield lambda: None
-            return
         parted = False
 
         def meet(intention: str) -> None:
