@@ -1102,6 +1102,7 @@ import torch, vizlog
 from torch import nn
 import vizlog.backends.tensorboard, tensorboard.compat.proto.event_pb2
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it starts in the background
 before = {number: signal.getsignal(number) for number in signal.valid_signals()}
 
 def train():
