@@ -102,14 +102,13 @@ class Monitor:
             self._dtype = _float_type(self._models)
             self._autocast = AutocastSeen(device_of(self._models).type)
             self._forward_context = forward_context or self._autocast
-            chosen = None if probes is None else as_probes(probes)
+            given = None if probes is None else as_probes(probes)
             self._batch, met = self._look(batch, forward_context or nullcontext)
             _say_untrained(self._models, self._optimizers)
-            if chosen is None:
-                chosen = self._standard(met, 100 if every is None else every)
+            chosen = self._standard(met, 100 if every is None else every) if given is None else given
             self._turns = [Turn(probe) for probe in chosen if self._binds(probe, met)]
             if stop_when is not None:
-                schedules = _schedules_of_numbers(chosen if probes is not None else [], every)
+                schedules = _schedules_of_numbers(given or [], every)
                 self._stop = Stop(stop_when, schedules, Notice(self._ranks.rank, self._ranks.world))
             self._place = os.path.abspath(to) if isinstance(to, (str, os.PathLike)) else None  # noqa: PTH100 -- str or bytes
             self._close_earlier()
