@@ -1001,15 +1001,20 @@ def test_a_flush_takes_the_numbers_that_wait_along() -> None:
         assert steps(memory, "n") == [0]
 
 
+class Held(vizlog.Memory):
+    """Takes nothing before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started, self.go = threading.Event(), threading.Event()
+
+    def write(self, step: int, records: Any) -> None:
+        self.started.set()
+        self.go.wait()
+        super().write(step, records)
+
+
 def test_pictures_that_had_to_go_are_counted_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
-    started, go = threading.Event(), threading.Event()
-
-    class Slow(vizlog.Memory):
-        def write(self, step: int, records: Any) -> None:
-            started.set()
-            go.wait()
-            super().write(step, records)
-
     class Picture(vizlog.Probe):
         def measure(self, context: Any) -> int:
             return int(context.step)
@@ -1017,14 +1022,14 @@ def test_pictures_that_had_to_go_are_counted_at_the_end(caplog: pytest.LogCaptur
         def finish(self, measured: int) -> Iterable[Any]:
             yield Scalar("picture", measured)
 
-    memory = Slow()
+    memory = Held()
     with vizlog.Monitor(net(), [Picture(every=1)], to=memory) as monitor:
         monitor.log({"before": 1.0})
         for _ in range(100):
             with monitor.step():
                 pass
-            started.wait()
-        go.set()
+            memory.started.wait()
+        memory.go.set()
     left_out = 100 - len(memory.of("picture"))
     assert left_out > 0
     assert f"vizlog dropped {left_out} pictures that came due faster than they could be drawn" in warnings(caplog)
@@ -1182,30 +1187,22 @@ def test_however_a_script_ends_what_was_seen_can_be_read(tmp_path: Path) -> None
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_loader_processes_fork_while_the_queue_is_full() -> None:
-    started, go = threading.Event(), threading.Event()
-
-    class Slow(vizlog.Memory):
-        def write(self, step: int, records: Any) -> None:
-            started.set()
-            go.wait()
-            super().write(step, records)
-
-    model, memory = net(), Slow()
+    model, memory = net(), Held()
     optimizer = SGD(model.parameters(), lr=0.1)
     with vizlog.watch(model, optimizer, to=memory, every=1, batch=(X, Y)) as monitor:
         train(model, optimizer, 4)
         monitor.log({"before": 1.0})
-        started.wait()
+        memory.started.wait()
         for _ in range(2):
             loader = DataLoader(list(range(8)), num_workers=2, multiprocessing_context="fork", timeout=60)
             assert len(list(loader)) == 8
         child = os.fork()
         if child == 0:  # whatever it calls, its parent's jobs and numbers are not its own
-            go.set()
+            memory.go.set()
             monitor.flush()
             os._exit(len([1 for _, record in memory.records if record.tag == "before"]))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        go.set()
+        memory.go.set()
     assert steps(memory, "weights/0.weight") == list(range(4))
     assert steps(memory, "before") == [3]
 

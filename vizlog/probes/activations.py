@@ -173,6 +173,7 @@ class _Reduction:
     def _counted(self, call: Call, tensor: Tensor) -> BitCounts:
         # Of other layers one cannot know: a kernel of one's own writes in place and changes no version.
         handed_on = type(call.module) in _HAND_ON and self._latest() is tensor
+        # NaN is like no version, not even itself: inference tensors have none.
         version = math.nan if tensor.is_inference() else tensor._version  # noqa: SLF001
         if self._counts is None or not handed_on or version != self._version:
             self._counts = count_bits(tensor)
