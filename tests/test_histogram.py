@@ -413,6 +413,16 @@ def test_counts_keep_occupied_bins_alone() -> None:
     assert replace(counts, note="x").note == "x"
 
 
+def test_counts_are_their_own_however_many_follow() -> None:
+    tensors = [torch.randn(3_000) * scale for scale in torch.linspace(0.1, 3, 400)]  # some 10 MB of counts
+    counted = [count_bits(tensor) for tensor in tensors]
+    for tensor, counts in zip(tensors, counted, strict=True):
+        edges, found = fine(counts)
+        assert np.array_equal(found, np.histogram(values_of(tensor), edges)[0])
+        assert counts.linear is not None
+        assert np.sum(counts.linear.counts) == len(tensor)
+
+
 def test_two_threads_count_at_once() -> None:
     tensors = [torch.randn(300_000) * k for k in range(1, 9)]
     expected, found = count_each(tensors), [None] * 8

@@ -114,6 +114,8 @@ def named_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]
 
 def selected_parameters(models: Mapping[str, nn.Module], select: Select) -> dict[str, nn.Parameter]:
     """`named_parameters` that `select` means, by their own or their module's name, or their module's type."""
+    if select is None:
+        return named_parameters(models)
     matches = matcher(select)
     kinds = tuple(
         part for part in (select if isinstance(select, (list, tuple)) else [select]) if isinstance(part, type)

@@ -47,6 +47,12 @@ AHEAD = 2048
 TABLES = 4
 """Counters of each bin: equal values in a row would wait for one another at a single one."""
 
+SLAB = 1 << 19
+"""Numbers that are asked of the system at a time: of so many (4 MB) numpy asks for large pages where there are any.
+
+Arrays of their own, a few KB each, would cost a page fault for each 4 KB of them, which is more than counting takes.
+"""
+
 PAD = 768
 """Counters between two tables, so that those of one bin do not compete for one set of the first-level cache."""
 
@@ -261,8 +267,9 @@ def _zeros(signed, negative_zero):  # type: ignore[no-untyped-def]
     """How many elements are +0.0, and how many −0.0."""
     positive = negative = np.int32(0)
     for j in range(signed.size):
-        positive += np.int32(signed[j] == 0)
-        negative += np.int32(signed[j] == negative_zero)
+        # numba adds 32-bit numbers as 64-bit ones, half as many in a vector, unless told that the sum has 32 again.
+        positive = np.int32(positive + np.int32(signed[j] == 0))
+        negative = np.int32(negative + np.int32(signed[j] == negative_zero))
     return positive, negative
 
 
@@ -377,24 +384,24 @@ def _extract(merged, lowest, end, zeros, bins, counts):  # type: ignore[no-untyp
     Args:
         lowest, end: from the one to before the other lie the upper bits of all that are occupied, signs aside.
         zeros: the count of bin 0.
-        bins, counts: at least as long as there are occupied bins.
+        bins, counts: at least as long as there are bins from the one to the other, of either sign.
     """
-    found = 0
+    found = np.uint64(0)
     negative = merged.size // 2
+    # Each is written, and overwritten by the next if it is empty: whether it is, a processor could not foresee.
     for k in range(end - 1, lowest - 1, -1):
-        if merged[negative + k]:
-            bins[found], counts[found] = -1 - k, merged[negative + k]
-            found += 1
-    if zeros:
-        bins[found], counts[found] = 0, zeros
-        found += 1
+        n = merged[negative + k]
+        bins[found], counts[found] = -1 - k, n
+        found += np.uint64(n != 0)
+    bins[found], counts[found] = 0, zeros
+    found += np.uint64(zeros != 0)
     for k in range(lowest, end):
-        if merged[k]:
-            bins[found], counts[found] = k + 1, merged[k]
-            found += 1
+        n = merged[k]
+        bins[found], counts[found] = k + 1, n
+        found += np.uint64(n != 0)
     merged[lowest:end] = 0
     merged[negative + lowest : negative + end] = 0
-    return found
+    return np.int64(found)
 
 
 @_compiled("int64(uint32[:, ::1], int64[::1], float64[::1], int64, uint32[::1], int64[::1], int64[::1])")
@@ -480,7 +487,7 @@ def scan_linear(values, scale, first, places, tables):  # type: ignore[no-untype
 @_compiled("int64(uint32[:, ::1], int64, int64[::1], int64[::1])")
 def extract_linear(tables, first, bins, counts):  # type: ignore[no-untyped-def]
     """As `_extract`, from the tables of `scan_linear`, which it empties."""
-    found = 0
+    found = np.uint64(0)
     for start in range(0, LINEAR_BINS, STRETCH):
         seen = np.uint32(0)
         for k in range(start, start + STRETCH):
@@ -488,12 +495,11 @@ def extract_linear(tables, first, bins, counts):  # type: ignore[no-untyped-def]
         if seen:
             for k in range(start, start + STRETCH):
                 n = np.int64(tables[0, k]) + np.int64(tables[1, k])
-                if n:
-                    bins[found], counts[found] = first + k, n
-                    found += 1
+                bins[found], counts[found] = first + k, n
+                found += np.uint64(n != 0)
             tables[:, start : start + STRETCH] = 0
     tables[:, LINEAR_BINS] = 0
-    return found
+    return np.int64(found)
 
 
 _linear_exponent = _compiled("int64(float64, float64)")(linear_exponent)
@@ -545,6 +551,7 @@ class CompiledPass(Pass):
         self._scratch = edge, edge.view(grid.unsigned)
         self._linear = np.zeros((2, LINEAR_BINS + 1), np.uint32), np.empty(LINEAR_BLOCK, np.int32)
         self._found = np.empty((4, 2 * grid.top + 1), np.int64)
+        self._slab, self._room = np.empty(0, np.int64), 0
 
     def count_whole(self, values: NDArray[np.floating[Any]], *, always_linear: bool) -> BitCounts:
         tallies, moments = np.zeros(5, np.int64), _NO_MOMENTS.copy()
@@ -553,11 +560,8 @@ class CompiledPass(Pass):
             *(self._negative_zero, self._shift, self._tables, self._merged, *self._scratch, *self._linear),
             *(tallies, moments, self._found, always_linear, TOLERABLE_ERROR),
         )
-        found = self._found
-        linear = None
-        if linear_bins:
-            linear = Linear(exponent, found[2, :linear_bins].copy(), found[3, :linear_bins].copy())
-        return BitCounts(self._grid.name, tallies, moments, found[0, :bins].copy(), found[1, :bins].copy(), linear)
+        linear = Linear(exponent, *self._kept(self._found[2:, :linear_bins])) if linear_bins else None
+        return BitCounts(self._grid.name, tallies, moments, *self._kept(self._found[:2, :bins]), linear)
 
     def count(self, chunks: Chunks) -> BitCounts:
         grid, found = self._grid, self._found
@@ -566,7 +570,7 @@ class CompiledPass(Pass):
             signed, unsigned = values.view(grid.signed), values.view(grid.unsigned)
             scan(values, signed, unsigned, self._negative_zero, self._shift, self._tables, tallies, moments)
         bins = settle(self._tables, tallies, moments, 1 << MANTISSA_BITS, self._merged, found[0], found[1])
-        return BitCounts(grid.name, tallies, moments, found[0, :bins].copy(), found[1, :bins].copy())
+        return BitCounts(grid.name, tallies, moments, *self._kept(found[:2, :bins]))
 
     def interpolation_error(self, counts: BitCounts) -> float:
         grid, (low, high) = self._grid, counts.moments[:2]
@@ -578,7 +582,17 @@ class CompiledPass(Pass):
         for values in chunks:
             scan_linear(values, math.ldexp(1.0, -exponent), float(first), places, tables)
         bins = extract_linear(tables, first, found[2], found[3])
-        return Linear(exponent, found[2, :bins].copy(), found[3, :bins].copy())
+        return Linear(exponent, *self._kept(found[2:, :bins]))
+
+    def _kept(self, found: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A copy of these two rows, where nothing is ever written again."""
+        if self._room < found.size:
+            self._slab, self._room = np.empty(max(SLAB, found.size), np.int64), max(SLAB, found.size)
+        start = self._slab.size - self._room
+        kept = self._slab[start : start + found.size].reshape(found.shape)
+        self._room -= found.size
+        kept[...] = found
+        return kept[0], kept[1]
 
 
 _NO_MOMENTS = np.array([np.inf, -np.inf, 0.0, 0.0])

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vizlog.compute.bits import BitCounts
+
 __all__ = ["Pending", "to_host"]
 
 
@@ -87,8 +89,8 @@ def _start_copy(device: torch.device, tensors: list[tuple[int, Tensor]], landing
 
 def _map(function: Callable[[Any], Any], tree: Any) -> Any:
     kind: Any = type(tree)
-    if kind in _PLAIN:  # thousands of them at a due step
-        return tree
+    if kind in _PLAIN or (kind is BitCounts and tree.bins is not None):  # counted on the host, in memory of its own
+        return tree  # there are thousands of them at a due step
     if kind in _LEAVES:
         return function(tree)
     if isinstance(tree, dict):
