@@ -418,3 +418,14 @@ def test_a_survey_tells_layers_in_the_order_they_ran() -> None:
     assert met.layers[0].input_shape == (2, 1, 5, 5)
     assert met.layers[0].output_shape == (2, 4, 5, 5)
     assert (met.scored, met.classes, met.attention) == ("logits", 3, ())
+
+
+def test_a_pass_of_ours_that_raises_hides_no_training_forward_after_it() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    capture, stack = live(model)
+    with stack:
+        with pytest.raises(RuntimeError, match="shape"), unseen():
+            model(torch.ones(1, 3))
+        assert capture.results["a"] == {}
+        model(torch.ones(1, 2))
+    assert list(capture.results["a"]) == ["0"]
