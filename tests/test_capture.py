@@ -429,3 +429,12 @@ def test_a_pass_of_ours_that_raises_hides_no_training_forward_after_it() -> None
         assert capture.results["a"] == {}
         model(torch.ones(1, 2))
     assert list(capture.results["a"]) == ["0"]
+
+
+def test_a_layer_that_calls_attention_twice_is_named_once_by_a_survey() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, F.scaled_dot_product_attention(x, x, x), x)
+
+    met = survey({"": nn.Sequential(Twice(), Twice())}, FixedBatch(torch.randn(2, 1, 3, 4)))
+    assert met.attention == ("0", "1")
