@@ -418,3 +418,23 @@ def test_a_survey_tells_layers_in_the_order_they_ran() -> None:
     assert met.layers[0].input_shape == (2, 1, 5, 5)
     assert met.layers[0].output_shape == (2, 4, 5, 5)
     assert (met.scored, met.classes, met.attention) == ("logits", 3, ())
+
+
+def test_a_pass_of_ours_that_raises_hides_no_training_forward_after_it() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    capture, stack = live(model)
+    with stack:
+        with pytest.raises(RuntimeError, match="shape"), unseen():
+            model(torch.ones(1, 3))
+        assert capture.results["a"] == {}
+        model(torch.ones(1, 2))
+    assert list(capture.results["a"]) == ["0"]
+
+
+def test_a_layer_that_calls_attention_twice_is_named_once_by_a_survey() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, F.scaled_dot_product_attention(x, x, x), x)
+
+    met = survey({"": nn.Sequential(Twice(), Twice())}, FixedBatch(torch.randn(2, 1, 3, 4)))
+    assert met.attention == ("0", "1")
