@@ -6,12 +6,15 @@ import builtins
 import errno
 import io
 import logging
+import os
 import resource
+import shutil
 import subprocess
 import sys
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from google.protobuf import text_format
 from PIL import Image
 from sample_records import embedding, every_record, histogram_of, images
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.util import tensor_util
 from tensorboard_run import Server, events, server, until, values
@@ -210,6 +214,42 @@ def test_a_full_disk_loses_what_does_not_fit_and_nothing_else(run: Path, said: C
     assert "space again at step 3; records since step 1 were lost" in said()[1]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_a_quota_is_a_full_disk_and_a_broken_one_is_not(
+    number: int, run: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    backend = TensorBoard(run)
+    monkeypatch.setattr(EventFile, "append", fails)
+    with pytest.raises(OSError, match=os.strerror(number)) if number == errno.EIO else nullcontext():
+        backend.write(0, [Scalar("loss", 1)])
+    backend.close()
+    assert len(said()) == (number != errno.EIO)
+
+
+@pytest.mark.parametrize("deleted", ["file", "run", "all runs"])
+@pytest.mark.parametrize("before", [(), (0,)], ids=["before the first step", "after a step"])
+def test_what_is_deleted_is_made_anew(run: Path, before: tuple[int, ...], deleted: str) -> None:
+    backend = TensorBoard(run)
+    for step in before:
+        backend.write(step, [Scalar("loss", step)])
+    if deleted == "file":
+        for file in event_files(run):
+            file.unlink()
+    else:
+        shutil.rmtree(run if deleted == "run" else run.parent)
+    backend.write(1, [Scalar("loss", 1)])
+    backend.close()
+    assert scalars(run, "loss") == [(1, 1)]
+
+
+def test_nothing_written_leaves_no_file(run: Path) -> None:
+    TensorBoard(run).close()
+    assert event_files(run) == []
+
+
 def test_other_failures_are_raised(run: Path) -> None:
     backend = TensorBoard(run)
     run.rmdir()
@@ -265,6 +305,18 @@ def test_the_current_directory_can_be_a_run(tmp_path: Path, monkeypatch: pytest.
     for _ in range(2):
         write(Path(), 0, 1)
     assert scalars(tmp_path / "here-2", "loss") == [(0, 0), (1, 1)]
+
+
+def test_a_path_may_be_anything_that_stands_for_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Place:
+        def __fspath__(self) -> str:
+            return "~/b"
+
+    monkeypatch.setenv("HOME", str(run))
+    backend = TensorBoard(Place())
+    backend.write(0, [Scalar("loss", 1)])
+    backend.close()
+    assert scalars(run / "b", "loss") == [(0, 1)]
 
 
 # --- what cannot be
@@ -352,11 +404,16 @@ def test_once_a_writer_is_closed_the_rest_goes_to_a_file_beside_it(writer: Any, 
     backend = TensorBoard(writer)
     backend.write(0, [Scalar("loss", 0)])
     writer.close()
-    backend.write(1, [Scalar("loss", 1)])
-    backend.close()
+    for step in (1, 2):
+        backend.write(step, [Scalar("loss", step)])
     assert writer.all_writers is None, "it was not opened again"
     assert [file.suffix for file in event_files(run)].count(".vizlog") == 1
-    assert sorted(scalars(run, "loss")) == [(0, 0), (1, 1)]
+    assert sorted(scalars(run, "loss")) == [(0, 0), (1, 1), (2, 2)]
+
+    shutil.rmtree(run)
+    backend.write(3, [Scalar("loss", 3)])
+    backend.close()
+    assert scalars(run, "loss") == [(3, 3)], "made anew where it was deleted"
 
 
 # --- the Projector
@@ -537,10 +594,40 @@ def test_the_server_shows_the_projector(served: Server) -> None:
     assert served.data("projector/metadata", run="a", name=names[0]).count(b"\n") == 61
 
 
-def test_event_files_sort_in_the_order_made(run: Path) -> None:
+@pytest.mark.parametrize("now", [5.0, 1.8e9, 9e9], ids=["1970", "2027", "2255"])
+@pytest.mark.parametrize("older", ["", "9000000000.5.host.1.0", "9000000000.host", "of.another"])
+def test_event_files_sort_in_the_order_made(run: Path, older: str, now: float, monkeypatch: pytest.MonkeyPatch) -> None:
     run.mkdir(parents=True)
+    made = [run / f"events.out.tfevents.{older}"] if older else []
+    for file in made:
+        file.write_bytes(b"")
+    monkeypatch.setattr(time, "time", lambda: now)
     for _ in range(3):
-        EventFile(run).close()
-    files = event_files(run)
-    assert files == sorted(files, key=lambda file: file.stat().st_mtime_ns)
-    assert len(files) == 3
+        new = EventFile(run)
+        new.close()
+        made.append(new.path)
+    ours_behind_what_has_no_time = made if older != "of.another" else [*made[1:], made[0]]
+    assert event_files(run) == ours_behind_what_has_no_time
+
+
+def test_event_files_of_any_name_are_found_and_folders_are_not(run: Path) -> None:
+    (run / "tfevents").mkdir(parents=True)
+    (run / "kept.tfevents.1").write_bytes(b"")
+    assert [file.name for file in event_files(run)] == ["kept.tfevents.1"]
+
+
+@pytest.mark.parametrize("extra", range(1, 16))
+def test_a_file_that_is_cut_anywhere_gives_the_steps_before(run: Path, extra: int) -> None:
+    write(run, 3, 2**62)
+    (file,) = event_files(run)
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[:extra])
+    assert list(steps(file, len(whole) + extra)) == [0, 3, 2**62]
+
+
+def test_an_event_without_a_time_has_its_step(run: Path) -> None:
+    run.mkdir(parents=True)
+    new = EventFile(run)
+    new.append([Event(step=7), Event(step=-1), Event()])
+    new.close()
+    assert list(steps(new.path, new.path.stat().st_size)) == [0, 7, -1, 0]

@@ -101,9 +101,8 @@ class TensorBoard:
             numbers = [record for record in records if not is_drawn(record)]
             self._sink.add(step, [*opening, *self._drawable.each(self._summaries.of, numbers)])
             self._last = step
-            for picture in filter(
-                is_drawn, records
-            ):  # each may take a while, and a run that is killed keeps the others
+            # Each may take a while, and a run that is killed keeps the others.
+            for picture in filter(is_drawn, records):
                 self._sink.add(step, list(self._drawable.each(self._summaries.of, [picture])))
             deque(self._drawable.each(lambda record: self._project(step, record), records), maxlen=0)
         except OSError as error:
@@ -193,7 +192,7 @@ class _Directory:
 
         if self._file is None:
             self.directory.mkdir(parents=True, exist_ok=True)  # it may have been deleted since it was found writable
-            self.directory, self._earlier = _free_directory(self.directory, self._earlier, step), {}
+            self.directory = _free_directory(self.directory, self._earlier, step)
             self._file = EventFile(self.directory)
         now = time.time()
         self._file.append(Event(wall_time=now, step=step, summary=summary) for summary in summaries)
