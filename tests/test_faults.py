@@ -533,12 +533,18 @@ def test_the_level_that_a_person_chose_stays() -> None:
         assert logger.level == logging.ERROR
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise AttributeError("no message")
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
         (ValueError(), "ValueError: "),
         (ValueError("\n first\nsecond"), "ValueError: first"),
         (ValueError("x" * 5000), "ValueError: " + "x" * 400),
+        (Mute(), "Mute: it cannot be shown"),
     ],
 )
 def test_an_error_is_told_in_one_short_line(error: Exception, line: str) -> None:

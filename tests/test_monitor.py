@@ -44,6 +44,82 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> No
         optimizer.step()
 
 
+# Ends in the middle ---------------------------------------------------------------------------------------------------
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("end", ["close", "load a state"])
+def test_a_step_that_is_not_over_leaves_no_hook_behind(end: str) -> None:
+    model, memory = net(), vizlog.Memory()
+    monitor = vizlog.Monitor(model, [vizlog.ActivationHistograms(every=1, source="live")], to=memory)
+    state = monitor.state_dict()
+    with monitor.step(7):
+        assert hooks(model)
+        monitor.close() if end == "close" else monitor.load_state_dict(state)
+        assert not hooks(model)
+        model(X).sum().backward()
+    monitor.close()
+    assert not hooks(model)
+    assert steps(memory, "activations/1") == []
+
+
+def test_what_has_ended_is_written_by_close_also_where_an_optimizer_has_not_stepped() -> None:
+    model, memory = net(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    probes = [vizlog.ActivationHistograms(every=1, source="live")]
+    monitor = vizlog.Monitor(model, probes, to=memory, optimizer=optimizer)
+    with monitor.step():
+        model(X).sum().backward()
+    monitor.close()
+    assert steps(memory, "activations/1") == [0]
+
+
+def test_a_closed_monitor_sees_no_further_step() -> None:
+    model, memory = net(), vizlog.Memory()
+    stop_when = ["nonfinite"]
+    monitor = vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=memory, stop_when=stop_when)
+    monitor.close()
+    with monitor.step(3):
+        assert not monitor.is_due
+    assert not steps(memory, "weights/0.weight")
+
+
+# States ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_is_gone_on_from_wherever_the_monitor_was() -> None:
+    """What is due, in which epoch, of which probe; one that the state does not know starts anew."""
+    model, memory = net(), vizlog.Memory()
+
+    def monitor(*more: vizlog.Probe) -> vizlog.Monitor:
+        return vizlog.Monitor(model, [vizlog.WeightHistograms(every=vizlog.EveryEpoch(2)), *more], to=memory)
+
+    with monitor() as first:
+        for step in range(3):
+            with first.step(step, epoch=2):
+                pass
+        state = first.state_dict()
+    assert steps(memory, "weights/0.weight") == [0]
+    del state["health"]  # an older version's
+    with monitor(vizlog.GradientHistograms(every=5)) as second:
+        second.load_state_dict(state)
+        for step, epoch in ((3, 2), (4, 3), (5, 4)):
+            with second.step(step, epoch=epoch):
+                model(X).sum().backward()
+    assert steps(memory, "weights/0.weight") == [0, 5]
+    assert steps(memory, "gradients/0.weight") == [3, 5]
+
+
+def test_two_probes_of_a_kind_keep_states_of_their_own() -> None:
+    model = net()
+    probes = [vizlog.WeightHistograms("0", every=3), vizlog.WeightHistograms("2", every=5)]
+    with vizlog.Monitor(model, probes, to=vizlog.Memory()) as monitor:
+        assert set(monitor.state_dict()["probes"]) == {"WeightHistograms", "WeightHistograms-2"}
+
+
 # Explicit steps -------------------------------------------------------------------------------------------------------
 
 

@@ -191,6 +191,14 @@ def test_a_call_that_takes_too_long_is_given_up(process):
     assert process.call(math.sqrt, 4) == 2
 
 
+def test_where_no_thread_can_start_the_answer_is_waited_for(process, monkeypatch):
+    def none(_):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    assert process.call(math.sqrt, 9.0) == 3.0
+
+
 def test_calls_of_several_threads_take_turns(process):
     found = {}
     threads = [

@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -245,9 +246,21 @@ def test_what_is_deleted_is_made_anew(run: Path, before: tuple[int, ...], delete
     assert scalars(run, "loss") == [(1, 1)]
 
 
-def test_nothing_written_leaves_no_file(run: Path) -> None:
-    TensorBoard(run).close()
+@pytest.mark.parametrize("options", [{}, {"hparams": {"lr": 0.1}}], ids=["plain", "hyperparameters"])
+def test_nothing_written_leaves_no_file(run: Path, options: dict[str, Any]) -> None:
+    backend = TensorBoard(run, **options)
+    backend.summarise(0, {})
+    backend.close()
     assert event_files(run) == []
+
+
+def test_hyperparameters_are_written_again_where_the_run_was_deleted(run: Path) -> None:
+    backend = TensorBoard(run, hparams={"lr": 0.1})
+    backend.write(0, [Scalar("loss", 0)])
+    shutil.rmtree(run)
+    backend.write(1, [Scalar("loss", 1)])
+    backend.close()
+    assert "_hparams_/session_start_info" in {tag for _, tag in values(run)}
 
 
 def test_other_failures_are_raised(run: Path) -> None:
@@ -391,7 +404,8 @@ def test_a_writer_gets_the_records_into_its_own_file_and_stays_open(writer: Any,
     writer.add_scalar("accuracy", 0.5, 0)
     backend = TensorBoard(writer)
     backend.write(0, every_record())
-    until(lambda: (0, "filters/conv1") in values(run))  # it is flushed without being asked
+    tags = {(0, record.tag) for record in every_record()}
+    until(lambda: tags <= set(values(run)))  # it is flushed without being asked
     backend.close()
     writer.add_scalar("accuracy", 0.6, 1)
     writer.close()
@@ -401,6 +415,7 @@ def test_a_writer_gets_the_records_into_its_own_file_and_stays_open(writer: Any,
 
 
 def test_once_a_writer_is_closed_the_rest_goes_to_a_file_beside_it(writer: Any, run: Path) -> None:
+    writer.add_scalar("accuracy", 0.5, 100)
     backend = TensorBoard(writer)
     backend.write(0, [Scalar("loss", 0)])
     writer.close()
@@ -416,7 +431,74 @@ def test_once_a_writer_is_closed_the_rest_goes_to_a_file_beside_it(writer: Any, 
     assert scalars(run, "loss") == [(3, 3)], "made anew where it was deleted"
 
 
+def test_a_writer_that_is_closed_while_we_write_loses_nothing(run: Path) -> None:
+    writer = SummaryWriter(run)
+    backend = TensorBoard(writer)
+    backend.write(0, [Scalar("a", 0)])
+    theirs, added = writer.file_writer, []
+    add = theirs.add_summary
+
+    def closes(summary: Any, step: int) -> None:
+        if added:
+            writer.close()
+            raise OSError("write to a closed file")
+        added.append(step)
+        add(summary, step)
+
+    theirs.add_summary = closes
+    backend.write(1, [Scalar("a", 1), Scalar("b", 1)])
+    backend.close()
+    assert sorted(scalars(run, "a")) == [(0, 0), (1, 1)]
+    assert scalars(run, "b") == [(1, 1)]
+    assert sum(len(event.summary.value) for event in events(run)) == 3
+
+
+class _InTheCloud:
+    """A writer whose files lie where the Projector's cannot."""
+
+    def __init__(self) -> None:
+        self.all_writers: dict[str, Any] | None = {}
+        self.written: list[Any] = []
+
+    def _get_file_writer(self) -> Any:
+        return self
+
+    def get_logdir(self) -> str:
+        return "s3://bucket/run"
+
+    def add_summary(self, summary: Any, step: int) -> None:
+        self.written.append(summary)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_a_writer_to_a_bucket_gets_all_but_the_projectors_files() -> None:
+    writer = _InTheCloud()
+    backend = TensorBoard(writer)
+    backend.write(0, [Scalar("a", 0), embedding("embeddings/2")])
+    assert {value.tag for summary in writer.written for value in summary.value} >= {"a"}
+    writer.all_writers = None
+    with pytest.raises(RuntimeError, match="close vizlog first"):
+        backend.write(1, [Scalar("a", 1)])
+
+
 # --- the Projector
+
+
+def test_an_embedding_that_fails_is_named_and_the_others_go_on(
+    run: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise ValueError("no such vectors")
+
+    monkeypatch.setattr("vizlog.backends.tensorboard.project", fails)
+    backend = TensorBoard(run)
+    for step in range(2):
+        backend.write(step, [embedding("embeddings/2"), Scalar("a", step)])
+    backend.close()
+    assert scalars(run, "a") == [(0, 0), (1, 1)]
+    assert len([line for line in said() if "no such vectors" in line]) == 1
 
 
 def config(run: Path) -> ProjectorConfig:
@@ -629,5 +711,34 @@ def test_an_event_without_a_time_has_its_step(run: Path) -> None:
     run.mkdir(parents=True)
     new = EventFile(run)
     new.append([Event(step=7), Event(step=-1), Event()])
+    new.append(Event(wall_time=k) for k in range(1, 2000))  # the checksums behind some of them look like a step
     new.close()
-    assert list(steps(new.path, new.path.stat().st_size)) == [0, 7, -1, 0]
+    assert list(steps(new.path, new.path.stat().st_size)) == [0, 7, -1, 0] + 1999 * [0]
+
+
+def test_what_the_system_takes_in_pieces_is_written_whole(run: Path) -> None:
+    run.mkdir(parents=True)
+    new = EventFile(run)
+    file = new._file
+
+    class Pipe:
+        def write(self, data: memoryview) -> int:
+            return file.write(data[:7])
+
+    new._file = Pipe()  # type: ignore[assignment]
+    new.append([Event(step=step) for step in range(5)])
+    file.close()
+    assert [event.step for event in events(run)] == [0, 0, 1, 2, 3, 4]
+
+
+def test_a_file_that_another_process_makes_at_the_same_time_is_not_written_over(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.mkdir(parents=True)
+    monkeypatch.setattr(time, "time", lambda: 1.8e9)
+    first = EventFile(run)
+    first.close()
+    assert first.path.name.endswith(f".{socket.gethostname()}.{os.getpid()}.vizlog")
+    monkeypatch.setattr("vizlog.backends.event_file.event_files", lambda _: [])  # it has come since we looked
+    with pytest.raises(FileExistsError):
+        EventFile(run)

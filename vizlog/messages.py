@@ -29,7 +29,11 @@ class _Unfailing(_Adapter):
 
 def told(error: BaseException) -> str:
     """An error in one line: torch lists every kernel it has under some of them."""
-    first = next(iter(str(error).strip().splitlines()), "")
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 -- an exception of the user's own, whose __str__ fails
+        said = "it cannot be shown"
+    first = next(iter(said.strip().splitlines()), "")
     return f"{type(error).__name__}: {first[:400]}"
 
 

@@ -183,7 +183,9 @@ class _Child:
         timer = threading.Timer(timeout, expire) if timeout is not None else None
         if timer is not None:
             timer.daemon = True
-            timer.start()
+            # While the interpreter ends, Python 3.12 starts no thread: then the answer is waited for.
+            with contextlib.suppress(RuntimeError):
+                timer.start()
         try:
             _write_frame(self._requests, request)
             answer = _read_frame(self._answers)

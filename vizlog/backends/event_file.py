@@ -117,7 +117,7 @@ def _create(directory: Path) -> FileIO:
     """A new, unbuffered file under a name that TensorBoard takes for an event file, and that sorts after older ones."""
     # The clock may have gone back since the older ones were made.
     latest = max((_made_at(path) for path in event_files(directory)), default=0.0)
-    made_at = max(time.time(), latest + 1e-6 if latest else 0.0)
+    made_at = max(time.time(), latest + 1e-6)
     name = f"events.out.tfevents.{made_at:017.6f}.{socket.gethostname()}.{os.getpid()}.vizlog"
     return FileIO(directory / name, "x")
 

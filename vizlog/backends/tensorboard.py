@@ -244,8 +244,6 @@ class _Writer:
     def close(self) -> None:
         if self._late is not None:
             self._late.close()
-        elif self._writer.all_writers is not None:
-            self._writer.flush()
 
     def _beside(self) -> _Directory:
         """Where to go on once the user has closed the writer: adding to it would open it again, for nobody to close."""
