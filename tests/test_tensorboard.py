@@ -473,11 +473,12 @@ class _InTheCloud:
         pass
 
 
-def test_a_writer_to_a_bucket_gets_all_but_the_projectors_files() -> None:
+def test_a_writer_to_a_bucket_gets_all_but_the_projectors_files(said: Callable[[], list[str]]) -> None:
     writer = _InTheCloud()
     backend = TensorBoard(writer)
     backend.write(0, [Scalar("a", 0), embedding("embeddings/2")])
     assert {value.tag for summary in writer.written for value in summary.value} >= {"a"}
+    assert said() == []
     writer.all_writers = None
     with pytest.raises(RuntimeError, match="close vizlog first"):
         backend.write(1, [Scalar("a", 1)])
