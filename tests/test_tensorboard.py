@@ -689,8 +689,8 @@ def test_event_files_sort_in_the_order_made(run: Path, older: str, now: float, m
         new = EventFile(run)
         new.close()
         made.append(new.path)
-    ours_behind_what_has_no_time = made if older != "of.another" else [*made[1:], made[0]]
-    assert event_files(run) == ours_behind_what_has_no_time
+    # A name without a time stands behind every time there is.
+    assert event_files(run) == (made if older != "of.another" else [*made[1:], made[0]])
 
 
 def test_event_files_of_any_name_are_found_and_folders_are_not(run: Path) -> None:

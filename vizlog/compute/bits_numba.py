@@ -50,7 +50,7 @@ TABLES = 4
 SLAB = 1 << 19
 """Numbers that are asked of the system at a time: of so many (4 MB) numpy asks for large pages where there are any.
 
-Arrays of their own, a few KB each, would cost a page fault for each 4 KB of them, which is more than counting takes.
+Arrays of their own, some 20 KB a tensor, would cost a page fault for each 4 KB of them.
 """
 
 PAD = 768

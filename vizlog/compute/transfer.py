@@ -41,7 +41,7 @@ def to_host(tree: Any) -> Pending:
 
     Device tensors go through pinned memory without synchronising, packed into one copy a device; tensors and arrays
     that already lie on the CPU are cloned, since `.cpu()` and `.numpy()` would share their memory with the training.
-    Arrays that own their memory are taken as they are.
+    Arrays that own their memory are taken as they are, and so are counts that were made on the host.
     """
     landing: list[Tensor] = []
     travelling: dict[torch.device, list[tuple[int, Tensor]]] = {}
@@ -89,8 +89,9 @@ def _start_copy(device: torch.device, tensors: list[tuple[int, Tensor]], landing
 
 def _map(function: Callable[[Any], Any], tree: Any) -> Any:
     kind: Any = type(tree)
-    if kind in _PLAIN or (kind is BitCounts and tree.bins is not None):  # counted on the host, in memory of its own
-        return tree  # there are thousands of them at a due step
+    # Both come by the thousand at a due step; counts that have bins lie on the host, in memory that nobody else has.
+    if kind in _PLAIN or (kind is BitCounts and tree.bins is not None):
+        return tree
     if kind in _LEAVES:
         return function(tree)
     if isinstance(tree, dict):
