@@ -16,7 +16,9 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 import vizlog
-from vizlog.diagnosis import KEYS
+from vizlog.diagnosis import KEYS, Diagnosis
+from vizlog.ranks import Notice
+from vizlog.stopping import Stop
 
 STEPS = 12
 
@@ -213,6 +215,68 @@ def test_what_is_no_condition_raises_where_it_is_given(wrong: Any, error: type[E
         VizLog(stop_when=wrong)
 
 
+def steps_considered(stop: Stop, steps_of_an_epoch: int | None = None) -> list[int]:
+    """At which of 12 steps the diagnosis is asked for."""
+    asked: list[int] = []
+    for step in range(12):
+
+        def diagnose(step: int = step) -> Diagnosis:
+            asked.append(step)
+            return Diagnosis(looks=2)
+
+        assert not stop.consider(step, step // steps_of_an_epoch if steps_of_an_epoch else None, diagnose)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("schedules", "steps_of_an_epoch", "considered"),
+    [
+        ([vizlog.Every(4), vizlog.Every(6)], None, [0, 4, 6, 8]),
+        ([vizlog.EveryEpoch(2)], 3, [0, 6]),
+        ([vizlog.EveryEpoch(2), vizlog.AtSteps(1)], 3, [0, 1, 6]),
+        ([vizlog.EveryEpoch(2)], None, [0]),
+        ([], 3, [0]),
+    ],
+)
+def test_it_is_considered_when_numbers_are_due(
+    schedules: list[vizlog.Schedule], steps_of_an_epoch: int | None, considered: list[int]
+) -> None:
+    assert steps_considered(Stop("dead", schedules, Notice(0, 1)), steps_of_an_epoch) == considered
+
+
+def test_one_look_is_too_few_and_once_decided_it_is_not_asked_again() -> None:
+    stop = Stop(lambda health: True, [vizlog.Every(1)], Notice(0, 1))
+    assert not stop.consider(0, None, lambda: Diagnosis(looks=1))
+    assert stop.consider(1, None, lambda: Diagnosis(looks=2))
+    assert not stop.consider(2, None, lambda: pytest.fail("asked again"))
+    assert stop.because == "stop_when's <lambda> holds"
+
+
+def test_a_condition_that_is_no_function_is_named_by_its_type() -> None:
+    class Limit:
+        def __call__(self, health: Any) -> bool:
+            return True
+
+    stop = Stop([Limit()], [], Notice(0, 1))
+    assert stop.consider(0, None, lambda: Diagnosis(looks=2))
+    assert stop.because == "stop_when's Limit holds"
+
+
+def test_ctrl_c_in_a_condition_is_no_failure_of_it() -> None:
+    presses = [True]
+
+    def condition(health: Any) -> bool:
+        if presses.pop():
+            raise KeyboardInterrupt
+        return True
+
+    stop = Stop(condition, [vizlog.Every(1)], Notice(0, 1))
+    with pytest.raises(KeyboardInterrupt):
+        stop.consider(0, None, lambda: Diagnosis(looks=2))
+    presses.append(False)
+    assert stop.consider(1, None, lambda: Diagnosis(looks=2))
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*isinstance.treespec, LeafSpec.")
 def test_lightning_is_told_and_ends_as_usual() -> None:
     from lightning.pytorch import LightningModule, Trainer
@@ -240,13 +304,6 @@ def test_lightning_is_told_and_ends_as_usual() -> None:
 
 
 # Ranks ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    pair = Processes(2, tmp_path_factory.mktemp("ranks"))
-    yield pair
-    pair.stop()
 
 
 def _replicated(rank: int, way: str, watching: int) -> tuple[int, list[str]]:

@@ -56,8 +56,6 @@ class Stop:
         if self.because or not self._due(step, epoch):
             return False
         self.because = self._notice.before(step)
-        if self.because:
-            return True
         found = self._found(diagnose()) if self._notice.decides and not self._notice.posted else ""
         if found and self._notice.is_alone:
             self.because = found
