@@ -533,6 +533,23 @@ def test_the_level_that_a_person_chose_stays() -> None:
         assert logger.level == logging.ERROR
 
 
+def test_a_message_that_no_handler_took_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with loud_handler():
+        LOG.warning("at %d%%", 7)
+        LOG.warning("100% of it")
+    end = "\n(a log handler raised RuntimeError: no room for logs)\n"
+    assert capsys.readouterr().err == f"at 7%{end}100% of it{end}"
+
+
+def test_ctrl_c_in_a_handler_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loud, "emit", press)
+    with loud_handler(), pytest.raises(KeyboardInterrupt):
+        LOG.warning("now")
+
+
 class Mute(Exception):
     def __str__(self) -> str:
         raise AttributeError("no message")

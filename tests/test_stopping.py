@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from processes import Processes
 from torch import Tensor, nn
@@ -197,6 +199,13 @@ def test_a_function_that_raises_is_off_with_one_warning(caplog: pytest.LogCaptur
     assert sum("vizlog/no_such_figure" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_a_function_that_raised_is_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    stop = Stop(lambda health: 1 / 0, [vizlog.Every(1)], Notice(1))
+    for step in range(3):
+        assert not stop.consider(step, None, lambda: Diagnosis(looks=2))
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "said"),
     [
@@ -241,11 +250,11 @@ def steps_considered(stop: Stop, steps_of_an_epoch: int | None = None) -> list[i
 def test_it_is_considered_when_numbers_are_due(
     schedules: list[vizlog.Schedule], steps_of_an_epoch: int | None, considered: list[int]
 ) -> None:
-    assert steps_considered(Stop("dead", schedules, Notice(0, 1)), steps_of_an_epoch) == considered
+    assert steps_considered(Stop("dead", schedules, Notice(1)), steps_of_an_epoch) == considered
 
 
 def test_one_look_is_too_few_and_once_decided_it_is_not_asked_again() -> None:
-    stop = Stop(lambda health: True, [vizlog.Every(1)], Notice(0, 1))
+    stop = Stop(lambda health: True, [vizlog.Every(1)], Notice(1))
     assert not stop.consider(0, None, lambda: Diagnosis(looks=1))
     assert stop.consider(1, None, lambda: Diagnosis(looks=2))
     assert not stop.consider(2, None, lambda: pytest.fail("asked again"))
@@ -257,7 +266,7 @@ def test_a_condition_that_is_no_function_is_named_by_its_type() -> None:
         def __call__(self, health: Any) -> bool:
             return True
 
-    stop = Stop([Limit()], [], Notice(0, 1))
+    stop = Stop([Limit()], [], Notice(1))
     assert stop.consider(0, None, lambda: Diagnosis(looks=2))
     assert stop.because == "stop_when's Limit holds"
 
@@ -270,7 +279,7 @@ def test_ctrl_c_in_a_condition_is_no_failure_of_it() -> None:
             raise KeyboardInterrupt
         return True
 
-    stop = Stop(condition, [vizlog.Every(1)], Notice(0, 1))
+    stop = Stop(condition, [vizlog.Every(1)], Notice(1))
     with pytest.raises(KeyboardInterrupt):
         stop.consider(0, None, lambda: Diagnosis(looks=2))
     presses.append(False)
@@ -304,6 +313,34 @@ def test_lightning_is_told_and_ends_as_usual() -> None:
 
 
 # Ranks ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if processes had met."""
+    shared = dist.HashStore()
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: shared)
+
+
+def test_a_notice_is_read_at_the_steps_after_that_at_which_it_was_left(
+    store: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Notice, "_numbers", itertools.repeat(0))
+        notices = [Notice(2), Notice(2)]  # as each rank has one
+    assert [notice.before(9) for notice in notices] == ["", ""]
+    notices[0].post(4, "dead: all of it")
+    for notice in notices:
+        assert [notice.before(step) for step in (4, 5)] == ["", "dead: all of it"]
+    assert [notice.posted for notice in notices] == [True, False]
+
+
+def test_notices_of_two_trainings_are_not_taken_for_each_other(store: None) -> None:
+    earlier, later = Notice(2), Notice(2)
+    earlier._world = 1  # the one rank that there is here has asked for it
+    earlier.post(0, "dead")
+    assert earlier.before(1)
+    assert not later.before(1)
 
 
 def _replicated(rank: int, way: str, watching: int) -> tuple[int, list[str]]:

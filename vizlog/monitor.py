@@ -90,8 +90,7 @@ class Monitor:
         self._roots = list(given_models(model).values())
         self._ranks = Ranks.of(self._models.values())
         self._communicates = False  # in its forward, though it is run on one rank alone
-        if self._ranks.sharded:
-            reshard(self._models.values())
+        reshard(self._models.values())
         with self._ranks.together():
             self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
             _check_owned(self._models, self._optimizers)
@@ -109,7 +108,7 @@ class Monitor:
             self._turns = [Turn(probe) for probe in chosen if self._binds(probe, met)]
             if stop_when is not None:
                 schedules = _schedules_of_numbers(given or [], every)
-                self._stop = Stop(stop_when, schedules, Notice(self._ranks.rank, self._ranks.world))
+                self._stop = Stop(stop_when, schedules, Notice(self._ranks.world))
             self._place = os.path.abspath(to) if isinstance(to, (str, os.PathLike)) else None  # noqa: PTH100 -- str or bytes
             self._close_earlier()
             writes = to is not None and self._ranks.writes

@@ -223,13 +223,12 @@ class Notice:
     notice, and so can all read it, before any of them ends the next one.
 
     Args:
-        rank, world: this process, and how many there are.
+        world: how many processes there are.
     """
 
     _numbers = itertools.count()
 
-    def __init__(self, rank: int, world: int) -> None:
-        self.decides = rank == 0
+    def __init__(self, world: int) -> None:
         self.is_alone = world == 1
         self.posted = False
         self._world = world

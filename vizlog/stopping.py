@@ -56,7 +56,8 @@ class Stop:
         if self.because or not self._due(step, epoch):
             return False
         self.because = self._notice.before(step)
-        found = self._found(diagnose()) if self._notice.decides and not self._notice.posted else ""
+        # Numbers come together on the rank that writes: no other finds anything.
+        found = self._found(diagnose()) if not self._notice.posted else ""
         if found and self._notice.is_alone:
             self.because = found
         elif found:
