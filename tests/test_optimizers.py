@@ -86,9 +86,13 @@ class InName(Optimizer):
 
 ROUND = SimpleNamespace()
 ROUND.optimizer = ROUND
+FAR = SimpleNamespace(trainer=SimpleNamespace(optimizer=made()))
+"""Whose it is, and whether it trains the model, nobody knows."""
 
 
-@pytest.mark.parametrize("given", ["adam", [], 3, SimpleNamespace(optimizer=None), nn.Linear(1, 1), InName(), ROUND])
+@pytest.mark.parametrize(
+    "given", ["adam", [], 3, SimpleNamespace(optimizer=None), nn.Linear(1, 1), InName(), ROUND, FAR]
+)
 def test_what_holds_no_optimizer_says_what_to_do(given: Any) -> None:
     with pytest.raises(TypeError, match=r"no torch optimizer found in .*monitor\.step"):
         real_optimizers(given)
@@ -107,7 +111,19 @@ def watched(optimizer: Optimizer) -> tuple[list[tuple[str, Tensor, Tensor | None
 
         return note
 
-    return told, StepHooks([optimizer], before=tell("before"), gradients=tell("gradients"), after=tell("after"))
+    moments = {moment: tell(moment) for moment in ("before", "gradients", "after", "other")}
+    return told, StepHooks([optimizer], **moments)
+
+
+def test_only_a_compiled_step_goes_round_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(hook: Any) -> Any:
+        return lambda *_: pytest.fail("that takes longer than the hook")
+
+    monkeypatch.setattr(torch.compiler, "disable", refuse)
+    optimizer = made()
+    told, _ = watched(optimizer)
+    optimizer.step()
+    assert [moment for moment, *_ in told] == ["before", "gradients", "after"]
 
 
 def test_gradients_are_read_before_the_step_overwrites_them() -> None:
@@ -229,6 +245,18 @@ def test_another_optimizer_is_told_once_and_not_kept() -> None:
     del stranger
     gc.collect()
     assert gone() is None
+    kept.remove()
+    made().step()
+    assert told == told[:1]
+
+
+def test_another_optimizer_may_be_the_first_to_step() -> None:
+    told: list[int] = []
+    nothing: Any = lambda optimizer: None  # noqa: E731
+    stranger = made()
+    kept = StepHooks([made()], before=nothing, gradients=nothing, after=nothing, other=lambda o: told.append(id(o)))
+    stranger.step()
+    assert told == [id(stranger)]
     kept.remove()
 
 

@@ -174,7 +174,7 @@ class DueStep:
     def keep_weights(self, owned: Collection[int]) -> None:
         """Before an update: copies what `Updates` requests will compare with."""
         for key, request in self._requests(Updates):
-            with self.guarded(key[0], "a copy of the weights"), key[0].timed(), torch.no_grad():
+            with self.guarded(key[0], "a copy of the weights"), key[0].timed():
                 for name in self._mine(request.names, owned):
                     self._before.setdefault(key, {})[name] = self._part(request, name).clone()
 
@@ -333,7 +333,6 @@ class DueStep:
             with self.guarded(key[0], "what passed through the model"):
                 raise error
         for key, layers in capture.results.items():
-            if key in self._asked:
-                mine = self._results.setdefault(key, {})
-                for layer, results in layers.items():
-                    mine.setdefault(layer, []).extend(results)
+            mine = self._results.setdefault(key, {})
+            for layer, results in layers.items():
+                mine.setdefault(layer, []).extend(results)

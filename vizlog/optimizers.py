@@ -34,10 +34,11 @@ def real_optimizers(given: Any) -> list[Optimizer]:
 def _unwrap(given: Any, depth: int) -> Iterator[Optimizer]:
     if depth > 4:
         return
+    parts: Iterable[Any]
     if isinstance(given, Mapping):
-        parts = list(given.values())
+        parts = given.values()
     elif isinstance(given, (Sequence, set, frozenset)):
-        parts = list(given)
+        parts = given
     else:
         parts = _held(given)
     found = [optimizer for part in parts for optimizer in _unwrap(part, depth + 1)]
@@ -89,7 +90,7 @@ class StepHooks:
         before: Callable[[Optimizer], bool],
         gradients: Callable[[Optimizer], None],
         after: Callable[[Optimizer], None],
-        other: Callable[[Optimizer], None] | None = None,
+        other: Callable[[Optimizer], None],
     ) -> None:
         self._before, self._gradients, self._after, self._other = before, gradients, after, other
         self._known = {id(optimizer) for optimizer in optimizers}
@@ -102,7 +103,7 @@ class StepHooks:
             for optimizer in optimizers
             for handle in (optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post))
         ]
-        if optimizers and other is not None:
+        if optimizers:
             handle = register_optimizer_step_post_hook(_untraced(_Unwatched(self)))
             self._handles.append(handle)
             weakref.finalize(self, handle.remove)
@@ -117,7 +118,7 @@ class StepHooks:
         if id(optimizer) in self._known:
             return
         # A wrapper's own step takes one of ours.
-        if not self._stepped and self._other is not None and optimizer not in self._strangers:
+        if not self._stepped and optimizer not in self._strangers:
             self._strangers.add(optimizer)
             self._other(optimizer)
         self._stepped = False
