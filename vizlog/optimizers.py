@@ -196,7 +196,7 @@ def makes_state_only(optimizer: Optimizer) -> bool:
 
 
 def _unscales_inside(optimizer: Optimizer) -> bool:
-    return getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None
+    return getattr(optimizer, "grad_scale", None) is not None
 
 
 class Rounds:
