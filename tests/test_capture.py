@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -438,3 +440,75 @@ def test_a_layer_that_calls_attention_twice_is_named_once_by_a_survey() -> None:
 
     met = survey({"": nn.Sequential(Twice(), Twice())}, FixedBatch(torch.randn(2, 1, 3, 4)))
     assert met.attention == ("0", "1")
+
+
+def test_a_call_tells_what_was_called_and_with_what() -> None:
+    told: list[Call] = []
+    model = nn.Sequential(nn.Linear(2, 2))
+    with Capture({"": model}, {"a": Outputs(lambda layer, module: True, told.append)}).forward():
+        made = F.relu(input=model(torch.ones(1, 2)))  # outside of any module
+    assert [(call.layer, call.kind, call.module) for call in told] == [
+        ("0", "Linear", model[0]),
+        ("relu", "relu", None),
+    ]
+    assert torch.equal(told[1].input, told[0].tensor)  # type: ignore[arg-type]
+    assert told[1].tensor is made
+    assert Call("", None, None, (), {}, None).input is None
+
+
+def test_outputs_are_those_that_were_asked_for_and_no_attention() -> None:
+    class Attends(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x).exp()
+
+    model, x = nn.Sequential(nn.Identity(), Attends()), torch.randn(1, 1, 3, 4)
+    assert list(seen(model, x)) == ["0", "1"]
+    assert list(seen(model, x, matches=lambda layer, module: isinstance(module, Attends))) == ["1"]
+
+
+def test_what_a_reduction_takes_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def takes(call: Call) -> None:
+        now[0] += 2
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
+    capture = Capture(
+        {"": model},
+        {"one": Outputs(lambda layer, _: layer == "1", takes), "none": Outputs(lambda *_: False, takes)},
+    )
+    with capture.forward():
+        model(torch.ones(1, 2))
+    assert capture.seconds == {"one": 2.0, "none": 0.0}
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_what_other_ranks_hold_parts_of_is_looked_at_whole(one_rank: None) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    class Parts(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return DTensor.from_local(x, mesh, [Shard(0)]), "more"
+
+    class Second(nn.Module):
+        def forward(self, pair: Any) -> Tensor:
+            return torch.tanh(pair[0]) + 1
+
+    mesh = init_device_mesh("cpu", (1,))
+    model, told = nn.Sequential(Parts(), Second(), nn.Sigmoid()), list[Call]()
+    with Capture({"": model}, {"a": Outputs(lambda layer, module: True, told.append)}).forward():
+        model(torch.ones(3, 2, requires_grad=True))
+    assert [call.layer for call in told] == ["0", "1.tanh", "1", "2"]
+    for call in told:
+        assert call.output.grad_fn is None  # nobody derives by what was put together for us
+        assert not isinstance(call.output, DTensor)
+        assert call.tensor is call.output  # of a pair, what there is to look at
+        assert not isinstance(call.input, DTensor)

@@ -151,7 +151,7 @@ class Call:
     def input(self) -> Tensor | None:
         """The first tensor that it was called with."""
         found = first_tensor(self.args)
-        found = found if found is not None else first_tensor(dict(self.kwargs))
+        found = found if found is not None else first_tensor(self.kwargs)
         return found if found is None else _here(found, found)
 
     @property
@@ -256,7 +256,7 @@ class Capture:
     def function_called(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         """A torch function returned `output`."""
         name, module = self._stack[-1] if self._stack else ("", None)
-        if self._attention and is_attention(function, args, kwargs, output):
+        if is_attention(function, args, kwargs, output):
             self._reduce(self._attention, Call(name, None, function, args, kwargs, output))
         kind = _ACTIVATIONS.get(function)
         if kind is None or _is_activation(module):
@@ -309,7 +309,7 @@ def _here(tensor: Tensor, output: Any) -> Any:
     """What to look at of an output: where other ranks hold parts of its first tensor, that one, put together."""
     if not is_elsewhere(tensor):
         return output
-    with torch.no_grad(), torch._C.DisableTorchFunction():
+    with torch.no_grad():
         return whole(tensor)
 
 
@@ -322,13 +322,12 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _WATCHED and not isinstance(func, HigherOrderOperator):
-            return func(*args, **kwargs)
         output = func(*args, **kwargs)
-        try:
-            self._capture.function_called(func, args, kwargs, output)
-        except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
-            self._capture.failed(error)
+        if func in _WATCHED or isinstance(func, HigherOrderOperator):
+            try:
+                self._capture.function_called(func, args, kwargs, output)
+            except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
+                self._capture.failed(error)
         return output
 
 
