@@ -18,7 +18,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vizlog.batch import FixedBatch
-from vizlog.capture import AttentionCalls, AutocastSeen, Call, Capture, Outputs, replaced, survey, unseen
+from vizlog.capture import (
+    AttentionCalls,
+    AutocastSeen,
+    Call,
+    Capture,
+    Outputs,
+    before_forwards,
+    replaced,
+    survey,
+    unseen,
+)
+from vizlog.channel import RanksApart
 
 
 def seen(model: nn.Module, *inputs: Any, matches: Any = lambda layer, module: True) -> dict[str, list[Tensor]]:
@@ -374,19 +385,73 @@ def test_the_autocast_of_the_training_forward_is_learnt() -> None:
     autocast = AutocastSeen("cpu")
     with ExitStack() as stack:
         autocast.attach(stack, model)
-        with torch.autocast("cpu", torch.bfloat16):
-            model(torch.ones(1, 2))
         with torch.no_grad():
             model(torch.ones(1, 2))  # an evaluation
         with unseen():
             model(torch.ones(1, 2))  # ours
+        assert not autocast.known
+        with torch.autocast("cpu", torch.float16):
+            model(torch.ones(1, 2))
+        with torch.no_grad():
+            model(torch.ones(1, 2))
+        assert autocast.known
     with autocast():
-        assert model(torch.ones(1, 2)).dtype == torch.bfloat16
+        assert model(torch.ones(1, 2)).dtype == torch.float16
     with ExitStack() as stack:
         autocast.attach(stack, model)
         model(torch.ones(1, 2))
+    assert hooks(model) == 0
     with torch.autocast("cpu", torch.bfloat16), autocast():
         assert model(torch.ones(1, 2)).dtype == torch.float32
+
+
+def test_each_forward_of_a_model_or_a_part_is_announced_and_none_within_another() -> None:
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("from inside")
+
+    model, order = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), list[str]()
+    raises = nn.Sequential(nn.ReLU(), nn.Sequential(Raises()))
+    theirs = model.register_forward_pre_hook(lambda *_: order.append("theirs"))
+    with before_forwards({"a": model, "b": raises}, lambda: order.append("ours")):
+        model(torch.ones(1, 2))
+        assert order == ["ours", "theirs"]
+        model[0](torch.ones(1, 2))
+        assert order == ["ours", "theirs", "ours"]
+        with pytest.raises(ValueError, match="inside"):
+            raises(torch.ones(1))
+        assert len(order) == 4
+        raises[0](torch.ones(1))
+        assert order[4:] == ["ours"]
+    theirs.remove()
+    assert hooks(model) == hooks(raises) == 0
+
+
+def test_what_is_raised_before_a_forward_comes_out_of_it() -> None:
+    def refuses() -> None:
+        raise RanksApart("gone")
+
+    model = nn.Sequential(nn.Linear(2, 2))
+    with before_forwards({"": model}, refuses):
+        for _ in range(2):
+            with pytest.raises(RanksApart):
+                model(torch.ones(1, 2))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_flex_attention_is_attention() -> None:
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+
+    class Attends(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return flex.flex_attention(x, x, x)
+
+    model = nn.Sequential(Attends())
+    capture = Capture({"": model}, {"a": AttentionCalls(lambda call: tuple(call.args[0].shape))})
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), capture.forward():
+        model(torch.randn(1, 2, 3, 4))
+    assert not capture.errors
+    assert capture.results["a"] == {"0": [(1, 2, 3, 4)]}
 
 
 def test_an_output_can_be_replaced_for_a_while() -> None:
@@ -402,6 +467,8 @@ def test_an_output_can_be_replaced_for_a_while() -> None:
     number = nn.Identity()
     with pytest.raises(TypeError, match="its first part must be a tensor"), replaced(number, lambda output: output):
         number(3)
+    with pytest.raises(TypeError, match=r"its first part must be a tensor"), replaced(number, lambda output: output):
+        number(("a", torch.ones(1)))
     assert hooks(number) == 0
 
 
@@ -420,6 +487,7 @@ def test_a_survey_tells_layers_in_the_order_they_ran() -> None:
     assert met.layers[0].input_shape == (2, 1, 5, 5)
     assert met.layers[0].output_shape == (2, 4, 5, 5)
     assert (met.scored, met.classes, met.attention) == ("logits", 3, ())
+    assert [layer.name for layer in met.of_type(nn.Conv2d)] == ["conv1", "conv2", "conv2@2"]
 
 
 def test_a_pass_of_ours_that_raises_hides_no_training_forward_after_it() -> None:
@@ -512,3 +580,20 @@ def test_what_other_ranks_hold_parts_of_is_looked_at_whole(one_rank: None) -> No
         assert not isinstance(call.output, DTensor)
         assert call.tensor is call.output  # of a pair, what there is to look at
         assert not isinstance(call.input, DTensor)
+
+
+def test_a_layer_that_is_given_nothing_has_no_input_shape() -> None:
+    class Positions(nn.Module):
+        def forward(self) -> Tensor:
+            return torch.ones(3)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = Positions()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.positions()
+
+    met = survey({"": Net()}, FixedBatch(torch.randn(2, 3)))
+    assert [(layer.name, layer.input_shape, layer.output_shape) for layer in met.layers] == [("positions", (), (3,))]
