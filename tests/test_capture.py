@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vizlog.batch import FixedBatch
+from vizlog.batch import BatchDoesNotFit, FixedBatch
 from vizlog.capture import (
     AttentionCalls,
     AutocastSeen,
@@ -25,11 +26,13 @@ from vizlog.capture import (
     Capture,
     Outputs,
     before_forwards,
+    is_attention,
     replaced,
     survey,
     unseen,
 )
 from vizlog.channel import RanksApart
+from vizlog.ranks import CommunicatesError
 
 
 def seen(model: nn.Module, *inputs: Any, matches: Any = lambda layer, module: True) -> dict[str, list[Tensor]]:
@@ -597,3 +600,92 @@ def test_a_layer_that_is_given_nothing_has_no_input_shape() -> None:
 
     met = survey({"": Net()}, FixedBatch(torch.randn(2, 3)))
     assert [(layer.name, layer.input_shape, layer.output_shape) for layer in met.layers] == [("positions", (), (3,))]
+
+
+@pytest.mark.parametrize("error", [CommunicatesError("waits for other ranks"), RanksApart("gone")])
+def test_what_is_no_fault_of_the_batch_passes_through_a_survey(error: Exception) -> None:
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        survey({"": nn.Sequential(Raises())}, FixedBatch(torch.randn(2, 3)))
+    assert caught.value is error
+
+
+def test_a_survey_says_what_does_not_fit() -> None:
+    with pytest.raises(BatchDoesNotFit, match=r"Linear could not be run .* float32 \(2, 3\).*RuntimeError.*forward=…"):
+        survey({"": nn.Linear(4, 2)}, FixedBatch(torch.randn(5, 3)))
+    with pytest.raises(BatchDoesNotFit, match=r"not initialised yet \(0\.weight\): run it once"):
+        survey({"": nn.Sequential(nn.LazyLinear(2))}, FixedBatch(torch.randn(5, 3)))
+
+
+def test_an_error_of_ours_in_a_survey_is_no_fault_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Capture, "_channel_dim", broken)
+    with pytest.raises(ZeroDivisionError):
+        survey({"": nn.Linear(3, 2)}, FixedBatch(torch.randn(5, 3)))
+
+
+@pytest.mark.parametrize(
+    ("output", "loss", "scored", "classes"),
+    [
+        (lambda x: x, None, "logits", 3),
+        (lambda x: x.sum(), None, "", 0),
+        (lambda x: {"loss": x.sum()}, None, "loss", 0),
+        (lambda x: x.sum(), lambda output, targets: output, "loss", 0),
+    ],
+)
+def test_a_survey_tells_what_examples_can_be_scored_by(output: Any, loss: Any, scored: str, classes: int) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            assert not torch.is_grad_enabled()
+            return output(x)
+
+    met = survey({"": Net()}, FixedBatch(torch.randn(4, 3), torch.arange(4) % 3, loss=loss))
+    assert (met.scored, met.classes) == (scored, classes)
+
+
+def test_a_nested_tensor_has_no_one_shape() -> None:
+    class Nests(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nested.nested_tensor([x[:1], x])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch: nested tensors are a prototype
+        met = survey({"": nn.Sequential(nn.Linear(3, 3), Nests())}, FixedBatch(torch.randn(2, 3)))
+        parts = torch.nested.nested_tensor([torch.zeros(2, 3, 3), torch.zeros(2, 4, 4)])
+    assert [layer.output_shape for layer in met.layers] == [(2, 3), ()]
+    assert (met.scored, met.classes) == ("", 0)
+    assert is_attention(F.softmax, (torch.zeros(1, 2, 3, 3), -1), {}, torch.zeros(1, 2, 3, 3))
+    assert not is_attention(F.softmax, (parts, -1), {}, parts)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "attention"),
+    [
+        ((1, 2, 3, 5), -1, True),
+        ((1, 2, 3, 5), 3, True),
+        ((1, 2, 3, 5), 1, False),
+        ((2, 3, 3), -1, True),
+        ((2, 3, 5), -1, False),  # (N, T, classes)
+        ((3, 3), -1, False),  # (N, classes)
+        ((3,), -1, False),
+    ],
+)
+def test_attention_that_is_written_out_is_told_by_its_shape(
+    shape: tuple[int, ...], dim: int, *, attention: bool
+) -> None:
+    output = torch.zeros(shape)
+    assert is_attention(F.softmax, (output, dim), {}, output) is attention
+    assert is_attention(torch.softmax, (output,), {"dim": dim}, output) is attention
+
+
+def test_a_class_holds_no_tensor() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return Result
+
+    assert list(seen(nn.Sequential(nn.Identity(), Net()), torch.ones(1))) == ["0"]

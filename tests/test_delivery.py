@@ -349,9 +349,14 @@ def test_a_run_in_which_nothing_was_due_has_the_same_keys(delivery: Delivery, to
 # Numbers that wait ----------------------------------------------------------------------------------------------------
 
 
-def test_a_few_numbers_wait_and_many_do_not(delivery: Delivery, to: Destination) -> None:
+def test_a_few_numbers_wait_and_many_do_not(
+    delivery: Delivery, to: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(delivery._worker, "submit_within", lambda seconds, job: looks.append(seconds))
     for number in range(63):
         delivery.log(number, {"n": number})
+    assert looks == [10.0]  # one that looks after all of them
     assert delivery._worker.flush()
     assert tags(to) == []
     delivery.log(63, {"n": 63})
@@ -389,8 +394,9 @@ def test_an_owner_elsewhere_is_told_of_the_training() -> None:
 
 
 def test_close_writes_what_waits_and_says_what_had_to_go(
-    delivery: Delivery, to: Destination, caplog: pytest.LogCaptureFixture
+    delivery: Delivery, to: Destination, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(delivery._worker, "submit_within", lambda *_: None)  # it comes too late
     to.hold(delivery)
     for step in range(70):
         delivery.send(step, measured(Finds(Scalar("a", 1))))

@@ -448,7 +448,7 @@ def _parts(output: Any) -> list[Tensor]:
         parts = output.values()
     elif isinstance(output, (tuple, list)):
         parts = output
-    return [part for part in parts if isinstance(part, Tensor) and part.ndim]
+    return [part for part in parts if isinstance(part, Tensor) and part.ndim and not part.is_nested]
 
 
 def _is_picture(squares: Tensor) -> bool:

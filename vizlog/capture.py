@@ -488,13 +488,14 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
 
     def note(call: Call) -> None:
         tensor, given = call.tensor, call.input
+        assert tensor is not None  # calls that return none are not told
         layers.append(
             Layer(
                 call.layer,
                 call.module,
                 call.kind,
                 shape_of(given) if given is not None else (),
-                shape_of(tensor) if tensor is not None else (),
+                shape_of(tensor),
                 call.channel_dim,
             )
         )
