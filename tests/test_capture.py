@@ -214,10 +214,14 @@ def test_the_live_forward_is_seen_and_an_evaluation_is_not() -> None:
         model(torch.ones(1, 2)).sum().backward()
         with torch.no_grad():
             model.eval()(torch.ones(1, 2))
-        model(torch.ones(1, 2)).sum().backward()  # trained in eval mode
-        model.train()(torch.ones(1, 2)).sum().backward()
+            with unseen():
+                model.train()(torch.ones(1, 2))  # ours
+        model.eval()(torch.ones(1, 2)).sum().backward()  # trained in eval mode
+        with torch.no_grad():
+            model.train()(torch.ones(1, 2))  # as for targets of its own
+        model(torch.ones(1, 2)).sum().backward()
         F.relu(torch.ones(3))  # outside a forward
-    assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {"0": 3, "1": 3}
+    assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {"0": 4, "1": 4}
     assert hooks(model) == 0
 
 

@@ -579,11 +579,7 @@ def _is_no_training_forward(module: nn.Module) -> bool:
 
 
 def _is_activation(module: nn.Module | None) -> bool:
-    return (
-        module is not None
-        and type(module).__module__ == "torch.nn.modules.activation"
-        and not isinstance(module, nn.MultiheadAttention)
-    )
+    return type(module).__module__ == "torch.nn.modules.activation"
 
 
 _CHANNELS_FIRST = (
