@@ -53,6 +53,17 @@ def test_a_full_queue_drops_the_oldest_pictures_and_counts_them(caplog: pytest.L
     assert "the oldest waiting ones are dropped" in caplog.text
 
 
+def test_only_a_picture_too_many_takes_the_place_of_another() -> None:
+    worker, done = Worker(most=3), []
+    go = blocked(worker)
+    for number in range(6):
+        worker.submit(lambda number=number: done.append(number), picture=number < 3)  # type: ignore[misc]
+    go.set()
+    worker.close()
+    assert done == list(range(6))
+    assert worker.dropped == 0
+
+
 def test_scalars_are_never_dropped_and_never_block() -> None:
     worker, done = Worker(most=2), []
     go = blocked(worker)
@@ -190,6 +201,8 @@ def test_a_job_that_is_done_is_let_go() -> None:
 
 def test_what_is_to_come_soon_is_not_put_off_by_what_comes_later() -> None:
     worker, first = Worker(), threading.Event()
+    worker.submit(lambda: None)
+    worker.flush()  # from now on the thread waits
     worker.submit_within(0.1, first.set)
     worker.submit_within(600, lambda: None)
     assert first.wait(60)
