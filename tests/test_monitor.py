@@ -8,7 +8,8 @@ import re
 import threading
 import tracemalloc
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def hooks(model: nn.Module) -> int:
 @pytest.mark.parametrize("end", ["close", "load a state"])
 def test_a_step_that_is_not_over_leaves_no_hook_behind(end: str) -> None:
     model, memory = net(), vizlog.Memory()
-    monitor = vizlog.Monitor(model, [vizlog.ActivationHistograms(every=1, source="live")], to=memory)
+    probes = [vizlog.ActivationHistograms(every=1, source="live"), vizlog.WeightHistograms(every=1)]
+    monitor = vizlog.Monitor(model, probes, to=memory)
     state = monitor.state_dict()
     with monitor.step(7):
         assert hooks(model)
@@ -63,7 +65,7 @@ def test_a_step_that_is_not_over_leaves_no_hook_behind(end: str) -> None:
         model(X).sum().backward()
     monitor.close()
     assert not hooks(model)
-    assert steps(memory, "activations/1") == []
+    assert steps(memory, "activations/1") == steps(memory, "weights/0.weight") == []
 
 
 def test_what_has_ended_is_written_by_close_also_where_an_optimizer_has_not_stepped() -> None:
@@ -85,6 +87,81 @@ def test_a_closed_monitor_sees_no_further_step() -> None:
     with monitor.step(3):
         assert not monitor.is_due
     assert not steps(memory, "weights/0.weight")
+
+
+def test_a_step_that_never_ended_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+    model, memory = net(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=memory, optimizer=optimizer) as monitor:
+        for step in range(3):
+            monitor.begin()
+            if step == 1:
+                monitor._count += 1  # the loop went on without it
+                continue
+            model(X).sum().backward()
+            monitor.end()
+            optimizer.step()
+    assert steps(memory, "weights/0.weight") == [0, 2]
+    assert not warnings(caplog)
+
+
+@pytest.mark.parametrize("optimizer", [None, SGD])
+def test_a_monitor_that_saw_no_step_says_how_it_sees_them(optimizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    watched = optimizer(model.parameters(), lr=0.1) if optimizer else None
+    for follows in (False, True):
+        monitor = vizlog.Monitor(model, [], to=None, optimizer=watched)
+        if follows:
+            monitor.follow()
+        monitor.close()
+    why = "the watched optimizer never stepped" if optimizer else "give optimizer=, or put `with monitor.step():`"
+    # Who gave an optimizer and takes the steps himself may have had none to take.
+    assert [why in message for message in warnings(caplog)] == [True] * (1 if optimizer else 2)
+
+
+def test_a_monitor_that_has_said_what_is_wrong_says_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = vizlog.Monitor(net(), [], to=vizlog.Memory())
+    monitor.begin("three")  # type: ignore[arg-type]
+    monitor.log([1.0])  # type: ignore[arg-type]
+    monitor.close()
+    assert [message[: message.index(":", 8)] for message in warnings(caplog)] == [
+        "vizlog: failed at the start of a step",
+        "vizlog: failed at log(), which takes a mapping of tags to numbers",
+    ]
+
+
+def test_a_schedule_of_ones_own_that_fails_costs_its_step_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Third(vizlog.Schedule):
+        def next_step(self, step: int) -> int:
+            if step == 1:
+                raise ArithmeticError("no")
+            return step + 1
+
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=Third())], to=memory) as monitor:
+        for _ in range(4):
+            with monitor.step():
+                pass
+    assert steps(memory, "weights/0.weight") == [0, 2, 3]
+    (message,) = warnings(caplog)
+    assert "failed at the end of a step: ArithmeticError: no" in message
+
+
+def test_a_forward_runs_under_the_context_that_was_given() -> None:
+    under: list[bool] = []
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        under.append(True)
+        yield
+
+    model = net()
+    options = {"batch": (X, Y), "to": vizlog.Memory(), "forward_context": context}
+    with vizlog.Monitor(model, [vizlog.ActivationHistograms(every=1)], **options) as monitor:
+        assert len(under) == 1  # the first look
+        with monitor.step():
+            model(X)
+        assert len(under) == 2
 
 
 # States ---------------------------------------------------------------------------------------------------------------
@@ -123,7 +200,23 @@ def test_two_probes_of_a_kind_keep_states_of_their_own() -> None:
 # Explicit steps -------------------------------------------------------------------------------------------------------
 
 
-def test_without_an_optimizer_gradients_and_weights_are_read_at_the_end_of_the_step() -> None:
+def test_with_an_optimizer_gradients_are_read_as_it_uses_them() -> None:
+    model, memory = net(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.Monitor(model, [vizlog.GradientHistograms(every=1)], to=memory, optimizer=optimizer) as monitor:
+        with monitor.step():
+            (1024 * model(X).sum()).backward()
+        for parameter in model.parameters():
+            parameter.grad.div_(1024)  # type: ignore[union-attr]
+        expected = float(model[0].weight.grad.max())  # type: ignore[union-attr, arg-type]
+        optimizer.step()
+    ((_, record),) = memory.of("gradients/0.weight")
+    assert record.max == expected  # type: ignore[union-attr]
+
+
+def test_without_an_optimizer_gradients_and_weights_are_read_at_the_end_of_the_step(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model, memory = net(), vizlog.Memory()
     probes = [vizlog.WeightHistograms(every=2), vizlog.GradientHistograms(every=2)]
     with vizlog.Monitor(model, probes, to=memory) as monitor:
@@ -132,6 +225,7 @@ def test_without_an_optimizer_gradients_and_weights_are_read_at_the_end_of_the_s
             with monitor.step():
                 (1024 * model(X).sum()).backward()
             assert model[0].weight.grad is not None
+    assert not warnings(caplog)
     assert steps(memory, "weights/0.weight") == steps(memory, "gradients/0.weight") == [0, 2, 4]
     (_, record), *_ = memory.of("gradients/0.weight")
     assert isinstance(record, Histogram)

@@ -101,6 +101,18 @@ def test_a_job_that_fails_does_not_stop_the_next(caplog: pytest.LogCaptureFixtur
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_nothing_that_a_job_raises_ends_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    def leave() -> None:
+        raise SystemExit(3)
+
+    worker, done = Worker(), []
+    worker.submit(leave)
+    worker.submit(lambda: done.append(1))
+    assert worker.flush(timeout=60)
+    assert done == [1]
+    assert "SystemExit" in caplog.text
+
+
 def test_flush_and_close_may_come_twice_and_work_goes_on_after_them() -> None:
     worker, done = Worker(), []
     assert worker.flush()
@@ -112,6 +124,13 @@ def test_flush_and_close_may_come_twice_and_work_goes_on_after_them() -> None:
     assert done == [1]
     assert worker.close()
     assert worker.flush()
+    thread = next((thread for thread in threading.enumerate() if thread.name == "vizlog"), None)
+    if thread is not None:
+        thread.join(60)
+    worker.submit(lambda: done.append(3))
+    assert worker.flush(timeout=60)
+    assert done[-1] == 3
+    assert worker.close()
 
 
 def test_no_thread_runs_before_the_first_job_nor_after_the_close() -> None:
@@ -220,6 +239,7 @@ def test_ctrl_c_in_a_job_that_runs_for_want_of_a_thread_passes_through(monkeypat
     worker, done = Worker(), []
     with pytest.raises(KeyboardInterrupt):
         worker.submit(press)
+    worker.submit(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     assert worker.flush(timeout=5)
     worker.submit(lambda: done.append(1))
     worker.submit_within(600, lambda: done.append(2))  # nobody is there to wait

@@ -211,8 +211,7 @@ class Delivery:
 
     def _curves_due(self, step: int) -> bool:
         due = step >= self._next_curves
-        if due:
-            self._next_curves = _CURVES.next_step(step)
+        self._next_curves = _CURVES.next_step(step)
         return due
 
     def _finish(self, pending: Pending, wanted: Iterable[tuple[int, Turn]]) -> list[Record]:

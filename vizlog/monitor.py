@@ -107,7 +107,7 @@ class Monitor:
             chosen = self._standard(met, 100 if every is None else every) if given is None else given
             self._turns = [Turn(probe) for probe in chosen if self._binds(probe, met)]
             if stop_when is not None:
-                schedules = _schedules_of_numbers(given or [], every)
+                schedules = _schedules_of_numbers(given, every)
                 self._stop = Stop(stop_when, schedules, Notice(self._ranks.world))
             self._place = os.path.abspath(to) if isinstance(to, (str, os.PathLike)) else None  # noqa: PTH100 -- str or bytes
             self._close_earlier()
@@ -214,8 +214,6 @@ class Monitor:
         Args:
             scalars: tag -> a number or a tensor of one element.
         """
-        if self._idle:
-            return
         with self._contained("log(), which takes a mapping of tags to numbers"):
             self._delivery.log(self._latest, scalars)
 
@@ -282,7 +280,7 @@ class Monitor:
         self, batch: Any, context: Callable[[], AbstractContextManager[Any]]
     ) -> tuple[FixedBatch | None, Survey | None]:
         """The fixed batch, and what a first pass over it meets; nothing where this rank takes no part."""
-        is_made = callable(batch) and not isinstance(batch, FixedBatch)
+        is_made = callable(batch)
         if not self._ranks.takes_part:
             if not is_made:
                 as_fixed_batch(batch)  # what is wrong raises on every rank alike
@@ -749,7 +747,7 @@ class _Contained:
         return error is not None and self._survive(self._doing, error)
 
 
-def _schedules_of_numbers(probes: Sequence[Probe], every: int | Schedule | None) -> list[Schedule]:
+def _schedules_of_numbers(probes: Sequence[Probe] | None, every: int | Schedule | None) -> list[Schedule]:
     """When numbers are measured, as every rank knows it, also those that do not choose the standard probes."""
     if probes:
         return [probe.schedule for probe in probes if not probe.picture] or [probe.schedule for probe in probes]
