@@ -155,8 +155,12 @@ def test_a_forward_runs_under_the_context_that_was_given() -> None:
         under.append(True)
         yield
 
+    def batch() -> tuple[Tensor, Tensor]:
+        assert not torch.is_grad_enabled()
+        return X, Y
+
     model = net()
-    options = {"batch": (X, Y), "to": vizlog.Memory(), "forward_context": context}
+    options = {"batch": batch, "to": vizlog.Memory(), "forward_context": context}
     with vizlog.Monitor(model, [vizlog.ActivationHistograms(every=1)], **options) as monitor:
         assert len(under) == 1  # the first look
         with monitor.step():

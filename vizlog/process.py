@@ -202,8 +202,7 @@ class _Child:
 
     def stop(self) -> None:
         """Closes the child's input, which ends it; ends it the hard way where it is busy."""
-        with contextlib.suppress(OSError):
-            self._requests.close()
+        self._requests.close()
         try:
             self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -262,9 +261,8 @@ def _serve() -> None:
     os.dup2(2, 1)
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123
         os.dup2(nothing.fileno(), 0)
-    with contextlib.suppress(BrokenPipeError):
-        while (request := _read_frame(requests)) is not None:
-            _write_frame(answers, _answer(request))
+    while (request := _read_frame(requests)) is not None:
+        _write_frame(answers, _answer(request))
 
 
 def _answer(request: bytes) -> bytes:
