@@ -21,6 +21,7 @@ from torch.optim import SGD
 import vizlog
 from vizlog.batch import BatchDoesNotFit
 from vizlog.capture import Call, Outputs, Updates, Weights
+from vizlog.delivery import Delivery
 from vizlog.records import Histogram, Scalar
 
 X, Y = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 3
@@ -147,6 +148,27 @@ def test_a_schedule_of_ones_own_that_fails_costs_its_step_alone(caplog: pytest.L
     assert "failed at the end of a step: ArithmeticError: no" in message
 
 
+def test_what_fails_between_probes_costs_its_step_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, memory = net(), vizlog.Memory()
+    send = Delivery.send
+
+    def fails_once(self: Any, step: int, *rest: Any) -> None:
+        if step == 1:
+            raise MemoryError
+        send(self, step, *rest)
+
+    monkeypatch.setattr("vizlog.delivery.Delivery.send", fails_once)
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=memory) as monitor:
+        for _ in range(3):
+            with monitor.step():
+                pass
+    assert steps(memory, "weights/0.weight") == [0, 2]
+    (message,) = warnings(caplog)
+    assert "failed at a due step: MemoryError" in message
+
+
 def test_a_forward_runs_under_the_context_that_was_given() -> None:
     under: list[bool] = []
 
@@ -164,6 +186,7 @@ def test_a_forward_runs_under_the_context_that_was_given() -> None:
     with vizlog.Monitor(model, [vizlog.ActivationHistograms(every=1)], **options) as monitor:
         assert len(under) == 1  # the first look
         with monitor.step():
+            assert not hooks(model)  # there is none to learn from the training's own
             model(X)
         assert len(under) == 2
 

@@ -179,6 +179,7 @@ def test_a_child_that_died_is_replaced(process, odd, tmp_path):
 def test_a_child_that_dies_twice_is_an_error_with_its_last_words(process, odd):
     with pytest.raises(RuntimeError, match="died twice: exit status 7, after what it said last"):
         process.call(odd.die)
+    assert process.pid is None
     assert process.call(math.sqrt, 4) == 2
 
 
@@ -188,6 +189,7 @@ def test_a_call_that_takes_too_long_is_given_up(process):
     with pytest.raises(TimeoutError, match=r"took longer than 0\.3 s and was stopped"):
         process.call(time.sleep, 60, timeout=0.3)
     assert ends(pid)
+    assert process.pid is None
     assert process.call(math.sqrt, 4) == 2
 
 

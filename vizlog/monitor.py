@@ -488,7 +488,7 @@ class Monitor:
     def _arm(self, step: int) -> None:
         """Between steps: if something will be due at `step`, attaches what must see its forward."""
         turns = self._turns_due(step, self._epoch)
-        if turns and self._due is None and not self._idle:
+        if turns and not self._idle:
             self._open(turns)
 
     def _open(self, turns: Sequence[Turn], *, forward_passed: bool = False) -> None:
