@@ -4,7 +4,8 @@ PYTHON ?= python3
 BACKEND ?= tensorboard
 
 bin := .venv/bin
-pip := $(bin)/python -m pip --disable-pip-version-check install --quiet --quiet --constraint constraints.txt
+# To compile every file of torch and the others takes as long as to fetch them; what is imported is compiled then.
+pip := $(bin)/python -m pip --disable-pip-version-check install --quiet --quiet --no-compile --constraint constraints.txt
 
 .PHONY: help demo sweep-demo test bench format clean
 

@@ -378,7 +378,7 @@ def test_ctrl_c_while_we_are_at_it_passes_through_and_leaves_nothing() -> None:
     assert steps(memory, "activations/0") == [1, 2]
 
 
-@pytest.mark.parametrize("moment", ["add", "read_gradients", "read_weights"])
+@pytest.mark.parametrize("moment", ["add", "keep_weights", "read_gradients", "read_weights"])
 def test_ctrl_c_at_any_moment_leaves_no_half_step(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, memory = net(), vizlog.Memory()
     optimizer = SGD(model.parameters(), lr=0.1)

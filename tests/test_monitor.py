@@ -191,6 +191,85 @@ def test_a_forward_runs_under_the_context_that_was_given() -> None:
         assert len(under) == 2
 
 
+@pytest.mark.parametrize("late", ["follow", "load a state"])
+def test_a_closed_monitor_arms_nothing(late: str) -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    probes = [vizlog.ActivationHistograms(every=1, source="live")]
+    monitor = vizlog.Monitor(model, probes, to=vizlog.Memory(), optimizer=optimizer)
+    monitor.follow()
+    assert hooks(model)
+    assert not monitor.is_due  # its first step is yet to come
+    state = monitor.state_dict()
+    monitor.close()
+    monitor.follow() if late == "follow" else monitor.load_state_dict(state)
+    assert not hooks(model)
+
+
+def test_who_takes_the_steps_himself_has_no_hook_between_them() -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    probes = [vizlog.ActivationHistograms(every=1, source="live")]
+    with vizlog.Monitor(model, probes, to=vizlog.Memory(), optimizer=optimizer) as monitor:
+        for _ in range(2):
+            with monitor.step():
+                model(X).sum().backward()
+            optimizer.step()
+            assert not hooks(model)
+
+
+class Runs(vizlog.Probe):
+    """Runs the model itself."""
+
+    def __init__(self, *, asks: bool = False) -> None:
+        super().__init__(every=1)
+        self.asks, self.trains = asks, list[bool]()
+
+    def wants(self, models: Any) -> Any:
+        return {"seen": Outputs(lambda *_: True, self.look)} if self.asks else {}
+
+    def look(self, call: Call) -> None:
+        self.trains.append(any(module.training for module in self.model.modules()))
+
+    def bind(self, models: Any, survey: Any) -> None:
+        self.model: nn.Module = models[""]
+
+    def finish(self, measured: Any) -> Iterable[Any]:
+        return ()
+
+
+class RunsItself(Runs):
+    def measure(self, context: Any) -> Any:
+        assert not torch.is_grad_enabled()
+        context.model(X)
+        self.trains.append(context.model.training)
+
+
+@pytest.mark.parametrize("probe", [Runs(asks=True), RunsItself()])
+def test_whoever_runs_the_model_runs_it_apart_from_training(probe: Runs, caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    mean = model[1].running_mean
+    with vizlog.Monitor(model, [probe], to=vizlog.Memory(), batch=(X, Y)) as monitor, monitor.step():
+        pass
+    assert probe.trains
+    assert not any(probe.trains)
+    assert model.training
+    assert torch.equal(mean, torch.zeros(4))  # type: ignore[arg-type]
+    assert not warnings(caplog)
+
+
+def test_parameters_are_looked_at_without_setting_the_model_apart(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=memory) as monitor:
+        monkeypatch.setattr("vizlog.monitor.isolated", lambda _: pytest.fail("that takes longer than the rest"))
+        with monitor.step():
+            pass
+    assert steps(memory, "weights/0.weight") == [0]
+    assert not warnings(caplog)
+
+
 # States ---------------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,6 +283,24 @@ def test_a_child_that_is_busy_does_not_outlive_the_exit():
     """)
     assert ends(int(ran.stdout))
     assert ran.stderr == ""
+
+
+@needs_posix
+def test_what_is_called_at_the_exit_finds_the_child_as_it_was():
+    ran = run("""
+        import atexit, os
+        from vizlog.process import shared
+        process = shared("a")
+        atexit.register(lambda: print(process.call(os.getpid) == pid))
+        pid = process.call(os.getpid)
+    """)
+    assert ran.stdout == "True\n", ran.stderr
+    assert ran.stderr == ""
+
+
+def test_what_is_no_text_in_the_path_is_passed_over(process, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("nowhere")])
+    assert process.call(math.sqrt, 4) == 2
 
 
 @needs_posix

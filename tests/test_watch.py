@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import pickle
 import random
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAccuracy
 
 import vizlog
+from vizlog.capture import Updates
 from vizlog.records import Curves, Histogram, Scalar
 
 STEPS = 5
@@ -570,3 +572,82 @@ def test_the_gradient_norm_of_a_layer_is_over_all_its_parameters() -> None:
     assert isinstance(curve, Curves)
     assert list(curve.x_names or ()) == ["0", "2"]
     np.testing.assert_allclose(curve.ys["gradient_norm"], expected, rtol=1e-5)
+
+
+# Several steps, and steps in which something else happens ------------------------------------------------------------
+
+
+class Moves(vizlog.Probe):
+    """By how much each parameter moves in a step."""
+
+    picture = False
+
+    def __init__(self) -> None:
+        super().__init__(every=1)
+
+    def wants(self, models: Any) -> Any:
+        return {"moved": Updates(("d.weight", "g.weight"), lambda before, after: float((after - before).abs().max()))}
+
+    def finish(self, measured: Any) -> Iterator[Scalar]:
+        for name, moved in measured["moved"].items():
+            yield Scalar(f"moved/{name}", moved)
+
+
+def two() -> tuple[nn.ModuleDict, SGD, SGD]:
+    model = nn.ModuleDict({"d": nn.Linear(1, 1, bias=False), "g": nn.Linear(1, 1, bias=False)})
+    return model, SGD(model["d"].parameters(), lr=0.5), SGD(model["g"].parameters(), lr=0.5)
+
+
+def step_by(optimizer: SGD, gradient: float) -> None:
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.full_like(parameter, gradient)
+    optimizer.step()
+
+
+def test_numbers_of_ones_own_say_where_a_step_begins() -> None:
+    (model, d, g), memory = two(), vizlog.Memory()
+    numbers = iter(range(4))
+    with vizlog.watch(model, [d, g], to=memory, probes=[], step=lambda: next(numbers)) as monitor:
+        for optimizer in (d, g, d, g):  # as Lightning counts them
+            step_by(optimizer, 1.0)
+            monitor.log({"n": 1})
+    assert [step for step, _ in memory.of("n")] == [0, 1, 2, 3]
+
+
+def test_of_an_optimizer_that_steps_again_the_first_step_is_seen() -> None:
+    (model, d, g), memory = two(), vizlog.Memory()
+    with vizlog.watch(model, [d, g], to=memory, probes=[Moves()], step=lambda: 0):
+        step_by(d, 1.0)
+        step_by(d, 100.0)
+        step_by(g, 2.0)
+    moved = {record.tag: record.value for _, record in memory.records if record.tag.startswith("moved/")}  # type: ignore[union-attr]
+    assert moved == pytest.approx({"moved/d.weight": 0.5, "moved/g.weight": 1.0})
+
+
+def test_what_is_due_at_the_next_step_is_not_taken_into_one_that_is_not_over() -> None:
+    (model, d, g), memory = two(), vizlog.Memory()
+    probes = [vizlog.GradientHistograms(every=1), vizlog.WeightHistograms(every=2)]
+    with vizlog.watch(model, [d, g], to=memory, probes=probes):
+        for _ in range(4):
+            step_by(d, 1.0)
+            step_by(g, 1.0)
+    assert [step for step, _ in memory.of("gradients/d.weight")] == [0, 1, 2, 3]
+    assert [step for step, _ in memory.of("weights/d.weight")] == [0, 2]
+
+
+def test_a_closure_may_give_the_step_up(caplog: pytest.LogCaptureFixture) -> None:
+    (model, d, g), memory = two(), vizlog.Memory()
+    monitor = vizlog.watch(model, [d, g], to=memory, probes=[vizlog.GradientHistograms(every=1)])
+
+    def closure() -> Tensor:
+        monitor.cancel()
+        loss = model["d"](torch.ones(1, 1)).sum()
+        loss.backward()
+        return loss
+
+    d.step(closure)
+    step_by(d, 1.0)
+    step_by(g, 1.0)
+    monitor.close()
+    assert [step for step, _ in memory.of("gradients/d.weight")] == [1]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

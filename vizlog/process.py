@@ -54,7 +54,6 @@ class LowPriority:
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._child: _Child | None = None
-        self._stop_with_us: weakref.finalize[..., LowPriority] | None = None
         self._closed = False
 
     def __reduce__(self) -> tuple[Callable[[str], LowPriority], tuple[str]]:
@@ -69,14 +68,14 @@ class LowPriority:
         child = self._child
         return None if child is None else child.pid
 
-    def call(self, function: Callable[..., T], *arguments: Any, timeout: float | None = 600.0) -> T:
+    def call(self, function: Callable[..., T], *arguments: Any, timeout: float = 600.0) -> T:
         """What `function(*arguments)` returns in the child; blocks the calling thread alone.
 
         A child that has died is replaced once.
 
         Args:
             function: of a module that can be imported; it and its arguments are pickled.
-            timeout: seconds after which the child is killed; None waits.
+            timeout: seconds after which the child is killed.
 
         Raises:
             TimeoutError: it took longer than that.
@@ -116,15 +115,11 @@ class LowPriority:
             raise RuntimeError("the low-priority process is closed")
         if self._child is None:
             self._child = _Child()
-            self._stop_with_us = weakref.finalize(self, self._child.stop)
-            self._stop_with_us.atexit = False
+            weakref.finalize(self, self._child.stop).atexit = False  # what is registered for the exit may need it
         return self._child
 
     def _drop(self) -> None:
-        # Not by calling the finalizer: at the exit it may be past doing anything.
-        if self._stop_with_us is not None:
-            self._stop_with_us.detach()
-        child, self._child, self._stop_with_us = self._child, None, None
+        child, self._child = self._child, None
         if child is not None:
             child.stop()
 
@@ -132,8 +127,6 @@ class LowPriority:
         """In a forked child: the process belongs to the parent, and a lock may be held by a thread that is not here."""
         if self._child is not None:
             self._child.disown()
-        if self._stop_with_us is not None:
-            self._stop_with_us.detach()
         self._forget()
 
 
@@ -172,7 +165,7 @@ class _Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, request: bytes, timeout: float | None) -> bytes:
+    def ask(self, request: bytes, timeout: float) -> bytes:
         """The pickled answer to a pickled request."""
         expired = threading.Event()
 
@@ -180,20 +173,18 @@ class _Child:
             expired.set()
             self._process.kill()
 
-        timer = threading.Timer(timeout, expire) if timeout is not None else None
-        if timer is not None:
-            timer.daemon = True
-            # While the interpreter ends, Python 3.12 starts no thread: then the answer is waited for.
-            with contextlib.suppress(RuntimeError):
-                timer.start()
+        timer = threading.Timer(timeout, expire)
+        timer.daemon = True
+        # While the interpreter ends, Python 3.12 starts no thread: then the answer is waited for.
+        with contextlib.suppress(RuntimeError):
+            timer.start()
         try:
             _write_frame(self._requests, request)
             answer = _read_frame(self._answers)
         except (OSError, ValueError):  # a broken pipe, or one that close() closed
             answer = None
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
         if answer is not None:
             return answer
         if expired.is_set():
@@ -201,7 +192,7 @@ class _Child:
         raise _DiedError(self._last_words())
 
     def stop(self) -> None:
-        """Closes the child's input, which ends it; ends it the hard way where it is busy."""
+        """Closes the child's input, which ends it; ends it the hard way where it is busy. May be called twice."""
         self._requests.close()
         try:
             self._process.wait(_PATIENCE)
