@@ -258,6 +258,40 @@ def test_whoever_runs_the_model_runs_it_apart_from_training(probe: Runs, caplog:
     assert not warnings(caplog)
 
 
+def test_a_probe_that_needs_a_batch_where_there_is_none_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    memory = vizlog.Memory()
+    probes = [Runs(asks=True), vizlog.WeightHistograms(every=1)]
+    with vizlog.Monitor(net(), probes, to=memory) as monitor:
+        for _ in range(2):
+            with monitor.step():
+                pass
+    assert steps(memory, "weights/0.weight") == [0, 1]
+    (message,) = warnings(caplog)
+    assert message.endswith(
+        "Runs failed at the pass over the fixed batch, off from now on: ValueError: there is none: give batch="
+    )
+
+
+@pytest.mark.parametrize("part", ["vizlog.due.DueStep.attach_live", "vizlog.monitor.named_parameters"])
+def test_what_fails_between_steps_reaches_no_optimizer(
+    part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    probes = [vizlog.ActivationHistograms(every=2, source="live")]
+    monitor = vizlog.watch(model, optimizer, to=vizlog.Memory(), probes=probes)
+    train(model, optimizer, 1)
+
+    def fails(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(part, fails)
+    train(model, SGD(model.parameters(), lr=0.1), 2)
+    train(model, optimizer, 3)
+    monitor.close()
+    assert any("MemoryError" in message for message in warnings(caplog))
+
+
 def test_parameters_are_looked_at_without_setting_the_model_apart(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

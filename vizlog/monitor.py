@@ -567,8 +567,8 @@ class Monitor:
                 stack.enter_context(isolated(self._models.values()))
                 stack.enter_context(self._ranks.alone())
                 self._follow_dtype()
-            if due.wants_batch and self._batch is not None:
-                self._run_batch(due, self._batch)
+            if due.wants_batch:
+                self._run_batch(due)
                 if self._ranks.sharded:
                     self._agree(due)
             for turn in list(due.turns):
@@ -584,14 +584,18 @@ class Monitor:
         if self._batch is not None and before != self._dtype and before is not None and self._dtype is not None:
             self._batch = self._batch.cast(before, self._dtype)
 
-    def _run_batch(self, due: DueStep, batch: FixedBatch) -> None:
+    def _run_batch(self, due: DueStep) -> None:
+        doing = "the pass over the fixed batch"
+        if self._batch is None:
+            self._disable_all(due.drop_batch(), doing, ValueError("there is none: give batch="))
+            return
         try:
             with self._abreast():
-                due.run_batch(batch, self._forward_context)
+                due.run_batch(self._batch, self._forward_context)
         except RanksApart:
             raise
         except Exception as error:  # noqa: BLE001 -- what needs no batch goes on
-            self._disable_all(due.drop_batch(), "the pass over the fixed batch", error)
+            self._disable_all(due.drop_batch(), doing, error)
 
     @contextmanager
     def _abreast(self, turn: Turn | None = None) -> Iterator[None]:

@@ -173,8 +173,7 @@ class _Child:
             expired.set()
             self._process.kill()
 
-        timer = threading.Timer(timeout, expire)
-        timer.daemon = True
+        timer = threading.Timer(timeout, expire)  # a daemon where its caller is
         # While the interpreter ends, Python 3.12 starts no thread: then the answer is waited for.
         with contextlib.suppress(RuntimeError):
             timer.start()
