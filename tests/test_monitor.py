@@ -22,6 +22,7 @@ import vizlog
 from vizlog.batch import BatchDoesNotFit
 from vizlog.capture import Call, Outputs, Updates, Weights
 from vizlog.delivery import Delivery
+from vizlog.ranks import Ranks
 from vizlog.records import Histogram, Scalar
 
 X, Y = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 3
@@ -302,6 +303,74 @@ def test_parameters_are_looked_at_without_setting_the_model_apart(
             pass
     assert steps(memory, "weights/0.weight") == [0]
     assert not warnings(caplog)
+
+
+def test_a_model_of_another_type_costs_no_probe_that_has_no_batch(caplog: pytest.LogCaptureFixture) -> None:
+    class Measures(vizlog.Probe):
+        def measure(self, context: Any) -> int:
+            return 1
+
+        def finish(self, measured: int) -> Iterable[Any]:
+            yield Scalar("measured", measured)
+
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [Measures(every=1)], to=memory) as monitor:
+        for _ in range(2):
+            with monitor.step():
+                pass
+            model.double()
+    assert steps(memory, "measured") == [0, 1]
+    assert not warnings(caplog)
+
+
+# One of several ranks, which does not write ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on rank 1 of two that train copies of a model."""
+    monkeypatch.setattr("vizlog.ranks.Ranks.of", lambda models: Ranks(rank=1, world=2, takes_part=False))
+
+
+def test_a_rank_that_takes_no_part_does_nothing(
+    second_rank: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    forwards = model.register_forward_pre_hook(lambda *_: pytest.fail("the training alone runs the model"))
+    probes = [
+        *(vizlog.ActivationHistograms(every=1, source="live"), vizlog.ActivationHistograms(every=1)),
+        *(vizlog.UpdateRatios(every=1), RunsItself()),
+    ]
+    options = {"to": tmp_path / "run", "batch": lambda: pytest.fail("nor makes a batch"), "optimizer": optimizer}
+    with vizlog.Monitor(model, probes, **options) as monitor:
+        forwards.remove()
+        monitor.follow()
+        assert not hooks(model)
+        assert not optimizer._optimizer_step_pre_hooks  # type: ignore[attr-defined]
+        for step in (3, 4, 0):
+            with monitor.step(step):
+                assert not hooks(model)
+                assert not monitor.is_due
+                model(X).sum().backward()
+            optimizer.step()
+        monitor.log({"n": 1.0})
+        monitor.flush()
+    assert not (tmp_path / "run").exists()
+    assert not warnings(caplog)
+
+
+def test_a_rank_that_takes_no_part_chooses_no_probes_and_says_nothing_of_steps(
+    second_rank: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with vizlog.Monitor(net(), to=vizlog.Memory(), batch=(X, Y)) as monitor:
+        assert monitor.probes == ()
+    assert not warnings(caplog)
+
+
+def test_what_is_wrong_is_wrong_on_a_rank_that_takes_no_part_too(second_rank: None) -> None:
+    with pytest.raises(TypeError, match="batch"):
+        vizlog.Monitor(net(), to=None, batch=3)  # type: ignore[arg-type]
 
 
 # States ---------------------------------------------------------------------------------------------------------------

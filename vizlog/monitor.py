@@ -351,10 +351,6 @@ class Monitor:
         return self._stop.because if self._stop is not None else ""
 
     @property
-    def _idle(self) -> bool:
-        return self._closed or not self._ranks.takes_part
-
-    @property
     def is_due(self) -> bool:
         """Whether the step under way is looked at."""
         return self._due is not None and self._due.step is not None
@@ -416,7 +412,7 @@ class Monitor:
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
         if self._closed or (step == self._latest and self._started is not None):
             return
-        if self._idle and self._stop is None:
+        if not self._ranks.takes_part and self._stop is None:
             return
         if step < self._latest:
             self._go_back(step, epoch)
@@ -426,7 +422,7 @@ class Monitor:
             self._started = time.perf_counter()
         if self._stop is not None:
             self._consider_stopping(self._stop, step, epoch)
-        if not self._idle and (self._due is not None or step >= self._next_step or epoch != self._epoch):
+        if self._ranks.takes_part and (self._due is not None or step >= self._next_step or epoch != self._epoch):
             self._begin_due(step, epoch, forward_passed=forward_passed)
 
     def _begin_due(self, step: int, epoch: int | None, *, forward_passed: bool) -> None:
@@ -488,7 +484,7 @@ class Monitor:
     def _arm(self, step: int) -> None:
         """Between steps: if something will be due at `step`, attaches what must see its forward."""
         turns = self._turns_due(step, self._epoch)
-        if turns and not self._idle:
+        if turns and self._ranks.takes_part and not self._closed:
             self._open(turns)
 
     def _open(self, turns: Sequence[Turn], *, forward_passed: bool = False) -> None:
