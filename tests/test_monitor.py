@@ -323,6 +323,37 @@ def test_a_model_of_another_type_costs_no_probe_that_has_no_batch(caplog: pytest
     assert not warnings(caplog)
 
 
+def test_where_nothing_is_due_nothing_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with vizlog.Monitor(net(), [vizlog.WeightHistograms(every=10)], to=vizlog.Memory()) as monitor:
+        for step in range(3):
+            with monitor.step(step, epoch=4):
+                pass
+            monkeypatch.setattr(monitor, "_begin_due", lambda *_, **__: pytest.fail("nothing is"))
+    assert not warnings(caplog)
+
+
+def test_a_model_that_has_lost_its_parameters_is_run_on_the_batch_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale: nn.Parameter | None = nn.Parameter(torch.ones(3))
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(x if self.scale is None else x * self.scale)
+
+    model, memory = Scales(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.ActivationHistograms(every=1)], to=memory, batch=(X, Y)) as monitor:
+        for _ in range(2):
+            with monitor.step():
+                pass
+            model.scale = None
+    assert steps(memory, "activations/act") == [0, 1]
+    assert not warnings(caplog)
+
+
 # One of several ranks, which does not write ---------------------------------------------------------------------------
 
 
@@ -340,7 +371,7 @@ def test_a_rank_that_takes_no_part_does_nothing(
     forwards = model.register_forward_pre_hook(lambda *_: pytest.fail("the training alone runs the model"))
     probes = [
         *(vizlog.ActivationHistograms(every=1, source="live"), vizlog.ActivationHistograms(every=1)),
-        *(vizlog.UpdateRatios(every=1), RunsItself()),
+        *(vizlog.UpdateRatios(every=1), vizlog.SaliencyMaps(every=1), RunsItself()),
     ]
     options = {"to": tmp_path / "run", "batch": lambda: pytest.fail("nor makes a batch"), "optimizer": optimizer}
     with vizlog.Monitor(model, probes, **options) as monitor:
@@ -366,6 +397,17 @@ def test_a_rank_that_takes_no_part_chooses_no_probes_and_says_nothing_of_steps(
     with vizlog.Monitor(net(), to=vizlog.Memory(), batch=(X, Y)) as monitor:
         assert monitor.probes == ()
     assert not warnings(caplog)
+
+
+def test_a_rank_that_only_waits_for_a_stop_looks_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vizlog.ranks.Ranks.of", lambda models: Ranks(rank=1, takes_part=False))
+    model = net()
+    probes = [vizlog.ActivationHistograms(every=1, source="live")]
+    with vizlog.Monitor(model, probes, to=vizlog.Memory(), stop_when="dead") as monitor, monitor.step():
+        assert not monitor.is_due
+        assert not hooks(model)
+        assert monitor.state_dict()["step"] == 0
+    assert monitor.state_dict()["step"] == 1
 
 
 def test_what_is_wrong_is_wrong_on_a_rank_that_takes_no_part_too(second_rank: None) -> None:

@@ -177,6 +177,23 @@ def test_a_child_that_died_is_replaced(process, odd, tmp_path):
     assert process.call(os.getpid) not in (first, os.getpid())
 
 
+def test_a_child_that_ended_between_calls_is_replaced(process):
+    first = process.call(os.getpid)
+    os.kill(first, 9)
+    assert ends(first)
+    second = process.call(os.getpid)
+    assert second not in (first, os.getpid())
+    process._child.stop()
+    assert process.call(os.getpid) not in (first, second, os.getpid())
+
+
+def test_what_was_answered_in_time_is_not_given_up_later(process):
+    assert process.call(math.sqrt, 4, timeout=60) == 2
+    for timer in [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]:
+        timer.join(30)
+        assert not timer.is_alive()
+
+
 def test_a_child_that_dies_twice_is_an_error_with_its_last_words(process, odd):
     with pytest.raises(RuntimeError, match="died twice: exit status 7, after what it said last"):
         process.call(odd.die)

@@ -141,7 +141,7 @@ class FixedBatch:
         other.inputs = _map(lambda x: new if x is old else x, self.inputs)
         return other
 
-    def cast(self, old: torch.dtype, new: torch.dtype) -> FixedBatch:
+    def cast(self, old: torch.dtype | None, new: torch.dtype) -> FixedBatch:
         """The same examples, with inputs of one floating type as another."""
         other = object.__new__(FixedBatch)
         other.__dict__.update(self.__dict__)

@@ -577,7 +577,7 @@ class Monitor:
     def _follow_dtype(self) -> None:
         """Where the model has moved to another type (model.double()), the batch's floats go with it."""
         before, self._dtype = self._dtype, _float_type(self._models)
-        if self._batch is not None and before != self._dtype and before is not None and self._dtype is not None:
+        if self._batch is not None and self._dtype is not None and before != self._dtype:
             self._batch = self._batch.cast(before, self._dtype)
 
     def _run_batch(self, due: DueStep) -> None:
