@@ -39,7 +39,7 @@ def odd(tmp_path, monkeypatch):
     (tmp_path / "odd.py").write_text(
         textwrap.dedent(
             """
-            import os, sys, subprocess
+            import os, sys, subprocess, time
 
             class Stubborn(Exception):
                 def __init__(self, a, b):
@@ -73,6 +73,10 @@ def odd(tmp_path, monkeypatch):
 
             def unpicklable():
                 return lambda: None
+
+            def falls_silent():
+                os.closerange(3, 64)
+                time.sleep(60)
             """
         )
     )
@@ -201,6 +205,13 @@ def test_a_child_that_dies_twice_is_an_error_with_its_last_words(process, odd):
     assert process.call(math.sqrt, 4) == 2
 
 
+def test_a_child_that_falls_silent_has_no_last_words(process, odd, monkeypatch):
+    monkeypatch.setattr("vizlog.process._PATIENCE", 0.1)
+    with pytest.raises(RuntimeError, match="died twice: exit status None"):
+        process.call(odd.falls_silent)
+    assert process.call(math.sqrt, 4) == 2
+
+
 def test_a_call_that_takes_too_long_is_given_up(process):
     process.call(os.getpid)
     pid = process.pid
@@ -245,6 +256,7 @@ def test_close_stops_the_child_and_a_call_under_way(process):
     process.close()
     thread.join(20)
     assert failed
+    assert not os.path.isdir("/proc") or not os.path.isdir(f"/proc/{pid}")  # noqa: PTH112 -- not even as a zombie
     assert ends(pid)
     process.close()
 
@@ -324,6 +336,7 @@ def test_what_is_no_text_in_the_path_is_passed_over(process, monkeypatch):
 def test_a_fork_neither_ends_nor_uses_the_child_of_its_parent():
     ran = run("""
         import os, sys, warnings
+        warnings.simplefilter("always", ResourceWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         from vizlog.process import shared
         process = shared("a")
