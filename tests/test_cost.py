@@ -122,6 +122,41 @@ def test_the_factor_follows_the_cost_at_the_next_due_step_and_not_before(clock: 
     assert due(memory, "Dear") == [0, 10, 110, 120, 130, 140]
 
 
+def test_what_has_failed_takes_nothing_from_the_budget(clock: Clock) -> None:
+    class Fails(Dear):
+        def measure(self, context: Any) -> int:
+            if context.step:
+                clock.now += self.seconds
+                raise ArithmeticError
+            return 0
+
+    (model, optimizer), memory = training(), vizlog.Memory()
+    probes = [Fails(clock, 5.0), Cheap(clock, 0.4)]
+    with vizlog.watch(model, optimizer, to=memory, probes=probes, budget=0.05):
+        train(optimizer, clock, 100)
+    assert due(memory, "Cheap") == list(range(0, 100, 10))
+
+
+def test_where_steps_take_no_time_there_is_a_share_all_the_same(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    (model, optimizer), memory = training(), vizlog.Memory()
+    with vizlog.watch(model, optimizer, to=memory, probes=[Cheap(clock, 0.0), Dear(clock, 5.0)], budget=0.05):
+        for _ in range(50):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+    assert due(memory, "Cheap") == [0, 10, 20, 30, 40]
+    assert due(memory, "Dear") == [0, 10]
+    assert [record.value for _, record in memory.of("health/vizlog_time_share")][:2] == [1.0, 1.0]  # type: ignore[union-attr]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_the_share_of_a_first_step_without_cost_is_none(clock: Clock) -> None:
+    memory = drawn(clock, None, steps=1, Cheap=0.0)
+    ((_, record),) = memory.of("health/vizlog_time_share")
+    assert isinstance(record, Scalar)
+    assert record.value == 0.0
+
+
 def test_epochs_are_stretched_too(clock: Clock) -> None:
     (model, optimizer), memory, seen = training(), vizlog.Memory(), [0]
     probes = [Dear(clock, 5.0, every=vizlog.EveryEpoch()), Cheap(clock, 0.0, every=1)]

@@ -635,6 +635,31 @@ def test_what_is_due_at_the_next_step_is_not_taken_into_one_that_is_not_over() -
     assert [step for step, _ in memory.of("weights/d.weight")] == [0, 2]
 
 
+def test_what_was_armed_for_a_number_that_has_not_come_is_forgotten() -> None:
+    model, memory = nn.Sequential(nn.Linear(2, 2)), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    numbers = iter([0, 1, 2, 3, 1, 2])
+    probes = [vizlog.ActivationHistograms(every=2, source="live")]
+    with vizlog.watch(model, optimizer, to=memory, probes=probes, step=lambda: next(numbers)):
+        for _ in range(6):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    assert [step for step, _ in memory.of("activations/0")] == [0, 2, 2]
+    assert {step for step, _ in memory.records} == {0, 2}
+
+
+def test_a_step_of_which_nothing_is_left_writes_nothing() -> None:
+    class Asks(vizlog.Probe):
+        def wants(self, models: Any) -> Any:
+            raise ArithmeticError
+
+    (model, d, g), memory = two(), vizlog.Memory()
+    with vizlog.watch(model, [d, g], to=memory, probes=[Asks(every=1)]):
+        step_by(d, 1.0)
+        step_by(g, 1.0)
+    assert not memory.records
+
+
 def test_a_closure_may_give_the_step_up(caplog: pytest.LogCaptureFixture) -> None:
     (model, d, g), memory = two(), vizlog.Memory()
     monitor = vizlog.watch(model, [d, g], to=memory, probes=[vizlog.GradientHistograms(every=1)])

@@ -126,7 +126,7 @@ class Monitor:
         self._ended = False
         self._attached = ExitStack()
         self._state_only: int | None = None
-        self._started: float | None = None
+        self._started = 0.0  # when the first step began
         self._pace: float | None = None  # seconds a step takes
         self._steps = 0
         self._deciding = 0.0  # seconds spent on whether to stop
@@ -256,7 +256,7 @@ class Monitor:
         self._ranks.leave()
         self._delivery.close()
         follows = self._rounds is not None or not self._optimizers
-        if self._ranks.takes_part and self._started is None and follows and not self._warned:
+        if self._ranks.takes_part and not self._steps and follows and not self._warned:
             why = (
                 "the watched optimizer never stepped, so the model that trains is perhaps another; watch it"
                 if self._optimizers
@@ -410,7 +410,7 @@ class Monitor:
     # One due step -----------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
-        if self._closed or (step == self._latest and self._started is not None):
+        if self._closed or (step == self._latest and self._steps):
             return
         if not self._ranks.takes_part and self._stop is None:
             return
@@ -418,7 +418,7 @@ class Monitor:
             self._go_back(step, epoch)
         self._latest = self._delivery.now = step
         self._steps += 1
-        if self._started is None:
+        if self._steps == 1:
             self._started = time.perf_counter()
         if self._stop is not None:
             self._consider_stopping(self._stop, step, epoch)
@@ -630,13 +630,13 @@ class Monitor:
 
     def _seconds_a_step(self) -> float | None:
         """What the steps so far took without vizlog, on average; None at the first."""
-        if self._started is None or self._steps < 2:
+        if self._steps < 2:
             return None
         return max(time.perf_counter() - self._started - self._spent, 1e-6) / (self._steps - 1)
 
     def _time_share(self) -> float:
         """The share of the time since the first step that vizlog took."""
-        elapsed = time.perf_counter() - (self._started or 0)
+        elapsed = time.perf_counter() - self._started
         return min(self._spent / max(elapsed, 1e-6), 1.0)
 
     @property
@@ -711,7 +711,7 @@ class Monitor:
             LOG.warning("vizlog: %s failed at %s, off from now on: %s", names, doing, what, exc_info=error)
 
     def _say_cost(self) -> None:
-        if self._started is None or not self._ranks.writes:
+        if not self._steps or not self._ranks.writes:
             return
         elapsed = time.perf_counter() - self._started
         spent = self._spent
