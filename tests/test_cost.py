@@ -150,6 +150,20 @@ def test_where_steps_take_no_time_there_is_a_share_all_the_same(clock: Clock, ca
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_what_was_spent_before_the_first_step_makes_no_share_above_all(clock: Clock) -> None:
+    class Asks(Cheap):
+        def wants(self, models: Any) -> Any:
+            clock.now += 100
+            return {}
+
+    (model, optimizer), memory = training(), vizlog.Memory()
+    with vizlog.watch(model, optimizer, to=memory, probes=[Asks(clock, 0.0)]):
+        train(optimizer, clock, 1)
+    ((_, record),) = memory.of("health/vizlog_time_share")
+    assert isinstance(record, Scalar)
+    assert record.value == 1.0
+
+
 def test_the_share_of_a_first_step_without_cost_is_none(clock: Clock) -> None:
     memory = drawn(clock, None, steps=1, Cheap=0.0)
     ((_, record),) = memory.of("health/vizlog_time_share")

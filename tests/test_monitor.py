@@ -305,6 +305,17 @@ def test_parameters_are_looked_at_without_setting_the_model_apart(
     assert not warnings(caplog)
 
 
+def test_two_monitors_of_a_model_that_share_no_folder_go_on_side_by_side() -> None:
+    model = net()
+    memories = [vizlog.Memory(), vizlog.Memory()]
+    monitors = [vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=memory) for memory in memories]
+    for monitor in monitors:
+        with monitor.step():
+            pass
+        monitor.close()
+    assert [steps(memory, "weights/0.weight") for memory in memories] == [[0], [0]]
+
+
 def test_a_model_of_another_type_costs_no_probe_that_has_no_batch(caplog: pytest.LogCaptureFixture) -> None:
     class Measures(vizlog.Probe):
         def measure(self, context: Any) -> int:
