@@ -150,6 +150,12 @@ def test_where_steps_take_no_time_there_is_a_share_all_the_same(clock: Clock, ca
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_the_share_is_what_was_spent_of_the_time_since_the_first_step(clock: Clock) -> None:
+    memory = drawn(clock, None, steps=11, Dear=5.0)
+    # 5 of 5 s; at step 10, 10 of 20 s.
+    assert [record.value for _, record in memory.of("health/vizlog_time_share")] == [1.0, 0.5]  # type: ignore[union-attr]
+
+
 def test_what_was_spent_before_the_first_step_makes_no_share_above_all(clock: Clock) -> None:
     class Asks(Cheap):
         def wants(self, models: Any) -> Any:

@@ -305,15 +305,32 @@ def test_parameters_are_looked_at_without_setting_the_model_apart(
     assert not warnings(caplog)
 
 
-def test_two_monitors_of_a_model_that_share_no_folder_go_on_side_by_side() -> None:
-    model = net()
-    memories = [vizlog.Memory(), vizlog.Memory()]
-    monitors = [vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=memory) for memory in memories]
+@pytest.mark.parametrize("to", [(vizlog.Memory(), vizlog.Memory()), ("a", "b"), ("a", "a")])
+def test_two_monitors_that_share_no_folder_or_no_model_go_on_side_by_side(
+    to: tuple[Any, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    models = [net(), net()] if to[0] == to[1] else [net()] * 2
+    monitors = [
+        vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=destination)
+        for model, destination in zip(models, to, strict=True)
+    ]
     for monitor in monitors:
         with monitor.step():
-            pass
+            assert monitor.is_due
         monitor.close()
-    assert [steps(memory, "weights/0.weight") for memory in memories] == [[0], [0]]
+    assert not warnings(caplog)
+
+
+def test_parameters_that_nobody_trains_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    optimizer = SGD(model[2].parameters(), lr=0.1)
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=vizlog.Memory(), optimizer=optimizer) as monitor:
+        for _ in range(2):
+            with monitor.step():
+                model(X).sum().backward()
+            optimizer.step()
+    (message,) = warnings(caplog)
+    assert "no watched optimizer has these parameters" in message
 
 
 def test_a_model_of_another_type_costs_no_probe_that_has_no_batch(caplog: pytest.LogCaptureFixture) -> None:
