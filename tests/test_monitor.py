@@ -354,12 +354,17 @@ def test_a_model_of_another_type_costs_no_probe_that_has_no_batch(caplog: pytest
 def test_where_nothing_is_due_nothing_is_looked_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with vizlog.Monitor(net(), [vizlog.WeightHistograms(every=10)], to=vizlog.Memory()) as monitor:
+    class Fails(vizlog.Probe):
+        def measure(self, context: Any) -> Any:
+            raise ArithmeticError
+
+    probes = [vizlog.WeightHistograms(every=10), Fails(every=1)]
+    with vizlog.Monitor(net(), probes, to=vizlog.Memory()) as monitor:
         for step in range(3):
             with monitor.step(step, epoch=4):
                 pass
             monkeypatch.setattr(monitor, "_begin_due", lambda *_, **__: pytest.fail("nothing is"))
-    assert not warnings(caplog)
+    assert len(warnings(caplog)) == 1  # of what has failed, and is not due any more
 
 
 def test_a_model_that_has_lost_its_parameters_is_run_on_the_batch_as_it_is(caplog: pytest.LogCaptureFixture) -> None:

@@ -547,7 +547,7 @@ class Monitor:
                 turn = self._turns[number]
                 if self._ranks.writes and not turn.error:
                     LOG.warning("vizlog: %s failed on rank %d at %s, off from now on", turn.probe.name, rank, why)
-                turn.error, turn.disabled = turn.error or why, True
+                turn.error, turn.disabled = why, True
         due.drop([turn for turn in due.turns if turn.disabled])
 
     def _failures(self) -> dict[int, str]:
