@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
@@ -12,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 import torch
+from clock import Clock
 from processes import Processes
 from torch import Tensor, nn
 from wandb_service import WandbService
@@ -95,6 +97,14 @@ def wandb_service(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
         for name in os.environ.keys() - before.keys():  # what an agent leaves
             del os.environ[name]
     assert not service.unknown
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What vizlog takes the time from."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
 
 
 @pytest.fixture(scope="session")

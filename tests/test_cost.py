@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clock import Clock
 from torch import nn
 from torch.optim import SGD
 
@@ -22,23 +23,6 @@ from vizlog.capture import Outputs
 from vizlog.compute.health import alive
 from vizlog.compute.histogram import count_bits, histogram
 from vizlog.records import Record, Scalar
-
-
-class Clock:
-    """Goes on only when told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
-    return clock
 
 
 class Dear(vizlog.Probe):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from clock import Clock
 from torch import Tensor, nn
 
 import vizlog
@@ -104,23 +105,6 @@ class Looks(vizlog.Probe):
     def wants(self, models: Any) -> Mapping[str, Request]:
         self.asked += 1
         return {str(number): request for number, request in enumerate(self.requests)}
-
-
-class Clock:
-    """Goes on only when told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
-    return clock
 
 
 def net() -> nn.Module:
