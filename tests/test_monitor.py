@@ -22,7 +22,7 @@ import vizlog
 from vizlog.batch import BatchDoesNotFit
 from vizlog.capture import Call, Outputs, Updates, Weights
 from vizlog.delivery import Delivery
-from vizlog.ranks import Ranks
+from vizlog.ranks import FailedElsewhereError, Ranks
 from vizlog.records import Histogram, Scalar
 
 X, Y = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 3
@@ -433,15 +433,27 @@ def test_a_rank_that_takes_no_part_chooses_no_probes_and_says_nothing_of_steps(
     assert not warnings(caplog)
 
 
-def test_a_rank_that_only_waits_for_a_stop_looks_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_only_waits_for_a_stop_looks_at_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("vizlog.ranks.Ranks.of", lambda models: Ranks(rank=1, takes_part=False))
     model = net()
     probes = [vizlog.ActivationHistograms(every=1, source="live")]
+    caplog.set_level(logging.INFO)
     with vizlog.Monitor(model, probes, to=vizlog.Memory(), stop_when="dead") as monitor, monitor.step():
         assert not monitor.is_due
         assert not hooks(model)
         assert monitor.state_dict()["step"] == 0
     assert monitor.state_dict()["step"] == 1
+    assert not caplog.messages
+
+
+def test_what_failed_on_another_rank_is_said_to_have_failed_there(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = vizlog.Monitor(net(), [vizlog.WeightHistograms()], to=vizlog.Memory())
+    monitor._disable(monitor._turns[0], "measure()", FailedElsewhereError(3, "ValueError: no"))
+    monitor.close()
+    (message,) = [message for message in warnings(caplog) if "off from now on" in message]
+    assert message == "vizlog: WeightHistograms failed on rank 3 at measure(), off from now on: ValueError: no"
 
 
 def test_what_is_wrong_is_wrong_on_a_rank_that_takes_no_part_too(second_rank: None) -> None:

@@ -205,7 +205,6 @@ class _Child:
         """Lets go of it without a trace: it is another process's child."""
         for pipe in (self._requests, self._answers):
             pipe.close()
-        self._process.returncode = 0  # or its destructor would look for it
 
     def _last_words(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
