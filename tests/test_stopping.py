@@ -386,7 +386,7 @@ def test_all_ranks_of_a_replicated_model_stop_at_the_same_step(ranks: Processes,
     assert [done for done, _ in ranks.run(_replicated, way, 2)] == [7, 7]
 
 
-def _sharded(rank: int) -> int:
+def _sharded(rank: int) -> tuple[int, int]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -407,11 +407,14 @@ def _sharded(rank: int) -> int:
         if monitor.should_stop:
             break
     monitor.close()
-    return done
+    return done, monitor._delivery.diagnosis.looks
 
 
 def test_all_ranks_of_a_sharded_model_stop_at_the_same_step(ranks: Processes) -> None:
-    assert ranks.run(_sharded) == [7, 7]
+    (done, looks), (other, none) = ranks.run(_sharded)
+    assert (done, other) == (7, 7)
+    assert looks >= 2
+    assert none == 0  # where nothing is written, nothing is found either
 
 
 def test_a_rank_that_nobody_else_follows_goes_on_and_says_so(ranks: Processes) -> None:
