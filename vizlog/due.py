@@ -223,7 +223,7 @@ class DueStep:
                 if new:
                     reduced = request.reduce([local(tensors[name].detach()) for name in new])
                     shared.update(zip(new, reduced, strict=True))
-                mine.update({name: shared[name] for name in request.names if name in shared and name not in mine})
+                mine.update({name: shared[name] for name in request.names if name in shared})
 
     def _part(self, request: Updates, name: str) -> Tensor:
         """A view of what is looked at of a parameter."""
