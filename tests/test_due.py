@@ -495,3 +495,16 @@ def test_what_a_training_forward_showed_is_each_ranks_own() -> None:
     step.merge([[]])
     assert step.captured(turn) == {"0": {"0": [7]}}
     assert not failed
+
+
+def test_a_compiled_model_runs_eagerly_while_it_is_looked_at() -> None:
+    torch._dynamo.reset()
+    model = net()
+    compiled = torch.compile(model, backend="eager")
+    compiled(torch.zeros(4, 2))
+    step, (turn,), _ = begun(Looks(Outputs(lambda name, _: name == "0", lambda call: 7, live=True)), model=model)
+    with ExitStack() as stack:
+        step.attach_live(stack)
+        compiled(torch.zeros(4, 2))
+    step.take_live()
+    assert step.captured(turn) == {"0": {"0": [7]}}
