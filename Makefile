@@ -38,7 +38,7 @@ test: .venv/test.stamp
 	$(bin)/ruff check --quiet .
 	$(bin)/mypy
 	$(bin)/lint-imports --no-logo --no-cache
-	$(bin)/python -m pytest --numprocesses 2 --dist loadfile
+	$(bin)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/test.stamp
 	$(bin)/python -m benchmarks

@@ -25,6 +25,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is importe
 Digits: TypeAlias = tuple[Tensor, Tensor]
 
 
+LONGEST_FIRST = (
+    *("distributed", "worker", "huggingface", "regimes", "bad_values", "projection", "distributed_ways", "faults"),
+    *("wandb_online", "distributed_lightning", "sweeps", "lightning", "ways_to_train", "cost", "wandb"),
+)
+"""Files whose tests take the longest, each on one worker: were one of them the last, the other would wait for it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Sums come out the same on every machine, and tests do not wait for each other's threads."""

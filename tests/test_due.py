@@ -58,6 +58,35 @@ def test_a_stretched_schedule_passes_due_numbers_by(
     assert (planned.next_step, planned.next_epoch) == due
 
 
+@pytest.mark.parametrize(
+    ("schedule", "step", "stretch", "due"),
+    [
+        (vizlog.Every(10), 13, 5, 60),  # 20, 30, 40, 50, 60
+        (vizlog.Every(10), 0, 10**9, 10**10),
+        (vizlog.LogSpaced(), 10, 3, 57),  # 18, 32, 57
+        (vizlog.Thinning(100), 12_400, 3, 13_000),
+        (vizlog.AtSteps(3, 5, 9), 4, 2, 9),
+        (vizlog.AtSteps(3, 5, 9), 4, 3, None),
+    ],
+)
+def test_however_far_it_is_stretched_the_next_is_found_at_once(
+    schedule: vizlog.Schedule, step: int, stretch: int, due: int | None
+) -> None:
+    asked = 0
+
+    class Counted(vizlog.Schedule):
+        def next_step(self, step: int) -> int | None:
+            nonlocal asked
+            asked += 1
+            return schedule.next_step(step)
+
+    planned = turn(Counted())
+    planned.stretch, asked = stretch, 0
+    planned.plan(step, None)
+    assert planned.next_step == due
+    assert asked <= 3
+
+
 def test_an_interval_is_that_of_the_steps_or_what_lay_between_the_latest_two_times() -> None:
     assert turn(10).interval(14) == 6
     by_epoch = turn(vizlog.EveryEpoch())

@@ -57,13 +57,9 @@ class Turn:
         if self._latest is not None and self._latest < step:
             self._passed = (step - self._latest) // self.stretch
         self._latest = step
-        self.next_step, self.next_epoch = step, epoch
         schedule: Schedule = self.probe.schedule
-        for _ in range(self.stretch):
-            if self.next_step is not None:
-                self.next_step = schedule.next_step(self.next_step)
-            if self.next_epoch is not None:
-                self.next_epoch = schedule.next_epoch(self.next_epoch)
+        self.next_step = _ahead(schedule.next_step, step, self.stretch)
+        self.next_epoch = None if epoch is None else _ahead(schedule.next_epoch, epoch, self.stretch)
 
     def interval(self, step: int) -> int:
         """Steps from `step` to the next due one, were nothing stretched."""
@@ -336,3 +332,12 @@ class DueStep:
             mine = self._results.setdefault(key, {})
             for layer, results in layers.items():
                 mine.setdefault(layer, []).extend(results)
+
+
+def _ahead(following: Callable[[int], int | None], number: int, stretch: int) -> int | None:
+    """The due number that lies as far from `number` as `stretch` due ones do, if all are as far apart as the first."""
+    first = following(number)
+    if first is None or stretch == 1:
+        return first
+    second = following(first)
+    return None if second is None else following(first + (stretch - 1) * (second - first) - 1)
