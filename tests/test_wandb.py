@@ -24,7 +24,7 @@ from wandb_file import WrittenRun, read_run
 
 import vizlog
 from vizlog.backends.memory import Memory
-from vizlog.backends.wandb import WandB, _FileBudget, _short_edges
+from vizlog.backends.wandb import WandB, _FileBudget, _short, _short_edges
 from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Scalar, Surface, Text
 from vizlog.views.raster import raster
 
@@ -233,6 +233,15 @@ def test_short_edges_stay_apart(edges: np.ndarray) -> None:
     short = _short_edges(edges)
     assert np.all(np.diff(short) > 0)
     np.testing.assert_allclose(short, edges, rtol=5e-5)
+
+
+@pytest.mark.parametrize("digits", [1, 5, 12])
+@pytest.mark.parametrize("power", [-300, -21, -5, 0, 3, 15, 20, 300])
+def test_short_numbers_are_those_that_python_writes(power: int, digits: int) -> None:
+    values = np.random.default_rng(0).normal(size=(50, 3)) * 10.0**power
+    values[0, 0] = 0.0
+    expected = [[float(f"{value:.{digits}g}") for value in row] for row in values]
+    assert _short(values, digits).tolist() == expected
 
 
 def test_interpolated_counts_keep_their_sum(run: wandb.Run) -> None:

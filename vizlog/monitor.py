@@ -785,7 +785,7 @@ def _float_type(models: Mapping[str, nn.Module]) -> torch.dtype | None:
 
 
 def _measures(turn: Turn) -> bool:
-    return type(turn.probe).measure is not Probe.measure
+    return not getattr(turn.probe.measure, "only_arranges", False)
 
 
 def _check_pace(probes: Any, every: Any, budget: float | None) -> None:

@@ -88,13 +88,17 @@ def is_drawn(record: Record) -> bool:
 
 def bins(record: Histogram) -> NDArray[np.float32]:
     """(B, 3) float32: left edge, right edge, count. Bins that float32 cannot tell apart are joined."""
-    edges = np.clip(record.edges, -_LARGEST, _LARGEST).astype(np.float32)
-    edges, first = np.unique(edges, return_index=True)
-    if len(edges) == 1:
-        edges = np.sort(np.append(edges, np.nextafter(edges, np.float32(0 if edges[0] else 1))))
-        first = np.array([0, 0])
-    counts = np.add.reduceat(record.counts, first[:-1])
-    return np.stack([edges[:-1], edges[1:], counts.astype(np.float32)], axis=1)
+    edges = np.minimum(np.maximum(record.edges, -_LARGEST), _LARGEST).astype(np.float32)
+    counts = record.counts
+    if not (edges[1:] > edges[:-1]).all():
+        edges, first = np.unique(edges, return_index=True)
+        if len(edges) == 1:
+            edges = np.sort(np.append(edges, np.nextafter(edges, np.float32(0 if edges[0] else 1))))
+            first = np.array([0, 0])
+        counts = np.add.reduceat(counts, first[:-1])
+    table = np.empty((len(counts), 3), np.float32)
+    table[:, 0], table[:, 1], table[:, 2] = edges[:-1], edges[1:], counts
+    return table
 
 
 def _scalar(value: float) -> TensorProto:

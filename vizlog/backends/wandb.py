@@ -11,7 +11,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +52,7 @@ _ROW_BYTES = 900_000
 _BIN_BYTES = 24
 _NAME_BYTES = 120
 _DIGITS = 5
+_POWERS = np.array([10.0**power for power in range(23)])  # those that a float64 holds exactly
 _LONGEST_ARTIFACT = 100  # bytes of a name of 128, the run's id and the key of a table among them
 _LONGEST_KEY = 180  # bytes; file systems take names of 255, and the client adds step, hash and ending
 _KINDS = "activations attention embeddings feature_maps filters gradients health saliency updates weights".split()
@@ -532,6 +532,8 @@ def _histogram(record: Histogram, most: int) -> wandb.Histogram:
 
 def _at_most_bins(most: int, edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Merges neighbouring bins where there are more; no count crosses an edge that is kept."""
+    if len(counts) <= most:
+        return edges, counts
     starts = np.arange(0, len(counts), -(-len(counts) // most))
     return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
 
@@ -539,19 +541,27 @@ def _at_most_bins(most: int, edges: NDArray[Any], counts: NDArray[Any]) -> tuple
 def _short_edges(edges: NDArray[Any]) -> list[float]:
     """Edges to 5 significant digits, or as many as keep them apart: they are sent as text, and stay in the summary."""
     for digits in range(_DIGITS, 17):
-        short = _short(edges.tolist(), digits)
-        if all(low < high for low, high in pairwise(short)):
-            return short
+        short = _short(edges, digits)
+        if (short[1:] > short[:-1]).all():
+            return list(short.tolist())
     return [float(edge) for edge in edges]
 
 
-def _short(values: Iterable[float], digits: int = _DIGITS) -> list[float]:
-    return [float(f"{value:.{digits}g}") for value in values]
+def _short(values: NDArray[Any], digits: int = _DIGITS) -> NDArray[np.float64]:
+    """Each value as the float64 that is written with so many significant digits."""
+    magnitudes = np.abs(values, dtype=np.float64)
+    places = digits - 1 - np.floor(np.log10(np.where(magnitudes > 0, magnitudes, 1.0)))
+    if not (np.abs(places) < len(_POWERS)).all():
+        return np.array([float(f"{value:.{digits}g}") for value in values.flat]).reshape(values.shape)
+    # Whole numbers and these powers are exact, so that one division or product gives the nearest float there is.
+    up, down = _POWERS[np.maximum(places, 0).astype(int)], _POWERS[np.maximum(-places, 0).astype(int)]
+    return np.asarray(np.rint(values * up / down) / up * down)
 
 
 def _short_counts(counts: NDArray[Any]) -> list[float]:
-    """Whole counts as they are, interpolated ones to 5 significant digits."""
-    return [int(count) if count == int(count) else float(f"{count:.{_DIGITS}g}") for count in counts.tolist()]
+    """Whole counts as they are; where some were interpolated, all to 5 significant digits."""
+    whole = counts.astype(np.int64)
+    return list((whole if (whole == counts).all() else _short(counts)).tolist())
 
 
 def _table(record: Embedding) -> wandb.Table:
@@ -560,8 +570,8 @@ def _table(record: Embedding) -> wandb.Table:
     names = dict(enumerate(record.class_names)) | {-1: ""}
     labels = [names.get(label, str(label)) for label in record.labels.tolist()]
     rows = [
-        [example, label, *_short(vector)]
-        for example, label, vector in zip(record.ids.tolist(), labels, record.vectors.tolist(), strict=True)
+        [example, label, *vector]
+        for example, label, vector in zip(record.ids.tolist(), labels, _short(record.vectors).tolist(), strict=True)
     ]
     columns: list[str | int] = ["id", "label", *(f"x{dimension}" for dimension in range(record.vectors.shape[1]))]
     table = wandb.Table(columns=columns, data=rows[:1])

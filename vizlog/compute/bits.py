@@ -167,7 +167,7 @@ class BitCounts:
         """Elements that are NaN or infinite."""
         return self.nans + self.pos_infs + self.neg_infs
 
-    @property
+    @functools.cached_property
     def finite(self) -> int:
         count, _, nans, pos_infs, neg_infs = self.tallies.tolist()
         return int(count - nans - pos_infs - neg_infs)

@@ -17,7 +17,7 @@ from vizlog.capture import Call, Outputs, Request, Survey
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
 from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histogram, prepare
 from vizlog.messages import LOG
-from vizlog.probes.base import Context, Figures, Probe
+from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.records import Record
 from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Matcher, Select, check_select, matcher, named_modules, spread
@@ -113,6 +113,7 @@ class ActivationHistograms(Probe):
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         return {"seen": Outputs(self._wanted, _Reduction(), examples=self._examples, live=self._live)}
 
+    @only_arranges
     def measure(self, context: Context) -> Any:
         if not context.captured["seen"] and not self._warned:
             self._warned = True

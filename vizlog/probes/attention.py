@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vizlog.batch import FixedBatch
 from vizlog.capture import AttentionCalls, Call, Request, Survey
 from vizlog.compute.attention import AttentionCall, Shown, attention_probabilities, sinks
-from vizlog.probes.base import Context, Figures, Probe
+from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.records import Attention, Floats
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, named_modules, spread
@@ -80,6 +80,7 @@ class AttentionMaps(Probe):
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         return {"attention": AttentionCalls(self._read, examples=len(self._shown.examples))}
 
+    @only_arranges
     def measure(self, context: Context) -> dict[str, AttentionCall]:
         found = {layer: calls[0] for layer, calls in context.captured["attention"].items()}
         if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from vizlog.schedules import Schedule, as_schedule
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from vizlog.capture import Request, Survey
     from vizlog.records import Record
 
-__all__ = ["Context", "Figures", "Probe", "as_probes"]
+__all__ = ["Context", "Figures", "Probe", "as_probes", "only_arranges"]
+
+M = TypeVar("M", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,12 @@ class Figures:
     worst: Literal["highest", "lowest"] = "highest"
 
 
+def only_arranges(measure: M) -> M:
+    """Marks a `measure` that runs and changes no model: nothing is isolated for it, which would take milliseconds."""
+    measure.only_arranges = True  # type: ignore[attr-defined]
+    return measure
+
+
 class Probe:
     """One view of a model, turned into records on its schedule.
 
@@ -115,6 +123,7 @@ class Probe:
         """What must be captured while the step runs: a key of one's own -> a request. Called at each due step."""
         return {}
 
+    @only_arranges
     def measure(self, context: Context) -> Any:
         """Small tensors, arrays and plain data that go to `finish`; runs on the training thread, isolated.
 

@@ -13,7 +13,7 @@ from vizlog.batch import FixedBatch
 from vizlog.capture import Layer, Outputs, Request, Survey
 from vizlog.compute.layouts import Layouts, Projected, check_methods, project
 from vizlog.compute.projection import knn_accuracy, silhouette
-from vizlog.probes.base import Context, Probe
+from vizlog.probes.base import Context, Probe, only_arranges
 from vizlog.probes.features import Features, Points, Reader, features_of, points_of
 from vizlog.process import shared
 from vizlog.records import Embedding, Record, Scalar
@@ -105,6 +105,7 @@ class Embeddings(Probe):
         examples = max(points.examples for points in self._points.values())
         return {"vectors": Outputs(reader.wants, reader.read, examples=examples)}
 
+    @only_arranges
     def measure(self, context: Context) -> Mapping[str, list[Tensor]]:
         found: Mapping[str, list[Tensor]] = context.captured["vectors"]
         if not found:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.capture import Call, Outputs, Request, Survey
-from vizlog.probes.base import Context, Probe
+from vizlog.probes.base import Context, Probe, only_arranges
 from vizlog.records import Heatmaps, Record
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, spread
@@ -73,6 +73,7 @@ class FeatureMaps(Probe):
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         return {"maps": Outputs(lambda layer, module: layer in self._layers, self._reduce, examples=self._example + 1)}
 
+    @only_arranges
     def measure(self, context: Context) -> Any:
         assert context.batch is not None
         return {"maps": context.captured["maps"], "id": int(context.batch.ids[self._example])}

@@ -13,7 +13,7 @@ from vizlog.capture import Gradients
 from vizlog.compute.histogram import BitCounts
 from vizlog.diagnosis import SKIPPED
 from vizlog.messages import LOG
-from vizlog.probes.base import Context, Figures
+from vizlog.probes.base import Context, Figures, only_arranges
 from vizlog.probes.health import layer_of
 from vizlog.probes.parameters import ParameterHistograms
 from vizlog.records import Record
@@ -35,6 +35,7 @@ class GradientHistograms(ParameterHistograms):
     _warned = False
     _of_what = ""
 
+    @only_arranges
     def measure(self, context: Context) -> Any:
         if not context.captured["counts"] and not self._warned:
             self._warned = True

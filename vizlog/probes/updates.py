@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vizlog.capture import Request, Survey, Updates
 from vizlog.messages import told
-from vizlog.probes.base import Context, Figures, Probe
+from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.probes.health import layer_of
 from vizlog.ranks import shards
 from vizlog.records import Record, Scalar
@@ -63,6 +63,7 @@ class UpdateRatios(Probe):
         names, parts = self._next_chunk(found)
         return {"squares": Updates(tuple(names), _squares, _added, parts)}
 
+    @only_arranges
     def measure(self, context: Context) -> Any:
         return {"squares": context.captured["squares"], "all": self._all}
 
