@@ -22,6 +22,7 @@ import vizlog
 from vizlog.batch import BatchDoesNotFit
 from vizlog.capture import Call, Outputs, Updates, Weights
 from vizlog.delivery import Delivery
+from vizlog.probes.base import Context
 from vizlog.ranks import FailedElsewhereError, Ranks
 from vizlog.records import Histogram, Scalar
 
@@ -293,15 +294,39 @@ def test_what_fails_between_steps_reaches_no_optimizer(
     assert any("MemoryError" in message for message in warnings(caplog))
 
 
-def test_parameters_are_looked_at_without_setting_the_model_apart(
+def test_nothing_is_isolated_for_what_was_read_while_training_ran(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, memory = net(), vizlog.Memory()
-    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=memory) as monitor:
+    optimizer = SGD(model.parameters(), lr=0.1)
+    kinds = (vizlog.WeightHistograms, vizlog.GradientHistograms, vizlog.ActivationHistograms, vizlog.UpdateRatios)
+    probes = [kind(every=1) for kind in kinds]
+    with vizlog.Monitor(model, probes, to=memory, optimizer=optimizer) as monitor:
         monkeypatch.setattr("vizlog.monitor.isolated", lambda _: pytest.fail("that takes longer than the rest"))
         with monitor.step():
-            pass
-    assert steps(memory, "weights/0.weight") == [0]
+            model(X).sum().backward()
+            optimizer.step()
+    for tag in ("weights/0.weight", "gradients/0.weight", "activations/0", "updates/0.weight"):
+        assert steps(memory, tag) == [0]
+    assert not warnings(caplog)
+
+
+def test_a_measure_of_ones_own_is_isolated_whatever_it_takes_after(caplog: pytest.LogCaptureFixture) -> None:
+    class RunsIt(vizlog.GradientHistograms):
+        def measure(self, context: Context) -> Any:
+            was.append(context.model.training)
+            context.model(torch.rand(1, 3)).sum()
+            return super().measure(context)
+
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    optimizer, was, memory = SGD(model.parameters(), lr=0.1), list[bool](), vizlog.Memory()
+    with vizlog.Monitor(model, [RunsIt(every=1)], to=memory, optimizer=optimizer) as monitor, monitor.step():
+        model(torch.rand(4, 3)).sum().backward()
+        optimizer.step()
+    assert was == [False]
+    assert model.training
+    assert steps(memory, "gradients/0.weight") == [0]
+    assert int(model[1].num_batches_tracked) == 1
     assert not warnings(caplog)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from vizlog.compute.layouts import project
-from vizlog.process import LowPriority, shared
+from vizlog.process import LowPriority, _write_frame, shared
 
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
 
@@ -379,6 +379,21 @@ def test_a_child_ends_by_itself_though_a_fork_of_its_parent_goes_on(process):
     os.close(reads)
     assert os.waitpid(fork, 0)[1] == 0
     assert child._process.returncode == 0  # else it had to be killed
+
+
+@needs_posix
+def test_a_busy_child_that_is_let_go_is_neither_waited_for_nor_ended(process, monkeypatch):
+    pid = process.call(os.getpid)
+    child = process._child
+    monkeypatch.setattr("vizlog.process._PATIENCE", 0.1)
+    _write_frame(child._requests, pickle.dumps((time.sleep, (60,))))
+    child.disown()
+    child.stop()
+    try:
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # it runs
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def test_the_script_is_not_run_again_and_the_current_folder_is_not_searched(tmp_path):

@@ -205,6 +205,7 @@ class _Child:
         """Lets go of it without a trace: it is another process's child."""
         for pipe in (self._requests, self._answers):
             pipe.close()
+        self._process.returncode = 0  # so that nothing here waits for it, nor ends it
 
     def _last_words(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
