@@ -125,6 +125,14 @@ def test_how_many_values_are_not_finite_is_a_curve_that_comes_down_again(run: Pa
     assert scalars(run, "gradients/b/nonfinite") == []
 
 
+def test_each_record_is_written_once_numbers_before_pictures(run: Path) -> None:
+    backend = TensorBoard(run)
+    backend.write(0, [images("filters/a"), Scalar("loss", 1.0), embedding("embeddings/a"), histogram_of("a", [1.0])])
+    backend.close()
+    written = [value.tag for event in events(run) for value in event.summary.value]
+    assert written == ["loss", "a", "filters/a", "embeddings/a"]
+
+
 def test_a_caption_goes_out_once_and_the_kind_every_time(run: Path) -> None:
     backend = TensorBoard(run)
     backend.write(0, [histogram_of("a", [1.0], caption="first")])
@@ -235,15 +243,16 @@ def test_a_quota_is_a_full_disk_and_a_broken_one_is_not(
 def test_what_is_deleted_is_made_anew(run: Path, before: tuple[int, ...], deleted: str) -> None:
     backend = TensorBoard(run)
     for step in before:
-        backend.write(step, [Scalar("loss", step)])
+        backend.write(step, [Scalar("loss", step, caption="of a batch")])
     if deleted == "file":
         for file in event_files(run):
             file.unlink()
     else:
         shutil.rmtree(run if deleted == "run" else run.parent)
-    backend.write(1, [Scalar("loss", 1)])
+    backend.write(1, [Scalar("loss", 1, caption="of a batch")])
     backend.close()
     assert scalars(run, "loss") == [(1, 1)]
+    assert values(run)[1, "loss"].metadata.summary_description == "of a batch"
 
 
 @pytest.mark.parametrize("options", [{}, {"hparams": {"lr": 0.1}}], ids=["plain", "hyperparameters"])
