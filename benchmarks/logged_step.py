@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -15,6 +16,10 @@ from benchmarks.measure import once_in_turns
 from benchmarks.models import WORKLOADS, Workload, replayed
 from benchmarks.peers import SummaryWriterLoop, offline_run
 from benchmarks.results import Found, Row, at_least, told
+
+MIDST = 10_000
+"""The step that is measured first: in the midst of a run, where the first pictures of health, which no peer makes, have
+long been drawn."""
 
 
 def run() -> Found:
@@ -56,8 +61,10 @@ def _beside_writer(work: Workload) -> dict[str, float]:
         ]
         monitor = vizlog.Monitor(work.model, probes, to=Path(folder, "vizlog"), optimizer=work.optimizer)
 
+        steps = itertools.count(MIDST)
+
         def logged() -> None:
-            with monitor.step():
+            with monitor.step(next(steps)):
                 work.backward()
             work.optimizer.step()
 
@@ -82,9 +89,14 @@ def _beside_watch(make: Callable[[], Workload]) -> dict[str, float]:
         run = stack.enter_context(offline_run())
         plain, ours, theirs = make(), make(), make()
         probes = [vizlog.WeightHistograms(every=2, most=None), vizlog.GradientHistograms(every=2, most=None)]
-        monitor = vizlog.watch(ours.model, ours.optimizer, to=run, probes=probes)
+        done = [MIDST]
+        monitor = vizlog.watch(ours.model, ours.optimizer, to=run, probes=probes, step=lambda: done[0])
         stack.callback(monitor.close)
         run.watch(theirs.model, log="all", log_freq=2)
+
+        def logged() -> None:
+            ours.step()
+            done[0] += 1
 
         def watched() -> None:
             theirs.step()
@@ -92,7 +104,7 @@ def _beside_watch(make: Callable[[], Workload]) -> dict[str, float]:
 
         works = {
             "plain": _twice(plain.step),
-            "vizlog": _twice(ours.step),
+            "vizlog": _twice(logged),
             "vizlog's worker": monitor.flush,
             "watch": _twice(watched),
         }
