@@ -49,13 +49,12 @@ class _Tagged:
     caption: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
-        _require(
-            isinstance(self.tag, str) and self.tag.strip() != "",
-            f"a record needs a tag such as 'weights/conv1', got {self.tag!r}",
-        )
+        if not (isinstance(self.tag, str) and self.tag.strip()):
+            raise ValueError(f"a record needs a tag such as 'weights/conv1', got {self.tag!r}")
         for name in ("tag", "caption"):  # lone surrogates, as file names may hold, can be written nowhere
             text = getattr(self, name)
-            object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode())
+            if not text.isascii():
+                object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode())
 
 
 def shown_in_notebooks_by(draw: Callable[[Any], str]) -> None:

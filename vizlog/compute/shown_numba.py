@@ -26,23 +26,14 @@ def shown(counts: BitCounts, bins: int) -> plain.Shown:
     if not (finite and low < high):
         return plain.shown(counts, bins)
     grid, linear = GRIDS[counts.grid], counts.linear
+    edges, found, values = np.empty(bins + 1), np.empty(bins), plain.SHARES * (finite - 1) + 0.5
+    known = counts if linear is None else linear
     exponent = 0 if linear is None else linear.exponent
-    number, edges = bins, np.empty(bins + 1)
-    while number and not draw_edges(low, high, exponent, linear is not None, edges):
-        number //= 2
-        edges = np.empty(number + 1)
-    if not number:
-        return plain.shown(counts, bins)
-    found, ranks = np.empty(number), plain.SHARES * (finite - 1) + 0.5
-    known = (counts.bins, counts.counts) if linear is None else (linear.bins, linear.counts)
-    ends = lower_edges(grid), grid.top, exponent
-    count_between(*known, *ends, linear is not None, low, high, edges, found)
-    bounds = np.array(_ANYWHERE)
-    narrow(counts.bins, counts.counts, *ends, False, low, high, ranks, bounds)
-    if linear is not None:
-        narrow(*known, *ends, True, low, high, ranks, bounds)
-    interpolate(bounds, ranks, low, high)
-    return edges, found, ranks
+    number = draw(
+        *(counts.bins, counts.counts, known.bins, known.counts, linear is not None),
+        *(lower_edges(grid), grid.top, exponent, low, high, edges, found, values, np.array(_ANYWHERE)),
+    )
+    return (edges[: number + 1], found[:number], values) if number else plain.shown(counts, bins)
 
 
 @compiled("boolean(float64, float64, int64, boolean, float64[::1])")
@@ -114,3 +105,30 @@ def interpolate(bounds, ranks, low, high):  # type: ignore[no-untyped-def]
         start, stop, below, after = bounds[0, i], bounds[1, i], bounds[2, i], bounds[3, i]
         value = start + (ranks[i] - below) / max(after - below, 1.0) * (stop - start)
         ranks[i] = min(max(value, low), high)
+
+
+@compiled(
+    """int64(int64[::1], int64[::1], int64[::1], int64[::1], boolean, float64[::1], int64, int64, float64, float64,
+    float64[::1], float64[::1], float64[::1], float64[:, ::1])"""
+)
+def draw(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    bins, counts, linear_bins, linear_counts, on_grid, ends, top, exponent, low, high, edges, found, ranks, bounds
+):
+    """All of it in one call; returns how many bins are shown, 0 where there are none whose edges can be told apart.
+
+    Args:
+        linear_bins, linear_counts: as `bins` and `counts` where there are none (`on_grid` is false).
+        edges, found: take the edges and the counts between them.
+        ranks: turn into the values at them.
+    """
+    number = found.size
+    while number and not draw_edges(low, high, exponent, on_grid, edges[: number + 1]):
+        number //= 2
+    if number:
+        at, between = edges[: number + 1], found[:number]
+        count_between(linear_bins, linear_counts, ends, top, exponent, on_grid, low, high, at, between)
+        narrow(bins, counts, ends, top, exponent, False, low, high, ranks, bounds)
+        if on_grid:
+            narrow(linear_bins, linear_counts, ends, top, exponent, True, low, high, ranks, bounds)
+        interpolate(bounds, ranks, low, high)
+    return number
