@@ -213,14 +213,17 @@ def test_a_full_disk_loses_what_does_not_fit_and_nothing_else(run: Path, said: C
         backend.write(2, [record])
         assert len(list(reader.Load())) == 1
     backend.write(3, [record])
+    with _full_after(file.stat().st_size):
+        backend.write(4, [record])
     backend.close()
 
     assert len(list(reader.Load())) == 2, "the event that was cut, made whole, and the one after it"
     assert [event.step for event in events(run)] == [0, 0, 1, 1, 3]
     assert values(run)[3, "a"].metadata.summary_description == "All elements."
-    assert len(said()) == 2
+    assert len(said()) == 3
     assert "no space at step 1" in said()[0]
     assert "space again at step 3; records since step 1 were lost" in said()[1]
+    assert "no space at step 4" in said()[2]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
@@ -238,9 +241,30 @@ def test_a_quota_is_a_full_disk_and_a_broken_one_is_not(
     assert len(said()) == (number != errno.EIO)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_is_full_at_the_end_is_said_and_the_file_closed(
+    number: int, run: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    backend = TensorBoard(run, hparams={"lr": 0.1})
+    backend.write(0, [Scalar("loss", 1)])
+    monkeypatch.setattr(EventFile, "append", fails)
+    closed, close = [], EventFile.close
+    monkeypatch.setattr(EventFile, "close", lambda file: closed.append(close(file)))
+    with pytest.raises(OSError, match=os.strerror(number)) if number == errno.EIO else nullcontext():
+        backend.close()
+    backend.close()
+    assert closed == [None]
+    assert ["no space at step 0" in line for line in said()] == [True] * (number != errno.EIO)
+
+
 @pytest.mark.parametrize("deleted", ["file", "run", "all runs"])
 @pytest.mark.parametrize("before", [(), (0,)], ids=["before the first step", "after a step"])
-def test_what_is_deleted_is_made_anew(run: Path, before: tuple[int, ...], deleted: str) -> None:
+def test_what_is_deleted_is_made_anew(
+    run: Path, before: tuple[int, ...], deleted: str, said: Callable[[], list[str]]
+) -> None:
     backend = TensorBoard(run)
     for step in before:
         backend.write(step, [Scalar("loss", step, caption="of a batch")])
@@ -253,6 +277,7 @@ def test_what_is_deleted_is_made_anew(run: Path, before: tuple[int, ...], delete
     backend.close()
     assert scalars(run, "loss") == [(1, 1)]
     assert values(run)[1, "loss"].metadata.summary_description == "of a batch"
+    assert ["was deleted" in line for line in said()] == [True] * len(before)
 
 
 @pytest.mark.parametrize("options", [{}, {"hparams": {"lr": 0.1}}], ids=["plain", "hyperparameters"])

@@ -86,7 +86,7 @@ class TensorBoard:
         self._full_since: int | None = None
         self._hparams = None if hparams is None else HParams(hparams, metrics)
         self._last: int | None = None  # step written
-        self._summary: dict[str, float] = {}
+        self._summary: Mapping[str, float] = {}
         self._stopped_because = ""
         self._closed = False
 
@@ -122,21 +122,25 @@ class TensorBoard:
         if self._hparams is not None:
             changed = scalars.items() - self._summary.items()
             records += [Scalar(key, value) for key, value in scalars.items() if (key, value) in changed]
-            self._summary = dict(scalars)
-        if stopped_because and stopped_because != self._stopped_because:
+            self._summary = scalars
+        if stopped_because != self._stopped_because:
             self._stopped_because = stopped_because
             records.append(Text(STOPPED_BECAUSE, stopped_because))
         if records:
             self.write(step, records)
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        try:
             if self._hparams is not None and self._last is not None:
-                try:
-                    self._sink.add(self._last, [self._hparams.end()])
-                except OSError as error:
-                    self._report_full(self._last, error)
+                self._sink.add(self._last, [self._hparams.end()])
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            self._report_full(self._last or 0, error)
+        finally:
             self._sink.close()
 
     def _report_full(self, step: int, error: OSError) -> None:
