@@ -127,8 +127,8 @@ class Probe:
     def measure(self, context: Context) -> Any:
         """Small tensors, arrays and plain data that go to `finish`; runs on the training thread, isolated.
 
-        Tensors may lie on any device, nested in dicts, lists, tuples and dataclasses: they reach `finish` on the CPU,
-        as copies.
+        One that `only_arranges` what was captured is not isolated. Tensors may lie on any device, nested in dicts,
+        lists, tuples and dataclasses: they reach `finish` on the CPU, as copies.
 
         Of a sharded model all ranks run it, with what was read of parameters brought together on rank 0 alone; a model
         that it runs must run on all of them.
