@@ -373,7 +373,7 @@ def test_a_path_that_cannot_be_a_directory_is_refused_at_construction(tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match=r"cannot write to .*file' \(it is a file\): give a directory"):
         TensorBoard(tmp_path / "file")
-    with pytest.raises(NotADirectoryError, match="cannot write to"):
+    with pytest.raises(NotADirectoryError, match=r"cannot write to .*\(Not a directory\)"):
         TensorBoard(tmp_path / "file" / "a")
     with pytest.raises(ValueError, match="local directories, got 's3://bucket/a': give it a SummaryWriter"):
         TensorBoard("s3://bucket/a")
@@ -444,7 +444,11 @@ def test_a_writer_gets_the_records_into_its_own_file_and_stays_open(writer: Any,
     writer.add_scalar("accuracy", 0.6, 1)
     writer.close()
     assert len(event_files(run)) == 1
-    assert set(values(run)) == {(0, "accuracy"), (1, "accuracy"), *((0, record.tag) for record in every_record())}
+    assert set(values(run)) == {
+        (0, "accuracy"),
+        (1, "accuracy"),
+        *((0, record.tag) for record in every_record()),
+    }
     assert (run / "projector_config.pbtxt").exists()
 
 
@@ -487,12 +491,29 @@ def test_a_writer_that_is_closed_while_we_write_loses_nothing(run: Path) -> None
     assert sum(len(event.summary.value) for event in events(run)) == 3
 
 
+def test_a_writer_whose_disk_fails_says_so_and_a_file_beside_it_goes_on(run: Path) -> None:
+    writer = SummaryWriter(run)
+    backend = TensorBoard(writer)
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    writer.file_writer.add_summary = fails
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        backend.write(0, [Scalar("a", 0)])
+    backend.write(1, [Scalar("a", 1)])
+    backend.close()
+    writer.close()
+    assert scalars(run, "a") == [(1, 1)]
+
+
 class _InTheCloud:
     """A writer whose files lie where the Projector's cannot."""
 
     def __init__(self) -> None:
         self.all_writers: dict[str, Any] | None = {}
         self.written: list[Any] = []
+        self.flushed = 0
 
     def _get_file_writer(self) -> Any:
         return self
@@ -504,7 +525,7 @@ class _InTheCloud:
         self.written.append(summary)
 
     def flush(self) -> None:
-        pass
+        self.flushed = len(self.written)
 
 
 def test_a_writer_to_a_bucket_gets_all_but_the_projectors_files(said: Callable[[], list[str]]) -> None:
@@ -512,6 +533,7 @@ def test_a_writer_to_a_bucket_gets_all_but_the_projectors_files(said: Callable[[
     backend = TensorBoard(writer)
     backend.write(0, [Scalar("a", 0), embedding("embeddings/2")])
     assert {value.tag for summary in writer.written for value in summary.value} >= {"a"}
+    assert writer.flushed == len(writer.written)
     assert said() == []
     writer.all_writers = None
     with pytest.raises(RuntimeError, match="close vizlog first"):
