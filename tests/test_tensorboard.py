@@ -745,6 +745,8 @@ def test_event_files_sort_in_the_order_made(run: Path, older: str, now: float, m
         new = EventFile(run)
         new.close()
         made.append(new.path)
+    if not older:
+        assert f".{now:017.6f}." in made[0].name
     # A name without a time stands behind every time there is.
     assert event_files(run) == (made if older != "of.another" else [*made[1:], made[0]])
 
