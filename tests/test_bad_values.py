@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import logging
 import time
 from collections.abc import Callable
@@ -450,3 +451,11 @@ def test_labels_are_text_in_pictures_and_pages(text: str) -> None:
 
 def test_a_scalar_of_a_bad_name_is_a_scalar() -> None:
     assert Scalar("loss/\udcff", 1.0).tag == r"loss/\udcff"
+
+
+def test_a_tag_of_another_kind_of_text_is_plain_text() -> None:
+    class Tag(str, enum.Enum):
+        LOSS = "loss"
+
+    record = Scalar(Tag.LOSS, 1.0, caption=Tag.LOSS)
+    assert [type(record.tag), type(record.caption), f"{record.tag}/{record.caption}"] == [str, str, "loss/loss"]

@@ -66,7 +66,9 @@ def test_a_stretched_schedule_passes_due_numbers_by(
         (vizlog.LogSpaced(), 10, 3, 57),  # 18, 32, 57
         (vizlog.Thinning(100), 12_400, 3, 13_000),
         (vizlog.AtSteps(3, 5, 9), 4, 2, 9),
-        (vizlog.AtSteps(3, 5, 9), 4, 3, None),
+        (vizlog.AtSteps(3, 5, 9), 4, 3, 9),
+        (vizlog.AtSteps(0, 1, 100, 110, 120), 0, 9, 100),
+        (vizlog.AtSteps(3, 5), 4, 2, None),
     ],
 )
 def test_however_far_it_is_stretched_the_next_is_found_at_once(

@@ -130,8 +130,18 @@ def test_without_hyperparameters_no_scalar_is_added_but_why_it_stopped_is_said(t
     backend.summarise(0, HEALTH)
     backend.summarise(1, HEALTH, "dead: all units")
     backend.summarise(2, HEALTH, "dead: all units")
+    backend.summarise(3, HEALTH)  # as another monitor does that shares the run
     backend.close()
     assert sorted(values(tmp_path / "plain")) == [(0, "x"), (1, "vizlog/stopped_because")]
+
+
+def test_a_scalar_that_changed_in_one_mapping_is_written_again(tmp_path: Path) -> None:
+    backend, scalars = TensorBoard(tmp_path / "a", hparams={"lr": 0.1}), {"x": 1.0}
+    for step, value in enumerate((1.0, 1.0, 2.0)):
+        scalars["x"] = value
+        backend.summarise(step, scalars)
+    backend.close()
+    assert [step for step, tag in values(tmp_path / "a") if tag == "x"] == [0, 2]
 
 
 def test_metrics_without_hyperparameters_raise(tmp_path: Path) -> None:

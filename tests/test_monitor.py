@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import re
@@ -311,22 +312,37 @@ def test_nothing_is_isolated_for_what_was_read_while_training_ran(
     assert not warnings(caplog)
 
 
-def test_a_measure_of_ones_own_is_isolated_whatever_it_takes_after(caplog: pytest.LogCaptureFixture) -> None:
-    class RunsIt(vizlog.GradientHistograms):
-        def measure(self, context: Context) -> Any:
-            was.append(context.model.training)
-            context.model(torch.rand(1, 3)).sum()
-            return super().measure(context)
+class RunsIt(vizlog.GradientHistograms):
+    def measure(self, context: Context) -> Any:
+        context.model(torch.rand(2, 3))
+        return super().measure(context)
 
+
+class RunsItWrapped(vizlog.GradientHistograms):
+    @functools.wraps(vizlog.GradientHistograms.measure)
+    def measure(self, context: Context) -> Any:
+        context.model(torch.rand(2, 3))
+        return super().measure(context)
+
+
+def runs_it_by_an_attribute(**options: Any) -> vizlog.Probe:
+    probe: Any = vizlog.GradientHistograms(**options)
+    probe.measure = functools.partial(RunsIt.measure, RunsIt(**options))
+    return probe
+
+
+@pytest.mark.parametrize("kind", [RunsIt, RunsItWrapped, runs_it_by_an_attribute])
+def test_a_measure_of_ones_own_is_isolated_whatever_it_takes_after(
+    kind: Callable[..., vizlog.Probe], caplog: pytest.LogCaptureFixture
+) -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    optimizer, was, memory = SGD(model.parameters(), lr=0.1), list[bool](), vizlog.Memory()
-    with vizlog.Monitor(model, [RunsIt(every=1)], to=memory, optimizer=optimizer) as monitor, monitor.step():
+    optimizer, memory = SGD(model.parameters(), lr=0.1), vizlog.Memory()
+    with vizlog.Monitor(model, [kind(every=1)], to=memory, optimizer=optimizer) as monitor, monitor.step():
         model(torch.rand(4, 3)).sum().backward()
         optimizer.step()
-    assert was == [False]
     assert model.training
     assert steps(memory, "gradients/0.weight") == [0]
-    assert int(model[1].num_batches_tracked) == 1
+    assert int(model[1].num_batches_tracked) == 1  # type: ignore[arg-type]
     assert not warnings(caplog)
 
 

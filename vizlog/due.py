@@ -340,4 +340,7 @@ def _ahead(following: Callable[[int], int | None], number: int, stretch: int) ->
     if first is None or stretch == 1:
         return first
     second = following(first)
-    return None if second is None else following(first + (stretch - 1) * (second - first) - 1)
+    if second is None:
+        return None
+    ahead = following(first + (stretch - 1) * (second - first) - 1)
+    return second if ahead is None else ahead  # a list of steps may end before that, which is no reason to end for good

@@ -27,7 +27,7 @@ from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated
 from vizlog.messages import LOG, show, told
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_optimizers, skipped
-from vizlog.probes.base import Context, Probe, as_probes
+from vizlog.probes.base import Context, Probe, as_probes, measures
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
 from vizlog.schedules import Schedule, Thinning
@@ -557,7 +557,7 @@ class Monitor:
         return {number: turn.error for number, turn in enumerate(self._turns) if turn.error and not turn.disabled}
 
     def _measure(self, due: DueStep) -> list[tuple[Turn, Any]]:
-        looks = due.wants_batch or any(_measures(turn) for turn in due.turns)
+        looks = due.wants_batch or any(measures(turn.probe) for turn in due.turns)
         measured = []
         with ExitStack() as stack, torch.no_grad():
             if looks:
@@ -598,7 +598,7 @@ class Monitor:
     @contextmanager
     def _abreast(self, turn: Turn | None = None) -> Iterator[None]:
         """Inside, all ranks run a sharded model, or what measures for this turn, as often as each other."""
-        if self._ranks.channel is None or (turn is not None and not _measures(turn)):
+        if self._ranks.channel is None or (turn is not None and not measures(turn.probe)):
             yield
             return
         with self._ranks.abreast() as forward_follows, before_forwards(self._models, forward_follows):
@@ -782,10 +782,6 @@ def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
 def _float_type(models: Mapping[str, nn.Module]) -> torch.dtype | None:
     parameters = (parameter for model in models.values() for parameter in model.parameters())
     return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
-
-
-def _measures(turn: Turn) -> bool:
-    return not getattr(turn.probe.measure, "only_arranges", False)
 
 
 def _check_pace(probes: Any, every: Any, budget: float | None) -> None:

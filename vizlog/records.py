@@ -51,9 +51,10 @@ class _Tagged:
     def __post_init__(self) -> None:
         if not (isinstance(self.tag, str) and self.tag.strip()):
             raise ValueError(f"a record needs a tag such as 'weights/conv1', got {self.tag!r}")
-        for name in ("tag", "caption"):  # lone surrogates, as file names may hold, can be written nowhere
+        # Lone surrogates, as file names may hold, can be written nowhere, nor an enum's member read in another process.
+        for name in ("tag", "caption"):
             text = getattr(self, name)
-            if not text.isascii():
+            if type(text) is not str or not text.isascii():
                 object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode())
 
 

@@ -86,7 +86,7 @@ class TensorBoard:
         self._full_since: int | None = None
         self._hparams = None if hparams is None else HParams(hparams, metrics)
         self._last: int | None = None  # step written
-        self._summary: Mapping[str, float] = {}
+        self._summary: dict[str, float] = {}
         self._stopped_because = ""
         self._closed = False
 
@@ -122,8 +122,8 @@ class TensorBoard:
         if self._hparams is not None:
             changed = scalars.items() - self._summary.items()
             records += [Scalar(key, value) for key, value in scalars.items() if (key, value) in changed]
-            self._summary = scalars
-        if stopped_because != self._stopped_because:
+            self._summary = dict(scalars)
+        if stopped_because and stopped_because != self._stopped_because:
             self._stopped_because = stopped_because
             records.append(Text(STOPPED_BECAUSE, stopped_because))
         if records:

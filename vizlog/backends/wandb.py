@@ -548,8 +548,9 @@ def _short_edges(edges: NDArray[Any]) -> list[float]:
 
 
 def _short(values: NDArray[Any], digits: int = _DIGITS) -> NDArray[np.float64]:
-    """Each value as the float64 that is written with so many significant digits."""
-    magnitudes = np.abs(values, dtype=np.float64)
+    """Each value as a float64 of so many significant digits; half-way between two it may become either."""
+    values = np.asarray(values, np.float64)
+    magnitudes = np.abs(values)
     places = digits - 1 - np.floor(np.log10(np.where(magnitudes > 0, magnitudes, 1.0)))
     if not (np.abs(places) < len(_POWERS)).all():
         return np.array([float(f"{value:.{digits}g}") for value in values.flat]).reshape(values.shape)
@@ -560,8 +561,9 @@ def _short(values: NDArray[Any], digits: int = _DIGITS) -> NDArray[np.float64]:
 
 def _short_counts(counts: NDArray[Any]) -> list[float]:
     """Whole counts as they are; where some were interpolated, all to 5 significant digits."""
-    whole = counts.astype(np.int64)
-    return list((whole if (whole == counts).all() else _short(counts)).tolist())
+    if (np.rint(counts) == counts).all():
+        return [int(count) for count in counts.tolist()]
+    return list(_short(counts).tolist())
 
 
 def _table(record: Embedding) -> wandb.Table:

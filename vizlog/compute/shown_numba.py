@@ -1,4 +1,4 @@
-"""As `vizlog.compute.shown`, to the last bit: in one compiled pass what numpy does in seventy calls.
+"""As `vizlog.compute.shown`, to the last bit but a zero's sign: in one compiled pass what numpy does in seventy calls.
 
 Imported only where numba is installed.
 """

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from weakref import WeakSet
 
 from vizlog.schedules import Schedule, as_schedule
 
@@ -17,9 +20,12 @@ if TYPE_CHECKING:
     from vizlog.capture import Request, Survey
     from vizlog.records import Record
 
-__all__ = ["Context", "Figures", "Probe", "as_probes", "only_arranges"]
+__all__ = ["Context", "Figures", "Probe", "as_probes", "measures", "only_arranges"]
 
 M = TypeVar("M", bound=Callable[..., Any])
+
+_ARRANGING: WeakSet[Callable[..., Any]] = WeakSet()
+"""The functions themselves: a mark on them would be handed on by `functools.wraps` to what calls them."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,14 @@ class Figures:
 
 def only_arranges(measure: M) -> M:
     """Marks a `measure` that runs and changes no model: nothing is isolated for it, which would take milliseconds."""
-    measure.only_arranges = True  # type: ignore[attr-defined]
+    _ARRANGING.add(measure)
     return measure
+
+
+def measures(probe: Probe) -> bool:
+    """Whether a probe's `measure` may run or change a model: any that is not itself marked, whatever it calls."""
+    found = inspect.getattr_static(probe, "measure")
+    return not (isinstance(found, FunctionType) and found in _ARRANGING)
 
 
 class Probe:
