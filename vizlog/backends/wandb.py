@@ -561,8 +561,8 @@ def _short(values: NDArray[Any], digits: int = _DIGITS) -> NDArray[np.float64]:
 
 def _short_counts(counts: NDArray[Any]) -> list[float]:
     """Whole counts as they are; where some were interpolated, all to 5 significant digits."""
-    if (np.rint(counts) == counts).all():
-        return [int(count) for count in counts.tolist()]
+    if counts.dtype.kind != "f" or (np.rint(counts) == counts).all():
+        return list(map(int, counts.tolist()))
     return list(_short(counts).tolist())
 
 
