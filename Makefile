@@ -7,13 +7,14 @@ bin := .venv/bin
 # To compile every file of torch and the others takes as long as to fetch them; what is imported is compiled then.
 pip := $(bin)/python -m pip --disable-pip-version-check install --quiet --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help demo sweep-demo test bench format clean
+.PHONY: help demo sweep-demo test lint bench format clean
 
 help:
 	@echo "make demo                 train two small models and log what is inside them, to TensorBoard under runs/"
 	@echo "make demo BACKEND=wandb   the same, to W&B runs that stay on this machine"
 	@echo "make sweep-demo           a sweep of 12 trials at a stand-in of the W&B service: which parameter kills what"
 	@echo "make test                 every check and test"
+	@echo "make lint                 the checks alone: format, rules, types, layers"
 	@echo "make bench                measure what vizlog costs, beside its peers"
 	@echo "make format               format the code and mend what the linter can"
 	@echo "make clean                remove .venv and everything that was made"
@@ -33,12 +34,14 @@ sweep-demo: .venv/test.stamp
 	@$(bin)/python -m tests.sweep_demo
 
 # pytest comes last, so that its summary is what one sees.
-test: .venv/test.stamp
+test: lint
+	$(bin)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+lint: .venv/test.stamp
 	$(bin)/ruff format --check --quiet .
 	$(bin)/ruff check --quiet .
 	$(bin)/mypy
 	$(bin)/lint-imports --no-logo --no-cache
-	$(bin)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/test.stamp
 	$(bin)/python -m benchmarks

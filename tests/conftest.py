@@ -20,6 +20,7 @@ from wandb_service import WandbService
 
 from vizlog.process import shared
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they would wait for each other's threads
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 
 Digits: TypeAlias = tuple[Tensor, Tensor]
