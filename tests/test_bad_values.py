@@ -344,7 +344,7 @@ def test_a_due_step_of_ten_times_the_modules_takes_ten_times_as_long() -> None:
         return time.process_time() - start
 
     whole(100)
-    assert whole(4_000) < 40 * whole(400)
+    assert whole(2_000) < 40 * whole(200)
 
 
 # Names ----------------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_pca_of_fewer_dimensions_than_asked_for_is_padded_with_zeros():
 
 
 def test_tsne_reaches_the_divergence_of_scikit_learns_exact_method():
-    vectors = DIGITS.data[:500]
+    vectors = DIGITS.data[:350]
     layout, divergence = tsne(vectors)
     model = TSNE(method="exact", init="pca", max_iter=1000, random_state=0)
     reference = model.fit_transform(vectors)
@@ -125,10 +125,10 @@ def test_umap_keeps_neighbours_as_well_as_umap_learn_and_from_a_start_stays_near
     reference = library.UMAP(random_state=1, n_jobs=1).fit_transform(after)
     expected = trustworthiness(after, reference)
     start = umap(before)
-    layout = umap(after, start=start)
-    assert trustworthiness(after, umap(after)) > expected * 0.98
+    layout, alone = umap(after, start=start), umap(after)
+    assert trustworthiness(after, alone) > expected * 0.98
     assert trustworthiness(after, layout) > expected * 0.98
-    assert moved([start, layout]) < 0.6 * moved([start, umap(after)])
+    assert moved([start, layout]) < 0.6 * moved([start, alone])
     for number in (4, 7, 16, 17):
         few = project(after[:number], ["umap"])
         assert np.isfinite(project(after[:number], ["umap"], few).layouts["umap"]).all()
