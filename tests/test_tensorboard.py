@@ -444,11 +444,7 @@ def test_a_writer_gets_the_records_into_its_own_file_and_stays_open(writer: Any,
     writer.add_scalar("accuracy", 0.6, 1)
     writer.close()
     assert len(event_files(run)) == 1
-    assert set(values(run)) == {
-        (0, "accuracy"),
-        (1, "accuracy"),
-        *((0, record.tag) for record in every_record()),
-    }
+    assert set(values(run)) == {(0, "accuracy"), (1, "accuracy"), *((0, record.tag) for record in every_record())}
     assert (run / "projector_config.pbtxt").exists()
 
 

@@ -119,7 +119,7 @@ def draw(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     Args:
         linear_bins, linear_counts: as `bins` and `counts` where there are none (`on_grid` is false).
         edges, found: take the edges and the counts between them.
-        ranks: turn into the values at them.
+        ranks: turn into the values at them. bounds: (4, N), as `_ANYWHERE`; scratch.
     """
     number = found.size
     while number and not draw_edges(low, high, exponent, on_grid, edges[: number + 1]):
