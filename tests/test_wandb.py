@@ -24,7 +24,7 @@ from wandb_file import WrittenRun, read_run
 
 import vizlog
 from vizlog.backends.memory import Memory
-from vizlog.backends.wandb import WandB, _FileBudget, _short, _short_edges
+from vizlog.backends.wandb import WandB, _FileBudget, _histograms, _short, _short_edges
 from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Scalar, Surface, Text
 from vizlog.views.raster import raster
 
@@ -230,7 +230,7 @@ def test_more_than_64_bins_are_merged_without_moving_a_count(run: wandb.Run) -> 
     ],
 )
 def test_short_edges_stay_apart(edges: np.ndarray) -> None:
-    short = _short_edges(edges)
+    (short,) = _short_edges([edges])
     assert np.all(np.diff(short) > 0)
     np.testing.assert_allclose(short, edges, rtol=5e-5)
 
@@ -242,6 +242,24 @@ def test_short_numbers_are_those_that_python_writes(power: int, digits: int) -> 
     values[0, 0] = 0.0
     expected = [[float(f"{value:.{digits}g}") for value in row] for row in values]
     assert _short(values, digits).tolist() == expected
+
+
+def test_histograms_of_one_row_do_not_mind_each_other(run: wandb.Run) -> None:
+    values = np.random.default_rng(3).normal(size=500)
+    records = [
+        histogram("weights/a", values),
+        histogram("weights/b", 1e-30 * values, bins=10),  # too small for the powers of ten that are exact
+        histogram("weights/c", 1000 + 1e-5 * values),  # five digits would not tell its edges apart
+        histogram("weights/d", np.arange(100.0), bins=4),
+    ]
+    records[3] = Histogram(**{**vars(records[3]), "counts": np.array([10 / 3, 20 / 3, 30.0, 60.0])})
+    WandB(run).write(0, records)
+    written = finish(run)
+
+    for record, digits in zip(records, (5, 5, 10, 5), strict=True):
+        (value,) = written.of(record.tag)
+        assert value["bins"] == [float(f"{edge:.{digits}g}") for edge in record.edges]
+        assert value["values"] == [float(f"{count:.5g}") for count in record.counts]
 
 
 def test_interpolated_counts_keep_their_sum(run: wandb.Run) -> None:
@@ -332,7 +350,7 @@ def test_a_row_stays_under_one_megabyte(run: wandb.Run, said: Callable[[], list[
     name = "gradients/model.encoder.layers.{}.self_attention.projection.weight"
     backend = WandB(run)
     records = backend._fitting([Histogram(**{**one, "tag": name.format(i)}) for i in range(number)])
-    (_, value) = next(iter(backend._values(0, records[0])))
+    (value,) = _histograms(records[:1], backend._bins).values()
     sent = value.to_json(run)
 
     assert sum(len(json.dumps({record.tag: sent})) for record in records) < 1_000_000

@@ -144,7 +144,9 @@ class WandB:
         if _is_finished(self._rows.run):
             self._give_up(self._rows.run, step)
             return
-        drawn = self._drawable.each(lambda record: dict(self._values(step, record)), self._fitting(records))
+        fitting = self._fitting(records)
+        histograms = _histograms(fitting, self._bins)
+        drawn = self._drawable.each(lambda record: dict(self._values(step, record, histograms)), fitting)
         row = {key: value for values in drawn for key, value in values.items()} | self._counts(records)
         tables = {key: row.pop(key) for key in list(row) if type(row[key]).__name__ == "Table"}
         self._call(self._adding(step, {**row, **self._registered(step, tables)}), step)
@@ -280,13 +282,15 @@ class WandB:
             step,
         )
 
-    def _values(self, step: int, record: Record) -> Iterator[tuple[str, Any]]:
+    def _values(
+        self, step: int, record: Record, histograms: Mapping[int, wandb.Histogram]
+    ) -> Iterator[tuple[str, Any]]:
         key = _key(record.tag)
         match record:
             case Scalar():
                 yield from self._scalar(step, key, record.value)
             case Histogram():
-                yield key, _histogram(record, self._bins)
+                yield key, histograms[id(record)]
                 yield from self._nonfinite(key, record)
             case Images() | Heatmaps() | Attention():
                 if self._files.take(step, key):
@@ -522,12 +526,15 @@ def _cut(key: str, most: int) -> str:
     return f"{encoded[: most - 17].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
-def _histogram(record: Histogram, most: int) -> wandb.Histogram:
+def _histograms(records: Sequence[Record], most: int) -> dict[int, wandb.Histogram]:
+    """By id, the histograms among them as W&B takes them; at once, since numpy takes as long for few as for many."""
     import wandb
 
-    edges, counts = _at_most_bins(most, np.asarray(record.edges), np.asarray(record.counts))
-    columns: Any = (_short_counts(counts), _short_edges(edges))
-    return wandb.Histogram(np_histogram=columns)
+    histograms = [record for record in records if isinstance(record, Histogram)]
+    binned = [_at_most_bins(most, np.asarray(record.edges), np.asarray(record.counts)) for record in histograms]
+    each_edges, each_counts = [edges for edges, _ in binned], [counts for _, counts in binned]
+    columns: Any = zip(_short_counts(each_counts), _short_edges(each_edges), strict=True)
+    return {id(record): wandb.Histogram(np_histogram=both) for record, both in zip(histograms, columns, strict=True)}
 
 
 def _at_most_bins(most: int, edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -538,13 +545,33 @@ def _at_most_bins(most: int, edges: NDArray[Any], counts: NDArray[Any]) -> tuple
     return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
 
 
-def _short_edges(edges: NDArray[Any]) -> list[float]:
+def _short_edges(each: Sequence[NDArray[Any]]) -> list[list[float]]:
     """Edges to 5 significant digits, or as many as keep them apart: they are sent as text, and stay in the summary."""
-    for digits in range(_DIGITS, 17):
-        short = _short(edges, digits)
-        if (short[1:] > short[:-1]).all():
-            return list(short.tolist())
-    return [float(edge) for edge in edges]
+    return [_apart(edges, short) for edges, short in zip(each, _short_each(each), strict=True)]
+
+
+def _apart(edges: NDArray[Any], short: NDArray[np.float64]) -> list[float]:
+    """Short edges where they still rise, else ones of as few more digits as do."""
+    digits = _DIGITS
+    while not (short[1:] > short[:-1]).all():
+        digits += 1
+        short = _short(edges, digits) if digits < 17 else edges
+    return list(map(float, short.tolist()))
+
+
+def _short_counts(each: Sequence[NDArray[Any]]) -> list[list[float]]:
+    """Whole counts as they are; where some of a histogram were interpolated, all of its to 5 significant digits."""
+    return [
+        list(map(int, counts.tolist())) if (np.rint(counts) == counts).all() else short.tolist()
+        for counts, short in zip(each, _short_each(each), strict=True)
+    ]
+
+
+def _short_each(each: Sequence[NDArray[Any]]) -> list[NDArray[np.float64]]:
+    """`_short` of each (N,)."""
+    if not each:
+        return []
+    return np.split(_short(np.concatenate(each)), np.cumsum([len(values) for values in each])[:-1])
 
 
 def _short(values: NDArray[Any], digits: int = _DIGITS) -> NDArray[np.float64]:
@@ -552,18 +579,15 @@ def _short(values: NDArray[Any], digits: int = _DIGITS) -> NDArray[np.float64]:
     values = np.asarray(values, np.float64)
     magnitudes = np.abs(values)
     places = digits - 1 - np.floor(np.log10(np.where(magnitudes > 0, magnitudes, 1.0)))
-    if not (np.abs(places) < len(_POWERS)).all():
-        return np.array([float(f"{value:.{digits}g}") for value in values.flat]).reshape(values.shape)
+    far = np.abs(places) >= len(_POWERS)
     # Whole numbers and these powers are exact, so that one division or product gives the nearest float there is.
-    up, down = _POWERS[np.maximum(places, 0).astype(int)], _POWERS[np.maximum(-places, 0).astype(int)]
-    return np.asarray(np.rint(values * up / down) / up * down)
-
-
-def _short_counts(counts: NDArray[Any]) -> list[float]:
-    """Whole counts as they are; where some were interpolated, all to 5 significant digits."""
-    if counts.dtype.kind != "f" or (np.rint(counts) == counts).all():
-        return list(map(int, counts.tolist()))
-    return list(_short(counts).tolist())
+    power = _POWERS[np.where(far, 0, np.abs(places)).astype(int)]
+    raised = places >= 0
+    whole = np.rint(np.where(raised, values * power, values / power))
+    short = np.where(raised, whole / power, whole * power)
+    if far.any():
+        short[far] = [float(f"{value:.{digits}g}") for value in values[far].tolist()]
+    return np.asarray(short)
 
 
 def _table(record: Embedding) -> wandb.Table:
