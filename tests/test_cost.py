@@ -140,6 +140,18 @@ def test_the_share_is_what_was_spent_of_the_time_since_the_first_step(clock: Clo
     assert [record.value for _, record in memory.of("health/vizlog_time_share")] == [1.0, 0.5]  # type: ignore[union-attr]
 
 
+def test_deciding_whether_to_stop_is_spent_too(clock: Clock) -> None:
+    def ponder(scalars: Any) -> bool:
+        clock.now += 5.0
+        return False
+
+    (model, optimizer), memory = training(), vizlog.Memory()
+    with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.GradientHistograms(every=10)], stop_when=ponder):
+        train(optimizer, clock, 21)
+    # Asked at step 20 for the first time, once there are two looks: 5 of 25 s.
+    assert [record.value for _, record in memory.of("health/vizlog_time_share")] == [0.0, 0.0, 0.2]  # type: ignore[union-attr]
+
+
 def test_what_was_spent_before_the_first_step_makes_no_share_above_all(clock: Clock) -> None:
     class Asks(Cheap):
         def wants(self, models: Any) -> Any:

@@ -239,6 +239,7 @@ def test_ctrl_c_in_a_job_that_runs_for_want_of_a_thread_passes_through(monkeypat
     worker, done = Worker(), []
     with pytest.raises(KeyboardInterrupt):
         worker.submit(press)
+    assert worker.flush(timeout=5)
     worker.submit(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     assert worker.flush(timeout=5)
     worker.submit(lambda: done.append(1))
