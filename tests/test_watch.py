@@ -644,8 +644,22 @@ def test_what_was_armed_for_a_number_that_has_not_come_is_forgotten() -> None:
         for _ in range(6):
             model(torch.ones(1, 2)).sum().backward()
             optimizer.step()
-    assert [step for step, _ in memory.of("activations/0")] == [0, 2, 2]
+    seen = [(step, record.count) for step, record in memory.of("activations/0") if isinstance(record, Histogram)]
+    assert seen == [(0, 2), (2, 2), (2, 2)]  # of one forward each: what was armed saw one more
     assert {step for step, _ in memory.records} == {0, 2}
+
+
+def test_where_numbers_jump_what_comes_due_joins_what_was_armed() -> None:
+    model, memory = nn.Sequential(nn.Linear(2, 2)), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    numbers = iter([0, 10, 20])
+    probes = [vizlog.WeightHistograms(every=1), vizlog.GradientHistograms(every=10)]
+    with vizlog.watch(model, optimizer, to=memory, probes=probes, step=lambda: next(numbers)):
+        for _ in range(3):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    for tag in ("weights/0.weight", "gradients/0.weight"):
+        assert [step for step, _ in memory.of(tag)] == [0, 10, 20]
 
 
 def test_a_step_of_which_nothing_is_left_writes_nothing() -> None:

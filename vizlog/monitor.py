@@ -434,7 +434,7 @@ class Monitor:
             self._close_late()
             self._open(turns, forward_passed=forward_passed)
         else:
-            self._find_next()  # the next may have been one that has failed since
+            self._find_next()
         due = self._due
         if due is not None and due.step is None:
             if not turns or all(turn.disabled for turn in due.due):  # armed for a number that has not come
@@ -453,7 +453,6 @@ class Monitor:
         self._parameters = ids
         if not self._ranks.sharded and any(is_sharded(parameter) for parameter in due.parameters.values()):
             self.cancel()
-            self._next_step = _NEVER
             for turn in self._turns:
                 turn.disabled = True
             self._warn_once("the model has been sharded since it was watched, so no more is seen: watch it afterwards")
@@ -651,7 +650,6 @@ class Monitor:
         assert due.step is not None
         for turn in due.due:
             turn.plan(due.step, due.epoch)
-        self._find_next()
 
     def _go_back(self, step: int, epoch: int | None) -> None:
         self._warn_once(
