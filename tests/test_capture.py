@@ -106,6 +106,20 @@ def test_the_first_tensor_of_nested_outputs_is_taken(wrap: Any) -> None:
     assert torch.equal(seen(model, torch.ones(2))["1"][0], torch.full((2,), 2.0))
 
 
+def test_a_call_tells_the_output_whole_and_no_input_where_there_is_none() -> None:
+    class Makes(nn.Module):
+        def forward(self) -> Any:
+            return {"a": None, "b": [torch.ones(2)]}
+
+    told: list[Call] = []
+    model = nn.ModuleDict({"makes": Makes()})
+    with Capture({"": model}, {"a": Outputs(lambda layer, module: True, told.append)}).forward():
+        model["makes"]()
+    (call,) = told
+    assert list(call.output) == ["a", "b"]
+    assert call.input is None
+
+
 def test_keyword_arguments_are_told() -> None:
     class Keywords(nn.Module):
         def __init__(self) -> None:
@@ -131,6 +145,7 @@ def test_keyword_arguments_are_told() -> None:
         ([nn.Linear(2, 5), nn.LayerNorm(5), nn.GELU()], [-1, -1, -1]),
         ([nn.Flatten(), nn.Linear(2, 4), nn.BatchNorm1d(4)], [-1, -1, -1]),
         ([nn.Unflatten(2, (2, 1)), nn.ReLU()], [1, 1]),
+        ([nn.Conv2d(1, 1, 1), nn.Linear(2, 2), nn.ReLU()], [1, -1, -1]),
     ],
 )
 def test_units_lie_where_the_layer_before_put_them(layers: list[nn.Module], dims: list[int]) -> None:
@@ -443,6 +458,20 @@ def test_what_is_raised_before_a_forward_comes_out_of_it() -> None:
         for _ in range(2):
             with pytest.raises(RanksApart):
                 model(torch.ones(1, 2))
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_end_of_a_forward_that_was_not_announced_is_passed_over() -> None:
+    def refuses(*_: Any) -> None:
+        raise ValueError("before anybody else")
+
+    model = nn.Sequential(nn.Linear(2, 2))
+    refusing = nn.modules.module.register_module_forward_pre_hook(refuses)
+    try:
+        with before_forwards({"": model}, lambda: None), pytest.raises(ValueError, match="before anybody"):
+            model(torch.ones(1, 2))
+    finally:
+        refusing.remove()
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
