@@ -443,14 +443,18 @@ def test_one_that_is_left_and_writes_nothing_starts_nothing() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_forked_child_leaves_what_waits_to_its_parent(delivery: Delivery, to: Destination) -> None:
+@pytest.mark.parametrize("childs", [{}, {"childs": 1.0}])
+def test_a_forked_child_leaves_what_waits_to_its_parent(
+    delivery: Delivery, to: Destination, childs: dict[str, float]
+) -> None:
     delivery.log(0, {"parents": 1.0})
     child = os.fork()
     if child == 0:
         signal.alarm(60)
-        delivery.log(1, {"childs": 1.0})
+        if childs:
+            delivery.log(1, childs)
         delivery.flush()
-        os._exit(0 if tags(to) == [(1, ["childs"])] else 1)
+        os._exit(0 if tags(to) == [(1, list(childs))] * len(childs) else 1)
     assert os.waitpid(child, 0)[1] == 0
     delivery.flush()
     assert tags(to) == [(0, ["parents"])]
