@@ -182,6 +182,18 @@ def test_epochs_are_stretched_too(clock: Clock) -> None:
     assert due(memory, "Dear") == [0, 10, 60, 110, 160, 210, 260]
 
 
+def test_a_stretch_that_falls_when_an_epoch_begins_brings_steps_nearer(clock: Clock) -> None:
+    (model, _), memory = training(), vizlog.Memory()
+    probe = Dear(clock, 0.0, every=vizlog.Every(20) | vizlog.EveryEpoch())
+    with vizlog.Monitor(model, [probe], to=memory, budget=0.1) as monitor:
+        for step in range(150):
+            probe.seconds = 9.0 if step == 20 else 0.0  # 9 s every 20 steps of 1 s: stretched five times
+            with monitor.step(step, epoch=min(step // 15, 6)):
+                pass
+            clock.now += 1.0
+    assert due(memory, "Dear") == [0, 15, 20, 90, 100, 120, 140]
+
+
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(clock: Clock) -> None:
     whole = due(drawn(clock, 0.05, steps=600, Dear=5.0), "Dear")
     (model, optimizer), memory = training(), vizlog.Memory()

@@ -317,6 +317,16 @@ def test_the_diagnosis_is_up_to_date_before_the_worker_is(to: Destination) -> No
     assert delivery._unmade == []
 
 
+def test_numbers_that_are_made_are_kept_for_nobody(to: Destination) -> None:
+    delivery = Delivery(to, lambda *_: None, diagnoses=True)  # which is not asked once the training should stop
+    for step in range(5):
+        delivery.send(step, measured(Numbers(shares(a=1.0))))
+        delivery.flush()
+    assert len(delivery._unmade) == 1
+    assert delivery.up_to_date().looks == 5
+    delivery.close()
+
+
 def test_no_numbers_are_kept_for_a_diagnosis_that_nobody_asks_for(delivery: Delivery) -> None:
     delivery.send(0, measured(Numbers()))
     assert delivery._unmade == []
@@ -436,6 +446,19 @@ def test_one_that_is_left_ends_by_itself_once_all_is_written(to: Destination, mo
     assert sorted(tags(to)) == [(0, ["number"]), (0, ["slow"]), (1, ["n"])]
     assert to.closed == 1
     assert at_exit == []
+
+
+def test_the_threads_of_one_that_is_left_end_where_it_could_not_write(to: Destination) -> None:
+    to.fails.add("write")
+    delivery = Delivery(to, lambda *_: None)
+    delivery.send(0, measured(Slow(Scalar("slow", 1)), Numbers(Scalar("number", 1))))
+    delivery.flush()
+    threads = [lane._thread for lane in (delivery._worker._fast, delivery._worker._slow)]
+    delivery.leave()
+    for thread in threads:
+        assert thread is not None
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_one_that_is_left_and_writes_nothing_starts_nothing() -> None:

@@ -485,6 +485,24 @@ def test_the_batch_is_run_as_far_as_it_is_asked_for_and_once_for_all(
     assert [step.captured(turn) for turn in turns] == [{"0": {"layer": [4]}}, {"0": {"layer": [4, 1]}}]
 
 
+def test_the_batch_is_run_to_its_end_also_where_nobody_wants_the_rest_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FixedBatch, "chunk", 4)
+    sizes: list[int] = []
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return x
+
+    few = Looks(Outputs(lambda *_: True, lambda call: len(call.tensor), examples=4))
+    bad = Looks(Outputs(lambda *_: True, lambda call: fails(), examples=9))
+    step, turns, failed = begun(few, bad, model=Net())
+    step.run_batch(FixedBatch(torch.zeros(7, 2), torch.zeros(7)), torch.no_grad)
+    assert sizes == [4, 3]  # another rank may be waiting in the second forward
+    assert step.captured(turns[0]) == {"0": {"Net": [4]}}
+    assert failed == ["Looks: what passed through the model: no"]
+
+
 def test_who_wanted_the_batch_is_left_out_once_where_it_cannot_be_run() -> None:
     two = Looks(Outputs(lambda *_: True, lambda call: 1), AttentionCalls(lambda call: 1))
     live = Looks(Outputs(lambda *_: True, lambda call: 1, live=True))

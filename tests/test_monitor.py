@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -130,8 +131,17 @@ def test_a_monitor_that_has_said_what_is_wrong_says_no_more(caplog: pytest.LogCa
     monitor.close()
     assert [message[: message.index(":", 8)] for message in warnings(caplog)] == [
         "vizlog: failed at the start of a step",
-        "vizlog: failed at log(), which takes a mapping of tags to numbers",
+        "vizlog: log() takes a mapping of tags to numbers",
     ]
+
+
+def test_what_is_wrong_with_log_costs_no_step() -> None:
+    memory = vizlog.Memory()
+    with vizlog.Monitor(net(), [vizlog.WeightHistograms(every=1)], to=memory) as monitor:
+        for _ in range(3):
+            with monitor.step():
+                monitor.log(0.5)  # type: ignore[arg-type]
+    assert [step for step, _ in memory.of("weights/0.weight")] == [0, 1, 2]
 
 
 def test_a_schedule_of_ones_own_that_fails_costs_its_step_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -751,14 +761,16 @@ def test_models_by_name_have_their_names_in_tags() -> None:
 
 def test_numbers_are_logged_at_the_step_under_way_as_they_were_then() -> None:
     model, memory = net(), vizlog.Memory()
-    loss = torch.zeros((), requires_grad=True)
+    loss, seen = torch.zeros((), requires_grad=True), np.zeros(())
     with vizlog.Monitor(model, [], to=memory) as monitor:
         for number in range(3):
             with monitor.step():
                 with torch.no_grad():
                     loss.fill_(number)
-                monitor.log({"loss": loss, "rate": 0.5})
-    assert [(step, record.value) for step, record in memory.of("loss")] == [(0, 0.0), (1, 1.0), (2, 2.0)]  # type: ignore[union-attr]
+                seen.fill(number)
+                monitor.log({"loss": loss, "rate": 0.5, "seen": seen})
+    for tag in ("loss", "seen"):
+        assert [(step, record.value) for step, record in memory.of(tag)] == [(0, 0.0), (1, 1.0), (2, 2.0)]  # type: ignore[union-attr]
     assert len(memory.of("rate")) == 3
 
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,7 +105,7 @@ class Delivery:
 
         made = _Numbers(make)
         if self._diagnoses:
-            self._unmade.append(made)
+            self._unmade = [*(numbers for numbers in self._unmade if not numbers.are_made), made]
         self._worker.submit(lambda: found.extend(made() if curves else _without_curves(made())))
         for number, turn in enumerate(turns):
             if turn.probe.picture:
@@ -171,6 +172,7 @@ class Delivery:
     def leave(self) -> None:
         """`close` without waiting, for a monitor that nobody holds any more: threads end once all is written."""
         if self._backend is None:
+            self._worker.stop()
             return
         self._send_scalars()
         atexit.register(self._worker.flush)
@@ -332,16 +334,20 @@ class _Numbers:
         self._make: Callable[[], list[Record]] | None = make
         self._records: list[Record] = []
         self._making = threading.Lock()
+        self.are_made = False
 
     def __call__(self) -> list[Record]:
         with self._making:
             if self._make is not None:
                 make, self._make = self._make, None
                 self._records = make()
+            self.are_made = True
             return self._records
 
 
 def _owned(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 

@@ -312,10 +312,9 @@ class DueStep:
             part = batch.part(start, min(start + batch.chunk, most), device)
             with torch.no_grad(), context(), capture.forward():
                 part.run(self.models)
-            turns = {key[0] for key in wanted}
-            share = (time.perf_counter() - began) / len(turns)  # the forward is made for all of them
+            took, turns = time.perf_counter() - began, {key[0] for key in wanted}
             for turn in turns:
-                turn.took(share)
+                turn.took(took / len(turns))  # the forward is made for all of them
             self._take(capture)
 
     def drop_batch(self) -> list[Turn]:

@@ -214,8 +214,10 @@ class Monitor:
         Args:
             scalars: tag -> a number or a tensor of one element.
         """
-        with self._contained("log(), which takes a mapping of tags to numbers"):
+        try:
             self._delivery.log(self._latest, scalars)
+        except Exception as error:  # noqa: BLE001 -- training goes on, and so does the step that is looked at
+            self._warn_once(f"log() takes a mapping of tags to numbers: {told(error)}", error)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on as if it had not stopped: the step to come, and when each probe is due.
@@ -434,7 +436,7 @@ class Monitor:
             self._close_late()
             self._open(turns, forward_passed=forward_passed)
         else:
-            self._find_next()
+            self._find_next()  # the next may have been one that has failed since
         due = self._due
         if due is not None and due.step is None:
             if not turns or all(turn.disabled for turn in due.due):  # armed for a number that has not come
@@ -650,6 +652,7 @@ class Monitor:
         assert due.step is not None
         for turn in due.due:
             turn.plan(due.step, due.epoch)
+        self._find_next()
 
     def _go_back(self, step: int, epoch: int | None) -> None:
         self._warn_once(
