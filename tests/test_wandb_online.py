@@ -172,7 +172,7 @@ def test_where_the_owner_numbers_rows_by_steps_ours_stand_at_theirs(
     histories: dict[str, Arrived], owner: Callable[[wandb.Run, int], None]
 ) -> None:
     rows = [row for row in histories[owner.__name__].history if "health/x" in row]
-    assert max(abs(row["_step"] - row["vizlog/step"]) for row in rows[1:]) <= (25 if owner is with_step_seldom else 1)
+    assert max(abs(row["_step"] - row["vizlog/step"]) for row in rows[1:]) <= (35 if owner is with_step_seldom else 1)
 
 
 @pytest.mark.parametrize(("owner", "key"), [(as_lightning, "trainer/global_step"), (as_transformers, None)])

@@ -99,6 +99,11 @@ def with_step_from_one(run: Numbered, step: int) -> None:
     run.log({"loss": step}, step=step + 1)
 
 
+def one_step_late(run: Numbered, step: int) -> None:
+    if step % 1000:
+        with_step(run, step - 1)  # what was computed last is read once the device has it
+
+
 def with_step_seldom(run: Numbered, step: int) -> None:
     if step % 10 == 9:
         with_step(run, step)
@@ -131,7 +136,7 @@ def nothing(run: Numbered, step: int) -> None:
 
 
 STEPS = 60
-OWNERS = [no_step, in_halves, with_step, with_step_from_one, with_step_seldom, first_without_step, nothing]
+OWNERS = [no_step, in_halves, with_step, with_step_from_one, one_step_late, with_step_seldom, first_without_step, nothing]
 CASES = [(owner, resumed) for owner in OWNERS for resumed in (False, True)]
 CASES += [(with_step_once_at_the_end, False), (epochs_with_step, False), (epochs_from_one, False)]
 

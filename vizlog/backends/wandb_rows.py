@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -29,7 +30,8 @@ class Rows:
     which stays open until a higher number comes, and lower ones are refused from then on. So rows of our own are right
     beside an owner who logs the first way, and one who logs the second way would lose all up to our number: there a row
     of ours goes into the row that he has open, with `commit=False`, or between his numbers where he counts steps as we
-    do and has passed them.
+    do and is past them. How far he is behind the training (who logs the loss of the step before, by one) we see as our
+    rows come.
 
     Until he has logged we cannot know. Our first row goes into the row that will be his first, which takes nothing from
     him; the others wait, at most `MOST_HELD` of them, and until `close`. What then would have to share a row with
@@ -65,12 +67,14 @@ class Rows:
         self._held: list[tuple[int, Row]] = []
         self._since = time.monotonic()
         self._newest = -1
+        self._first = math.inf  # the number that he stood at when we first looked
+        self._lead = -math.inf  # his number less the step that the training was at: the most that was seen
         self._latest = (-1, -1, frozenset[str]())  # where a number is shared: the number, our step there, and our keys
         self._said: set[str] = set()
 
     def add(self, step: int, row: Row) -> None:
         """Writes a row, or keeps it until it is known how."""
-        self._newest = step
+        self._newest = max(self._newest, step)
         self._held.append((step, row))
         if self._numbered and self._owner_passes_step():
             self._join()
@@ -144,7 +148,14 @@ class Rows:
     def _join(self, *, ends: bool = False) -> None:
         """Beside an owner who numbers rows himself: each row where a number is free, the others wait for one."""
         number, newest = self._number(), self._newest
-        last = max(number, newest) if self._keeps_pace(number, newest) else number
+        now = max(self._now(), newest)
+        self._first = min(self._first, number)
+        if number not in (self._first, self._latest[0]):  # where he has gone himself, since we know him
+            self._lead = max(self._lead, number - now)
+        last = number
+        if self._keeps_pace(number, now):
+            # At the end there is no later look, and hardly a number of his.
+            last = max(number, newest if ends else int(min(newest, max(now + self._lead, number))))
         free = range(number + (number == self._latest[0]), last + 1)
         left: list[tuple[int, Row]] = []
         for step, row in self._held:
@@ -188,13 +199,14 @@ class Rows:
         """Whether his number could be a step, a little behind ours, and not an epoch."""
         return number + 10 > 0.6 * step
 
-    def _keeps_pace(self, number: int, step: int) -> bool:
-        """Whether he counts steps as we do. Then going ahead of him to `step` is safe.
+    @staticmethod
+    def _keeps_pace(number: int, now: int) -> bool:
+        """Whether he counts steps as we do. Then numbers that he has been seen to be past are free.
 
         Where he counts epochs, of two steps or more and from 0 or 1 on, he stands at half of the training's step + 1 at
         most; rows of ours that come late he may have passed all the same.
         """
-        return number > 0.6 * max(self._now(), step) + 2
+        return number > 0.6 * now + 2
 
     def _log(self, row: Row, **how: Any) -> None:
         self.run.log(row, **how)
