@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -224,9 +225,11 @@ def test_an_error_is_raised_also_where_the_next_call_hangs(client: Client) -> No
     patience._seconds = 60
     threading.Timer(SHORT, client.goes_on.set).start()
     with pytest.raises(ConnectionError):
-        patience.call(lambda: done.append(second.wait(20)))
+        patience.call(lambda: done.append(second.wait(60)), lambda: done.append("followed"))
     assert done == []
     second.set()
+    assert all_done(patience)
+    assert done == [True, "followed"]
 
 
 def test_what_follows_comes_only_where_the_call_had_been_left(client: Client) -> None:
@@ -266,7 +269,20 @@ def test_where_no_thread_can_start_calls_are_made_at_once(monkeypatch: pytest.Mo
 def test_a_forked_child_calls_nobody() -> None:
     patience = Patience()
     patience.call(lambda: None)
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:  # as a thread may at that very moment, which the child does not have
+        with patience._changed:
+            held.set()
+            let_go.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(60)
     child = os.fork()
     if child == 0:
-        os._exit(0 if patience.call(lambda: os._exit(1)) is False else 2)
+        signal.alarm(20)
+        os._exit(0 if patience.call(lambda: os._exit(1)) is False and patience.wait() else 2)
+    let_go.set()
+    holder.join()
     assert os.waitpid(child, 0)[1] == 0

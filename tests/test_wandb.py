@@ -6,12 +6,15 @@ import builtins
 import gc
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +27,8 @@ from wandb_file import WrittenRun, read_run
 
 import vizlog
 from vizlog.backends.memory import Memory
-from vizlog.backends.wandb import WandB, _FileBudget, _histograms, _short, _short_edges
+from vizlog.backends.wandb import WandB, _FileBudget, _histograms
+from vizlog.backends.wandb_numbers import _short_edges, short
 from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Scalar, Surface, Text
 from vizlog.views.raster import raster
 
@@ -227,12 +231,16 @@ def test_more_than_64_bins_are_merged_without_moving_a_count(run: wandb.Run) -> 
         np.linspace(-1e-30, 1e-30, 65),
         np.linspace(1.0, np.nextafter(1.0, 2.0), 2),
         np.array([-3.4e38, 0.0, 3.4e38]),
+        np.array([-1.0, 0.0, 1.0]) * np.finfo(np.float64).max,
+        np.linspace(0.996, 1.004, 65),  # a LayerNorm's weight after some steps
+        np.linspace(9.96, 10.04, 65),
     ],
 )
-def test_short_edges_stay_apart(edges: np.ndarray) -> None:
-    (short,) = _short_edges([edges])
-    assert np.all(np.diff(short) > 0)
-    np.testing.assert_allclose(short, edges, rtol=5e-5)
+def test_short_edges_show_each_bin_as_wide_as_it_is(edges: np.ndarray) -> None:
+    (found,) = _short_edges([edges])
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(np.diff(np.divide(found, 4)), np.diff(edges / 4), rtol=0.021)
+    np.testing.assert_allclose(found, edges, rtol=5e-5)
 
 
 @pytest.mark.parametrize("digits", [1, 5, 12])
@@ -241,7 +249,7 @@ def test_short_numbers_are_those_that_python_writes(power: int, digits: int) -> 
     values = np.random.default_rng(0).normal(size=(50, 3)) * 10.0**power
     values[0, 0] = 0.0
     expected = [[float(f"{value:.{digits}g}") for value in row] for row in values]
-    assert _short(values, digits).tolist() == expected
+    assert short(values, digits).tolist() == expected
 
 
 def test_histograms_of_one_row_do_not_mind_each_other(run: wandb.Run) -> None:
@@ -256,10 +264,43 @@ def test_histograms_of_one_row_do_not_mind_each_other(run: wandb.Run) -> None:
     WandB(run).write(0, records)
     written = finish(run)
 
-    for record, digits in zip(records, (5, 5, 10, 5), strict=True):
+    for record, digits in zip(records, (5, 5, 12, 5), strict=True):
         (value,) = written.of(record.tag)
         assert value["bins"] == [float(f"{edge:.{digits}g}") for edge in record.edges]
         assert value["values"] == [float(f"{count:.5g}") for count in record.counts]
+
+
+def test_a_histogram_that_cannot_be_drawn_costs_no_other(run: wandb.Run, said: Callable[[], list[str]]) -> None:
+    one = histogram("weights/a", np.arange(4.0), bins=2)
+    bad = Histogram(**{**vars(one), "tag": "own/bad", "counts": np.array([Fraction(2), Fraction(2)], dtype=object)})
+    WandB(run).write(0, [bad, one, Scalar("loss", 1.0)])
+    (row,) = finish(run).rows
+    assert {key for key in row if not key.startswith(("_", "vizlog/"))} == {"weights/a", "loss"}
+    (line,) = said()
+    assert "own/bad could not be drawn and is left out" in line
+
+
+def test_tags_that_become_one_key_are_told_once(run: wandb.Run, said: Callable[[], list[str]]) -> None:
+    backend = WandB(run)
+    for step in range(2):
+        backend.write(step, [Scalar("loss.train", 1.0), Scalar("loss/train", 2.0)])
+    assert finish(run).of("loss/train") == [2.0, 2.0]
+    assert said() == ["two tags have the W&B key loss/train, where dots stand as slashes: the later one is written"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_ends_nothing_and_says_nothing(run: wandb.Run, said: Callable[[], list[str]]) -> None:
+    backend = WandB(run)
+    run.log({"loss": 1})
+    backend.write(0, [Scalar("a", 1.0)])
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        backend.close()
+        os._exit(len(said()))
+    assert os.waitpid(child, 0)[1] == 0
+    backend.close()
+    assert finish(run).of("a") == [1.0]
 
 
 def test_interpolated_counts_keep_their_sum(run: wandb.Run) -> None:
@@ -343,17 +384,24 @@ def test_text_is_a_page_that_loads_nothing_and_runs_nothing(run: wandb.Run) -> N
     assert "http" not in page
 
 
-@pytest.mark.parametrize(("number", "bins"), [(300, 64), (1500, 20), (4000, 8)])
-def test_a_row_stays_under_one_megabyte(run: wandb.Run, said: Callable[[], list[str]], number: int, bins: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "bins", "nans"), [(300, 64, 0), (1500, 20, 0), (4000, 8, 0), (300, 64, 9), (1500, 10, 9)]
+)
+def test_a_row_stays_under_one_megabyte(
+    run: wandb.Run, said: Callable[[], list[str]], number: int, bins: int, nans: int
+) -> None:
     values = np.random.default_rng(0).normal(scale=1e-3, size=100_000)
     one = vars(histogram("a", values))
+    one |= {"nans": nans, "count": one["count"] + nans}
     name = "gradients/model.encoder.layers.{}.self_attention.projection.weight"
     backend = WandB(run)
     records = backend._fitting([Histogram(**{**one, "tag": name.format(i)}) for i in range(number)])
     (value,) = _histograms(records[:1], backend._bins).values()
     sent = value.to_json(run)
+    keys = [f"{record.tag}{end}" for record in records for end in ["/nans", "/infs"] * bool(nans)]
 
-    assert sum(len(json.dumps({record.tag: sent})) for record in records) < 1_000_000
+    sizes = [len(json.dumps({record.tag: sent})) for record in records] + [len(json.dumps({key: 9})) for key in keys]
+    assert sum(sizes) < 1_000_000
     assert bins // 2 < len(sent["values"]) <= bins
     assert sum(sent["values"]) == 100_000
     counted = backend._counts(records).get("vizlog/histograms_left_out", 0)

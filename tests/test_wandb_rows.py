@@ -136,7 +136,16 @@ def nothing(run: Numbered, step: int) -> None:
 
 
 STEPS = 60
-OWNERS = [no_step, in_halves, with_step, with_step_from_one, one_step_late, with_step_seldom, first_without_step, nothing]
+OWNERS = [
+    no_step,
+    in_halves,
+    with_step,
+    with_step_from_one,
+    one_step_late,
+    with_step_seldom,
+    first_without_step,
+    nothing,
+]
 CASES = [(owner, resumed) for owner in OWNERS for resumed in (False, True)]
 CASES += [(with_step_once_at_the_end, False), (epochs_with_step, False), (epochs_from_one, False)]
 

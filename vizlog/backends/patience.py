@@ -14,7 +14,7 @@ __all__ = ["Patience"]
 _BETWEEN_LOOKS = 0.1
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     work: Callable[[], None]
     afterwards: Callable[[], None] | None = None
@@ -62,7 +62,7 @@ class Patience:
         Raises:
             Exception: what `work` raised, or one that was not waited for.
         """
-        if os.getpid() != self._pid:  # a fork has no thread
+        if self.is_forked:
             return False
         with self._changed:
             if len(self._jobs) >= self._most:
@@ -73,11 +73,22 @@ class Patience:
             job = _Job(work, afterwards)
             self._jobs.append(job)
             self._start()
-            job.was_left = not self._wait()
+            try:
+                job.was_left = not self._wait()
+            except BaseException:  # of an earlier call, perhaps
+                job.was_left = job in self._jobs
+                raise
             return not job.was_left
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a fork of the process that it was made in: it has no thread, and nothing is done."""
+        return os.getpid() != self._pid
 
     def wait(self) -> bool:
         """Waits for what is under way; False where it does not move."""
+        if self.is_forked:
+            return True
         with self._changed:
             return self._wait()
 

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from typing_extensions import assert_never
 
 from vizlog.backends.base import Drawable
 from vizlog.backends.patience import Patience
 from vizlog.backends.pictures import Pictures
+from vizlog.backends.wandb_numbers import short, short_histograms
 from vizlog.backends.wandb_process import runs
 from vizlog.backends.wandb_rows import Rows
 from vizlog.diagnosis import STOPPED_BECAUSE
@@ -38,7 +38,6 @@ from vizlog.records import (
 
 if TYPE_CHECKING:
     import wandb
-    from numpy.typing import NDArray
 
 __all__ = ["WandB"]
 
@@ -51,8 +50,6 @@ _FEWEST_BINS = 8
 _ROW_BYTES = 900_000
 _BIN_BYTES = 24
 _NAME_BYTES = 120
-_DIGITS = 5
-_POWERS = np.array([10.0**power for power in range(23)])  # those that a float64 holds exactly
 _LONGEST_ARTIFACT = 100  # bytes of a name of 128, the run's id and the key of a table among them
 _LONGEST_KEY = 180  # bytes; file systems take names of 255, and the client adds step, hash and ending
 _KINDS = "activations attention embeddings feature_maps filters gradients health saliency updates weights".split()
@@ -132,6 +129,7 @@ class WandB:
         self._drawable = Drawable()
         self._pictures = Pictures()
         self._defined = set(self._step_keys)
+        self._replaced: set[str] = set()
         self._bins = _MOST_BINS
         self._histograms_left_out = 0
         self._with_nonfinite: set[str] = set()
@@ -139,17 +137,15 @@ class WandB:
         self._alerted = False
 
     def write(self, step: int, records: Sequence[Record]) -> None:
-        if self._rows is None:
+        rows = self._rows
+        if rows is None:
             return
-        if _is_finished(self._rows.run):
-            self._give_up(self._rows.run, step)
+        if _is_finished(rows.run):
+            self._give_up(rows.run, step)
             return
-        fitting = self._fitting(records)
-        histograms = _histograms(fitting, self._bins)
-        drawn = self._drawable.each(lambda record: dict(self._values(step, record, histograms)), fitting)
-        row = {key: value for values in drawn for key, value in values.items()} | self._counts(records)
+        row = self._row(step, records)
         tables = {key: row.pop(key) for key in list(row) if type(row[key]).__name__ == "Table"}
-        self._call(self._adding(step, {**row, **self._registered(step, tables)}), step)
+        self._call(self._adding(rows, step, {**row, **self._registered(rows, step, tables)}), step)
 
     def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
         """Writes the health scalars into the run's summary."""
@@ -188,23 +184,40 @@ class WandB:
         def now() -> int:
             return self._now()
 
-        told = _before_finish(run, run_ends)
+        will_hear = _before_finish(run, run_ends)
         # What waits would be lost where he finishes the run before us and nobody says so.
-        waits = told and not charts_by_key
+        waits = will_hear and not charts_by_key
         rows = Rows(
             run,
             waits=waits,
-            told=told,
+            told=will_hear,
             keys=self._step_keys,
             now=now,
             written=self._client.sign_of_life,
         )
         return rows
 
-    def _adding(self, step: int, row: Mapping[str, Any]) -> Callable[[], None]:
+    def _row(self, step: int, records: Sequence[Record]) -> dict[str, Any]:
+        """What these records become, by key."""
+        fitting = self._fitting(records)
+        try:
+            histograms = _histograms(fitting, self._bins)
+        except Exception:  # noqa: BLE001 -- with one among them that cannot be drawn, each by itself, to find which
+            histograms = {}
+        row: dict[str, Any] = {}
+        for values in self._drawable.each(lambda record: dict(self._values(step, record, histograms)), fitting):
+            for key in row.keys() & values.keys():
+                self._say_replaced(key)
+            row.update(values)
+        return row | self._counts(records)
+
+    def _say_replaced(self, key: str) -> None:
+        if key not in self._replaced:
+            self._replaced.add(key)
+            LOG.warning("two tags have the W&B key %s, where dots stand as slashes: the later one is written", key)
+
+    def _adding(self, rows: Rows, step: int, row: Mapping[str, Any]) -> Callable[[], None]:
         """What writes a row."""
-        rows = self._rows
-        assert rows is not None
 
         def add() -> None:
             if _is_finished(rows.run):  # while we drew; the client would wait half a minute
@@ -216,7 +229,7 @@ class WandB:
 
         return add
 
-    def _registered(self, step: int, tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _registered(self, rows: Rows, step: int, tables: Mapping[str, Any]) -> Mapping[str, Any]:
         """Those of the tables that the client has made artifacts of, for which it asks the service and waits.
 
         Where it waits long none of them; they come as a row of their own, then.
@@ -227,8 +240,7 @@ class WandB:
             from wandb.sdk.data_types.utils import val_to_json
         except ImportError:  # of another version of the client: it asks while the row is logged, then
             return tables
-        assert self._rows is not None
-        run, taken = self._rows.run, {}
+        run, taken = rows.run, {}
 
         def register() -> None:
             for key, table in tables.items():
@@ -239,8 +251,11 @@ class WandB:
                 else:
                     taken[key] = table
 
-        add = self._adding(step, taken)
-        done = self._service.call(register, lambda: self._call(add, step))
+        def follow() -> None:
+            if taken:
+                self._call(self._adding(rows, step, taken), step)
+
+        done = self._service.call(register, follow)
         return dict(taken) if done else {}
 
     def _say_refused(self, run: wandb.Run, error: Exception) -> None:
@@ -250,9 +265,9 @@ class WandB:
 
     def _end(self, rows: Rows, write: Callable[[], None]) -> None:
         """Writes what waits, as far as the client takes it."""
-        if _is_finished(rows.run):
+        if _is_finished(rows.run) or self._client.is_forked:
             return
-        if not self._service.wait():
+        if not self._service.wait() or self._service.dropped:
             LOG.warning("the W&B service does not answer: the run %s may lack vizlog's latest tables", rows.run.id)
         done = self._client.call(write)
         if not done or self._client.dropped:
@@ -290,7 +305,8 @@ class WandB:
             case Scalar():
                 yield from self._scalar(step, key, record.value)
             case Histogram():
-                yield key, histograms[id(record)]
+                found = histograms.get(id(record))
+                yield key, found if found is not None else _histograms([record], self._bins)[id(record)]
                 yield from self._nonfinite(key, record)
             case Images() | Heatmaps() | Attention():
                 if self._files.take(step, key):
@@ -321,12 +337,14 @@ class WandB:
             )
 
     def _nonfinite(self, key: str, record: Histogram) -> Iterator[tuple[str, int]]:
-        nans, infs = record.nans, record.pos_infs + record.neg_infs
-        if nans or infs:
-            self._with_nonfinite.add(key)
-        if key in self._with_nonfinite:  # that they are gone is worth seeing too
-            yield f"{key}/nans", nans
-            yield f"{key}/infs", infs
+        if self._tells_nonfinite(record):
+            self._with_nonfinite.add(record.tag)
+            yield f"{key}/nans", record.nans
+            yield f"{key}/infs", record.pos_infs + record.neg_infs
+
+    def _tells_nonfinite(self, record: Histogram) -> bool:
+        # That they are gone is worth seeing too.
+        return bool(record.nans or record.pos_infs or record.neg_infs) or record.tag in self._with_nonfinite
 
     def _picture(self, record: Record) -> wandb.Image:
         import wandb
@@ -381,9 +399,10 @@ class WandB:
         histograms = [record for record in records if isinstance(record, Histogram)]
         if not histograms:
             return records
-        most = _ROW_BYTES // (_NAME_BYTES + _FEWEST_BINS * _BIN_BYTES)
+        keys = 1 + 2 * sum(map(self._tells_nonfinite, histograms)) / len(histograms)
+        most = int(_ROW_BYTES / (keys * _NAME_BYTES + _FEWEST_BINS * _BIN_BYTES))
         shown = min(len(histograms), most)
-        bins = min((_ROW_BYTES // shown - _NAME_BYTES) // _BIN_BYTES, self._bins)
+        bins = min(int((_ROW_BYTES / shown - keys * _NAME_BYTES) / _BIN_BYTES), self._bins)
         kept = {id(histograms[number * len(histograms) // shown]) for number in range(shown)}
         left_out = len(histograms) - shown
         if bins < self._bins or (left_out and not self._histograms_left_out):
@@ -527,67 +546,12 @@ def _cut(key: str, most: int) -> str:
 
 
 def _histograms(records: Sequence[Record], most: int) -> dict[int, wandb.Histogram]:
-    """By id, the histograms among them as W&B takes them; at once, since numpy takes as long for few as for many."""
+    """The histograms among them, by id."""
     import wandb
 
     histograms = [record for record in records if isinstance(record, Histogram)]
-    binned = [_at_most_bins(most, np.asarray(record.edges), np.asarray(record.counts)) for record in histograms]
-    each_edges, each_counts = [edges for edges, _ in binned], [counts for _, counts in binned]
-    columns: Any = zip(_short_counts(each_counts), _short_edges(each_edges), strict=True)
+    columns: Any = short_histograms(histograms, most)
     return {id(record): wandb.Histogram(np_histogram=both) for record, both in zip(histograms, columns, strict=True)}
-
-
-def _at_most_bins(most: int, edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Merges neighbouring bins where there are more; no count crosses an edge that is kept."""
-    if len(counts) <= most:
-        return edges, counts
-    starts = np.arange(0, len(counts), -(-len(counts) // most))
-    return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
-
-
-def _short_edges(each: Sequence[NDArray[Any]]) -> list[list[float]]:
-    """Edges to 5 significant digits, or as many as keep them apart: they are sent as text, and stay in the summary."""
-    return [_apart(edges, short) for edges, short in zip(each, _short_each(each), strict=True)]
-
-
-def _apart(edges: NDArray[Any], short: NDArray[np.float64]) -> list[float]:
-    """Short edges where they still rise, else ones of as few more digits as do."""
-    digits = _DIGITS
-    while not (short[1:] > short[:-1]).all():
-        digits += 1
-        short = _short(edges, digits) if digits < 17 else edges
-    return list(map(float, short.tolist()))
-
-
-def _short_counts(each: Sequence[NDArray[Any]]) -> list[list[float]]:
-    """Whole counts as they are; where some of a histogram were interpolated, all of its to 5 significant digits."""
-    return [
-        list(map(int, counts.tolist())) if (np.rint(counts) == counts).all() else short.tolist()
-        for counts, short in zip(each, _short_each(each), strict=True)
-    ]
-
-
-def _short_each(each: Sequence[NDArray[Any]]) -> list[NDArray[np.float64]]:
-    """`_short` of each (N,)."""
-    if not each:
-        return []
-    return np.split(_short(np.concatenate(each)), np.cumsum([len(values) for values in each])[:-1])
-
-
-def _short(values: NDArray[Any], digits: int = _DIGITS) -> NDArray[np.float64]:
-    """Each value as a float64 of so many significant digits; half-way between two it may become either."""
-    values = np.asarray(values, np.float64)
-    magnitudes = np.abs(values)
-    places = digits - 1 - np.floor(np.log10(np.where(magnitudes > 0, magnitudes, 1.0)))
-    far = np.abs(places) >= len(_POWERS)
-    # Whole numbers and these powers are exact, so that one division or product gives the nearest float there is.
-    power = _POWERS[np.where(far, 0, np.abs(places)).astype(int)]
-    raised = places >= 0
-    whole = np.rint(np.where(raised, values * power, values / power))
-    short = np.where(raised, whole / power, whole * power)
-    if far.any():
-        short[far] = [float(f"{value:.{digits}g}") for value in values[far].tolist()]
-    return np.asarray(short)
 
 
 def _table(record: Embedding) -> wandb.Table:
@@ -597,7 +561,7 @@ def _table(record: Embedding) -> wandb.Table:
     labels = [names.get(label, str(label)) for label in record.labels.tolist()]
     rows = [
         [example, label, *vector]
-        for example, label, vector in zip(record.ids.tolist(), labels, _short(record.vectors).tolist(), strict=True)
+        for example, label, vector in zip(record.ids.tolist(), labels, short(record.vectors).tolist(), strict=True)
     ]
     columns: list[str | int] = ["id", "label", *(f"x{dimension}" for dimension in range(record.vectors.shape[1]))]
     table = wandb.Table(columns=columns, data=rows[:1])
