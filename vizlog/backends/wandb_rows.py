@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from vizlog.messages import LOG
 
@@ -21,6 +21,14 @@ MOST_HELD = 100
 
 _LONG = 60.0
 """Seconds of waiting after which it is said."""
+
+
+class _Ours(NamedTuple):
+    """Where ours share a number: which one, the step that they are of, and what they hold."""
+
+    number: int = -1
+    step: int = -1
+    keys: frozenset[str] = frozenset()
 
 
 class Rows:
@@ -69,7 +77,7 @@ class Rows:
         self._newest = -1
         self._first = math.inf  # the number that he stood at when we first looked
         self._lead = -math.inf  # his number less the step that the training was at: the most that was seen
-        self._latest = (-1, -1, frozenset[str]())  # where a number is shared: the number, our step there, and our keys
+        self._latest = _Ours()
         self._said: set[str] = set()
 
     def add(self, step: int, row: Row) -> None:
@@ -133,13 +141,13 @@ class Rows:
     def _open_first(self) -> None:
         """What is of our first step goes into the row that is open, and stays there until he closes it."""
         step, row = self._held[-1]
-        if self._latest[0] < 0 or self._fits(step, row):
+        if self._latest.number < 0 or self._fits(step, row):
             self._held.pop()
             self._place(self._number(), step, row)
 
     def _write_own(self) -> None:
         """Each row under a number of its own."""
-        if self._latest[0] >= 0 and self._latest[0] == self._number():
+        if self._latest.number >= 0 and self._latest.number == self._number():
             self.run.log({}, commit=True)  # our first row is still open
         held, self._held = self._held, []
         for _, row in held:
@@ -150,17 +158,17 @@ class Rows:
         number, newest = self._number(), self._newest
         now = max(self._now(), newest)
         self._first = min(self._first, number)
-        if number not in (self._first, self._latest[0]):  # where he has gone himself, since we know him
+        if number not in (self._first, self._latest.number):  # where he has gone himself, since we know him
             self._lead = max(self._lead, number - now)
         last = number
         if self._keeps_pace(number, now):
             # At the end there is no later look, and hardly a number of his.
             last = max(number, newest if ends else int(min(newest, max(now + self._lead, number))))
-        free = range(number + (number == self._latest[0]), last + 1)
+        free = range(number + (number == self._latest.number), last + 1)
         left: list[tuple[int, Row]] = []
         for step, row in self._held:
-            if self._latest[0] >= number and self._fits(step, row):
-                self._place(self._latest[0], step, row)
+            if self._latest.number >= number and self._fits(step, row):
+                self._place(self._latest.number, step, row)
             elif free:
                 to = min(max(step, free[0]), free[-1])
                 free = range(to + 1, last + 1)
@@ -174,13 +182,15 @@ class Rows:
 
     def _fits(self, step: int, row: Row) -> bool:
         """Whether a row takes the place of nothing in the one that we wrote last."""
-        return step == self._latest[1] and not self._latest[2] & (row.keys() - self._keys)
+        return step == self._latest.step and not self._latest.keys & (row.keys() - self._keys)
 
     def _place(self, number: int, step: int, row: Row) -> None:
-        same = self._latest[2] if self._latest[:2] == (number, step) else frozenset()
-        self._latest = (number, step, same | row.keys())
+        latest = self._latest
+        same = latest.keys if (latest.number, latest.step) == (number, step) else frozenset()
+        self._latest = _Ours(number, step, same | row.keys())
         if number > self._number():
-            # Apart from the row: were he there first, W&B would refuse it.
+            # A call of its own opens it. Should he get there between this look and the call, W&B refuses the call, and
+            # the row goes into the one that is open then.
             self.run.log({}, step=number)
         self._log(row, commit=False)
 
