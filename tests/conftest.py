@@ -60,6 +60,14 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _own_compiler() -> Iterator[None]:
+    """What a test before has given to torch.compile is not what this one compiles."""
+    yield
+    if dynamo := sys.modules.get("torch._dynamo.eval_frame"):
+        dynamo.cached_backends.clear()
+
+
+@pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test writes to a relative path stays out of the checkout."""
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -200,6 +201,28 @@ def test_tags_and_steps_are_those_of_the_bare_model(regime: str) -> None:
 
 
 # What a gradient scaler skips, and what is added up -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [None, (torch.ones(4, 3), torch.zeros(4, dtype=torch.long))])
+def test_a_compiled_function_around_the_model_stays_as_it_was_compiled(
+    batch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 2))
+    optimizer, memory = SGD(model.parameters(), lr=0.1), vizlog.Memory()
+
+    @torch.compile(backend="eager")
+    def loss(x: Tensor) -> Tensor:
+        return model(x).square().mean()
+
+    with vizlog.watch(model, optimizer, to=memory, batch=batch, every=2):
+        for step in range(5):
+            with torch.compiler.set_stance("fail_on_recompile") if step else nullcontext():
+                loss(torch.ones(2, 3)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [step for step, _ in memory.of("gradients/0.weight")] == [0, 2, 4]
+    assert bool(memory.of("activations/0")) == (batch is not None)
+    assert ("give batch=, or source='live'" in caplog.text) == (batch is None)
 
 
 def test_a_step_that_a_fused_optimizer_skipped_is_told_and_has_no_gradient_norm() -> None:

@@ -285,7 +285,7 @@ def test_tags_that_become_one_key_are_told_once(run: wandb.Run, said: Callable[[
     for step in range(2):
         backend.write(step, [Scalar("loss.train", 1.0), Scalar("loss/train", 2.0)])
     assert finish(run).of("loss/train") == [2.0, 2.0]
-    assert said() == ["two tags have the W&B key loss/train, where dots stand as slashes: the later one is written"]
+    assert said() == ["the tags 'loss.train' and 'loss/train' have one W&B key, under which the later value is written"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
 from vizlog.channel import RanksApart
 from vizlog.ranks import CommunicatesError, is_elsewhere, whole
-from vizlog.selection import named_modules
+from vizlog.selection import is_leaf, named_modules
 
 __all__ = [
     "AttentionCalls",
@@ -38,7 +39,9 @@ __all__ = [
     "Updates",
     "Weights",
     "before_forwards",
+    "compiles_hooks",
     "is_attention",
+    "is_compiling",
     "replaced",
     "survey",
     "unseen",
@@ -242,14 +245,14 @@ class Capture:
             pass
         if self._live is not None and not self._stack:
             self._live.close()
-        if not name and not module._modules:
+        if not name and is_leaf(module):
             name = type(module).__name__  # a model that is one layer has no other name
         tensor = first_tensor(output)  # None too of a forward that raised
         if tensor is None or not name:
             return
         dim = self._channel_dim(module, tensor)
         layer = self._numbered(name)
-        if tensor is self._last_functional and not module._modules:
+        if tensor is self._last_functional and is_leaf(module):
             return  # a module that only calls a function: its output was seen there
         self._reduce(self._outputs, Call(layer, module, None, args, kwargs, _here(tensor, output), dim))
 
@@ -350,6 +353,20 @@ class _Hook:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
         return getattr, (nullcontext(), "__exit__")  # takes any arguments and does nothing
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile has been given anything in this process: a function, perhaps, that calls the model.
+
+    Hooks that come and go inside it have it compiled again, and to run it eagerly for once changes its rounding.
+    """
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # torch tells only what is under way
+    return any(map(callable, getattr(dynamo, "cached_backends", {}).values()))
+
+
+def compiles_hooks(root: nn.Module) -> bool:
+    """Whether a hook on this model, as its owner calls it, would be compiled along."""
+    return "_orig_mod" not in root._modules and is_compiling()
 
 
 class AutocastSeen:

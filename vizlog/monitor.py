@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from vizlog.backends.open import open_backend
 from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch
 from vizlog.budget import stretches
-from vizlog.capture import AutocastSeen, Survey, before_forwards, device_of, survey, unseen
+from vizlog.capture import AutocastSeen, Survey, before_forwards, compiles_hooks, device_of, survey, unseen
 from vizlog.channel import RanksApart
 from vizlog.delivery import Delivery
 from vizlog.diagnosis import Diagnosis
@@ -499,7 +499,8 @@ class Monitor:
         # Between steps a model may be saved whole, and read back where no hook is allowed: once is enough.
         if self._forward_context is self._autocast and not self._autocast.known:
             for root in self._roots:
-                self._autocast.attach(self._attached, root)
+                if not compiles_hooks(root):
+                    self._autocast.attach(self._attached, root)
         if self._due.wants_live:
             self._due.attach_live(self._attached)
 

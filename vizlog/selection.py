@@ -22,6 +22,7 @@ __all__ = [
     "bare",
     "check_select",
     "given_models",
+    "is_leaf",
     "matcher",
     "named_models",
     "named_modules",
@@ -55,6 +56,11 @@ def bare(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether it computes its output itself: it has no parts but those that make its parameters."""
+    return module._modules.keys() <= {"parametrizations"}
 
 
 def named_models(model: Any) -> dict[str, nn.Module]:

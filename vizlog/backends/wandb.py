@@ -129,7 +129,7 @@ class WandB:
         self._drawable = Drawable()
         self._pictures = Pictures()
         self._defined = set(self._step_keys)
-        self._replaced: set[str] = set()
+        self._tags: dict[str, str] = {}
         self._bins = _MOST_BINS
         self._histograms_left_out = 0
         self._with_nonfinite: set[str] = set()
@@ -204,17 +204,15 @@ class WandB:
             histograms = _histograms(fitting, self._bins)
         except Exception:  # noqa: BLE001 -- with one among them that cannot be drawn, each by itself, to find which
             histograms = {}
-        row: dict[str, Any] = {}
-        for values in self._drawable.each(lambda record: dict(self._values(step, record, histograms)), fitting):
-            for key in row.keys() & values.keys():
-                self._say_replaced(key)
-            row.update(values)
-        return row | self._counts(records)
+        drawn = self._drawable.each(lambda record: dict(self._values(step, record, histograms)), fitting)
+        return {key: value for values in drawn for key, value in values.items()} | self._counts(records)
 
-    def _say_replaced(self, key: str) -> None:
-        if key not in self._replaced:
-            self._replaced.add(key)
-            LOG.warning("two tags have the W&B key %s, where dots stand as slashes: the later one is written", key)
+    def _key_of(self, tag: str) -> str:
+        key = _key(tag)
+        if (other := self._tags.setdefault(key, tag)) not in (tag, ""):
+            self._tags[key] = ""
+            LOG.warning("the tags %r and %r have one W&B key, under which the later value is written", other, tag)
+        return key
 
     def _adding(self, rows: Rows, step: int, row: Mapping[str, Any]) -> Callable[[], None]:
         """What writes a row."""
@@ -300,7 +298,7 @@ class WandB:
     def _values(
         self, step: int, record: Record, histograms: Mapping[int, wandb.Histogram]
     ) -> Iterator[tuple[str, Any]]:
-        key = _key(record.tag)
+        key = self._key_of(record.tag)
         match record:
             case Scalar():
                 yield from self._scalar(step, key, record.value)

@@ -13,14 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vizlog.capture import Call, Outputs, Request, Survey
+from vizlog.capture import Call, Outputs, Request, Survey, is_compiling
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
 from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histogram, prepare
 from vizlog.messages import LOG
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.records import Record
 from vizlog.schedules import Schedule, Thinning
-from vizlog.selection import Matcher, Select, check_select, matcher, named_modules, spread
+from vizlog.selection import Matcher, Select, check_select, is_leaf, matcher, named_modules, spread
 
 __all__ = ["ActivationHistograms"]
 
@@ -111,16 +111,26 @@ class ActivationHistograms(Probe):
             check_select(self._select, names, found, "layer that runs on the batch")
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
+        if self._live and self._source == "auto" and is_compiling():
+            self._warn_once(
+                "without batch= sees no activations where a model, or what calls it, is compiled: give batch=, or "
+                "source='live', which runs the steps looked at eagerly"
+            )
+            return {}
         return {"seen": Outputs(self._wanted, _Reduction(), examples=self._examples, live=self._live)}
 
     @only_arranges
     def measure(self, context: Context) -> Any:
-        if not context.captured["seen"] and not self._warned:
+        seen = context.captured.get("seen", {})
+        if not seen:
+            where = "in the live forward" if self._live else "on the batch"
+            self._warn_once(f"selected layers but captured nothing: none of them ran {where}")
+        return seen
+
+    def _warn_once(self, message: str) -> None:
+        if not self._warned:
             self._warned = True
-            live = "none of them ran in the live forward, which a compiled model does not show: give batch="
-            reason = live if self._live else "none of them ran on the batch"
-            LOG.warning("vizlog: %s selected layers but captured nothing: %s", self.name, reason)
-        return context.captured["seen"]
+            LOG.warning("vizlog: %s %s", self.name, message)
 
     def finish(self, measured: Mapping[str, list[_Seen]]) -> Iterable[Record | Figures]:
         layers = {name: functools.reduce(operator.add, calls) for name, calls in measured.items()}
@@ -145,8 +155,9 @@ class ActivationHistograms(Probe):
         return self._matches(layer, module)
 
 
-def _leaf_or_function(_name: str, module: Any) -> bool:
-    return module is None or not module._modules
+def _leaf_or_function(name: str, module: Any) -> bool:
+    # What makes a parameter (a spectral norm) puts out weights, and no activations.
+    return (module is None or is_leaf(module)) and "parametrizations" not in name.split(".")
 
 
 class _Reduction:

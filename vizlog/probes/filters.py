@@ -37,30 +37,37 @@ class FilterImages(Probe):
             raise ValueError(f"{self.name}(most=) needs a number >= 1, got {most}")
         self._select, self._most = select, most
         self._shapes: dict[str, tuple[int, int, int] | None] = {}
+        self._weights: dict[str, str] = {}
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         modules = named_modules(models)
-        convolutions = {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d)}
+        self._weights = {
+            name: f"{name}.{weight}".lstrip(".") for name, module in modules.items() if (weight := _weight(module))
+        }
+        convolutions = {
+            name: module for name, module in modules.items() if isinstance(module, nn.Conv2d) and name in self._weights
+        }
         if self._select is not None:
             matches = matcher(self._select)
             found = [name for name, module in convolutions.items() if matches(name, module)]
             check_select(self._select, convolutions, found, "2-D convolution")
             self._shapes = dict.fromkeys(found)
             return
-        first = next((name for name, module in convolutions.items() if module.weight.shape[1] in (1, 3, 4)), None)
+        first = next((name for name, module in convolutions.items() if _inputs(module) in (1, 3, 4)), None)
         if first is not None:
             self._shapes = {first: None}
             return
-        self._shapes = _first_linear(survey) if survey is not None else {}
+        linear = _first_linear(survey) if survey is not None else {}
+        self._shapes = {name: shape for name, shape in linear.items() if name in self._weights}
         if not self._shapes:
             raise ValueError("no convolution of 1, 3 or 4 input channels, and no first linear layer over images")
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
-        return {"weights": Weights(tuple(_weight(name) for name in self._shapes), self._first, whole=True)}
+        return {"weights": Weights(tuple(self._weights[name] for name in self._shapes), self._first, whole=True)}
 
     def finish(self, measured: Any) -> Iterable[Record]:
         for name, shape in self._shapes.items():
-            taken = measured["weights"].get(_weight(name))
+            taken = measured["weights"].get(self._weights[name])
             if taken is not None:
                 weight, number = taken
                 yield self._images(name, weight.numpy(), int(number), shape)
@@ -74,11 +81,13 @@ class FilterImages(Probe):
         filters, channels, height, width = weight.shape
         how = "one image a filter" if shape is None else "one image an output unit, its weights laid out as the input"
         titles = [str(index) for index in range(filters)]
-        if channels not in (1, 3, 4):
+        of = f"; {len(titles)} of {number} filters"
+        if channels not in (1, 3):  # four may be red, green, blue and opacity, and as well be four frames
             wide = max(1, self._most // min(filters, 8))
             titles = [f"{f}, input {c}" for f in range(min(filters, 8)) for c in range(min(channels, wide))]
             weight = weight[:8, :wide].reshape(-1, 1, height, width)
             how = "one image an input channel of a filter"
+            of = f"; {min(filters, 8)} of {number} filters, {min(channels, wide)} of {channels} input channels"
         scale = float(np.abs(weight[np.isfinite(weight)]).max(initial=0.0)) or 1.0
         pixels = np.nan_to_num(weight / scale, nan=0.0, posinf=1.0, neginf=-1.0).clip(-1, 1) * 127.5 + 127.5
         return Images(
@@ -87,14 +96,37 @@ class FilterImages(Probe):
             titles,
             (-scale, scale),
             np.sqrt((weight.reshape(len(weight), -1) ** 2).sum(1)),
-            caption=f"weights of {name}: {how}; {len(titles)} of {number} filters"
-            if channels in (1, 3, 4)
-            else f"weights of {name}: {how}",
+            caption=f"weights of {name}: {how}{of}",
         )
 
 
-def _weight(layer: str) -> str:
-    return f"{layer}.weight" if layer else "weight"
+_WEIGHTS = (
+    "weight",
+    *("parametrizations.weight.original", "parametrizations.weight.original1"),  # spectral and weight norm
+    *("weight_orig", "weight_v"),  # as they were before, and pruning
+)
+"""What a layer's weight is made of: the filters themselves, or what a norm scales."""
+
+
+def _weight(module: nn.Module) -> str:
+    """The parameter that a convolution's or linear layer's filters are read of; "" where there is none.
+
+    Not `module.weight`: where that is made anew each time, to look at it is to take a step of a spectral norm.
+    """
+    if not isinstance(module, (nn.Conv2d, nn.Linear)):
+        return ""
+    shape = (
+        (module.out_channels, _inputs(module))
+        if isinstance(module, nn.Conv2d)
+        else (module.out_features, module.in_features)
+    )
+    found = dict(module.named_parameters())
+    return next((name for name in _WEIGHTS if name in found and tuple(found[name].shape[:2]) == shape), "")
+
+
+def _inputs(convolution: nn.Conv2d) -> int:
+    """Input channels of one filter."""
+    return convolution.in_channels // convolution.groups
 
 
 def _first_linear(survey: Survey) -> dict[str, tuple[int, int, int] | None]:
