@@ -113,8 +113,9 @@ class VizLog(TrainerCallback):  # type: ignore[misc]
             batch = _inferred_batch(trainer, train_dataloader, model, processing_class, say)
         try:
             self._monitor = Monitor(model, self._probes, batch=batch, **options)
-        except BatchDoesNotFit as reason:
-            if self._batch is not None:
+        except Exception as reason:
+            # What else is wrong with the arguments raises again below.
+            if self._batch is not None or batch is None:
                 raise
             # The batch was ours to guess, so it must not stop the training.
             LOG.warning("vizlog goes on without pictures of examples: %s", reason)
@@ -210,7 +211,7 @@ def _inferred_batch(
     try:
         inputs, targets = inputs_and_targets(batch, model)
         fixed = FixedBatch(inputs, targets, tokens=_tokens(processing))
-    except (TypeError, ValueError) as reason:
+    except Exception as reason:  # noqa: BLE001 -- data may be anything, and nobody asked for its pictures
         say("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)
         return None
     fixed.class_names = _class_names(model) if fixed.labels is not None else ()

@@ -171,8 +171,9 @@ class VizLog(Callback):
         }
         try:
             self._monitor = Monitor(pl_module, self._probes, batch=batch, **options)
-        except BatchDoesNotFit as reason:
-            if self._batch is not None:
+        except Exception as reason:
+            # What else is wrong with the arguments raises again below.
+            if self._batch is not None or batch is None:
                 raise
             # The batch was ours to guess, so it must not stop the training.
             LOG.warning("vizlog goes on without pictures of examples: %s", reason)
@@ -304,7 +305,7 @@ def _inferred_batch(batch: Any, pl_module: LightningModule) -> FixedBatch | None
     try:
         inputs, targets = inputs_and_targets(batch, _model(pl_module))
         return FixedBatch(inputs, targets, forward=_forward(pl_module))
-    except (TypeError, ValueError) as reason:
+    except Exception as reason:  # noqa: BLE001 -- data may be anything, and nobody asked for its pictures
         LOG.warning("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)
         return None
 

@@ -75,7 +75,7 @@ def watch(
     if optimizer is not None:
         try:
             monitor.follow(step, epoch)
-        except ValueError:
+        except BaseException:
             monitor.close()
             raise
     return monitor

@@ -9,6 +9,8 @@ import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -455,3 +457,128 @@ with isolated([nn.Linear(1, 1)]):
     assert torch._dynamo.eval_frame._stance.stance == "force_eager"
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
+
+
+class Numbers(dict[str, int]):
+    pass
+
+
+class Holds(nn.Module):
+    """Keeps something that `change` changes at each forward."""
+
+    def __init__(self, kept: Any, change: Callable[[Any], object]) -> None:
+        super().__init__()
+        self.kept, self.change = kept, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.change(self.kept)
+        return x
+
+
+class Wrapper:
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+
+ONES = torch.ones(3, 2)
+
+
+def ones_in(array: Any) -> None:
+    array[0] += 1
+
+
+@pytest.mark.parametrize(
+    ("kept", "change", "read"),
+    [
+        (np.zeros(2), ones_in, lambda kept: kept.tolist()),
+        (SimpleNamespace(n=0), lambda kept: setattr(kept, "n", 1), lambda kept: kept.n),
+        (Numbers(), lambda kept: kept.update(a=1), dict),
+        ({"t": torch.zeros(1), "f": print}, lambda kept: kept["t"].add_(1), lambda kept: kept["t"].item()),
+        ({"t": torch.zeros(1), "p": Path("a")}, lambda kept: kept["t"].add_(1), lambda kept: kept["t"].item()),
+        (OrderedDict(a=1, b=2), lambda kept: kept.move_to_end("a"), list),
+        (
+            Wrapper(nn.BatchNorm1d(2)),
+            lambda kept: kept.module(torch.ones(3, 2)),
+            lambda kept: kept.module.running_mean.tolist(),
+        ),
+        (
+            {"a": [nn.BatchNorm1d(2)]},
+            lambda kept: kept["a"][0](torch.ones(3, 2)),
+            lambda kept: kept["a"][0].running_mean.tolist(),
+        ),
+    ],
+    ids=[
+        "array",
+        "namespace",
+        "class of dicts",
+        "beside a function",
+        "beside a path",
+        "order",
+        "in an object",
+        "in a dict of lists",
+    ],
+)
+def test_what_a_module_holds_is_put_back_whatever_it_is(kept: Any, change: Any, read: Any) -> None:
+    model = Holds(kept, change)
+    before = read(kept)
+    with isolated([model]):
+        model(torch.ones(1))
+    assert read(kept) == before
+
+
+@pytest.mark.parametrize("layer", [nn.Embedding(3, 2, max_norm=0.1), nn.EmbeddingBag(3, 2, max_norm=0.1)])
+def test_an_embedding_of_limited_norm_keeps_its_weights(layer: nn.Module) -> None:
+    before = copy.deepcopy(layer.state_dict())
+    with isolated([layer]):
+        layer(torch.zeros(1, 1, dtype=torch.long))
+    assert torch.equal(layer.weight, before["weight"])
+
+
+def test_buffers_that_are_resized_or_expanded_cost_no_other() -> None:
+    class Observes(nn.Module):
+        seen: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("wide", torch.arange(3.0).expand(2, 3))
+            self.register_buffer("seen", torch.zeros(0))
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.resize_(2).fill_(7)
+            with torch.no_grad():
+                self.norm.running_mean += 1
+            return x
+
+    model = Observes()
+    with isolated([model]):
+        model(torch.ones(3, 2))
+    assert model.seen.shape == (0,)
+    assert model.norm.running_mean.tolist() == [0, 0]
+
+
+def test_a_hook_that_takes_itself_off_is_there_for_the_training() -> None:
+    model, ran = nn.Sequential(nn.Linear(2, 2)), []
+
+    def once(*_: Any) -> None:
+        ran.append(1)
+        handle.remove()
+
+    handle = model[0].register_forward_pre_hook(once)
+    with isolated([model]):
+        model(torch.ones(1, 2))
+    model(torch.ones(1, 2))
+    model(torch.ones(1, 2))
+    assert len(ran) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_a_sparse_parameter_with_a_strided_gradient_costs_no_gradient() -> None:
+    model = nn.Linear(2, 2)
+    model.sparse = nn.Parameter(torch.eye(2).to_sparse_csr())
+    (torch.sparse.mm(model.sparse, torch.ones(2, 2)).sum() + model(torch.ones(1, 2)).sum()).backward()
+    before = {name: parameter.grad for name, parameter in model.named_parameters()}
+    with isolated([model]):
+        pass
+    assert all(parameter.grad is before[name] for name, parameter in model.named_parameters())
+    assert all(gradient is not None for gradient in before.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from vizlog.loaders import _owners, inputs_and_targets, spread_examples
+from vizlog.loaders import _held, inputs_and_targets, spread_examples
 
 
 class Noisy(Dataset[Any]):
@@ -129,7 +130,37 @@ def test_what_holds_each_other_is_looked_into_once() -> None:
     parts = [SimpleNamespace() for _ in range(60)]
     for part in parts:
         part.others = parts
-    assert len(list(_owners([SimpleNamespace(parts=parts)]))) == 61
+    assert len(_held([SimpleNamespace(parts=parts)])[0]) == 61
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_data_that_opens_a_file_when_first_asked_has_not_been_asked(tmp_path: Path) -> None:
+    """Loader processes that inherit an open file share its place in it."""
+    (tmp_path / "data").write_bytes(bytes(range(64)))
+
+    class OfFile(Dataset[Tensor]):
+        file: Any = None
+
+        def __init__(self) -> None:
+            self.asked = 0
+            self.of_list, self.of_dict = [random.Random(0)], {"rng": np.random.default_rng(0)}
+
+        def __len__(self) -> int:
+            return 64
+
+        def __getitem__(self, index: int) -> Tensor:
+            self.file = self.file or (tmp_path / "data").open("rb")
+            self.file.seek(index)
+            self.asked += 1
+            return torch.tensor([self.file.read(1)[0], self.of_list[0].random() + self.of_dict["rng"].random()])
+
+    data = OfFile()
+    examples = spread_examples(DataLoader(data, batch_size=4))
+    assert examples[:, 0].tolist() == list(range(64))
+    assert data.file is None
+    assert data.asked == 0
+    assert data.of_list[0].random() == random.Random(0).random()
+    assert data.of_dict["rng"].random() == np.random.default_rng(0).random()
 
 
 class Stream(IterableDataset[int]):

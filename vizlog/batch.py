@@ -331,7 +331,8 @@ def as_fixed_batch(batch: Any) -> FixedBatch | None:
 def describe(value: Any) -> str:
     """A value in a few words, for messages: `float32 (8, 3, 32, 32)`."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        shape = "nested" if value.is_nested else tuple(value.shape)
+        return f"{str(value.dtype).removeprefix('torch.')} {shape}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name}: {describe(part)}" for name, part in list(value.items())[:8]) + "}"
     if isinstance(value, (tuple, list)):

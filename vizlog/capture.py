@@ -187,6 +187,7 @@ class Capture:
         self._outputs = {key: request for key, request in requests.items() if isinstance(request, Outputs)}
         self._attention = {key: request for key, request in requests.items() if isinstance(request, AttentionCalls)}
         self._stack: list[tuple[str, nn.Module]] = []
+        self._passed_by: nn.Module | None = None  # whose forward is none of the training's
         self._calls: Counter[str] = Counter()
         self._channel_dims: dict[tuple[int, ...], int] = {}
         self._last_functional: Any = None
@@ -203,6 +204,8 @@ class Capture:
     def attach(self, stack: ExitStack) -> None:
         """Hooks the modules until `stack` closes."""
         for name, module in named_modules(self.models).items():
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
+                continue
             for handle in (
                 module.register_forward_pre_hook(_Hook(self._enter, name, self.failed), with_kwargs=True),
                 module.register_forward_hook(_Hook(self._leave, name, self.failed), with_kwargs=True, always_call=True),
@@ -230,14 +233,21 @@ class Capture:
             self.errors.setdefault(key, error)
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._passed_by is not None:
+            return
         if self._live is not None and not self._stack:
             if _is_no_training_forward(module):
+                self._passed_by = module  # and all within: of its parts some may stay in training mode
                 return
             self.restart()
             self._live.enter_context(_Functions(self))
         self._stack.append((name, module))
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if self._passed_by is not None:
+            if self._passed_by is module:
+                self._passed_by = None
+            return
         if not any(entered is module for _, entered in self._stack):
             return  # of a forward that is not looked at
         # A forward that raised leaves entries above this one.
@@ -366,7 +376,7 @@ def is_compiling() -> bool:
 
 def compiles_hooks(root: nn.Module) -> bool:
     """Whether a hook on this model, as its owner calls it, would be compiled along."""
-    return "_orig_mod" not in root._modules and is_compiling()
+    return isinstance(root, torch.jit.ScriptModule) or ("_orig_mod" not in root._modules and is_compiling())
 
 
 class AutocastSeen:
@@ -424,6 +434,8 @@ def before_forwards(models: Mapping[str, nn.Module], function: Callable[[], None
 
     with ExitStack() as stack:
         for module in named_modules(models).values():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             for handle in (
                 module.register_forward_pre_hook(_Hook(enter, "", _raise), prepend=True),
                 module.register_forward_hook(_Hook(leave, "", _raise), always_call=True),
@@ -531,6 +543,8 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         first = batch.part(0, 2, device_of(models))
         with torch.no_grad(), capture.forward():
             output = first.run(models)
+        logits = first.logits(output)
+        scored = "logits" if logits is not None else "loss" if first.losses(output) is not None else ""
     except (CommunicatesError, RanksApart):
         raise
     except Exception as error:
@@ -542,8 +556,6 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         ) from error
     for unexpected in capture.errors.values():
         raise unexpected
-    logits = first.logits(output)
-    scored = "logits" if logits is not None else "loss" if first.losses(output) is not None else ""
     classes = logits.shape[1] if logits is not None else 0
     return Survey(batch, tuple(layers), tuple(dict.fromkeys(attention)), scored, classes)
 

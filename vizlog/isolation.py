@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import enum
 import random
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import PurePath
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -26,16 +30,18 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     So are modules that they hold without registering them, in an attribute or a list: a teacher, an average.
 
     Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy, and of generators
-    that a module holds; the contents of every buffer and other tensor attribute (metric states); every module's
-    attributes, lists and dicts, and those of objects in them that hold nothing but data (a cache, a memory bank), each
-    training flag separately (a frozen BatchNorm stays frozen); every `.grad`, which is None inside. Hooks that a
-    forward adds to modules go again. A LightningModule's `log` does nothing inside, and a DistributedDataParallel calls
-    what it wraps, with no word to other ranks.
+    that a module holds; the contents of every buffer and other tensor attribute (metric states), and of embeddings
+    whose norm is limited; every module's attributes, lists, dicts and NumPy arrays, and those of objects in them that
+    hold nothing but data (a cache, a memory bank), each training flag separately (a frozen BatchNorm stays frozen);
+    every `.grad`, which is None inside. Hooks that a forward adds to modules go again, and those that it removes come
+    back. A LightningModule's `log` does nothing inside, and a DistributedDataParallel calls what it wraps, with no word
+    to other ranks.
 
     Modules that `fully_shard` was applied to hold their own shards again afterwards; all ranks go inside together.
 
-    What cannot be kept: objects that hold more than data, such as a file, a lock or a function, or more than 64 MB of
-    it or 10,000 parts, and are changed by a forward from within.
+    What cannot be kept: objects that hold more than data, such as a file, a lock, an iterator or a function, or more
+    than 64 MB of it or 10,000 parts, and are changed by a forward from within, though for tensors and generators in
+    them; a parameter that a forward changes; and what a hook of the user's own, which runs here too, does elsewhere.
     """
     models = list(models)
     modules = _modules(models)
@@ -77,13 +83,19 @@ def _modules(models: list[nn.Module]) -> list[nn.Module]:
                 continue
             found[id(module)] = module
             for value in [value for name, value in module.__dict__.items() if name not in _OF_TORCH]:
-                held = value.values() if isinstance(value, dict) else value
-                roots += [
-                    part
-                    for part in (held if isinstance(value, (dict, list, tuple)) else (value,))
-                    if isinstance(part, nn.Module)
-                ]
+                roots += _held(value, 0)
     return list(found.values())
+
+
+def _held(value: Any, depth: int) -> Iterator[nn.Module]:
+    """Modules that a value is or holds, also in objects that a `class` statement made."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif depth < _DEEPEST and type(value) not in _PLAIN and not isinstance(value, Tensor):
+        parts: Any = value if isinstance(value, (*_CONTAINERS, tuple)) else _attributes_of(value)
+        if parts is not None and len(parts) <= _MOST_PARTS:
+            for part in list(parts.values() if isinstance(parts, dict) else parts):
+                yield from _held(part, depth + 1)
 
 
 @contextmanager
@@ -145,7 +157,9 @@ class _Uncheckpointed:
 
 @contextmanager
 def _gradients(models: list[nn.Module]) -> Iterator[None]:
-    kept = [(parameter, parameter.grad) for model in models for parameter in model.parameters()]
+    parameters = [parameter for model in models for parameter in model.parameters()]
+    # A strided gradient of a sparse parameter, as some are given, could not be put back.
+    kept = [(parameter, parameter.grad) for parameter in parameters if parameter.layout == torch.strided]
     for parameter, gradient in kept:
         if gradient is not None:
             parameter.grad = None
@@ -160,22 +174,39 @@ def _gradients(models: list[nn.Module]) -> Iterator[None]:
 @contextmanager
 def _tensors(modules: list[nn.Module], others: Iterable[Tensor]) -> Iterator[None]:
     buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    found = {id(tensor): tensor for tensor in (*buffers, *others) if not is_lazy(tensor)}
+    # An embedding of limited norm shortens the rows that it looks up.
+    limited = [module.weight for module in modules if getattr(module, "max_norm", None) is not None]
+    weights = [weight for weight in limited if isinstance(weight, Tensor)]
+    found = {id(tensor): tensor for tensor in (*buffers, *weights, *others) if not is_lazy(tensor)}
     kept = [(tensor, copy) for tensor in found.values() if (copy := _copied(tensor)) is not None]
     try:
         yield
     finally:
-        for tensor, copy in kept:
-            # `.data` leaves the version counter alone: a graph that saved this buffer can still run its backward.
-            tensor.data.copy_(copy)
+        with ExitStack() as stack:  # each, whatever happens to another
+            for tensor, copy in kept:
+                stack.callback(_fill, tensor, copy)
+
+
+def _fill(tensor: Tensor, copy: Tensor) -> None:
+    if tensor.shape != copy.shape:  # an observer's, which is as large as what it has seen
+        with torch.no_grad():
+            tensor.resize_(copy.shape)
+    # `.data` leaves the version counter alone: a graph that saved this buffer can still run its backward.
+    tensor.data.copy_(copy)
 
 
 def _copied(tensor: Tensor) -> Tensor | None:
-    """A copy, or None of what torch cannot copy, and so cannot change in place either (int4, bits8)."""
+    """A copy, or None of what torch cannot copy (int4, bits8) or is expanded, and so cannot be changed in place."""
+    if tensor.layout == torch.strided and not tensor.is_nested and _is_expanded(tensor):
+        return None
     try:
         return tensor.clone()
     except RuntimeError:
         return None
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 @contextmanager
@@ -200,7 +231,7 @@ def _state(generator: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 @contextmanager
 def _attributes(modules: list[nn.Module], containers: Iterable[Any]) -> Iterator[None]:
-    kept = [(container, container.copy()) for container in (*(module.__dict__ for module in modules), *containers)]
+    kept = [(container, _shallow(container)) for container in (*(module.__dict__ for module in modules), *containers)]
     try:
         yield
     finally:
@@ -210,14 +241,14 @@ def _attributes(modules: list[nn.Module], containers: Iterable[Any]) -> Iterator
 
 @contextmanager
 def _hooks(modules: list[nn.Module]) -> Iterator[None]:
-    # Some models of transformers add them at their first forward, and keep that they did in an attribute.
-    kept = [(hooks, set(hooks)) for module in modules for name in _HOOKS for hooks in [module.__dict__.get(name, {})]]
+    # Some models of transformers add them at their first forward, and keep that they did in an attribute; one that
+    # makes something at the first forward takes itself off.
+    kept = [(hooks, dict(hooks)) for module in modules for name in _HOOKS for hooks in [module.__dict__.get(name, {})]]
     try:
         yield
     finally:
         for hooks, before in kept:
-            for number in hooks.keys() - before:
-                del hooks[number]
+            _put_back(hooks, before)
 
 
 class _Data:
@@ -235,7 +266,7 @@ class _Data:
         for module in modules:
             for name, value in module.__dict__.items():
                 if name in ("_parameters", "_buffers", "_modules"):
-                    if name not in left_alone and type(value) in _CONTAINERS:  # a ScriptModule's lie beyond Python
+                    if name not in left_alone and isinstance(value, _CONTAINERS):  # a ScriptModule's lie beyond Python
                         self.containers[id(value)] = value
                 elif name not in _OF_TORCH and type(value) not in _PLAIN and id(value) not in self._known:
                     self._known.add(id(value))
@@ -246,11 +277,12 @@ class _Data:
             self.tensors[id(value)] = value
             return
         found = _Walk()
-        if found.is_data(value, 0):
-            self.tensors.update(found.tensors)
-            self.generators.update(found.generators)
+        is_data = found.is_data(value, 0)
+        self.tensors.update(found.tensors)
+        self.generators.update(found.generators)
+        if is_data:
             self.containers.update(found.containers)
-        elif type(value) in _CONTAINERS:  # of modules or functions, say: itself, but nothing in it
+        elif isinstance(value, _CONTAINERS):  # of modules or functions, say: itself, but nothing in it
             self.containers[id(value)] = value
 
 
@@ -261,13 +293,17 @@ class _Walk:
         self.tensors: dict[int, Tensor] = {}
         self.generators: dict[int, Any] = {}
         self.containers: dict[int, Any] = {}
-        self._parts_left, self._bytes_left = 10_000, 64 << 20
+        self._parts_left, self._bytes_left = _MOST_PARTS, 64 << 20
 
     def is_data(self, value: Any, depth: int) -> bool:
         """Whether a value holds nothing but data."""
         kind = type(value)
-        if kind in _PLAIN or isinstance(value, nn.Parameter):
+        if kind in _PLAIN or isinstance(value, (nn.Parameter, *_CONSTANT)):
             return True
+        if isinstance(value, np.ndarray):
+            self.containers[id(value)] = value
+            self._bytes_left -= value.nbytes
+            return self._bytes_left >= 0 and not value.dtype.hasobject
         if isinstance(value, Tensor):
             self.tensors[id(value)] = value
             self._bytes_left -= value.numel() * value.element_size()
@@ -279,16 +315,21 @@ class _Walk:
         if depth > _DEEPEST or self._parts_left < 0:
             return False
         if kind is not tuple:
-            value = value if kind in _CONTAINERS else _attributes_of(value)
+            value = value if isinstance(value, _CONTAINERS) else _attributes_of(value)
             if value is None or id(value) in self.containers:
                 return value is not None
             self.containers[id(value)] = value
-        return all(self.is_data(part, depth + 1) for part in (value.values() if isinstance(value, dict) else value))
+        # To the last part: what of a mixed value can be kept is kept.
+        parts = [self.is_data(part, depth + 1) for part in (value.values() if isinstance(value, dict) else value)]
+        return all(parts)
 
 
 def _attributes_of(value: Any) -> dict[str, Any] | None:
     """The `__dict__` that is all there is to an object written in Python; None of modules, functions, files, locks."""
     kind = type(value)
+    if kind is SimpleNamespace:
+        attributes: dict[str, Any] = vars(value)
+        return attributes
     in_python = all(base.__flags__ & _HEAP_TYPE for base in kind.__mro__[:-1])
     in_slots = any(vars(base).get("__slots__") for base in kind.__mro__)  # Generic and the like have empty ones
     if not in_python or in_slots or isinstance(value, nn.Module):
@@ -297,7 +338,8 @@ def _attributes_of(value: Any) -> dict[str, Any] | None:
 
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
-_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
+_CONSTANT = (enum.Enum, PurePath, np.generic, range, slice)
+_CONTAINERS = (list, dict, set, deque)
 _GENERATORS = frozenset(
     {("torch", "Generator"), ("numpy", "Generator"), ("numpy", "RandomState"), ("random", "Random")}
 )
@@ -305,6 +347,7 @@ _OF_TORCH = frozenset(nn.Module().__dict__)
 # Of a state dict they change nothing in training, and those that `fully_shard` adds in the first forward must stay.
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.startswith(("_forward_", "_backward_")))
 _DEEPEST = 6
+_MOST_PARTS = 10_000
 _HEAP_TYPE = 1 << 9  # of CPython's type flags: a class that a `class` statement made
 
 
@@ -313,25 +356,40 @@ def _left_alone(models: list[nn.Module]) -> frozenset[str]:
     return frozenset({"_parameters"} if sharded_modules(models) else ())
 
 
-def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return len(a) == len(b) and all(a.get(name, a) is value for name, value in b.items())
+def _same(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+    """Whether they hold the same objects, in one order."""
+    return len(a) == len(b) and all(
+        one is other and a[one] is b[other] for one, other in zip(list(a), list(b), strict=True)
+    )
+
+
+def _shallow(container: Any) -> Any:
+    """Its parts, as the plain container or array that holds them."""
+    if isinstance(container, np.ndarray):
+        return container.copy()
+    kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+    return kind(container)
 
 
 def _put_back(container: Any, copy: Any) -> None:
-    # What has not changed is not touched: the training may be in the middle of a loop over it.
-    if isinstance(container, deque):
+    # What has not changed is not touched: the training may be in the middle of a loop over it. And by the methods of
+    # the plain kind: those of a class of one's own may do more.
+    if isinstance(container, np.ndarray):
+        if container.tobytes() != copy.tobytes():
+            container[...] = copy
+    elif isinstance(container, (deque, list)):
         if len(container) != len(copy) or any(a is not b for a, b in zip(container, copy, strict=True)):
-            container.clear()
-            container.extend(copy)
-    elif isinstance(container, list):
-        container[:] = copy
+            of_lists: Any = deque if isinstance(container, deque) else list
+            of_lists.clear(container)
+            of_lists.extend(container, copy)
     elif isinstance(container, set):
         if container != copy:
-            container.clear()
-            container.update(copy)
+            set.clear(container)
+            set.update(container, copy)
     elif not _same(container, copy):
-        container.clear()
-        container.update(copy)
+        of_dicts: Any = OrderedDict if isinstance(container, OrderedDict) else dict
+        of_dicts.clear(container)
+        of_dicts.update(container, copy)
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:

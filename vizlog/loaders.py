@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from types import ModuleType
 from typing import Any
 
@@ -31,8 +32,8 @@ _TARGETS = ("labels", "label", "targets", "target", "y")
 def spread_examples(loader: Any) -> Any:
     """A batch of examples spread evenly over a loader's dataset, collated as the loader does; the caller isolates.
 
-    At most 256 examples, and 64 MB of them. Random generators that the dataset or the collator keeps, such as the one
-    of a seeded masking, are afterwards as they were: the training draws from them too.
+    At most 256 examples, and 64 MB of them. Attributes of the dataset and the collator, and random generators that they
+    keep, such as the one of a seeded masking, are afterwards as they were: the training uses them too.
 
     Raises:
         TypeError: the data cannot be asked by index; says what it is.
@@ -44,7 +45,7 @@ def spread_examples(loader: Any) -> Any:
         raise TypeError(f"{type(dataset).__name__} is iterable")
     if loader.batch_sampler is None:
         raise TypeError(f"{type(dataset).__name__} makes batches itself")
-    with _generators_kept([dataset, collate]):
+    with _as_before([dataset, collate]):
         size = sum(x.numel() * x.element_size() for x in tree_leaves(dataset[0]) if isinstance(x, Tensor))
         number = min(len(dataset), MOST, max(32, _BYTES // max(size, 1)))
         indices = torch.linspace(0, len(dataset) - 1, number).round().long().tolist()
@@ -69,7 +70,7 @@ def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
     return tuple(batch[:number]), batch[number] if number < len(batch) else None
 
 
-# Random generators ----------------------------------------------------------------------------------------------------
+# What the data keeps --------------------------------------------------------------------------------------------------
 
 # Kind, how its state is read, and how it is put back.
 _STATES: tuple[tuple[type, Callable[[Any], Any], Callable[[Any, Any], Any]], ...] = (
@@ -85,45 +86,54 @@ _DEPTH = 4
 
 
 @contextmanager
-def _generators_kept(objects: Iterable[Any]) -> Iterator[None]:
-    """Afterwards the generators that these hold as attributes are as before, and one that was made inside is gone."""
-    owners = list(_owners(objects))
-    before = [dict(owner.__dict__) for owner in owners]
+def _as_before(objects: Iterable[Any]) -> Iterator[None]:
+    """Afterwards these, and what they hold, have the attributes that they had, and their generators the states.
+
+    A file that a dataset opens when it is first asked is not open then: loader processes would share its place.
+    """
+    owners, generators = _held(objects)
+    before = [(owner, dict(owner.__dict__)) for owner in owners]
     states = [
-        (put_back, value, read(value))
-        for attributes in before
-        for value in attributes.values()
+        (put_back, generator, read(generator))
+        for generator in generators
         for kind, read, put_back in _STATES
-        if isinstance(value, kind)
+        if isinstance(generator, kind)
     ]
     try:
         yield
     finally:
         for put_back, generator, state in states:
             put_back(generator, state)
-        for owner, attributes in zip(owners, before, strict=True):
-            for name in [name for name, value in owner.__dict__.items() if isinstance(value, _KINDS)]:
-                if name in attributes:
-                    owner.__dict__[name] = attributes[name]
-                else:
-                    del owner.__dict__[name]
+        for owner, attributes in before:
+            for name in owner.__dict__.keys() - attributes.keys():
+                del owner.__dict__[name]
+            owner.__dict__.update(attributes)
 
 
-def _owners(objects: Iterable[Any]) -> Iterator[Any]:
-    """These and what they hold, everything that has attributes, once."""
+def _held(objects: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """Of these and what they hold, each once: everything that has attributes, and the random generators."""
+    owners: list[Any] = []
+    generators: list[Any] = []
     seen: set[int] = set()
     level = list(objects)
     for _ in range(_DEPTH):
         below: list[Any] = []
         for found in level:
-            if isinstance(found, partial):
+            if id(found) in seen:
+                continue
+            seen.add(id(found))
+            if isinstance(found, _KINDS):
+                generators.append(found)
+            elif isinstance(found, partial):
                 below += [found.func, *found.args, *found.keywords.values()]
             elif isinstance(found, (list, tuple)):
                 below += found[:64]
+            elif isinstance(found, dict):
+                below += islice(found.values(), 64)
             elif inspect.ismethod(found):
                 below.append(found.__self__)
-            elif hasattr(found, "__dict__") and not isinstance(found, _CLOSED) and id(found) not in seen:
-                seen.add(id(found))
+            elif hasattr(found, "__dict__") and not isinstance(found, _CLOSED):
                 below += found.__dict__.values()
-                yield found
+                owners.append(found)
         level = below
+    return owners, generators

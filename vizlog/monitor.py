@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import numbers
 import os
 import re
 import time
@@ -231,10 +232,14 @@ class Monitor:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave, before the first step; probes that it does not know start anew."""
         self.cancel()
-        self._count, self._epoch = state["step"], state["epoch"]
-        for name, turn in self._named_turns():
-            if name in state["probes"]:
-                turn.load_state_dict(state["probes"][name])
+        try:
+            self._count, self._epoch = state["step"], state["epoch"]
+            for name, turn in self._named_turns():
+                if name in state["probes"]:
+                    turn.load_state_dict(state["probes"][name])
+        except (KeyError, TypeError, AttributeError) as error:
+            self._warn_once(f"the state of another vizlog is passed over, and schedules begin anew: {told(error)}")
+            return
         self._delivery.diagnosis = Diagnosis.from_state(state.get("health", {}))
         self._next_step = -1
         if self._rounds is not None:
@@ -360,7 +365,9 @@ class Monitor:
     # The optimizer's step ---------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer) -> bool:
-        self._state_only = id(optimizer) if makes_state_only(optimizer) else None
+        self._state_only = None
+        with self._contained("the optimizer's rates"):
+            self._state_only = id(optimizer) if makes_state_only(optimizer) else None
         if self._state_only is not None:
             return False
         # A person's own numbers say more exactly where a step begins.
@@ -788,7 +795,8 @@ def _float_type(models: Mapping[str, nn.Module]) -> torch.dtype | None:
 
 def _check_pace(probes: Any, every: Any, budget: float | None) -> None:
     """Raises where it is not said, or said twice, how often to look."""
-    if budget is not None and not 0 < budget <= 1:
+    number = isinstance(budget, numbers.Real) and not isinstance(budget, bool)
+    if budget is not None and not (number and 0 < budget <= 1):
         raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
     if probes is not None and every is not None:
         raise ValueError("every= is for the standard probes; give each of probes= its own every=")

@@ -128,11 +128,11 @@ class StepHooks:
         if not self._before(optimizer):
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is not None:
+        if callable(closure):  # some take other things there
             self._unread.add(id(optimizer))
 
-            def closure_then_read() -> Any:
-                loss = closure()
+            def closure_then_read(*closure_args: Any, **closure_kwargs: Any) -> Any:
+                loss = closure(*closure_args, **closure_kwargs)
                 self._read_once(optimizer)
                 return loss
 
@@ -187,7 +187,9 @@ def makes_state_only(optimizer: Optimizer) -> bool:
     for group in optimizer.param_groups:
         rate = group.get("lr", 1.0)
         # To look into a tensor on a device would be to wait for it.
-        if (isinstance(rate, Tensor) and rate.device.type != "cpu") or rate != 0:
+        if (isinstance(rate, Tensor) and (rate.device.type != "cpu" or bool(rate.any()))) or (
+            not isinstance(rate, Tensor) and rate != 0
+        ):
             return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     # No gradients at all: a closure is still to make them, at the rate a warm-up begins with.

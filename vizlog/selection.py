@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
@@ -47,7 +48,7 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
 
 def bare(model: nn.Module) -> nn.Module:
     """`model` without the wrappers of torch.compile, DataParallel, DistributedDataParallel and Fabric around it."""
-    while True:
+    while not isinstance(model, torch.jit.ScriptModule):  # which wraps nothing, and has no dict of modules
         inner = model._modules.get("_orig_mod")
         if inner is None:
             inner = model._modules.get("_original_module")  # Fabric's, beside `_forward_module`
@@ -56,11 +57,12 @@ def bare(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
+    return model
 
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether it computes its output itself: it has no parts but those that make its parameters."""
-    return module._modules.keys() <= {"parametrizations"}
+    return set(module._modules.keys()) <= {"parametrizations"}
 
 
 def named_models(model: Any) -> dict[str, nn.Module]:
@@ -78,7 +80,8 @@ def given_models(model: Any) -> dict[str, nn.Module]:
     Raises:
         TypeError: it is neither a module, nor a list or dict of modules.
     """
-    if isinstance(model, nn.Module) and not isinstance(model, (nn.ModuleList, nn.ModuleDict)):
+    holds_models = isinstance(model, (nn.ModuleList, nn.ModuleDict)) and type(model).forward is nn.Module.forward
+    if isinstance(model, nn.Module) and not holds_models:
         return {"": _without_fabric(model)}
     if isinstance(model, (Mapping, nn.ModuleDict)):
         models = {str(name): part for name, part in model.items()}
@@ -228,7 +231,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _without_fabric(model: nn.Module) -> nn.Module:
     """What is inside Lightning Fabric's wrapper, as that calls it: compiled, in DDP; it holds it bare as well."""
-    inside = model._modules.get("_forward_module")
+    inside = dict(model._modules.items()).get("_forward_module")
     return model if inside is None else inside
 
 
