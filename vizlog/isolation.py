@@ -40,8 +40,8 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     Modules that `fully_shard` was applied to hold their own shards again afterwards; all ranks go inside together.
 
     What cannot be kept: objects that hold more than data, such as a file, a lock, an iterator or a function, or more
-    than 64 MB of it or 10,000 parts, and are changed by a forward from within, though for tensors and generators in
-    them; a parameter that a forward changes; and what a hook of the user's own, which runs here too, does elsewhere.
+    than 64 MB of it or 10,000 parts, and are changed by a forward from within; a parameter that a forward changes; and
+    what a hook of the user's own, which runs here too, does elsewhere.
     """
     models = list(models)
     modules = _modules(models)
@@ -277,12 +277,16 @@ class _Data:
             self.tensors[id(value)] = value
             return
         found = _Walk()
-        is_data = found.is_data(value, 0)
-        self.tensors.update(found.tensors)
-        self.generators.update(found.generators)
-        if is_data:
+        if found.is_data(value, 0):
+            self.tensors.update(found.tensors)
+            self.generators.update(found.generators)
             self.containers.update(found.containers)
-        elif isinstance(value, _CONTAINERS):  # of modules or functions, say: itself, but nothing in it
+            return
+        if isinstance(value, (*_CONTAINERS, tuple)) and len(value) <= _MOST_PARTS:
+            for part in list(value.values() if isinstance(value, dict) else value):
+                if isinstance(part, Tensor) or _is_generator(part):
+                    self._add(part)
+        if isinstance(value, _CONTAINERS):  # of modules or functions, say: itself, but nothing in it
             self.containers[id(value)] = value
 
 
@@ -308,7 +312,7 @@ class _Walk:
             self.tensors[id(value)] = value
             self._bytes_left -= value.numel() * value.element_size()
             return self._bytes_left >= 0
-        if (kind.__module__.partition(".")[0], kind.__name__) in _GENERATORS:
+        if _is_generator(value):
             self.generators[id(value)] = value
             return True
         self._parts_left -= 1
@@ -319,9 +323,12 @@ class _Walk:
             if value is None or id(value) in self.containers:
                 return value is not None
             self.containers[id(value)] = value
-        # To the last part: what of a mixed value can be kept is kept.
-        parts = [self.is_data(part, depth + 1) for part in (value.values() if isinstance(value, dict) else value)]
-        return all(parts)
+        return all(self.is_data(part, depth + 1) for part in (value.values() if isinstance(value, dict) else value))
+
+
+def _is_generator(value: Any) -> bool:
+    kind = type(value)
+    return (kind.__module__.partition(".")[0], kind.__name__) in _GENERATORS
 
 
 def _attributes_of(value: Any) -> dict[str, Any] | None:
