@@ -258,13 +258,13 @@ def test_a_destination_that_cannot_be_closed_is_said(
 
 def test_what_is_no_number_is_left_out(delivery: Delivery, to: Destination, caplog: pytest.LogCaptureFixture) -> None:
     delivery.log(0, {"a": 1, "b": "text", "c": torch.zeros(2), "d": None, "e": torch.zeros(1), "": 1})
-    delivery.log(0, {"f": torch.tensor(1j)})
+    delivery.log(0, {"f": torch.tensor(1j), "g": 10**400})
     delivery.flush()
     delivery.log(1, {"b": "text"})
     delivery.flush()
     assert tags(to) == [(0, ["a", "e"])]
     left_out = [message.split("; ")[1].split(" ")[0] for message in caplog.messages]
-    assert left_out == ["'b'", "'c'", "'d'", "''", "'f'", "'b'"]
+    assert left_out == ["'b'", "'c'", "'d'", "''", "'f'", "'g'", "'b'"]
 
 
 def test_one_rank_s_part_of_a_number_is_left_out_and_said_once(

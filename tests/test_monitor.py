@@ -1157,3 +1157,64 @@ def test_a_budget_stretches_what_is_dear() -> None:
     assert due(None) == list(range(60))
     assert due(0.01)[0] == 0
     assert len(due(0.01)) < 40
+
+
+@pytest.mark.parametrize("budget", ["x", True, 0, 1.5, float("nan")])
+def test_a_budget_that_is_no_share_is_an_error(budget: Any) -> None:
+    with pytest.raises(ValueError, match="share of the training time"):
+        vizlog.Monitor(net(), to=vizlog.Memory(), budget=budget)
+
+
+@pytest.mark.parametrize("state", [{}, {"step": 3}, {"step": 3, "epoch": 0, "probes": {"WeightHistograms": {}}}, [1]])
+def test_the_state_of_something_else_is_passed_over(state: Any, caplog: pytest.LogCaptureFixture) -> None:
+    memory = vizlog.Memory()
+    with vizlog.Monitor(net(), [vizlog.WeightHistograms(every=1)], to=memory) as monitor:
+        monitor.load_state_dict(state)
+        with monitor.step(0):
+            pass
+    assert "state of another vizlog is passed over" in caplog.text
+    assert memory.of("weights/0.weight")
+
+
+def test_a_list_of_modules_with_a_forward_of_its_own_is_one_model() -> None:
+    class Chain(nn.ModuleList):
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self:
+                x = layer(x)
+            return x
+
+    memory = vizlog.Memory()
+    model = Chain([nn.Linear(4, 3), nn.Linear(3, 2)])
+    probes = [vizlog.ActivationHistograms(every=1)]
+    with (
+        vizlog.Monitor(model, probes, to=memory, batch=(torch.ones(2, 4), torch.zeros(2).long())) as monitor,
+        monitor.step(),
+    ):
+        pass
+    assert memory.of("activations/1")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("whole", [False, True])
+def test_scripted_modules_are_watched_as_far_as_they_can_be(*, whole: bool) -> None:
+    part = torch.jit.script(nn.Linear(4, 4))
+    model = torch.jit.script(nn.Sequential(nn.Linear(4, 4))) if whole else nn.Sequential(part, nn.ReLU())
+    optimizer, memory = torch.optim.SGD(model.parameters(), lr=0.1), vizlog.Memory()
+    with vizlog.watch(model, optimizer, to=memory, batch=(torch.ones(2, 4), torch.zeros(2).long())):
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+    assert memory.of("gradients/0.weight")
+    assert bool(memory.of("activations/1")) != whole
+
+
+def test_parts_in_training_mode_of_an_evaluation_are_none_of_the_trainings() -> None:
+    model, memory = nn.Sequential(nn.Linear(2, 2), nn.Dropout()), vizlog.Memory()
+    probes = [vizlog.ActivationHistograms(every=1, source="live")]
+    with vizlog.Monitor(model, probes, to=memory) as monitor, monitor.step():
+        model(torch.ones(3, 2)).sum().backward()
+        model.eval()
+        model[1].train()  # Monte Carlo dropout
+        with torch.no_grad():
+            model(torch.ones(6, 2))
+        model.train()
+    assert [record.count for _, record in memory.of("activations/1")] == [6]  # type: ignore[union-attr]

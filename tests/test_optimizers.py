@@ -311,3 +311,45 @@ def test_a_round_ends_where_an_optimizer_steps_again(order: str, rounds: int) ->
         starts += counted.starts(optimizers[name])
         counted.stepped(optimizers[name])
     assert starts == rounds
+
+
+@pytest.mark.parametrize("given", [0.5, {"weight": 1.0}])
+def test_what_is_no_closure_is_handed_on(given: Any) -> None:
+    got: list[Any] = []
+
+    class Scaled(SGD):
+        def step(self, closure: Any = None) -> Any:
+            got.append(closure)
+
+    optimizer = Scaled([nn.Parameter(torch.ones(1))], lr=0.1)
+    hooks = hooked(optimizer)
+    optimizer.step(given)
+    hooks.remove()
+    assert got == [given]
+
+
+def test_a_closure_may_be_called_with_arguments() -> None:
+    class Calls(SGD):
+        def step(self, closure: Any = None) -> Any:
+            return closure("a", backward=True)
+
+    optimizer = Calls([nn.Parameter(torch.ones(1))], lr=0.1)
+    hooks = hooked(optimizer)
+    assert optimizer.step(lambda *args, **kwargs: (args, kwargs)) == (("a",), {"backward": True})
+    hooks.remove()
+
+
+@pytest.mark.parametrize(("rate", "state_only"), [([0.1, 0.0], False), ([0.0, 0.0], True)])
+def test_a_rate_may_be_a_vector(rate: list[float], *, state_only: bool) -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = SGD([parameter], lr=0.1)
+    optimizer.param_groups[0]["lr"] = torch.tensor(rate)
+    parameter.grad = torch.zeros(2)
+    assert makes_state_only(optimizer) == state_only
+
+
+def hooked(optimizer: Optimizer) -> StepHooks:
+    def nothing(_: Any) -> None:
+        pass
+
+    return StepHooks([optimizer], before=lambda _: True, gradients=nothing, after=nothing, other=nothing)

@@ -797,3 +797,14 @@ def test_a_file_that_another_process_makes_at_the_same_time_is_not_written_over(
     monkeypatch.setattr("vizlog.backends.event_file.event_files", lambda _: [])  # it has come since we looked
     with pytest.raises(FileExistsError):
         EventFile(run)
+
+
+def test_a_projector_that_cannot_be_written_costs_no_number(run: Path, said: Callable[[], list[str]]) -> None:
+    run.mkdir(parents=True)
+    (run / "projector").write_text("in the way")
+    backend = TensorBoard(run)
+    for step in range(2):
+        backend.write(step, [Scalar("a", 1.0), embedding("embeddings/fc")])
+    backend.close()
+    assert scalars(run, "a") == [(0, 1.0), (1, 1.0)]
+    assert sum("could not be drawn and is left out" in message for message in said()) == 1

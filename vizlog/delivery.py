@@ -355,7 +355,7 @@ def _scalars(values: Mapping[str, Any]) -> Iterable[Scalar]:
     for tag, value in values.items():
         try:
             yield Scalar(tag, value)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 -- what has no float, a user's own type too
             LOG.warning("vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, error)
 
 

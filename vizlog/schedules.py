@@ -7,6 +7,7 @@ first step seen is always due.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ class AtSteps(Schedule):
         object.__setattr__(self, "steps", tuple(sorted(set(flat))))
 
     def next_step(self, step: int) -> int | None:
-        return next((due for due in self.steps if due > step), None)
+        place = bisect.bisect_right(self.steps, step)
+        return self.steps[place] if place < len(self.steps) else None
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def sweep_config(
         unknown = [condition for condition in names if condition not in CONDITIONS]
         if unknown:
             raise ValueError(f"stop_when= of a sweep takes some of {', '.join(map(repr, CONDITIONS))}, got {unknown}")
-        config["parameters"]["stop_when"] = {"value": names}
+        config["parameters"].setdefault("stop_when", {"value": names})  # a swept one goes first
     if runs is not None:
         config["run_cap"] = runs
     if isinstance(early_terminate, int):

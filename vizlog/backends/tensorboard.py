@@ -17,7 +17,7 @@ from vizlog.backends.hparams import HParams
 from vizlog.backends.projector import project
 from vizlog.backends.summaries import Summaries, is_drawn
 from vizlog.diagnosis import STOPPED_BECAUSE
-from vizlog.messages import LOG
+from vizlog.messages import LOG, told
 from vizlog.records import Embedding, Record, Scalar, Text
 
 if TYPE_CHECKING:
@@ -114,7 +114,12 @@ class TensorBoard:
 
     def _project(self, step: int, record: Record) -> None:
         if isinstance(record, Embedding) and self._sink.directory is not None:
-            project(self._sink.directory, step, record)
+            try:
+                project(self._sink.directory, step, record)
+            except OSError as error:
+                if error.errno in _NO_SPACE:
+                    raise
+                raise ValueError(f"its files for the Projector cannot be written: {told(error)}") from error
 
     def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
         """Writes why the training stops, and for the HPARAMS tab the health scalars that have changed."""
