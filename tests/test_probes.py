@@ -382,3 +382,36 @@ def test_layers_that_are_unfrozen_later_get_their_share_of_the_places() -> None:
             optimizer.step()
     drawn = [[r.tag[-8] for s, r in memory.records if s == step and "gradients/" in r.tag] for step in range(4)]
     assert drawn == [["4", "5", "6", "7"]] * 2 + [["0", "3", "4", "7"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Softmax(dim=1), 1.0),
+        (nn.Softmax(dim=-1), 0.0),
+        (lambda x: F.softmax(x, 1), 1.0),
+        (lambda x: F.softmax(x, dim=1), 1.0),
+        (nn.Hardtanh(-1000, 1000), 0.0),
+        (lambda x: F.hardtanh(x, -1000.0, 1000.0), 0.0),
+        (lambda x: F.hardtanh(x, min_val=-1000.0, max_val=1000.0), 0.0),
+        (F.hardtanh, 1.0),
+    ],
+)
+def test_saturation_heeds_how_a_layer_was_called(layer: Any, expected: float) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            if isinstance(layer, nn.Module):
+                self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return layer(self.scale * x)
+
+    x = 100 * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1).expand(3, 2, 4, 4).contiguous()
+    memory = vizlog.Memory()
+    probes = [vizlog.ActivationHistograms(every=1)]
+    with vizlog.Monitor(Net(), probes, to=memory, batch=vizlog.FixedBatch(x)) as monitor, monitor.step():
+        pass
+    ((_, record),) = memory.of("health/saturated_worst")
+    assert record.value == expected  # type: ignore[union-attr]

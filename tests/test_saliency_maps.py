@@ -151,7 +151,7 @@ def test_misclassified_examples_are_explained_for_the_predicted_class_too(
     np.testing.assert_allclose(mistake.values, captum_gradient(model, wrong.inputs[rows], predicted[rows]), atol=1e-5)
     np.testing.assert_array_equal(mistake.over, wrong.thumbnails(8)[rows])
     assert mistake.titles == [true.titles[2], true.titles[5]]
-    assert f"target class {int(predicted[2])}; predicted class {int(predicted[2])} (" in mistake.notes[0]
+    assert f"explains class {int(predicted[2])}; predicted class {int(predicted[2])} (" in mistake.notes[0]
     assert [note.endswith(", wrong)") for note in true.notes] == [False, False, True, False, False, True, False, False]
 
 
@@ -165,7 +165,7 @@ def test_another_class_can_be_asked_for(model: nn.Sequential, batch: FixedBatch,
     assert tag == ("saliency/gradient/predicted" if target == "predicted" else "saliency/gradient/class-three")
     classes = predicted if target == "predicted" else torch.full((8,), 3)
     np.testing.assert_allclose(record.values, captum_gradient(model, batch.inputs[:8], classes), atol=1e-5)
-    assert f"target {batch.class_name(int(classes[0]))}; predicted " in record.notes[0]
+    assert f"explains {batch.class_name(int(classes[0]))}; predicted " in record.notes[0]
 
 
 def test_without_true_classes_the_predicted_one_is_explained(model: nn.Sequential, batch: FixedBatch) -> None:
@@ -314,7 +314,7 @@ def test_a_language_model_is_explained_for_the_token_it_predicts_next() -> None:
     predicted = model(ids)[:, -1].argmax(1)
     expected = torch.einsum("ntd,nd->nt", model.token(ids), model.head.weight[predicted])
     np.testing.assert_allclose(record.values[:, 0], expected.detach().numpy(), atol=1e-5)
-    assert record.notes[1].startswith(f"target 'w{int(predicted[1])}'; predicted 'w{int(predicted[1])}' (")
+    assert record.notes[1].startswith(f"explains 'w{int(predicted[1])}'; predicted 'w{int(predicted[1])}' (")
     assert "next token, at the last position" in record.caption
 
 

@@ -206,13 +206,23 @@ def _saturation(call: Call, tensor: Tensor) -> tuple[Tensor | None, int]:
         return None, 0  # floats of 8 bits cannot be compared
     kind = call.kind.lower()
     if kind == "softmax":
-        return saturated_rows(tensor), tensor.numel() // max(tensor.shape[-1], 1) if tensor.ndim else 1
+        dim = _given(call, "dim", 1)
+        if dim is None:  # torch's own choice where nobody says
+            dim = 0 if tensor.ndim in (0, 1, 3) else 1
+        return saturated_rows(tensor, dim), tensor.numel() // max(tensor.shape[dim], 1) if tensor.ndim else 1
     if kind not in LIMITS:
         return None, 0
     low, high = LIMITS[kind]
-    if isinstance(call.module, nn.Hardtanh):
-        low, high = call.module.min_val, call.module.max_val
+    if kind == "hardtanh":
+        low, high = _given(call, "min_val", 1, low), _given(call, "max_val", 2, high)
     return saturated(tensor, low, high), tensor.numel()
+
+
+def _given(call: Call, name: str, place: int, default: Any = None) -> Any:
+    """An option of the module, or an argument of the function."""
+    if call.module is not None:
+        return getattr(call.module, name, default)
+    return call.kwargs.get(name, call.args[place] if len(call.args) > place else default)
 
 
 def _figures(layers: Mapping[str, _Seen], counts: Mapping[str, BitCounts], where: str) -> Iterable[Figures]:

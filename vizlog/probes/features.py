@@ -95,6 +95,7 @@ class Points:
         if values.ndim == 2:
             return values.clone()
         if self.mask is not None and values.shape[1:-1] == self.mask.shape[1:]:
+            values = values[: max(len(self.mask) - start, 0)]  # another probe may want more examples
             weights = torch.from_numpy(self.mask[start:stop]).to(values.device, values.dtype).unsqueeze(-1)
             return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
         return values.flatten(1, -2).mean(1)

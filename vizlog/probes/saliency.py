@@ -276,7 +276,8 @@ class SaliencyMaps(Probe):
             elif prediction is not None and prediction.classes is not None and found.question.targets is not None:
                 guess, share = int(prediction.classes[row]), float(prediction.shares[row])
                 wrong = ", wrong" if shown.labels is not None and guess != int(shown.labels[i]) else ""
-                parts.append(f"target {self._class_name(int(found.question.targets[i]))}")
+                explained = "explains" if found.question.suffix else "target"
+                parts.append(f"{explained} {self._class_name(int(found.question.targets[i]))}")
                 parts.append(f"predicted {self._class_name(guess)} ({share:.0%}{wrong})")
             if found.gap is not None:
                 parts.append(f"gap {float(found.gap.absolute[i]):+.2g} ({100 * float(found.gap.relative[i]):.2g}%)")

@@ -53,6 +53,7 @@ class UpdateRatios(Probe):
         self._select, self._most = select, most
         self._position: tuple[str, int] = ("", 0)
         self._all: list[str] = []
+        self._parts: dict[str, tuple[int, int]] = {}
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         check_select(self._select, named_parameters(models), self._found(models), "parameter")
@@ -61,11 +62,12 @@ class UpdateRatios(Probe):
         found = self._found(models)
         self._all = list(found)
         names, parts = self._next_chunk(found)
+        self._parts = parts
         return {"squares": Updates(tuple(names), _squares, _added, parts)}
 
     @only_arranges
     def measure(self, context: Context) -> Any:
-        return {"squares": context.captured["squares"], "all": self._all}
+        return {"squares": context.captured["squares"], "all": self._all, "parts": self._parts}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
         seen: dict[str, Tensor | str] = measured["squares"]
@@ -76,14 +78,16 @@ class UpdateRatios(Probe):
             if len(seen) == len(measured["all"])
             else f"; {len(seen)} of {len(measured['all'])} tensors this time, in turn"
         )
+        of_part = {name: f"part {k + 1} of {n} of its rows" for name, (k, n) in measured["parts"].items()}
+        looked += "".join(f"; of {name} {part}" for name, part in of_part.items())
         looked += f"; {len(skipped)} skipped ({skipped[0]})" if skipped else ""
         drawn = set(spread(measured["all"], self._most or len(measured["all"]))) if measured["all"] else set()
         layers: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for name, (update, weight) in squares.items():
             if name in drawn and weight != 0:  # a weight of nothing but zeros has no ratio; one with NaN has NaN
-                yield Scalar(
-                    f"updates/{name}", _ratio(update, weight), caption=f"|Δw| / |w| of {name}, Euclidean norms"
-                )
+                part = f"; {of_part[name]}, in turn" if name in of_part else ""
+                caption = f"|Δw| / |w| of {name}, Euclidean norms{part}"
+                yield Scalar(f"updates/{name}", _ratio(update, weight), caption=caption)
             layers[layer_of(name)][0] += update
             layers[layer_of(name)][1] += weight
         ratios = {layer: _ratio(*pair) for layer, pair in layers.items()}
