@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
-from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch, describe
+from vizlog.batch import FixedBatch, as_fixed_batch, describe
 from vizlog.isolation import isolated
 from vizlog.loaders import inputs_and_targets, spread_examples
 from vizlog.messages import LOG
