@@ -76,6 +76,7 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
 def _modules(models: list[nn.Module]) -> list[nn.Module]:
     """All modules of these, each once, and of those that stand in their attributes without being registered."""
     found: dict[int, nn.Module] = {}
+    looked_into: set[int] = set()
     roots = list(models)
     for root in roots:
         for module in root.modules():
@@ -83,19 +84,23 @@ def _modules(models: list[nn.Module]) -> list[nn.Module]:
                 continue
             found[id(module)] = module
             for value in [value for name, value in module.__dict__.items() if name not in _OF_TORCH]:
-                roots += _held(value, 0)
+                roots += _held(value, 0, looked_into)
     return list(found.values())
 
 
-def _held(value: Any, depth: int) -> Iterator[nn.Module]:
-    """Modules that a value is or holds, also in objects that a `class` statement made."""
+def _held(value: Any, depth: int, looked_into: set[int]) -> Iterator[nn.Module]:
+    """Modules that a value is or holds, also in objects that a `class` statement made; into each is looked once."""
     if isinstance(value, nn.Module):
         yield value
-    elif depth < _DEEPEST and type(value) not in _PLAIN and not isinstance(value, Tensor):
-        parts: Any = value if isinstance(value, (*_CONTAINERS, tuple)) else _attributes_of(value)
-        if parts is not None and len(parts) <= _MOST_PARTS:
-            for part in list(parts.values() if isinstance(parts, dict) else parts):
-                yield from _held(part, depth + 1)
+        return
+    if depth >= _DEEPEST_MODULE or type(value) in _PLAIN or isinstance(value, Tensor):
+        return
+    parts: Any = value if isinstance(value, (*_CONTAINERS, tuple)) else _attributes_of(value)
+    if parts is None or id(value) in looked_into or len(parts) + len(looked_into) > _MOST_PARTS:
+        return
+    looked_into.add(id(value))
+    for part in list(parts.values() if isinstance(parts, dict) else parts):
+        yield from _held(part, depth + 1, looked_into)
 
 
 @contextmanager
@@ -354,6 +359,7 @@ _OF_TORCH = frozenset(nn.Module().__dict__)
 # Of a state dict they change nothing in training, and those that `fully_shard` adds in the first forward must stay.
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.startswith(("_forward_", "_backward_")))
 _DEEPEST = 6
+_DEEPEST_MODULE = 3
 _MOST_PARTS = 10_000
 _HEAP_TYPE = 1 << 9  # of CPython's type flags: a class that a `class` statement made
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from vizlog.capture import Request, Survey, Weights
 from vizlog.probes.base import Probe
@@ -120,7 +121,7 @@ def _weight(module: nn.Module) -> str:
         if isinstance(module, nn.Conv2d)
         else (module.out_features, module.in_features)
     )
-    found = dict(module.named_parameters())
+    found = {name: parameter for name, parameter in module.named_parameters() if not is_lazy(parameter)}
     return next((name for name in _WEIGHTS if name in found and tuple(found[name].shape[:2]) == shape), "")
 
 
