@@ -582,3 +582,10 @@ def test_a_sparse_parameter_with_a_strided_gradient_costs_no_gradient() -> None:
         pass
     assert all(parameter.grad is before[name] for name, parameter in model.named_parameters())
     assert all(gradient is not None for gradient in before.values())
+
+
+def test_a_module_may_call_anything_max_norm() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.max_norm = 1.0
+    with isolated([model]):
+        model(torch.ones(1, 2))

@@ -415,3 +415,41 @@ def test_saturation_heeds_how_a_layer_was_called(layer: Any, expected: float) ->
         pass
     ((_, record),) = memory.of("health/saturated_worst")
     assert record.value == expected  # type: ignore[union-attr]
+
+
+NORMS = nn.utils.parametrizations
+
+
+@pytest.mark.parametrize(
+    ("norm", "weight"),
+    [
+        (NORMS.spectral_norm, "0.parametrizations.weight.original"),
+        (NORMS.weight_norm, "0.parametrizations.weight.original1"),
+    ],
+)
+def test_layers_under_a_norm_have_filters_and_activations(norm: Any, weight: str) -> None:
+    model = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.ReLU())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    memory = vizlog.Memory()
+    probes = [vizlog.FilterImages(every=1), vizlog.ActivationHistograms(every=1)]
+    batch = vizlog.FixedBatch(torch.randn(2, 3, 8, 8))
+    with vizlog.Monitor(model, probes, to=memory, batch=batch) as monitor, monitor.step():
+        pass
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {record.tag for _, record in memory.records if record.tag.startswith("activations/")} == {
+        "activations/0",
+        "activations/1",
+    }
+    ((_, filters),) = memory.of("filters/0")
+    assert isinstance(filters, Images)
+    assert "before its norm" in filters.caption
+    expected = dict(model.named_parameters())[weight].detach().numpy()
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(filters.pixels.transpose(0, 3, 1, 2), (expected / scale) * 127.5 + 127.5, atol=0.51)
+
+
+def test_four_channels_are_four_images_a_filter() -> None:
+    record = only(seen(nn.Sequential(nn.Conv2d(4, 2, 3)), vizlog.FilterImages()), "filters/0")
+    assert record.pixels.shape == (8, 3, 3, 1)
+    assert list(record.titles)[:5] == ["0, input 0", "0, input 1", "0, input 2", "0, input 3", "1, input 0"]
+    assert "2 of 2 filters, 4 of 4 input channels" in record.caption

@@ -180,8 +180,8 @@ def _gradients(models: list[nn.Module]) -> Iterator[None]:
 def _tensors(modules: list[nn.Module], others: Iterable[Tensor]) -> Iterator[None]:
     buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
     # An embedding of limited norm shortens the rows that it looks up.
-    limited = [module.weight for module in modules if getattr(module, "max_norm", None) is not None]
-    weights = [weight for weight in limited if isinstance(weight, Tensor)]
+    embeddings = [module for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    weights = [embedding.weight for embedding in embeddings if embedding.max_norm is not None]
     found = {id(tensor): tensor for tensor in (*buffers, *weights, *others) if not is_lazy(tensor)}
     kept = [(tensor, copy) for tensor in found.values() if (copy := _copied(tensor)) is not None]
     try:

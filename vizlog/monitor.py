@@ -237,10 +237,9 @@ class Monitor:
             for name, turn in self._named_turns():
                 if name in state["probes"]:
                     turn.load_state_dict(state["probes"][name])
+            self._delivery.diagnosis = Diagnosis.from_state(state.get("health", {}))
         except (KeyError, TypeError, AttributeError) as error:
             self._warn_once(f"the state of another vizlog is passed over, and schedules begin anew: {told(error)}")
-            return
-        self._delivery.diagnosis = Diagnosis.from_state(state.get("health", {}))
         self._next_step = -1
         if self._rounds is not None:
             self._arm(self._count)

@@ -187,9 +187,7 @@ def makes_state_only(optimizer: Optimizer) -> bool:
     for group in optimizer.param_groups:
         rate = group.get("lr", 1.0)
         # To look into a tensor on a device would be to wait for it.
-        if (isinstance(rate, Tensor) and (rate.device.type != "cpu" or bool(rate.any()))) or (
-            not isinstance(rate, Tensor) and rate != 0
-        ):
+        if (rate.device.type != "cpu" or rate.any()) if isinstance(rate, Tensor) else rate != 0:
             return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     # No gradients at all: a closure is still to make them, at the rate a warm-up begins with.

@@ -69,8 +69,9 @@ class ActivationHistograms(Probe):
         select: which layers; None: leaf modules and functional activations (`F.relu`, `torch.tanh` …, named by
             enclosing module and call).
         every: a number of steps, or a schedule.
-        source: "batch", "live", or "auto": the batch if there is one, else the live forward. On a compiled model "live"
-            runs the steps looked at eagerly, which changes their rounding and random draws.
+        source: "batch", "live", or "auto": the batch if there is one, else the live forward, but where something has
+            been given to torch.compile. There "live" runs the steps looked at eagerly, which changes their rounding
+            and random draws.
         most: how many layers to draw, spread over the depth (None: all); health figures cover all.
     """
 

@@ -89,6 +89,7 @@ class FilterImages(Probe):
             weight = weight[:8, :wide].reshape(-1, 1, height, width)
             how = "one image an input channel of a filter"
             of = f"; {min(filters, 8)} of {number} filters, {min(channels, wide)} of {channels} input channels"
+        made = "" if self._weights[name].rpartition(".")[2] == "weight" else ", before its norm"
         scale = float(np.abs(weight[np.isfinite(weight)]).max(initial=0.0)) or 1.0
         pixels = np.nan_to_num(weight / scale, nan=0.0, posinf=1.0, neginf=-1.0).clip(-1, 1) * 127.5 + 127.5
         return Images(
@@ -97,7 +98,7 @@ class FilterImages(Probe):
             titles,
             (-scale, scale),
             np.sqrt((weight.reshape(len(weight), -1) ** 2).sum(1)),
-            caption=f"weights of {name}: {how}{of}",
+            caption=f"weights of {name}{made}: {how}{of}",
         )
 
 
