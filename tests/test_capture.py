@@ -329,7 +329,7 @@ def test_a_forward_in_inference_mode_is_no_training_forward_whatever_the_mode() 
 
 @pytest.mark.parametrize("records", [True, False])
 def test_what_is_recorded_into_a_cuda_graph_is_not_seen(*, records: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: records)
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     capture, stack = live(model)

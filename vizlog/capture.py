@@ -42,6 +42,7 @@ __all__ = [
     "compiles_hooks",
     "is_attention",
     "is_compiling",
+    "is_recording",
     "replaced",
     "survey",
     "unseen",
@@ -603,8 +604,12 @@ def is_attention(function: Any, args: Any, kwargs: Mapping[str, Any], output: An
 def _is_no_training_forward(module: nn.Module) -> bool:
     evaluates = torch.is_inference_mode_enabled() or not (module.training or torch.is_grad_enabled())
     computes_again = torch._C._current_graph_task_id() != -1  # a checkpoint, inside backward
-    records = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    return _ours.get() or evaluates or computes_again or records
+    return _ours.get() or evaluates or computes_again or is_recording()
+
+
+def is_recording() -> bool:
+    """Whether what runs now is recorded into a CUDA graph: nothing may wait, and nothing of ours may be in it."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _is_activation(module: nn.Module | None) -> bool:

@@ -20,7 +20,16 @@ from torch.optim import Optimizer
 from vizlog.backends.open import open_backend
 from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch
 from vizlog.budget import stretches
-from vizlog.capture import AutocastSeen, Survey, before_forwards, compiles_hooks, device_of, survey, unseen
+from vizlog.capture import (
+    AutocastSeen,
+    Survey,
+    before_forwards,
+    compiles_hooks,
+    device_of,
+    is_recording,
+    survey,
+    unseen,
+)
 from vizlog.channel import RanksApart
 from vizlog.delivery import Delivery
 from vizlog.diagnosis import Diagnosis
@@ -165,6 +174,8 @@ class Monitor:
 
     def begin(self, step: int | None = None, epoch: int | None = None) -> None:
         """Before the forward of a step; nothing happens where nothing is due, or where this step has begun already."""
+        if self._is_recorded():
+            return
         with self._contained("the start of a step"):
             self._begin(self._count if step is None else step, epoch)
             if self._due is not None:
@@ -172,6 +183,8 @@ class Monitor:
 
     def end(self) -> None:
         """After the backward of a step; what is due is finished here, or once the watched optimizers have stepped."""
+        if self._is_recorded():
+            return
         with self._contained("the end of a step"):
             self._forward_done()
             due = self._due
@@ -364,6 +377,8 @@ class Monitor:
     # The optimizer's step ---------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer) -> bool:
+        if self._is_recorded():
+            return False
         self._state_only = None
         with self._contained("the optimizer's rates"):
             self._state_only = id(optimizer) if makes_state_only(optimizer) else None
@@ -388,7 +403,7 @@ class Monitor:
                 self._due.read_gradients(owned(optimizer))
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        if self._state_only == id(optimizer):
+        if self._state_only == id(optimizer) or self._is_recorded():
             return
         if self._rounds is not None:
             self._rounds.stepped(optimizer)
@@ -404,6 +419,16 @@ class Monitor:
         if self._rounds is not None and self._due is None and (self._by_epochs or self._count >= self._next_step):
             with self._contained("the next step"):
                 self._arm(self._count)
+
+    def _is_recorded(self) -> bool:
+        """Whether this step only goes into a CUDA graph, which may hold nothing of ours; says so."""
+        if not is_recording():
+            return False
+        self._warn_once(
+            "a step was recorded into a CUDA graph, and what a graph replays is not seen: put `with monitor.step():` "
+            "around replay() of a monitor that was given no optimizer, or leave optimizer.step() out of the graph"
+        )
+        return True
 
     def _other_stepped(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped that is not watched, and none that is."""

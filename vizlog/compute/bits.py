@@ -25,20 +25,21 @@ __all__ = [
     "BitCounts",
     "Grid",
     "Linear",
+    "Together",
+    "Uncollected",
     "added_moments",
     "fine",
     "interpolation_error",
     "linear_exponent",
     "lower_edges",
-    "settled",
 ]
 
 MANTISSA_BITS = 6
 LINEAR_BITS = 12
 LINEAR_BINS = 1 << LINEAR_BITS
 
-Whole: TypeAlias = "NDArray[np.int64] | torch.Tensor"
-Real: TypeAlias = "NDArray[np.float64] | torch.Tensor"
+Whole: TypeAlias = "NDArray[np.int64]"
+Real: TypeAlias = "NDArray[np.float64]"
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ class Grid:
 
     def occupied(self, table: NDArray[Any], zeros: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Bins, rising, and counts, from a table (2·first_negative,) by upper bits in which no zeros are counted."""
-        upper_bits = np.flatnonzero(table)
-        upper_bits = upper_bits[upper_bits % self.first_negative < self.top]
-        zero_bin = np.zeros(int(zeros > 0), np.int64)
-        return _merged(self.number(upper_bits), table[upper_bits], zero_bin, zero_bin + zeros)
+        positive, negative = table[: self.top], table[self.first_negative : self.first_negative + self.top]
+        above, below = np.flatnonzero(positive != 0), np.flatnonzero(negative != 0)[::-1]
+        zero = np.zeros(int(zeros > 0), np.int64)
+        bins = np.concatenate([-1 - below, zero, above + 1])
+        return bins, np.concatenate([negative[below], zero + zeros, positive[above]]).astype(np.int64)
 
 
 @functools.cache
@@ -107,26 +109,23 @@ class Linear:
     merged first.
 
     Args:
-        exponent: a whole number, on a device a 0-d tensor.
-        bins: (K,) int64, rising. counts: (K,) int64; only on a device may some be 0.
+        bins: (K,) int64, rising, the occupied ones. counts: (K,) int64.
     """
 
-    exponent: int | torch.Tensor
+    exponent: int
     bins: Whole
     counts: Whole
 
 
 @dataclass(frozen=True, eq=False)
 class BitCounts:
-    """One tensor's values, counted: small arrays of our own, or small tensors on the device that the values were on.
-
-    Properties read the host's memory; on a device they would wait for it, so move the fields first.
+    """One tensor's values, counted: small arrays of our own.
 
     Args:
         grid: whose bins these are.
         tallies: (5,) int64: elements, zeros, NaNs, +infs, −infs.
         moments: (4,) float64, of the finite values: minimum, maximum, sum, sum of squares about the mean.
-        bins: (K,) int64, rising, the occupied ones. On a device None: `counts` are then in the order of the upper bits.
+        bins: (K,) int64, rising, the occupied ones.
         counts: (K,) int64.
         linear: None where bins alone show the distribution well.
         note: what was counted, where that is not the elements themselves.
@@ -135,7 +134,7 @@ class BitCounts:
     grid: Literal["float32", "float64"]
     tallies: Whole
     moments: Real
-    bins: Whole | None
+    bins: Whole
     counts: Whole
     linear: Linear | None = None
     note: str = ""
@@ -213,15 +212,15 @@ class BitCounts:
         """
         if not isinstance(other, BitCounts):
             return NotImplemented
+        a, b = self, other
         if other.count == 0 or self.count == 0:
             return self if other.count == 0 else other
         if self.grid != other.grid:
             raise ValueError(f"counts of {self.grid} and of {other.grid} have different bins and cannot be added")
-        a, b = settled(self), settled(other)
         bins, counts = _merged(a.bins, a.counts, b.bins, b.counts)
         return replace(
             a,
-            tallies=np.asarray(a.tallies) + np.asarray(b.tallies),
+            tallies=a.tallies + b.tallies,
             moments=added_moments(a.finite, a.moments, b.finite, b.moments),
             bins=bins,
             counts=counts,
@@ -230,25 +229,84 @@ class BitCounts:
         )
 
 
-def settled(counts: BitCounts) -> BitCounts:
-    """The same as numpy arrays of the occupied bins, if it came from a device and now lies in host memory."""
-    if counts.bins is not None:
-        return counts
-    grid = GRIDS[counts.grid]
-    table, tallies = np.asarray(counts.counts), np.asarray(counts.tallies)
-    bins, occupied = grid.occupied(table, int(tallies[1]))
-    linear = counts.linear
-    if linear is not None:
-        places, found = np.asarray(linear.bins), np.asarray(linear.counts).astype(np.int64)
-        linear = Linear(int(linear.exponent), places[found > 0].astype(np.int64), found[found > 0])
-    return replace(
-        counts,
-        tallies=tallies,
-        moments=np.asarray(counts.moments),
-        bins=bins,
-        counts=occupied,
-        linear=linear,
-    )
+@dataclass(eq=False)
+class Together:
+    """The counts of up to T tensors on one grid, as they were made on a device: one piece of memory, for one copy.
+
+    Args:
+        tensors: T.
+        memory: (n,) int64, what `pieces` shows.
+        leaves: whether it is on its way to the host, so that nothing more may be counted into it.
+    """
+
+    grid: Literal["float32", "float64"]
+    tensors: int
+    memory: torch.Tensor
+    leaves: bool = False
+
+    @classmethod
+    def empty(cls, grid: Grid, tensors: int, device: torch.device) -> Together:
+        """Nothing counted yet: all parts are zero."""
+        import torch
+
+        words = sum(math.prod(shape) * np.dtype(dtype).itemsize // 8 for shape, dtype in _parts(grid, tensors).values())
+        return cls(grid.name, tensors, torch.zeros(words, dtype=torch.int64, device=device))
+
+    def pieces(self) -> dict[str, torch.Tensor]:
+        """Views of the memory.
+
+        tallies (5, T) and moments (4, T) are those of `BitCounts`; exponents (T,) and firsts (T,), the number of the
+        first bin, are of the counts in bins of equal width, linear (T, LINEAR_BINS), all zero where these were not
+        needed; table (T, 2·first_negative) is by upper bits, without zeros. done (T,) and needed (T,) are for kernels.
+        """
+        import torch
+
+        start, pieces = 0, {}
+        for name, (shape, dtype) in _parts(GRIDS[self.grid], self.tensors).items():
+            stop = start + math.prod(shape) * np.dtype(dtype).itemsize // 8
+            pieces[name] = self.memory[start:stop].view(getattr(torch, np.dtype(dtype).name)).view(shape)
+            start = stop
+        return pieces
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The same as arrays, once the memory lies on the host."""
+        return {name: piece.numpy() for name, piece in self.pieces().items()}
+
+
+def _parts(grid: Grid, tensors: int) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """Shapes and types, those of 8 bytes first."""
+    return {
+        "tallies": ((5, tensors), np.int64),
+        "moments": ((4, tensors), np.float64),
+        "exponents": ((tensors,), np.int64),
+        "firsts": ((tensors,), np.int64),
+        "done": ((tensors,), np.int64),
+        "needed": ((tensors,), np.int64),
+        "table": ((tensors, 2 * grid.first_negative), np.int32),
+        "linear": ((tensors, LINEAR_BINS), np.int32),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Uncollected:
+    """The counts of one of the tensors that were counted together on a device."""
+
+    together: Together
+    index: int
+    note: str = ""
+
+    def collected(self) -> BitCounts:
+        """The same in arrays of their own, once they lie on the host."""
+        parts, i = self.together.arrays, self.index
+        tallies, moments = parts["tallies"][:, i].copy(), parts["moments"][:, i].copy()
+        bins, counts = GRIDS[self.together.grid].occupied(parts["table"][i], int(tallies[1]))
+        places = np.flatnonzero(parts["linear"][i] != 0)
+        linear = None
+        if len(places):
+            found = parts["linear"][i][places].astype(np.int64)
+            linear = Linear(int(parts["exponents"][i]), places + int(parts["firsts"][i]), found)
+        return BitCounts(self.together.grid, tallies, moments, bins, counts, linear, self.note)
 
 
 def fine(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -258,7 +316,6 @@ def fine(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         edges (B+1,) float64, finite and rising, and counts (B,); a stretch without values is one empty bin. Both are
         empty where no value is finite.
     """
-    counts = settled(counts)
     bins, after = np.asarray(counts.bins), np.cumsum(counts.counts)
     # Both ends of each bin, and how many values lie below them; an end that two bins share stands there once.
     ends, below = np.stack([bins, bins + 1], 1).ravel(), np.stack([after - counts.counts, after], 1).ravel()

@@ -1,4 +1,4 @@
-"""The histogram on a device, by a kernel where triton has one and else in plain torch, never waiting for it.
+"""The histogram on a device, by our kernels where torch can compile them and else in plain torch, never waiting for it.
 
 Nothing here may depend on a value that is on the device: no `item`, `nonzero`, boolean mask, `unique` or `bincount`.
 Counts are whole numbers, so the order in which a GPU adds them does not matter. Many small tensors are laid end to
@@ -7,17 +7,16 @@ end and counted in the same launches.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import LINEAR_BINS, BitCounts, Grid, Linear
+from vizlog.compute.bits import LINEAR_BINS, Grid, Together, Uncollected
+from vizlog.compute.bits_cuda import TOGETHER, can_count, count_by_kernel, count_one_by_kernel
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of
 
 __all__ = ["count_on_device"]
@@ -29,41 +28,34 @@ TABLES = 64
 """Tensors in flight at a time: a float32 table by upper bits is 128 KB."""
 
 
-def count_on_device(tensors: Sequence[Tensor]) -> list[BitCounts]:
+def count_on_device(tensors: Sequence[Tensor]) -> list[Uncollected]:
     """Counts each, in the order given; all tensors on one device, none of them meta or sparse."""
-    kinds: dict[tuple[Grid, torch.dtype | None], list[int]] = {}
+    if len(tensors) == 1 and can_count(tensors[0]):
+        return [count_one_by_kernel(tensors[0])]
+    kinds: dict[Grid | None, list[int]] = {}
     for i, tensor in enumerate(tensors):
-        fused = tensor.dtype if _fusable(tensor) else None
-        kinds.setdefault((grid_of(tensor.dtype), fused), []).append(i)
-    results: dict[int, BitCounts] = {}
-    for (grid, fused), members in kinds.items():
-        most = sys.maxsize if fused else ROW
-        for group in _groups(members, [tensors[i].numel() for i in members], most):
-            results.update(zip(group, _count_group([tensors[i] for i in group], grid, fused), strict=True))
+        kinds.setdefault(None if can_count(tensor) else grid_of(tensor.dtype), []).append(i)
+    results: dict[int, Uncollected] = {}
+    for grid, members in kinds.items():
+        sizes = [tensors[i].numel() for i in members]
+        groups = (
+            _groups(members, sizes, sys.maxsize, TOGETHER) if grid is None else _groups(members, sizes, ROW, TABLES)
+        )
+        for group in groups:
+            chosen = [tensors[i] for i in group]
+            together = count_by_kernel(chosen) if grid is None else _count_together(chosen, grid)
+            for index, (i, tensor) in enumerate(zip(group, chosen, strict=True)):
+                note = "magnitudes of complex values" if tensor.is_complex() else ""
+                results[i] = Uncollected(together, index, note)
     return [results[i] for i in range(len(tensors))]
 
 
-def _fusable(tensor: Tensor) -> bool:
-    """Whether triton can count it: in one pass, where the operations below take some forty."""
-    if not (tensor.is_cuda and tensor.is_contiguous() and tensor.numel() < 1 << 31 and _triton_is_installed()):
-        return False
-    from vizlog.compute.bits_triton import TYPES
-
-    return tensor.dtype in TYPES
-
-
-@functools.cache
-def _triton_is_installed() -> bool:
-    """Triton comes with torch for CUDA on Linux."""
-    return importlib.util.find_spec("triton") is not None
-
-
-def _groups(indices: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Neighbours of at most `most` elements and `TABLES` tensors together; a larger tensor stands alone."""
+def _groups(indices: Sequence[int], sizes: Sequence[int], most: int, tables: int) -> Iterator[list[int]]:
+    """Neighbours of at most `most` elements and `tables` tensors together; a larger tensor stands alone."""
     group: list[int] = []
     filled = 0
     for index, size in zip(indices, sizes, strict=True):
-        if group and (filled + size > most or len(group) == TABLES):
+        if group and (filled + size > most or len(group) == tables):
             yield group
             group, filled = [], 0
         group.append(index)
@@ -72,48 +64,30 @@ def _groups(indices: Sequence[int], sizes: Sequence[int], most: int) -> Iterator
         yield group
 
 
-def _count_group(tensors: Sequence[Tensor], grid: Grid, fused: torch.dtype | None) -> list[BitCounts]:
-    counting = _fused_pass(tensors) if fused else _TorchPass(tensors)
+def _count_together(tensors: Sequence[Tensor], grid: Grid) -> Together:
+    counting = _Pass(tensors)
     table, tallies, moments = counting.scan(2 * grid.first_negative)
     low, high = (moment.where(_finite(tallies) > 0, 0.0) for moment in moments[:2])
-    exponent = _linear_exponent(low, high)
-    scale = _power_of_two(-exponent)
-    first = (low * scale).floor()
-    linear = counting.linear(scale, first)
-    bins = first.long()[:, None] + torch.arange(LINEAR_BINS, device=first.device)
-    return [
-        BitCounts(
-            grid.name,
-            tallies[:, i],
-            moments[:, i],
-            None,
-            table[i],
-            Linear(exponent[i], bins[i], linear[i]),
-            note="magnitudes of complex values" if tensor.is_complex() else "",
-        )
-        for i, tensor in enumerate(tensors)
-    ]
+    exponents = _linear_exponent(low, high)
+    scale = _power_of_two(-exponents)
+    firsts = (low * scale).floor()
+    together = Together.empty(grid, len(tensors), table.device)
+    found = {"tallies": tallies, "moments": moments, "exponents": exponents, "firsts": firsts}
+    found |= {"table": table, "linear": counting.linear(scale, firsts)}
+    pieces = together.pieces()
+    for name, what in found.items():
+        pieces[name].copy_(what)
+    return together
 
 
-def _fused_pass(tensors: Sequence[Tensor]) -> _Pass:
-    from vizlog.compute.bits_triton import TritonPass
-
-    return TritonPass(tensors)
-
-
-class _Pass(Protocol):
-    def scan(self, bins: int) -> tuple[Tensor, Tensor, Tensor]: ...
-
-    def linear(self, scale: Tensor, first: Tensor) -> Tensor: ...
-
-
-class _TorchPass:
-    """Counts T tensors on one grid: what `bits_triton.TritonPass` does, for every type and layout."""
+class _Pass:
+    """Counts T tensors on one grid, of every type and layout."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
 
     def scan(self, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, bins) counts by upper bits without zeros, (5, T) int64 tallies and (4, T) float64 moments."""
         number, device = len(self._tensors), self._tensors[0].device
         grid = grid_of(self._tensors[0].dtype)
         table = torch.zeros(number * bins, dtype=torch.int64, device=device)
@@ -126,16 +100,17 @@ class _TorchPass:
             table.scatter_add_(0, row.owner * bins + upper_bits, (row.values != 0).long())
             moments = _added_moments(_finite(tallies), moments, *_moments(row))
             tallies += _tallies(row)
-        return table.view(number, bins).int(), tallies, moments
+        return table.view(number, bins), tallies, moments
 
     def linear(self, scale: Tensor, first: Tensor) -> Tensor:
+        """(T, LINEAR_BINS) finite values in each [k, k+1)/scale, k from `first`; both (T,) float64."""
         bins = LINEAR_BINS + 1  # the last one takes what is not finite
         table = torch.zeros(len(self._tensors) * bins, dtype=torch.int64, device=scale.device)
         for row in _rows(self._tensors):
             places = (row.values.double() * scale[row.owner]).floor() - first[row.owner]
             places = places.where(row.finite, float(LINEAR_BINS)).long()
             table.scatter_add_(0, row.owner * bins + places, torch.ones_like(places))
-        return table.view(-1, bins)[:, :-1].int()
+        return table.view(-1, bins)[:, :-1]
 
 
 @dataclass

@@ -12,6 +12,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from vizlog.compute.bits_cuda import beyond_by_kernel, can_count
+
 __all__ = ["LIMITS", "alive", "dead_units", "saturated", "saturated_rows", "unit_dim"]
 
 LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -98,6 +100,9 @@ def saturated(output: Tensor, low: float, high: float) -> Tensor:
         raise ValueError(f"saturated needs finite limits with low < high, got {low} and {high}")
     margin = MARGIN * (high - low)
     output = output.detach()
+    if can_count(output):
+        # Compared in the output's own type, as torch does.
+        return beyond_by_kernel(output, *torch.tensor([low + margin, high - margin], dtype=output.dtype).tolist())
     return torch.count_nonzero(output <= low + margin) + torch.count_nonzero(output >= high - margin)
 
 

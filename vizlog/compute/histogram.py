@@ -8,19 +8,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import BitCounts, Grid, Linear, fine, linear_exponent, settled
+from vizlog.compute.bits import BitCounts, Grid, Linear, Uncollected, fine, linear_exponent
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of
 from vizlog.compute.passes import Chunks, Pass
 from vizlog.compute.shown import Shown
 from vizlog.messages import LOG
 from vizlog.records import QUANTILES, Histogram
 
-__all__ = ["BitCounts", "Uncountable", "count_bits", "count_each", "fine", "histogram", "prepare"]
+__all__ = ["BitCounts", "Counts", "Uncountable", "count_bits", "count_each", "fine", "histogram", "prepare"]
 
 CHUNK = 1 << 17
 """Elements converted or copied at a time: at most 1 MB of each form."""
@@ -32,11 +33,15 @@ ALWAYS_LINEAR = 1 << 14
 """Elements up to which the second pass is always made: interpolated bins would show the noise of few values each."""
 
 
+Counts: TypeAlias = BitCounts | Uncollected
+"""Of a tensor on a device they are collected once they have come to the host: see `vizlog.compute.transfer`."""
+
+
 class Uncountable(ValueError):
     """A tensor has no values that can be counted; the message says why."""
 
 
-def count_bits(tensor: Tensor) -> BitCounts:
+def count_bits(tensor: Tensor) -> Counts:
     """Counts the values of one tensor of any type, shape and memory layout, without changing or keeping it.
 
     On a CPU one pass, and a second one where bins of equal width are needed to show the distribution well. On a CUDA
@@ -50,7 +55,7 @@ def count_bits(tensor: Tensor) -> BitCounts:
     return count_each([tensor])[0]
 
 
-def count_each(tensors: Sequence[Tensor]) -> list[BitCounts]:
+def count_each(tensors: Sequence[Tensor]) -> list[Counts]:
     """`count_bits` of each; on a CUDA device in few launches.
 
     Raises:
@@ -69,7 +74,9 @@ def count_each(tensors: Sequence[Tensor]) -> list[BitCounts]:
 def prepare() -> None:
     """Makes the first histogram as fast as the next: loads what numba compiled, or compiles it (seconds, only once)."""
     for dtype in (torch.float32, torch.float64):
-        histogram("warm-up", count_bits(torch.arange(4, dtype=dtype)))
+        histogram("warm-up", _count_on_cpu(torch.arange(4, dtype=dtype)))
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        count_bits(torch.zeros(4, device="cuda"))
 
 
 # any tensor: what its values are, and where
@@ -101,7 +108,7 @@ def _stays_on_device(tensor: Tensor) -> bool:
     return tensor.is_cuda and tensor.layout == torch.strided and not tensor.is_nested
 
 
-def _count_mixed(tensors: Sequence[Tensor]) -> list[BitCounts]:
+def _count_mixed(tensors: Sequence[Tensor]) -> list[Counts]:
     from vizlog.compute.bits_torch import count_on_device
 
     on_device = [tensor for tensor in tensors if _stays_on_device(tensor)]
@@ -162,7 +169,7 @@ def _chunks(tensor: Tensor) -> Chunks:
 def _count_parts(tensor: Tensor) -> BitCounts:
     """Of a nested tensor the parts; of a sparse one the values and the zeros that are not stored."""
     if tensor.is_nested:
-        parts = [count_bits(part) for part in tensor.unbind()]
+        parts = [_count_on_cpu(_plain(part)) for part in tensor.unbind()]
         return _sum(parts) if parts else _zeros(0, tensor.dtype)
     if tensor.layout == torch.sparse_coo:
         values = tensor.coalesce().values()
@@ -199,7 +206,6 @@ def histogram(tag: str, counts: BitCounts, *, caption: str = "", bins: int = 64)
     float32 could not tell their edges apart. Where all values are equal, they stand in the middle of a range around
     them; without a finite value the bins are empty. A quantile is the value of that rank, to the width of a bin.
     """
-    counts = settled(counts)
     low, high = counts.min, counts.max
     edges, found, values = _shown()(counts, bins)
     if counts.linear is not None or low == high:

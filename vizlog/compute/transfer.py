@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import BitCounts
+from vizlog.compute.bits import BitCounts, Together, Uncollected
 
 __all__ = ["Pending", "to_host"]
 
@@ -26,10 +26,19 @@ class Pending:
         """Blocks until the copies have landed; meant for a worker thread."""
         for event in self._events:
             event.synchronize()
-        return _map(lambda leaf: self._landing[leaf.number] if isinstance(leaf, _Slot) else leaf, self._tree)
+        arrived: dict[int, Together] = {}
+
+        def land(leaf: Any) -> Any:
+            if isinstance(leaf, Uncollected):
+                slot: Any = leaf.together.memory
+                together = arrived.setdefault(slot.number, replace(leaf.together, memory=self._landing[slot.number]))
+                return replace(leaf, together=together).collected()
+            return self._landing[leaf.number] if isinstance(leaf, _Slot) else leaf
+
+        return _map(land, self._tree)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Slot:
     """Stands where a tensor was until it has landed."""
 
@@ -41,21 +50,31 @@ def to_host(tree: Any) -> Pending:
 
     Device tensors go through pinned memory without synchronising, packed into one copy a device; tensors and arrays
     that already lie on the CPU are cloned, since `.cpu()` and `.numpy()` would share their memory with the training.
-    Arrays that own their memory are taken as they are, and so are counts that were made on the host.
+    Arrays that own their memory are taken as they are, and so are counts that were made on the host; those made on a
+    device arrive collected.
     """
     landing: list[Tensor] = []
     travelling: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    leaving: dict[int, Together] = {}
 
-    def leave(leaf: Any) -> Any:
-        if isinstance(leaf, np.ndarray):
-            return leaf if leaf.flags.owndata else leaf.copy()
-        if not isinstance(leaf, Tensor):
-            return leaf
-        tensor = leaf.detach()
+    def slot(given: Tensor) -> _Slot:
+        tensor = given.detach()
         landing.append(tensor.clone() if tensor.device.type == "cpu" else tensor)
         if tensor.device.type != "cpu":
             travelling.setdefault(tensor.device, []).append((len(landing) - 1, tensor))
         return _Slot(len(landing) - 1)
+
+    def leave(leaf: Any) -> Any:
+        if isinstance(leaf, Uncollected):
+            together = leaf.together
+            if id(together) not in leaving:
+                together.leaves = True
+                memory: Any = slot(together.memory)
+                leaving[id(together)] = replace(together, memory=memory)
+            return replace(leaf, together=leaving[id(together)])
+        if isinstance(leaf, np.ndarray):
+            return leaf if leaf.flags.owndata else leaf.copy()
+        return slot(leaf) if isinstance(leaf, Tensor) else leaf
 
     slots = _map(leave, tree)
     events = []
@@ -69,28 +88,35 @@ def _start_copy(device: torch.device, tensors: list[tuple[int, Tensor]], landing
         for number, tensor in tensors:
             landing[number] = tensor.cpu()
         return []
-    # Bytes of all dtypes in one buffer; each starts at a multiple of 16, so that it can be viewed as its dtype again.
-    packed, starts, size = [], [], 0
-    for _, tensor in tensors:
-        flat = tensor.contiguous().view(-1).view(torch.uint8)
-        padding = -len(flat) % 16
-        starts.append(size)
-        packed.append(flat if not padding else torch.nn.functional.pad(flat, (0, padding)))
-        size += len(flat) + padding
-    host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    host.copy_(torch.cat(packed), non_blocking=True)
-    for start, (number, tensor) in zip(starts, tensors, strict=True):
+    # Bytes of all types in one buffer, the longest first, so that each starts where it can be viewed as its type again.
+    tensors = sorted(tensors, key=lambda numbered: -numbered[1].element_size())
+    buffer = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in tensors])
+    host = torch.empty(len(buffer), dtype=torch.uint8, pin_memory=True)
+    # On a stream of its own, so that the training does not wait for the copy either.
+    stream, event = _copies(device), torch.cuda.Event()
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        host.copy_(buffer, non_blocking=True)
+        event.record(stream)
+    buffer.record_stream(stream)
+    start = 0
+    for number, tensor in tensors:
         stop = start + tensor.numel() * tensor.element_size()
         landing[number] = host[start:stop].view(tensor.dtype).view(tensor.shape)
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))
+        start = stop
     return [event]
+
+
+@functools.cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """The stream for copies from a device."""
+    return torch.cuda.Stream(device)
 
 
 def _map(function: Callable[[Any], Any], tree: Any) -> Any:
     kind: Any = type(tree)
-    # Both come by the thousand at a due step; counts that have bins lie on the host, in memory that nobody else has.
-    if kind in _PLAIN or (kind is BitCounts and tree.bins is not None):
+    # Both come by the thousand at a due step; counts lie on the host, in memory that nobody else has.
+    if kind in _PLAIN or kind is BitCounts:
         return tree
     if kind in _LEAVES:
         return function(tree)
@@ -107,17 +133,17 @@ def _map(function: Callable[[Any], Any], tree: Any) -> Any:
         if mapped is not part:
             changed[name] = mapped
     if changed:
-        return dataclasses.replace(tree, **changed)
+        return replace(tree, **changed)
     return tree if _parts(kind) else function(tree)
 
 
 _PLAIN = {str, int, float, bool, type(None)}
-_LEAVES = {Tensor, np.ndarray, _Slot}
+_LEAVES = {Tensor, np.ndarray, _Slot, Uncollected}
 
 
 @functools.cache
 def _parts(kind: type) -> tuple[str, ...]:
     """Names of a dataclass's fields; () for any other type."""
-    if not dataclasses.is_dataclass(kind) or kind is _Slot:
+    if not is_dataclass(kind) or kind is _Slot:
         return ()
-    return tuple(part.name for part in dataclasses.fields(kind) if part.init)
+    return tuple(part.name for part in fields(kind) if part.init)

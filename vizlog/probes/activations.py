@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.capture import Call, Outputs, Request, Survey, is_compiling
+from vizlog.compute.bits import Uncollected
+from vizlog.compute.bits_cuda import alive_by_kernel, can_count
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
-from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histogram, prepare
+from vizlog.compute.histogram import BitCounts, Counts, Uncountable, count_bits, histogram, prepare
 from vizlog.messages import LOG
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.records import Record
@@ -33,12 +35,13 @@ class _Seen:
     """A layer's output, reduced; several calls (chunks, micro-batches) add up.
 
     Args:
-        counts: of its values; None where they cannot be counted, for the reason in `skipped`.
+        counts: of its values, `BitCounts` once they are on the host; None where they cannot be counted, for the reason
+            in `skipped`.
         alive: (units,) bool, which units were ever other than zero.
         saturated: how many of `could_saturate` values (of a softmax: rows) were, or None for a layer without limits.
     """
 
-    counts: BitCounts | None
+    counts: Any
     alive: Any = None
     saturated: Any = None
     could_saturate: int = 0
@@ -167,7 +170,7 @@ class _Reduction:
     def __init__(self) -> None:
         self._latest: Callable[[], Tensor | None] = lambda: None
         self._version: float = 0
-        self._counts: BitCounts | None = None
+        self._counts: Counts | None = None
 
     def __call__(self, call: Call) -> _Seen | None:
         tensor = call.tensor
@@ -183,7 +186,7 @@ class _Reduction:
             return _Seen(counts, torch.ones(0, dtype=torch.bool))  # it has values, but no units to tell apart
         return _Seen(counts, _alive(call, tensor, counts), *_saturation(call, tensor))
 
-    def _counted(self, call: Call, tensor: Tensor) -> BitCounts:
+    def _counted(self, call: Call, tensor: Tensor) -> Counts:
         # Of other layers one cannot know: a kernel of one's own writes in place and changes no version.
         handed_on = type(call.module) in _HAND_ON and self._latest() is tensor
         # NaN is like no version, not even itself: inference tensors have none.
@@ -194,10 +197,12 @@ class _Reduction:
         return self._counts
 
 
-def _alive(call: Call, tensor: Tensor, counts: BitCounts) -> Tensor:
-    # Without a zero no unit is dead: most layers need no second look. On a device, asking would wait for it.
-    if tensor.device.type == "cpu" and tensor.dim() and not counts.zeros:
+def _alive(call: Call, tensor: Tensor, counts: Counts) -> Tensor:
+    # Without a zero no unit is dead: most layers need no second look. On a device only a kernel can ask.
+    if isinstance(counts, BitCounts) and tensor.dim() and not counts.zeros:
         return torch.ones(tensor.shape[call.channel_dim], dtype=torch.bool)
+    if isinstance(counts, Uncollected) and tensor.dim() and can_count(tensor):
+        return alive_by_kernel(tensor.detach(), call.channel_dim, counts)
     return alive(tensor, call.channel_dim)
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vizlog.capture import Gradients, Request, Survey, Weights
-from vizlog.compute.histogram import BitCounts, Uncountable, count_each, histogram, prepare
+from vizlog.compute.histogram import BitCounts, Counts, Uncountable, count_each, histogram, prepare
 from vizlog.probes.base import Figures, Probe
 from vizlog.probes.health import layer_of
 from vizlog.records import Record
@@ -107,7 +107,7 @@ class ParameterHistograms(Probe):
         return [name for name in names if name in drawn]
 
 
-def count_or_skip(tensors: list[Tensor]) -> list[BitCounts | str]:
+def count_or_skip(tensors: list[Tensor]) -> list[Counts | str]:
     """The counts of each tensor, or the reason why it has none."""
     try:
         return list(count_each(tensors))
@@ -122,7 +122,7 @@ def _added(one: BitCounts | str, other: BitCounts | str) -> BitCounts | str:
     return one + other
 
 
-def _one(tensor: Tensor) -> BitCounts | str:
+def _one(tensor: Tensor) -> Counts | str:
     try:
         return count_each([tensor])[0]
     except Uncountable as reason:

@@ -1,0 +1,432 @@
+// The histogram's two passes over tensors on a device, and two of the health figures of a layer's output.
+//
+// A program (a block) reads a stretch of one tensor and counts it in shared memory: one addition to global memory for
+// each value would wait for the few addresses that most values have. Counts are whole numbers, so the order in which
+// programs add theirs does not matter; moments are written by each program, and the last one adds them up in a fixed
+// order.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+enum { FLOAT32, FLOAT16, BFLOAT16 };
+
+const u32 INFINITE = 0x7F800000u;
+const int MANTISSA_BITS = 6;
+const int SHIFT = 23 - MANTISSA_BITS;
+const int FIRST_NEGATIVE = 1 << 14;  // the upper bits of -0.0
+const int LINEAR_BITS = 12;
+const int LINEAR_BINS = 1 << LINEAR_BITS;
+const int ALWAYS_LINEAR = 1 << 14;
+const double TOLERABLE_ERROR = 0.005;
+const int SHOWN_BINS = 64;
+
+// Values of 64 octaves are counted in shared memory, up to 8 above the largest of the first ones; others, which are
+// rare, in global memory.
+const int OCTAVES = 64;
+const int ROOM = 8;
+const int WINDOW = OCTAVES << MANTISSA_BITS;
+const int USUAL_EXPONENT = 127;
+
+const int WARPS = THREADS / 32;
+const int FINISHERS = 128;  // threads that add up what the programs found
+
+// What is counted: one tensor, or those that `numbers` lists. It holds their addresses (T), types (T) and sizes (T), and
+// the number of each one's first program (T + 1). They have the slots from `slot` on of `memory`.
+struct Given {
+  const i64* numbers;
+  i64 address, size;
+  int type, tensors;
+  int length;  // of a stretch: a multiple of 8
+  int slot, slots;
+  i64* memory;
+  i64* partly;  // what each program found: tallies (5, P) and moments (4, P)
+};
+
+// As `bits.Together` has it.
+struct Memory {
+  i64* tallies;             // (5, slots): elements, zeros, NaNs, +infs, -infs
+  double* moments;          // (4, slots): minimum, maximum, sum, sum of squares about the mean
+  i64 *exponents, *firsts;  // (slots): of the bins of equal width
+  u64* done;                // (slots): programs that are done
+  i64* needed;              // (slots): whether bins of equal width are
+  u32* table;               // (slots, 2 * FIRST_NEGATIVE): by upper bits, without zeros
+  u32* linear;              // (slots, LINEAR_BINS)
+
+  __device__ Memory(i64* memory, int slots) {
+    tallies = memory;
+    moments = (double*)(tallies + 5 * slots);
+    exponents = (i64*)(moments + 4 * slots);
+    firsts = exponents + slots;
+    done = (u64*)(firsts + slots);
+    needed = (i64*)(done + slots);
+    table = (u32*)(needed + slots);
+    linear = table + (i64)slots * 2 * FIRST_NEGATIVE;
+  }
+};
+
+// What this program counts.
+struct Stretch {
+  int slot, type, first_program, programs, n;
+  i64 size;
+  const char* values;
+
+  __device__ Stretch(const Given& given) {
+    i64 address = given.address;
+    slot = given.slot;
+    type = given.type;
+    size = given.size;
+    first_program = 0;
+    programs = gridDim.x;
+    if (given.numbers) {
+      const i64 *types = given.numbers + given.tensors, *sizes = types + given.tensors, *firsts = sizes + given.tensors;
+      int owner = 0, above = given.tensors;
+      while (above - owner > 1) {
+        const int middle = (owner + above) / 2;
+        if (firsts[middle] <= blockIdx.x)
+          owner = middle;
+        else
+          above = middle;
+      }
+      slot += owner;
+      address = given.numbers[owner];
+      type = (int)types[owner];
+      size = sizes[owner];
+      first_program = (int)firsts[owner];
+      programs = (int)firsts[owner + 1] - first_program;
+    }
+    const i64 start = (i64)(blockIdx.x - first_program) * given.length;
+    n = (int)min((i64)given.length, size - start);
+    values = (const char*)address + start * (type == FLOAT32 ? 4 : 2);
+  }
+};
+
+template <int TYPE>
+struct Format {
+  static const int BYTES = TYPE == FLOAT32 ? 4 : 2;
+  static const int PER_WORD = 4 / BYTES;
+
+  // The value that stands in a word of 4 bytes, at place 0 or 1.
+  static __device__ __forceinline__ float value(u32 word, int place) {
+    if (TYPE == FLOAT32) return __uint_as_float(word);
+    const u32 half = place ? word >> 16 : word & 0xFFFFu;
+    if (TYPE == BFLOAT16) return __uint_as_float(half << 16);
+    float single;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(single) : "h"((unsigned short)half));
+    return single;
+  }
+
+  static __device__ __forceinline__ float load(const char* values, int i) {
+    if (TYPE == FLOAT32) return *((const float*)values + i);
+    return value(*((const unsigned short*)values + i), 0);
+  }
+};
+
+// Shows every value of a stretch to some thread, 16 bytes at a time where they are aligned.
+template <int TYPE, class Visit>
+__device__ __forceinline__ void each(const char* values, int n, Visit visit) {
+  typedef Format<TYPE> F;
+  const int per_vector = 4 * F::PER_WORD;
+  const int head = min(n, (int)((16 - ((u64)values & 15)) & 15) / F::BYTES);
+  const uint4* body = (const uint4*)(values + (i64)head * F::BYTES);
+  const int vectors = (n - head) / per_vector;
+  const int tail = head + vectors * per_vector;
+  if (threadIdx.x < head) visit(F::load(values, threadIdx.x));
+  if (tail + threadIdx.x < n) visit(F::load(values, tail + threadIdx.x));
+
+  auto show = [&](uint4 vector) {
+    const u32 words[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+    for (int w = 0; w < 4; w++) {
+      visit(F::value(words[w], 0));
+      if (F::PER_WORD == 2) visit(F::value(words[w], 1));
+    }
+  };
+  int i = threadIdx.x;
+  for (; i + (UNROLL - 1) * THREADS < vectors; i += UNROLL * THREADS) {
+    uint4 loaded[UNROLL];  // all on their way before the first is needed
+#pragma unroll
+    for (int k = 0; k < UNROLL; k++) loaded[k] = __ldcs(body + i + k * THREADS);
+#pragma unroll
+    for (int k = 0; k < UNROLL; k++) show(loaded[k]);
+  }
+  for (; i < vectors; i += THREADS) show(__ldcs(body + i));
+}
+
+template <class Visit>
+__device__ __forceinline__ void each_of(const Stretch& stretch, Visit visit) {
+  if (stretch.type == FLOAT32)
+    each<FLOAT32>(stretch.values, stretch.n, visit);
+  else if (stretch.type == FLOAT16)
+    each<FLOAT16>(stretch.values, stretch.n, visit);
+  else
+    each<BFLOAT16>(stretch.values, stretch.n, visit);
+}
+
+struct Moments {
+  double n, low, high, total, squares;  // squares about the mean
+
+  // Chan, Golub and LeVeque 1979, eq. 2.1.
+  __device__ void add(const Moments& other) {
+    if (!other.n) return;
+    if (!n) {
+      *this = other;
+      return;
+    }
+    const double delta = other.total / other.n - total / n;
+    squares += other.squares + delta * delta * (n * (other.n / (n + other.n)));
+    low = fmin(low, other.low);
+    high = fmax(high, other.high);
+    total += other.total;
+    n += other.n;
+  }
+};
+
+// As `bits.linear_exponent`.
+__device__ int linear_exponent(double low, double high) {
+  const double span = high / 2 - low / 2;
+  int exponent = -1021, of_largest;
+  if (span > 0) {
+    frexp(span, &exponent);
+    exponent += 1 - LINEAR_BITS;
+  }
+  frexp(fmax(fabs(low), fabs(high)), &of_largest);
+  exponent = max(max(exponent, of_largest - 30), -1021);
+  while (floor(ldexp(high, -exponent)) - floor(ldexp(low, -exponent)) >= LINEAR_BINS) exponent++;
+  return exponent;
+}
+
+// The number of a bin as `bits.Grid.number` has it, and what was counted there.
+__device__ int bin_of(double value) {
+  if (value == 0) return 0;
+  const u32 bits = __float_as_uint((float)value);
+  const int k = (int)((bits & 0x7FFFFFFFu) >> SHIFT) + 1;
+  return bits >> 31 ? -k : k;
+}
+
+__device__ double height(const u32* table, i64 zeros, int bin) {
+  if (bin == 0) return (double)zeros;
+  return __ldcg(table + (bin > 0 ? bin - 1 : FIRST_NEGATIVE - bin - 1));
+}
+
+struct Finishing {
+  Moments added[FINISHERS];
+  i64 tallied[5][FINISHERS];
+  double jumps[FINISHERS];
+};
+
+struct Shared {
+  union {
+    u32 counts[2 * WINDOW];  // positive, then negative
+    Finishing finishing;
+  };
+  u32 largest, zeros, nans, pos_infs, neg_infs;
+  float lows[WARPS], highs[WARPS];
+  double totals[WARPS], squares[WARPS];
+  bool last;
+};
+
+// What all programs of a tensor found, together; and where its bins of equal width lie, and whether they are needed.
+__device__ __noinline__ void finish(Finishing& shared, const Stretch& stretch, const Memory& memory, const i64* partly) {
+  const int thread = threadIdx.x, all_programs = gridDim.x;
+  Moments own = {0, __longlong_as_double(0x7FF0000000000000LL), -__longlong_as_double(0x7FF0000000000000LL), 0, 0};
+  i64 sums[5] = {0, 0, 0, 0, 0};
+  if (thread < FINISHERS) {
+    for (int p = stretch.first_program + thread; p < stretch.first_program + stretch.programs; p += FINISHERS) {
+      i64 finite = 0;
+      for (int k = 0; k < 5; k++) {
+        const i64 number = __ldcg(partly + (i64)k * all_programs + p);
+        sums[k] += number;
+        finite += k == 0 ? number : k == 1 ? 0 : -number;
+      }
+      double m[4];
+      for (int k = 0; k < 4; k++) m[k] = __ldcg((const double*)partly + (i64)(5 + k) * all_programs + p);
+      own.add({(double)finite, m[0], m[1], m[2], m[3]});
+    }
+    for (int k = 0; k < 5; k++) shared.tallied[k][thread] = sums[k];
+    shared.added[thread] = own;
+  }
+  for (int half = FINISHERS / 2; half; half /= 2) {
+    __syncthreads();
+    if (thread < half) {
+      for (int k = 0; k < 5; k++) shared.tallied[k][thread] += shared.tallied[k][thread + half];
+      shared.added[thread].add(shared.added[thread + half]);
+    }
+  }
+  __syncthreads();
+
+  const Moments all = shared.added[0];
+  const i64 zeros = shared.tallied[1][0];
+  const u32* table = memory.table + (i64)stretch.slot * 2 * FIRST_NEGATIVE;
+  // As `bits.interpolation_error`, an edge a thread.
+  double jump = 0;
+  if (thread < SHOWN_BINS - 1 && all.n) {
+    const int bin = bin_of((all.low / 2 + (thread + 1) * ((all.high / 2 - all.low / 2) / SHOWN_BINS)) * 2);
+    const double at = height(table, zeros, bin);
+    jump = fmax(fabs(at - height(table, zeros, bin - 1)), fabs(height(table, zeros, bin + 1) - at));
+  }
+  if (thread < FINISHERS) shared.jumps[thread] = jump;
+  for (int half = FINISHERS / 2; half; half /= 2) {
+    __syncthreads();
+    if (thread < half) shared.jumps[thread] += shared.jumps[thread + half];
+  }
+}
+
+__device__ __noinline__ void write(const Finishing& shared, const Stretch& stretch, const Memory& memory, int slots) {
+  const Moments all = shared.added[0];
+  const int slot = stretch.slot;
+  for (int k = 0; k < 5; k++) memory.tallies[k * slots + slot] = shared.tallied[k][0];
+  const double moments[4] = {all.low, all.high, all.total, all.squares};
+  for (int k = 0; k < 4; k++) memory.moments[k * slots + slot] = moments[k];
+  const int exponent = all.n ? linear_exponent(all.low, all.high) : 0;
+  const bool always = stretch.type != FLOAT32 || stretch.size <= ALWAYS_LINEAR;
+  memory.exponents[slot] = exponent;
+  memory.firsts[slot] = all.n ? (i64)floor(ldexp(all.low, -exponent)) : 0;
+  memory.needed[slot] = all.n && (always || shared.jumps[0] / 8 / all.n > TOLERABLE_ERROR);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) scan(const Given given) {
+  __shared__ Shared shared;
+  const Stretch stretch(given);
+  const Memory memory(given.memory, given.slots);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  u32* table = memory.table + (i64)stretch.slot * 2 * FIRST_NEGATIVE;
+
+  for (int i = threadIdx.x; i < 2 * WINDOW; i += THREADS) shared.counts[i] = 0;
+  if (threadIdx.x == 0) shared.largest = shared.zeros = shared.nans = shared.pos_infs = shared.neg_infs = 0;
+  __syncthreads();
+  if (threadIdx.x < stretch.n) {
+    const float x = stretch.type == FLOAT32   ? Format<FLOAT32>::load(stretch.values, threadIdx.x)
+                    : stretch.type == FLOAT16 ? Format<FLOAT16>::load(stretch.values, threadIdx.x)
+                                              : Format<BFLOAT16>::load(stretch.values, threadIdx.x);
+    const u32 bits = __float_as_uint(x), magnitude = bits & 0x7FFFFFFFu;
+    if (magnitude < INFINITE) atomicMax(&shared.largest, magnitude << 1 | bits >> 31);
+  }
+  __syncthreads();
+  // Deviations from one of the values lose nothing where the mean is far larger than the spread.
+  const double pivot = __uint_as_float(shared.largest >> 1 | shared.largest << 31);
+  const int exponent = shared.largest ? (int)(shared.largest >> 24) : USUAL_EXPONENT;
+  const u32 first = (min(max(exponent + ROOM, OCTAVES - 1), 254) - OCTAVES + 1) << MANTISSA_BITS;
+
+  float low = __uint_as_float(INFINITE), high = -low;
+  double total = 0, squares = 0;
+  u32 zeros = 0;
+  each_of(stretch, [&](float x) {
+    const u32 bits = __float_as_uint(x), magnitude = bits & 0x7FFFFFFFu, sign = bits >> 31;
+    if (magnitude >= INFINITE) {
+      atomicAdd(magnitude > INFINITE ? &shared.nans : sign ? &shared.neg_infs : &shared.pos_infs, 1u);
+      return;
+    }
+    low = fminf(low, x);
+    high = fmaxf(high, x);
+    const double deviation = (double)x - pivot;
+    total += deviation;
+    squares = fma(deviation, deviation, squares);
+    if (!magnitude) {
+      zeros++;
+      return;
+    }
+    const u32 place = (magnitude >> SHIFT) - first;
+    if (place < WINDOW)
+      atomicAdd(&shared.counts[place + sign * WINDOW], 1u);
+    else
+      atomicAdd(&table[(magnitude >> SHIFT) + sign * FIRST_NEGATIVE], 1u);
+  });
+
+  for (int step = 16; step; step /= 2) {
+    low = fminf(low, __shfl_xor_sync(0xFFFFFFFFu, low, step));
+    high = fmaxf(high, __shfl_xor_sync(0xFFFFFFFFu, high, step));
+    total += __shfl_xor_sync(0xFFFFFFFFu, total, step);
+    squares += __shfl_xor_sync(0xFFFFFFFFu, squares, step);
+    zeros += __shfl_xor_sync(0xFFFFFFFFu, zeros, step);
+  }
+  if (lane == 0) {
+    shared.lows[warp] = low;
+    shared.highs[warp] = high;
+    shared.totals[warp] = total;
+    shared.squares[warp] = squares;
+    atomicAdd(&shared.zeros, zeros);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < 2 * WINDOW; i += THREADS) {
+    const u32 count = shared.counts[i];
+    if (count) atomicAdd(&table[first + (i < WINDOW ? i : i - WINDOW + FIRST_NEGATIVE)], count);
+  }
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < WARPS; w++) {
+      low = fminf(low, shared.lows[w]);
+      high = fmaxf(high, shared.highs[w]);
+      total += shared.totals[w];
+      squares += shared.squares[w];
+    }
+    const i64 nonfinite = (i64)shared.nans + shared.pos_infs + shared.neg_infs;
+    const double finite = (double)(stretch.n - nonfinite);
+    const i64 tallies[5] = {stretch.n, shared.zeros, shared.nans, shared.pos_infs, shared.neg_infs};
+    const double moments[4] = {low, high, total + pivot * finite,
+                               finite ? fmax(squares - total * (total / finite), 0.0) : 0.0};
+    const i64 stride = gridDim.x;
+    for (int k = 0; k < 5; k++) given.partly[k * stride + blockIdx.x] = tallies[k];
+    for (int k = 0; k < 4; k++) ((double*)given.partly)[(5 + k) * stride + blockIdx.x] = moments[k];
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) shared.last = atomicAdd(&memory.done[stretch.slot], 1ull) == stretch.programs - 1;
+  __syncthreads();
+  if (!shared.last) return;
+  __threadfence();
+  finish(shared.finishing, stretch, memory, given.partly);
+  if (threadIdx.x == 0) write(shared.finishing, stretch, memory, given.slots);
+}
+
+// Finite values in [k, k + 1) * 2**exponent, k from the tensor's first bin.
+extern "C" __global__ void __launch_bounds__(THREADS) linear(const Given given) {
+  __shared__ u32 counts[LINEAR_BINS];
+  const Stretch stretch(given);
+  const Memory memory(given.memory, given.slots);
+  if (!memory.needed[stretch.slot]) return;
+  const int first = (int)memory.firsts[stretch.slot];
+  const double scale = ldexp(1.0, -(int)memory.exponents[stretch.slot]);
+  for (int i = threadIdx.x; i < LINEAR_BINS; i += THREADS) counts[i] = 0;
+  __syncthreads();
+  each_of(stretch, [&](float x) {
+    if ((__float_as_uint(x) & 0x7FFFFFFFu) >= INFINITE) return;
+    atomicAdd(&counts[min(max(__double2int_rd(x * scale) - first, 0), LINEAR_BINS - 1)], 1u);
+  });
+  __syncthreads();
+  for (int i = threadIdx.x; i < LINEAR_BINS; i += THREADS)
+    if (counts[i]) atomicAdd(&memory.linear[(i64)stretch.slot * LINEAR_BINS + i], counts[i]);
+}
+
+// flags (units), which were zero: 1 for each unit that has a value other than zero. Element i is of unit
+// (i / inner) % units. Without a zero, no unit has to be looked at.
+extern "C" __global__ void __launch_bounds__(THREADS)
+alive(const Given given, u32 units, u32 inner, unsigned char* flags) {
+  const Stretch stretch(given);
+  const bool any_zeros = Memory(given.memory, given.slots).tallies[given.slots + stretch.slot];
+  if (!any_zeros) {
+    for (u32 unit = blockIdx.x * THREADS + threadIdx.x; unit < units; unit += gridDim.x * THREADS) flags[unit] = 1;
+    return;
+  }
+  const u32 start = blockIdx.x * (u32)given.length;
+  for (int i = threadIdx.x; i < stretch.n; i += THREADS) {
+    const u32 bits = stretch.type == FLOAT32 ? ((const u32*)stretch.values)[i] << 1
+                                             : (u32)((const unsigned short*)stretch.values)[i] << 17;
+    if (!bits) continue;
+    const u32 unit = (start + i) / inner % units;
+    if (!flags[unit]) flags[unit] = 1;
+  }
+}
+
+// How many values are at most `low` or at least `high`, added to `found`.
+extern "C" __global__ void __launch_bounds__(THREADS)
+beyond(const Given given, float low, float high, u64* found) {
+  __shared__ u32 counted;
+  if (threadIdx.x == 0) counted = 0;
+  __syncthreads();
+  u32 own = 0;
+  each_of(Stretch(given), [&](float x) { own += x <= low || x >= high; });
+  for (int step = 16; step; step /= 2) own += __shfl_xor_sync(0xFFFFFFFFu, own, step);
+  if (threadIdx.x % 32 == 0 && own) atomicAdd(&counted, own);
+  __syncthreads();
+  if (threadIdx.x == 0 && counted) atomicAdd(found, (u64)counted);
+}
