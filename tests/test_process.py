@@ -11,6 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -379,6 +380,59 @@ def test_a_child_ends_by_itself_though_a_fork_of_its_parent_goes_on(process):
     os.close(reads)
     assert os.waitpid(fork, 0)[1] == 0
     assert child._process.returncode == 0  # else it had to be killed
+
+
+@needs_posix
+def test_a_fork_while_a_child_is_started_does_not_hold_it_up(process, monkeypatch):
+    reads, writes = os.pipe()
+    pipe, made = os.pipe, []
+    under_way, forked = threading.Event(), threading.Event()
+
+    def pipe_and_wait():
+        made.append(pipe())
+        if len(made) == 3:  # input, output, and the one that tells whether the child could be started
+            under_way.set()
+            forked.wait(0.5)
+        return made[-1]
+
+    monkeypatch.setattr(os, "pipe", pipe_and_wait)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(process.call(math.sqrt, 4)))
+    thread.start()
+    assert under_way.wait(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        fork = os.fork()
+    if fork == 0:
+        os.close(writes)
+        os.read(reads, 1)  # until the parent is done
+        os._exit(0)
+    forked.set()
+    thread.join(10)
+    answered = list(answers)
+    os.close(writes)
+    os.close(reads)
+    assert os.waitpid(fork, 0)[1] == 0
+    thread.join()
+    assert answered == [2]
+
+
+@needs_posix
+def test_a_fork_in_the_thread_that_starts_a_child_goes_on(process, monkeypatch):
+    make_file = tempfile.TemporaryFile
+
+    def fork_first():
+        monkeypatch.undo()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+            fork = os.fork()
+        if fork == 0:
+            os._exit(0 if LowPriority().call(math.sqrt, 4) == 2 else 1)
+        assert os.waitpid(fork, 0)[1] == 0
+        return make_file()
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fork_first)
+    assert process.call(math.sqrt, 9) == 3
 
 
 @needs_posix

@@ -34,6 +34,9 @@ _NICE = 10
 _PATIENCE = 2.0
 """Seconds in which a child that is told to stop may do so by itself."""
 
+_starting = threading.RLock()
+"""Held while a child is started and while this process forks: a fork made in between would keep its pipes open."""
+
 _live: weakref.WeakSet[LowPriority] = weakref.WeakSet()
 _shared: weakref.WeakValueDictionary[str, LowPriority] = weakref.WeakValueDictionary()
 
@@ -114,7 +117,8 @@ class LowPriority:
         if self._closed:
             raise RuntimeError("the low-priority process is closed")
         if self._child is None:
-            self._child = _Child()
+            with _starting:
+                self._child = _Child()
             weakref.finalize(self, self._child.stop).atexit = False  # what is registered for the exit may need it
         return self._child
 
@@ -278,10 +282,11 @@ def _close_all() -> None:
 
 
 def _left_by_fork() -> None:
+    _starting.release()
     for process in list(_live):
         process._left_by_fork()  # noqa: SLF001 (its own module)
 
 
 atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_left_by_fork)
+    os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_left_by_fork)
