@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ import vizlog
 from vizlog.backends.event_file import EventFile, event_files
 from vizlog.delivery import Delivery, _Waiting
 from vizlog.messages import LOG, show, told
+from vizlog.process import _Child
 from vizlog.records import Curves, Embedding, Scalar
 from vizlog.worker import Worker
 
@@ -692,6 +694,75 @@ def test_a_record_that_cannot_be_drawn_costs_no_other(
     assert set(values(tmp_path / "run")) == {(step, r.tag) for step in range(3) for r in records if r.tag not in lost}
     (message,) = warnings(caplog)
     assert "embeddings/fc could not be drawn and is left out: IndexError: a drawing that goes wrong" in message
+
+
+class Trap(str):
+    """A text that does something to the process which receives it, or cannot be sent."""
+
+    __slots__ = ("does",)
+
+    def __reduce__(self) -> Any:
+        return self.does()  # type: ignore[attr-defined]
+
+
+def cannot_be_sent() -> Any:
+    raise TypeError("this is not to be pickled")
+
+
+@pytest.mark.parametrize(
+    ("does", "why"),
+    [
+        (lambda: (os._exit, (7,)), "RuntimeError: the low-priority process died twice: exit status 7"),
+        (
+            lambda: (time.sleep, (600,)),
+            "RuntimeError: TimeoutError: the low-priority process took longer than 0.5 s and was stopped",
+        ),
+        (cannot_be_sent, "TypeError: this is not to be pickled"),
+    ],
+    ids=["ends it", "keeps it busy", "cannot be sent"],
+)
+def test_a_record_that_the_drawing_process_cannot_take_costs_no_other(
+    does: Callable[[], Any],
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def impatient(child: Any, request: bytes, timeout: float, ask: Any = _Child.ask) -> Any:
+        return ask(child, request, 0.5 if b"sleep" in request else timeout)
+
+    def here(record: Any) -> None:
+        raise AssertionError("it was drawn in the training process")
+
+    monkeypatch.setattr(_Child, "ask", impatient)
+    monkeypatch.setattr("vizlog.backends.pictures.raster", here)  # the drawing process has its own
+    trap = Trap("x")
+    trap.does = does  # type: ignore[attr-defined]
+    backend = vizlog.TensorBoard(tmp_path / "run")
+    for step in range(2):
+        backend.write(step, [curves("health/bad", trap), curves("health/a")])
+    backend.close()
+    assert set(values(tmp_path / "run")) == {(0, "health/a"), (1, "health/a")}
+    assert warnings(caplog) == [f"vizlog: health/bad could not be drawn and is left out: {why}"]
+
+
+def curves(tag: str, x_label: str = "x") -> Curves:
+    return Curves(tag, np.arange(3), {"y": np.arange(3)}, x_label, "y")
+
+
+@pytest.mark.parametrize("python", ["/nowhere/python", shutil.which("false") or "/bin/false"])
+def test_where_no_drawing_process_starts_pictures_are_drawn_all_the_same(
+    python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vizlog.process._shared", WeakValueDictionary())  # of other tests, which has started
+    monkeypatch.setattr(sys, "executable", python)
+    backend = vizlog.TensorBoard(tmp_path / "run")
+    for step in range(2):
+        backend.write(step, [curves("health/a")])
+    backend.close()
+    assert set(values(tmp_path / "run")) == {(0, "health/a"), (1, "health/a")}
+    (message,) = warnings(caplog)
+    assert message.startswith("vizlog draws in the training process from now on, which slows it: ")
 
 
 # Where it is written --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
 import importlib
 import math
@@ -219,6 +220,16 @@ def test_a_child_that_falls_silent_has_no_last_words(process, odd, monkeypatch):
     with pytest.raises(RuntimeError, match=r"died twice: exit status None$"):
         process.call(odd.falls_silent)
     assert process.call(math.sqrt, 4) == 2
+
+
+def test_where_the_disk_has_no_room_for_last_words_a_child_goes_without(process, odd, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    assert process.call(math.sqrt, 4) == 2
+    with pytest.raises(RuntimeError, match=r"died twice: exit status 7$"):
+        process.call(odd.die)
 
 
 def test_a_call_that_takes_too_long_is_given_up(process):

@@ -16,7 +16,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 from io import FileIO
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 __all__ = ["LowPriority", "shared"]
 
@@ -153,16 +153,20 @@ class _Child:
         # Where this process finds modules, the child finds them too, and nowhere else: not in the current folder.
         paths = [path for path in sys.path if isinstance(path, str)]
         code = f"import sys; sys.path[:] = {paths!r}; from vizlog.process import _serve; _serve()"
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
-        self._process = subprocess.Popen(  # noqa: S603 (our own code)
-            [sys.executable, "-c", code],
-            bufsize=0,  # a buffer has a lock, which a fork would inherit as it is
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
-            creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0),  # Windows
-        )
+        self._said = _scratch()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 (our own code)
+                [sys.executable, "-c", code],
+                bufsize=0,  # a buffer has a lock, which a fork would inherit as it is
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL if self._said is None else self._said,
+                env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
+                creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0),  # Windows
+            )
+        except BaseException:
+            self._close_scratch()
+            raise
         self._requests, self._answers = cast(FileIO, self._process.stdin), cast(FileIO, self._process.stdout)
 
     @property
@@ -203,7 +207,7 @@ class _Child:
             self._process.kill()
             self._process.wait()
         self._answers.close()
-        self._said.close()
+        self._close_scratch()
 
     def disown(self) -> None:
         """Lets go of it without a trace: it is another process's child."""
@@ -211,16 +215,28 @@ class _Child:
             pipe.close()
         self._process.returncode = 0  # so that nothing here waits for it, nor ends it
 
+    def _close_scratch(self) -> None:
+        if self._said is not None:
+            self._said.close()
+
     def _last_words(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE)
-        try:
-            end = self._said.seek(0, os.SEEK_END)
-            self._said.seek(max(0, end - 2000))
-            words = self._said.read().decode(errors="replace").strip()
-        except ValueError:
-            words = ""
+        words = ""
+        if self._said is not None:
+            with contextlib.suppress(ValueError):  # close() closed it
+                end = self._said.seek(0, os.SEEK_END)
+                self._said.seek(max(0, end - 2000))
+                words = self._said.read().decode(errors="replace").strip()
         return f"exit status {self._process.returncode}{', after ' + words if words else ''}"
+
+
+def _scratch() -> IO[bytes] | None:
+    """A file for what a child says; None where the disk has no room for one, for it does its work all the same."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return None
 
 
 def _write_frame(pipe: FileIO, payload: bytes) -> None:
