@@ -13,6 +13,7 @@ from lightning.fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks as everyones
+from torch.optim.optimizer import _global_optimizer_pre_hooks as everyones_first
 
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
 
@@ -176,6 +177,19 @@ def test_a_closure_that_runs_many_times_is_read_once() -> None:
     assert float(told[1][2]) == 6  # type: ignore[arg-type]
 
 
+def test_a_closure_that_raised_leaves_nothing_to_be_read_later() -> None:
+    optimizer = made()
+    told, _ = watched(optimizer)
+
+    def fails() -> Tensor:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        optimizer.step(fails)
+    optimizer.step()
+    assert [moment for moment, *_ in told] == ["before", "before", "gradients", "after"]
+
+
 @pytest.mark.parametrize("overflow", [True, False])
 def test_a_fused_step_under_a_scaler_is_read_unscaled_and_says_whether_it_was_skipped(*, overflow: bool) -> None:
     parameter = nn.Parameter(torch.ones(2))
@@ -221,12 +235,12 @@ def test_hooks_on_all_optimizers_go_with_what_made_them() -> None:
         nothing: Any = lambda optimizer: None  # noqa: E731
         return StepHooks(given, before=nothing, gradients=nothing, after=nothing, other=nothing)
 
-    before = len(everyones)
+    before = len(everyones), len(everyones_first)
     kept = hook([made()])
-    assert len(everyones) == before + 1
+    assert (len(everyones), len(everyones_first)) == (before[0] + 1, before[1] + 1)
     del kept
     gc.collect()
-    assert len(everyones) == before
+    assert (len(everyones), len(everyones_first)) == before
     assert not hook([])._handles
 
 

@@ -337,6 +337,45 @@ def test_gradients_are_clipped_ones() -> None:
     assert extremes(memory)[0] == pytest.approx((0.6, 0.8), rel=1e-5)
 
 
+def test_hooks_of_ones_own_run_first_though_registered_later() -> None:
+    model, optimizer, memory, monitor = one_layer(lambda p: SGD(p, lr=0.1))
+    other = vizlog.Memory()
+    second = vizlog.watch(model, optimizer, to=other, probes=[vizlog.WeightHistograms(every=1)])
+
+    def clip(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+    def clamp(*_: Any) -> None:
+        model[0].weight.data.clamp_(-0.5, 0.5)  # type: ignore[index, operator, union-attr]
+
+    optimizer.register_step_pre_hook(clip)
+    optimizer.register_step_post_hook(clamp)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.tensor([[3.0, 4.0]])).sum().backward()
+        optimizer.step()
+    monitor.close()
+    second.close()
+    assert norms(memory) == pytest.approx([1.0, 1.0], rel=1e-5)
+    weights = [record.min for _, record in other.of("weights/0.weight") if isinstance(record, Histogram)]
+    assert weights == [-0.5, -0.5]
+
+
+def test_gradients_of_a_step_that_raised_are_not_those_of_the_one_made_again() -> None:
+    model, optimizer, memory, monitor = one_layer(lambda p: SGD(p, lr=0.1))
+    fails = optimizer.register_step_post_hook(lambda *_: 1 / 0)
+    model(torch.tensor([[300.0, 400.0]])).sum().backward()
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step()
+    fails.remove()
+    optimizer.zero_grad()
+    model(torch.tensor([[3.0, 4.0]])).sum().backward()
+    optimizer.step()
+    monitor.close()
+    assert norms(memory) == [5.0]
+    assert extremes(memory) == [(3.0, 4.0)]
+
+
 def test_gradients_are_summed_over_micro_batches() -> None:
     model, optimizer, memory, monitor = one_layer(lambda p: SGD(p, lr=0.1))
     for _ in range(3):

@@ -175,7 +175,10 @@ class DueStep:
                     self._before.setdefault(key, {})[name] = self._part(request, name).clone()
 
     def read_gradients(self, owned: Collection[int] | None = None) -> None:
-        """Reduces the gradients of the owned parameters (None: of all)."""
+        """Reduces the gradients of the owned parameters (None: of all); those of a step that raised are forgotten."""
+        for key, request in self._requests(Gradients):
+            for name in self._mine(request.names, owned):
+                self._results.get(key, {}).pop(name, None)
         self._reduce(
             Gradients,
             {

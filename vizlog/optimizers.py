@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from vizlog.ranks import whole
 
@@ -81,6 +82,8 @@ class StepHooks:
 
     Where the step is given a closure, gradients are final only once the closure has returned, so it is wrapped; a
     gradient scaler's fused step unscales inside, so gradients are read after it.
+
+    A person's own hooks run first, whenever they were registered: they may clip gradients, or change the new weights.
     """
 
     def __init__(
@@ -98,20 +101,29 @@ class StepHooks:
         self._stepped = False
         self._unread: set[int] = set()
         pre, post = _untraced(self._pre), _untraced(self._post)
-        self._handles = [
-            handle
+        self._own: dict[int, list[RemovableHandle]] = {
+            id(optimizer): [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
             for optimizer in optimizers
-            for handle in (optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post))
-        ]
+        }
+        self._handles = [handle for handles in self._own.values() for handle in handles]
         if optimizers:
-            handle = register_optimizer_step_post_hook(_untraced(_Unwatched(self)))
-            self._handles.append(handle)
-            weakref.finalize(self, handle.remove)
+            everyones = [
+                register_optimizer_step_pre_hook(_uncompiled(_OfAll(self, StepHooks.steps))),
+                register_optimizer_step_post_hook(_untraced(_OfAll(self, StepHooks.stepped))),
+            ]
+            self._handles += everyones
+            for handle in everyones:
+                weakref.finalize(self, handle.remove)
 
     def remove(self) -> None:
         """Takes the hooks off again."""
         for handle in self._handles:
             handle.remove()
+
+    def steps(self, optimizer: Optimizer) -> None:
+        """Any optimizer of this process is about to step; its own hooks have not begun to run."""
+        for handle in self._own.get(id(optimizer), ()):
+            _make_last(handle)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Any optimizer of this process has stepped."""
@@ -125,6 +137,7 @@ class StepHooks:
 
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._stepped = True
+        self._unread.discard(id(optimizer))  # of a step that raised
         if not self._before(optimizer):
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -165,15 +178,31 @@ def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class _Unwatched:
+def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, inert in a compiled step, which runs hooks in the order that it was compiled with."""
+
+    def call(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not torch.compiler.is_compiling():
+            hook(optimizer, args, kwargs)
+
+    return call
+
+
+class _OfAll:
     """A hook on all optimizers of the process; it keeps nothing alive."""
 
-    def __init__(self, hooks: StepHooks) -> None:
-        self._hooks = weakref.ref(hooks)
+    def __init__(self, hooks: StepHooks, call: Callable[[StepHooks, Optimizer], None]) -> None:
+        self._hooks, self._call = weakref.ref(hooks), call
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if (hooks := self._hooks()) is not None:
-            hooks.stepped(optimizer)
+            self._call(hooks, optimizer)
+
+
+def _make_last(handle: RemovableHandle) -> None:
+    hooks = handle.hooks_dict_ref()
+    if hooks is not None and handle.id in hooks and next(reversed(hooks)) != handle.id:
+        hooks[handle.id] = hooks.pop(handle.id)
 
 
 def skipped(optimizer: Optimizer) -> Tensor | None:
