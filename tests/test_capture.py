@@ -376,6 +376,19 @@ def test_a_file_saved_while_hooks_are_there_opens_without_vizlog() -> None:
     assert torch.equal(loaded(torch.ones(1, 2)), model(torch.ones(1, 2)))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
+def test_a_model_that_cannot_be_scripted_while_hooks_are_there_says_what_to_do() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with ExitStack() as stack:
+        AutocastSeen("cpu").attach(stack, model)
+        with pytest.raises(
+            AttributeError, match=r"call torch\.jit\.script before vizlog\.watch\(\), after that forward"
+        ):
+            torch.jit.script(model)
+    scripted = torch.jit.script(model)
+    assert torch.equal(scripted(torch.ones(1, 2)), model(torch.ones(1, 2)))
+
+
 def test_attention_is_told_by_the_layer_that_calls_it() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:

@@ -362,6 +362,14 @@ class _Hook:
         except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
             self._failed(error)
 
+    @property
+    def __name__(self) -> str:
+        """Who asks for it is torch.jit.script, which compiles hooks along and cannot compile this one."""
+        raise AttributeError(
+            "vizlog is about to look at the next training forward of this model, which cannot be scripted meanwhile: "
+            "call torch.jit.script before vizlog.watch(), after that forward and its step, or after monitor.close()"
+        )
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
         return getattr, (nullcontext(), "__exit__")  # takes any arguments and does nothing
 
