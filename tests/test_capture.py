@@ -6,7 +6,8 @@ import copy
 import io
 import pickle
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +138,17 @@ def test_keyword_arguments_are_told() -> None:
     assert (told[0].kind, told[0].module) == ("Linear", model.inner)
 
 
+class Does(nn.Module):
+    """A function as a module of one's own."""
+
+    def __init__(self, does: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.does = does
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.does(x)
+
+
 @pytest.mark.parametrize(
     ("layers", "dims"),
     [
@@ -146,6 +158,12 @@ def test_keyword_arguments_are_told() -> None:
         ([nn.Flatten(), nn.Linear(2, 4), nn.BatchNorm1d(4)], [-1, -1, -1]),
         ([nn.Unflatten(2, (2, 1)), nn.ReLU()], [1, 1]),
         ([nn.Conv2d(1, 1, 1), nn.Linear(2, 2), nn.ReLU()], [1, -1, -1]),
+        ([nn.Conv1d(1, 4, 1), nn.Upsample(scale_factor=3), nn.ReLU()], [1, 1, 1]),
+        ([nn.Conv1d(1, 4, 1), nn.AdaptiveMaxPool1d(1), nn.Tanh()], [1, 1, 1]),
+        ([nn.Conv1d(1, 4, 1), Does(lambda x: F.relu(F.max_pool1d(x, 2)) + 1)], [1, 1, 1]),
+        ([nn.Conv1d(1, 4, 1), Does(lambda x: x[..., :-1]), nn.ReLU()], [1, 1, 1]),
+        ([nn.Conv1d(1, 4, 1), Does(lambda x: x.mT), nn.GELU()], [1, -1, -1]),
+        ([nn.Linear(2, 4), Does(lambda x: x.repeat(1, 3, 1)), nn.GELU()], [-1, -1, -1]),
     ],
 )
 def test_units_lie_where_the_layer_before_put_them(layers: list[nn.Module], dims: list[int]) -> None:
@@ -270,9 +288,10 @@ def test_a_live_forward_that_raises_does_not_spoil_the_next() -> None:
             self.fc = nn.Linear(2, 2)
 
         def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.fc(x))
             if x.isnan().any():
                 raise ValueError("nan")
-            return F.relu(self.fc(x))
+            return y
 
     model = nn.Sequential(Picky())
     capture, stack = live(model)
@@ -280,8 +299,29 @@ def test_a_live_forward_that_raises_does_not_spoil_the_next() -> None:
         with pytest.raises(ValueError, match="nan"):
             model(torch.tensor([[float("nan"), 0.0]]))
         assert torch.overrides._get_current_function_mode_stack() == []
+        assert capture.results["a"] == {}
         model(torch.ones(1, 2))
-    assert list(capture.results["a"]) == ["0.fc", "0.relu", "0"]
+        try:
+            model(torch.tensor([[float("nan"), 0.0]]))
+        except ValueError:
+            model(torch.ones(1, 2))  # made again, while what was wrong with the first is dealt with
+    assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {"0.fc": 2, "0.relu": 2, "0": 2}
+
+
+def test_no_output_is_kept_once_the_live_forward_is_over() -> None:
+    outputs = []
+
+    def relu(x: Tensor) -> Tensor:
+        y = F.relu(x)
+        outputs.append(weakref.ref(y))
+        return y.sum()
+
+    model = nn.Sequential(nn.Linear(2, 2), Does(relu))
+    capture = Capture({"": model}, {"a": Outputs(lambda layer, module: True, lambda call: 1)})
+    with ExitStack() as stack:
+        capture.attach_live(stack)
+        model(torch.ones(1, 2)).backward()
+        assert [output() for output in outputs] == [None]
 
 
 def test_a_model_that_catches_what_ended_a_part_of_it_is_seen_to_its_end() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import operator
 import sys
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -191,7 +192,9 @@ class Capture:
         self._passed_by: nn.Module | None = None  # whose forward is none of the training's
         self._calls: Counter[str] = Counter()
         self._channel_dims: dict[tuple[int, ...], int] = {}
-        self._last_functional: Any = None
+        self._last_functional: Callable[[], Any] = lambda: None  # a weak reference
+        self._kept: dict[Any, dict[str, int]] = {}  # how many results there were when a live forward began
+        self._handled = id(None)  # the exception that was being handled then
         self._live: ExitStack | None = None  # holds the function mode while a live forward runs
 
     @contextmanager
@@ -241,6 +244,10 @@ class Capture:
                 self._passed_by = module  # and all within: of its parts some may stay in training mode
                 return
             self.restart()
+            self._kept = {
+                key: {name: len(calls) for name, calls in found.items()} for key, found in self.results.items()
+            }
+            self._handled = id(sys.exc_info()[1])
             self._live.enter_context(_Functions(self))
         self._stack.append((name, module))
 
@@ -256,6 +263,9 @@ class Capture:
             pass
         if self._live is not None and not self._stack:
             self._live.close()
+            if id(sys.exc_info()[1]) != self._handled:
+                self._forget_forward()
+                return
         if not name and is_leaf(module):
             name = type(module).__name__  # a model that is one layer has no other name
         tensor = first_tensor(output)  # None too of a forward that raised
@@ -263,9 +273,15 @@ class Capture:
             return
         dim = self._channel_dim(module, tensor)
         layer = self._numbered(name)
-        if tensor is self._last_functional and is_leaf(module):
+        if tensor is self._last_functional() and is_leaf(module):
             return  # a module that only calls a function: its output was seen there
         self._reduce(self._outputs, Call(layer, module, None, args, kwargs, _here(tensor, output), dim))
+
+    def _forget_forward(self) -> None:
+        """Of a live forward that raised nothing is kept: it may be made again."""
+        for key, found in self.results.items():
+            kept = self._kept[key]
+            self.results[key] = {name: found[name][:number] for name, number in kept.items()}
 
     def function_called(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         """A torch function returned `output`."""
@@ -276,7 +292,7 @@ class Capture:
         if kind is None or _is_activation(module):
             return
         layer = self._numbered(f"{name}.{kind}" if name else kind)
-        self._last_functional = output
+        self._last_functional = weakref.ref(output)
         dim = self._channel_dim(None, output)
         self._reduce(self._outputs, Call(layer, None, function, args, kwargs, _here(output, output), dim))
 
@@ -313,10 +329,23 @@ class Capture:
             dim = 1
         elif isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding)):
             dim = -1
-        else:  # an activation or a block: units lie where they lay in the last output of this shape
-            dim = self._channel_dims.get(shape, 1 if tensor.ndim > 3 else -1)
+        else:
+            dim = self._dim_before(shape)
+        self._channel_dims.pop(shape, None)  # the last comes last
         self._channel_dims[shape] = dim
         return dim
+
+    def _dim_before(self, shape: tuple[int, ...]) -> int:
+        """Of an activation or a block: units lie where they lay in the last output of this shape.
+
+        Where there was none, as after pooling, where they lay in the last one that had as many of them.
+        """
+        if shape in self._channel_dims:
+            return self._channel_dims[shape]
+        for other, dim in reversed(self._channel_dims.items()):
+            if len(other) == len(shape) > 0 and other[dim] == shape[dim]:
+                return dim
+        return 1 if len(shape) > 3 else -1
 
 
 def _here(tensor: Tensor, output: Any) -> Any:
