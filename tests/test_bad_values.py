@@ -250,6 +250,36 @@ def test_what_is_not_initialised_yet_is_seen_from_the_next_due_step_on() -> None
     assert [step for step, _ in memory.of("weights/0.weight")] == [1]
 
 
+def test_a_model_of_which_nothing_is_initialised_yet_is_watched_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    model, memory = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(3)), vizlog.Memory()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"not initialised yet .*: run it once on a batch before vizlog"):
+        vizlog.watch(model, optimizer, to=None, batch=torch.ones(2, 3))
+    probes = [vizlog.WeightHistograms(every=1), vizlog.GradientHistograms(every=1)]
+    with vizlog.watch(model, optimizer, to=memory, probes=probes):
+        for _ in range(2):
+            model(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+    for tag in ("weights/0.weight", "gradients/2.weight"):
+        assert [step for step, _ in memory.of(tag)] == [1]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("batch", [None, torch.ones(2, 3)])
+def test_a_model_without_values_says_what_to_do(batch: Tensor | None) -> None:
+    model = nn.Sequential(nn.Linear(3, 3, device="meta"))
+    with pytest.raises(ValueError, match=r"on the meta device.*once they have, after model\.to_empty\(device=…\)"):
+        vizlog.watch(model, torch.optim.SGD(model.parameters()), to=None, batch=batch)
+
+
+def test_a_model_of_which_parts_have_no_values_is_watched_without_them() -> None:
+    model, memory = nn.ModuleList([nn.Linear(3, 3, device="meta"), nn.Linear(3, 3)]), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=memory) as monitor, monitor.step():
+        model[1](torch.ones(2, 3)).sum().backward()
+    weights = {record.tag for _, record in memory.records if record.tag.startswith("weights/")}
+    assert weights == {"weights/1.weight", "weights/1.bias"}
+
+
 def test_a_batch_that_does_not_fit_the_models_type_says_what_to_do() -> None:
     model = nn.Linear(3, 3)
     with pytest.raises(ValueError, match=r"(?s)inputs are float64 \(2, 3\).*Give inputs as the model takes them"):

@@ -759,6 +759,24 @@ def test_models_by_name_have_their_names_in_tags() -> None:
     }
 
 
+@pytest.mark.parametrize("models", [[net(), net()], {"0": net(), "1": nn.Linear(3, 3)}])
+def test_a_model_that_does_not_run_on_the_batch_is_named_once(models: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def run(models: Any, x: Tensor) -> Tensor:
+        return models["1"](models["0"](x))  # type: ignore[no-any-return]
+
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "on the fixed batch" in record.getMessage()]
+
+    with caplog.at_level(logging.INFO, "vizlog"):
+        vizlog.Monitor(models, to=None, batch=vizlog.FixedBatch(X, Y, forward=run)).close()
+        vizlog.Monitor(net(), to=None, batch=(X, Y)).close()
+        assert not said()
+        vizlog.Monitor(models, to=None, batch=(X, Y)).close()
+    (message,) = said()
+    assert message.startswith("vizlog: nothing runs 1 on the fixed batch, so its activations are not seen there")
+    assert "FixedBatch(inputs, forward=" in message
+
+
 def test_numbers_are_logged_at_the_step_under_way_as_they_were_then() -> None:
     model, memory = net(), vizlog.Memory()
     loss, seen = torch.zeros((), requires_grad=True), np.zeros(())

@@ -599,10 +599,9 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
 
 
 def device_of(models: Mapping[str, nn.Module]) -> torch.device:
-    """Where the first parameter of the models lies; the CPU where there is none."""
-    return next(
-        (parameter.device for model in models.values() for parameter in model.parameters()), torch.device("cpu")
-    )
+    """Where the first parameter of the models that has values lies; the CPU where there is none."""
+    parameters = (parameter for model in models.values() for parameter in model.parameters())
+    return next((parameter.device for parameter in parameters if not parameter.is_meta), torch.device("cpu"))
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:

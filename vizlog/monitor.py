@@ -41,7 +41,7 @@ from vizlog.probes.base import Context, Probe, as_probes, measures
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
 from vizlog.schedules import Schedule, Thinning
-from vizlog.selection import given_models, named_models, named_parameters
+from vizlog.selection import given_models, named_models, named_modules, named_parameters
 from vizlog.stopping import Stop, StopWhen
 
 __all__ = ["Monitor"]
@@ -103,7 +103,7 @@ class Monitor:
         reshard(self._models.values())
         with self._ranks.together():
             self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
-            _check_owned(self._models, self._optimizers)
+            _check_models(self._models, self._optimizers)
             self._parameters = _ids(named_parameters(self._models))
             _check_pace(probes, every, budget)
             self._budget = budget
@@ -311,13 +311,16 @@ class Monitor:
                     if fixed is None:
                         return None, None
                     with context(), self._abreast():
-                        return fixed, survey(self._models, fixed)
+                        met = survey(self._models, fixed)
             except CommunicatesError as error:
                 self._communicates = True
                 LOG.warning("vizlog cannot run the model on examples: %s", error)
                 return None, None
             except FailedElsewhereError as error:
                 raise BatchDoesNotFit(f"the model could not be run on the fixed batch: {error}") from error
+        if self._ranks.writes:
+            _say_not_run(self._models, met)
+        return fixed, met
 
     def _binds(self, probe: Probe, met: Survey | None) -> bool:
         """Whether a probe is shown what it will look at; not where that needs the model to be run, which cannot be."""
@@ -826,11 +829,17 @@ def _check_pace(probes: Any, every: Any, budget: float | None) -> None:
         raise ValueError("every= is for the standard probes; give each of probes= its own every=")
 
 
-def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
-    """Raises where an optimizer has nothing to do with the models."""
-    parameters = named_parameters(models)
+def _check_models(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
+    """Raises where the models have no values yet, or an optimizer has nothing to do with them."""
+    modules = named_modules(models).values()
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]  # lazy ones too
+    if parameters and all(parameter.is_meta for parameter in parameters):
+        raise ValueError(
+            "the model is on the meta device, where parameters have no values: watch it once they have, after "
+            "model.to_empty(device=…) and whatever loads or initialises them, with the optimizer made after that"
+        )
     for number, optimizer in enumerate(optimizers):
-        if not owned(optimizer) & _ids(parameters):
+        if not owned(optimizer) & set(map(id, parameters)):
             raise ValueError(
                 f"optimizer {number} ({type(optimizer).__name__}) has none of the model's parameters; watch the "
                 "model and the optimizer that train together, after prepare() or fully_shard() if you use them"
@@ -840,6 +849,18 @@ def _check_owned(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer
 def _say_untrained(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
     if left := _untrained(named_parameters(models), optimizers):
         LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", left)
+
+
+def _say_not_run(models: Mapping[str, nn.Module], met: Survey) -> None:
+    """Says which of several models a pass over the fixed batch does not reach."""
+    ran = {layer.name.partition("@")[0] for layer in met.layers}
+    left = [name for name in models if not any(layer == name or layer.startswith(f"{name}.") for layer in ran)]
+    if len(models) > 1 and left:
+        LOG.info(
+            "vizlog: nothing runs %s on the fixed batch, so its activations are not seen there: say how the models run "
+            "together with FixedBatch(inputs, forward=lambda models, inputs: ...)",
+            _some(left),
+        )
 
 
 def _untrained(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
-from vizlog.capture import Gradients
+from vizlog.capture import Gradients, Request
 from vizlog.compute.histogram import BitCounts
 from vizlog.diagnosis import SKIPPED
 from vizlog.messages import LOG
@@ -33,11 +34,18 @@ class GradientHistograms(ParameterHistograms):
     kind = "gradients"
     request = Gradients
     _warned = False
+    _asked = False
     _of_what = ""
+
+    def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
+        wanted = super().wants(models)
+        self._asked = any(request.names for request in wanted.values() if isinstance(request, Gradients))
+        return wanted
 
     @only_arranges
     def measure(self, context: Context) -> Any:
-        if not context.captured["counts"] and not self._warned:
+        # Lazy parameters were none yet when the step began.
+        if self._asked and not context.captured["counts"] and not self._warned:
             self._warned = True
             LOG.warning("vizlog: none of the selected parameters %s", self._why_none(context))
         return {**context.captured, "watched": bool(context.optimizers), "skipped": list(context.skipped)}
