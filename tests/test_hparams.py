@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import urllib.request
+from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -113,15 +115,95 @@ def test_a_persons_own_writer_is_taken_too(tmp_path: Path) -> None:
     ]
 
 
-def test_hyperparameters_of_any_kind_become_what_the_tab_can_show(tmp_path: Path) -> None:
-    given = {"n": np.int64(3), "t": torch.tensor(0.5), "list": [1, 2], "none": None, "nested": {"on": False}}
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Mode(str, enum.Enum):
+    FAST = "fast"
+
+
+GIVEN = {
+    "n": np.int64(3),
+    "t": torch.tensor(0.5),
+    "fused": torch.tensor(True),
+    "amp": np.bool_(False),
+    "seed": 10**400,
+    "z": torch.tensor(1j),
+    "text": np.array("x"),
+    "colour": Colour.RED,
+    "mode": Mode.FAST,
+    "data": PurePosixPath("/data"),
+    "name": "\ud800",
+    "list": [1, 2],
+    "none": None,
+    "nested": {"on": False},
+    "more": Namespace(deep=Namespace(lr=0.1)),
+    5: "a name that is none",
+}
+SHOWN = {
+    "n": 3.0,
+    "t": 0.5,
+    "fused": True,
+    "amp": False,
+    "seed": str(10**400),
+    "z": "1j",
+    "text": "x",
+    "colour": "Colour.RED",
+    "mode": "fast",
+    "data": "/data",
+    "name": "\\ud800",
+    "list": "[1, 2]",
+    "nested.on": False,
+    "more.deep.lr": 0.1,
+    "5": "a name that is none",
+}
+
+
+def shown(run: Path) -> dict[str, Any]:
+    start = values(run)[0, metadata.SESSION_START_INFO_TAG]
+    info = plugin_data_pb2.HParamsPluginData.FromString(start.metadata.plugin_data.content).session_start_info
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in info.hparams.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(GIVEN, SHOWN), (Namespace(lr=0.1, tag=None), {"lr": 0.1})], ids=["mapping", "argparse"]
+)
+def test_hyperparameters_of_any_kind_become_what_the_tab_can_show(
+    tmp_path: Path, given: Any, expected: dict[str, Any]
+) -> None:
     backend = TensorBoard(tmp_path / "any", hparams=given)
     backend.write(0, [Scalar("x", 1.0)])
     backend.close()
-    start = values(tmp_path / "any")[0, metadata.SESSION_START_INFO_TAG]
-    info = plugin_data_pb2.HParamsPluginData.FromString(start.metadata.plugin_data.content).session_start_info
-    found = {name: getattr(value, value.WhichOneof("kind")) for name, value in info.hparams.items()}
-    assert found == {"n": 3.0, "t": 0.5, "list": "[1, 2]", "nested.on": False}
+    found = shown(tmp_path / "any")
+    assert found == expected
+    assert {name: type(value) for name, value in found.items()} == {
+        name: type(value) for name, value in expected.items()
+    }
+
+
+def test_one_metric_is_one_tag(tmp_path: Path) -> None:
+    backend = TensorBoard(tmp_path / "one", hparams={"lr": 0.1}, metrics="accuracy")
+    backend.write(0, [Scalar("accuracy", 1.0)])
+    backend.close()
+    experiment = values(tmp_path / "one")[0, metadata.EXPERIMENT_TAG].metadata.plugin_data.content
+    infos = plugin_data_pb2.HParamsPluginData.FromString(experiment).experiment.metric_infos
+    assert [info.name.tag for info in infos] == ["accuracy", *HEALTH]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"hparams": [("lr", 0.1)]}, "hparams= takes a mapping"),
+        ({"hparams": "lr=0.1"}, "hparams= takes a mapping"),
+        ({"hparams": {"lr": 0.1}, "metrics": 5}, "metrics= takes tags"),
+        ({"hparams": {"lr": 0.1}, "metrics": ["accuracy", 5]}, "metrics= takes tags"),
+    ],
+)
+def test_what_the_tab_cannot_take_raises_where_it_is_given(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        vizlog.TensorBoard(tmp_path / "no", **options)
+    assert not (tmp_path / "no").exists()
 
 
 def test_without_hyperparameters_no_scalar_is_added_but_why_it_stopped_is_said(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "Surface",
     "Text",
     "shown_in_notebooks_by",
+    "without_surrogates",
 ]
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -51,11 +52,18 @@ class _Tagged:
     def __post_init__(self) -> None:
         if not (isinstance(self.tag, str) and self.tag.strip()):
             raise ValueError(f"a record needs a tag such as 'weights/conv1', got {self.tag!r}")
-        # Lone surrogates, as file names may hold, can be written nowhere, nor an enum's member read in another process.
         for name in ("tag", "caption"):
             text = getattr(self, name)
             if type(text) is not str or not text.isascii():
-                object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode())
+                object.__setattr__(self, name, without_surrogates(text))
+
+
+def without_surrogates(text: str) -> str:
+    """A plain text with lone surrogates, as file names may hold, as escapes: they can be written nowhere.
+
+    (Nor can an enum's member that is a text be read in another process.)
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown_in_notebooks_by(draw: Callable[[Any], str]) -> None:

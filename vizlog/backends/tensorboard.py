@@ -6,6 +6,7 @@ import errno
 import os
 import tempfile
 import time
+from argparse import Namespace
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,15 +53,16 @@ class TensorBoard:
             TensorBoardLogger's `experiment`.
         resume: go on in a directory that already holds later steps. Otherwise "runs/a" becomes "runs/a-2" (or -3 …),
             and one line says so.
-        hparams: name -> number, truth value or text (nested mappings and other things as far as they can be), the same
-            names in all runs to compare. Of a SummaryWriter's run, instead of `add_hparams`, which makes a run beside
-            it.
-        metrics: tags of your own scalars that stand beside the hyperparameters, such as the accuracy.
+        hparams: name -> number, truth value or text, or what argparse gives (nested mappings and other things as far
+            as they can be), the same names in all runs to compare. Of a SummaryWriter's run, instead of `add_hparams`,
+            which makes a run beside it.
+        metrics: tags of your own scalars that stand beside the hyperparameters, such as the accuracy, or one tag.
 
     Raises:
         ImportError: tensorboard is not installed.
         OSError: the directory cannot be made or written.
-        TypeError, ValueError: neither a local path nor a writer, or a writer that is closed.
+        TypeError, ValueError: neither a local path nor a writer, a writer that is closed, or hyperparameters without
+            names.
     """
 
     def __init__(
@@ -68,12 +70,13 @@ class TensorBoard:
         path_or_writer: str | os.PathLike[str] | Any,
         *,
         resume: bool = False,
-        hparams: Mapping[str, Any] | None = None,
-        metrics: Sequence[str] = (),
+        hparams: Mapping[str, Any] | Namespace | None = None,
+        metrics: str | Sequence[str] = (),
     ) -> None:
         _require_tensorboard()
         if hparams is None and metrics:
             raise ValueError("metrics= stand beside hyperparameters in the HPARAMS tab: give hparams= as well")
+        self._hparams = None if hparams is None else HParams(hparams, metrics)
         self._sink: _Sink
         if isinstance(path_or_writer, (str, os.PathLike)):
             self._sink = _Directory(_local(os.fspath(path_or_writer)), resume=resume)
@@ -84,7 +87,6 @@ class TensorBoard:
         self._summaries = Summaries()
         self._drawable = Drawable()
         self._full_since: int | None = None
-        self._hparams = None if hparams is None else HParams(hparams, metrics)
         self._last: int | None = None  # step written
         self._summary: dict[str, float] = {}
         self._stopped_because = ""
@@ -97,7 +99,7 @@ class TensorBoard:
             if not self._sink.is_there():
                 self._summaries.caption_again()
                 self._last = None
-            opening = self._hparams.start() if self._hparams is not None and self._last is None else []
+            opening = self._hparams.start if self._hparams is not None and self._last is None else []
             numbers = [record for record in records if not is_drawn(record)]
             self._sink.add(step, [*opening, *self._drawable.each(self._summaries.of, numbers)])
             self._last = step
