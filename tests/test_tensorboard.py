@@ -280,6 +280,19 @@ def test_what_is_deleted_is_made_anew(
     assert ["was deleted" in line for line in said()] == [True] * len(before)
 
 
+def test_an_earlier_run_that_is_cleared_away_before_the_first_step_leaves_its_place(
+    run: Path, said: Callable[[], list[str]]
+) -> None:
+    write(run, 0, 100)
+    backend = TensorBoard(run)
+    for file in event_files(run):
+        file.unlink()
+    backend.write(1, [Scalar("loss", 1)])
+    backend.close()
+    assert scalars(run, "loss") == [(1, 1)]
+    assert said() == []
+
+
 @pytest.mark.parametrize("options", [{}, {"hparams": {"lr": 0.1}}], ids=["plain", "hyperparameters"])
 def test_nothing_written_leaves_no_file(run: Path, options: dict[str, Any]) -> None:
     backend = TensorBoard(run, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -86,9 +87,10 @@ def event_files(directory: Path) -> list[Path]:
 def steps(path: Path, size: int) -> Iterator[int]:
     """The step of every event in the first `size` bytes of a file; ends where a frame is cut short.
 
-    Neither payloads nor checksums are read, so that a file of any size costs a microsecond or two an event.
+    Neither payloads nor checksums are read, so that a file of any size costs a microsecond or two an event. One that
+    was deleted meanwhile, or cannot be read, has none: TensorBoard shows nothing of it either.
     """
-    with path.open("rb") as file:
+    with contextlib.suppress(OSError), path.open("rb") as file:
         at = 0
         while len(header := file.read(_HEADER.size)) == _HEADER.size:
             length, _ = _HEADER.unpack(header)

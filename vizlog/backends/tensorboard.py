@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -301,7 +302,11 @@ def _check_writable(directory: Path) -> None:
 
 
 def _sizes(directory: Path) -> Mapping[Path, int]:
-    return {path: path.stat().st_size for path in event_files(directory)}
+    sizes = {}
+    for path in event_files(directory):
+        with contextlib.suppress(OSError):  # deleted at this moment
+            sizes[path] = path.stat().st_size
+    return sizes
 
 
 def _free_directory(directory: Path, earlier: Mapping[Path, int], first: int) -> Path:
