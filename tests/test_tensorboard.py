@@ -616,6 +616,22 @@ def test_the_projector_keeps_the_first_and_the_latest_steps_and_their_files_alon
     assert {run / entry.tensor_path for entry in entries} == set((run / "projector").glob("*/tensors.bytes"))
 
 
+def test_where_steps_go_back_the_projector_drops_those_beyond(run: Path) -> None:
+    def kept(*steps: int) -> list[int]:
+        entries = project(run, embedding("embeddings/fc"), steps=steps)
+        assert entries[0].tensor_name == f"embeddings/fc latest, step {steps[-1]}"
+        assert {run / entry.tensor_path for entry in entries} == set((run / "projector").glob("*/tensors.bytes"))
+        return [int(entry.tensor_name.rpartition(" ")[2]) for entry in entries]
+
+    assert kept(0, 700, 800, 900) == [900, 800, 700, 0]
+    assert kept(500) == [500, 0, 900, 800]
+    assert kept(500) == [500, 0, 900, 800]
+    assert kept(600) == [600, 500, 0, 900]
+    assert kept(700) == [700, 600, 500, 0]
+    assert kept(0) == [0, 700, 600, 500]
+    assert kept(100, 200, 300, 400) == [400, 300, 200, 0]
+
+
 def test_embeddings_of_others_stay_listed(run: Path) -> None:
     import torch
 

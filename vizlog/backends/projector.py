@@ -32,6 +32,7 @@ def project(directory: Path, step: int, record: Embedding) -> None:
     """Adds an embedding to the Projector tab of the run in `directory`, as "TAG latest, step STEP".
 
     Of each tag the first step and the latest three stay: enough to compare, and a run does not grow without bound.
+    Where the steps have gone back, those beyond make room for them.
     What others have listed in the directory's `projector_config.pbtxt` stays listed. (A running TensorBoard reads that
     list when it first meets the run; it shows later steps after a restart: tensorboardX#306.)
 
@@ -53,7 +54,7 @@ def project(directory: Path, step: int, record: Embedding) -> None:
     if record.thumbnails is not None:
         _write_sprite(directory, home, record.thumbnails, entry)
 
-    kept, dropped = _thin([*config.embeddings, entry], record.tag)
+    kept, dropped = _thin([*config.embeddings, entry], record.tag, step)
     del config.embeddings[:]
     config.embeddings.extend(kept)
     _replace(config_path, config)
@@ -76,15 +77,20 @@ def _step_of(entry: Any, tag: str) -> int | None:
     return int(step) if ours else None
 
 
-def _thin(entries: list[Any], tag: str) -> tuple[list[Any], list[Any]]:
-    """Entries to keep (others', then those of `tag`, named, the latest step first) and entries of `tag` to drop."""
+def _thin(entries: list[Any], tag: str, now: int) -> tuple[list[Any], list[Any]]:
+    """Entries to keep (others', then those of `tag`, named, the one of `now` first) and entries of `tag` to drop.
+
+    Steps beyond `now` are of a future that was given up, for an earlier checkpoint: they are the first to go.
+    """
     others = [entry for entry in entries if _step_of(entry, tag) is None]
     ours = {step: entry for entry in entries if (step := _step_of(entry, tag)) is not None}
     for step, entry in ours.items():
         # The tab sorts by name and opens the first: "latest" comes before "step".
-        entry.tensor_name = f"{tag} latest, step {step}" if step == max(ours) else f"{tag} step {step}"
-    latest_first = [ours[step] for step in sorted(ours, reverse=True)]
-    return others + latest_first[:_LATEST] + latest_first[_LATEST:][-1:], latest_first[_LATEST:-1]
+        entry.tensor_name = f"{tag} latest, step {step}" if step == now else f"{tag} step {step}"
+    past = sorted((step for step in ours if step <= now), reverse=True)
+    given_up = sorted((step for step in ours if step > now), reverse=True)
+    kept = [*past[:_LATEST], *past[_LATEST:][-1:], *given_up][: _LATEST + 1]
+    return others + [ours[step] for step in kept], [ours[step] for step in ours if step not in kept]
 
 
 def _read(path: Path) -> Any:
