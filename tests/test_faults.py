@@ -828,6 +828,32 @@ def test_a_disk_that_is_full_at_the_end_is_said(tmp_path: Path, caplog: pytest.L
     assert (3, "a") in values(tmp_path)
 
 
+@pytest.mark.parametrize("then", ["writes", "summarises", "closes"])
+def test_a_summary_that_a_full_disk_took_is_written_once_there_is_space(then: str, tmp_path: Path) -> None:
+    backend = vizlog.TensorBoard(tmp_path, hparams={"lr": 0.1})
+    backend.write(0, [Scalar("a", 0)])
+    (file,) = event_files(tmp_path)
+    with full_after(file.stat().st_size):
+        backend.summarise(1, {"vizlog/dead_units_worst": 1.0}, "all units are dead")
+    if then == "writes":
+        backend.write(2, [Scalar("a", 2)])
+    elif then == "summarises":
+        backend.summarise(2, {"vizlog/dead_units_worst": 1.0}, "all units are dead")
+    backend.close()
+    tags = [value.tag for event in events(tmp_path) for value in event.summary.value]
+    for tag in ("vizlog/dead_units_worst", "vizlog/stopped_because", "_hparams_/session_end_info"):
+        assert tags.count(tag) == 1
+
+
+def test_a_summary_that_was_deleted_with_its_folder_is_written_again(tmp_path: Path) -> None:
+    backend = vizlog.TensorBoard(tmp_path / "run", hparams={"lr": 0.1})
+    backend.summarise(1, {"vizlog/dead_units_worst": 1.0}, "all units are dead")
+    shutil.rmtree(tmp_path / "run")
+    backend.write(2, [Scalar("a", 2)])
+    backend.close()
+    assert {(2, "vizlog/dead_units_worst"), (2, "vizlog/stopped_because")} <= set(values(tmp_path / "run"))
+
+
 def test_a_caption_that_a_full_disk_took_comes_with_the_next_record(tmp_path: Path) -> None:
     backend = vizlog.TensorBoard(tmp_path)
     backend.write(0, [Scalar("a", 0)])

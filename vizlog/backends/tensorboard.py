@@ -9,7 +9,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -88,22 +88,26 @@ class TensorBoard:
         self._summaries = Summaries()
         self._drawable = Drawable()
         self._full_since: int | None = None
-        self._last: int | None = None  # step written
-        self._summary: dict[str, float] = {}
-        self._stopped_because = ""
+        self._opened = False
+        self._step = 0  # the latest that was to be written
+        self._summary: dict[str, float | str] = {}  # tag -> what the run is to say of itself
+        self._summary_written: dict[str, float | str] = {}
         self._closed = False
 
     def write(self, step: int, records: Sequence[Record]) -> None:
         if self._closed:
             raise ValueError("this TensorBoard is closed: make a new one (resume=True goes on in the same directory)")
+        self._step = step
         try:
             if not self._sink.is_there():
                 self._summaries.caption_again()
-                self._last = None
-            opening = self._hparams.start if self._hparams is not None and self._last is None else []
-            numbers = [record for record in records if not is_drawn(record)]
+                self._opened = False
+                self._summary_written = {}
+            opening = self._hparams.start if self._hparams is not None and not self._opened else []
+            numbers = [*(record for record in records if not is_drawn(record)), *self._changed()]
             self._sink.add(step, [*opening, *self._drawable.each(self._summaries.of, numbers)])
-            self._last = step
+            self._opened = True
+            self._summary_written = dict(self._summary)
             # Each may take a while, and a run that is killed keeps the others.
             for picture in filter(is_drawn, records):
                 self._sink.add(step, list(self._drawable.each(self._summaries.of, [picture])))
@@ -126,29 +130,33 @@ class TensorBoard:
 
     def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
         """Writes why the training stops, and for the HPARAMS tab the health scalars that have changed."""
-        records: list[Record] = []
         if self._hparams is not None:
-            changed = scalars.items() - self._summary.items()
-            records += [Scalar(key, value) for key, value in scalars.items() if (key, value) in changed]
-            self._summary = dict(scalars)
-        if stopped_because and stopped_because != self._stopped_because:
-            self._stopped_because = stopped_because
-            records.append(Text(STOPPED_BECAUSE, stopped_because))
-        if records:
-            self.write(step, records)
+            self._summary |= scalars
+        if stopped_because:
+            self._summary[STOPPED_BECAUSE] = stopped_because
+        if self._summary != self._summary_written:
+            self.write(step, [])
+
+    def _changed(self) -> Iterator[Record]:
+        """What the summary says and the run does not yet; a full disk may have taken what was written of it."""
+        for tag, value in self._summary.items():
+            if self._summary_written.get(tag) != value:
+                yield Text(tag, value) if isinstance(value, str) else Scalar(tag, value)
 
     def close(self) -> None:
         if self._closed:
             return
-        self._closed = True
         try:
-            if self._hparams is not None and self._last is not None:
-                self._sink.add(self._last, [self._hparams.end()])
+            if self._summary != self._summary_written:
+                self.write(self._step, [])
+            if self._hparams is not None and self._opened:
+                self._sink.add(self._step, [self._hparams.end()])
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
-            self._report_full(self._last or 0, error)
+            self._report_full(self._step, error)
         finally:
+            self._closed = True
             self._sink.close()
 
     def _report_full(self, step: int, error: OSError) -> None:
