@@ -125,6 +125,20 @@ def test_how_many_values_are_not_finite_is_a_curve_that_comes_down_again(run: Pa
     assert scalars(run, "gradients/b/nonfinite") == []
 
 
+def test_a_persons_own_scalar_keeps_its_tag_where_vizlog_would_count_there(
+    run: Path, said: Callable[[], list[str]]
+) -> None:
+    backend = TensorBoard(run)
+    for step in range(3):
+        backend.write(step, [Scalar("weights/a/nonfinite", 0.5)])
+        backend.write(step, [histogram_of("weights/a", [1.0, np.nan])])
+    backend.close()
+    assert scalars(run, "weights/a/nonfinite") == [(0, 0.5), (1, 0.5), (2, 0.5)]
+    assert sum(value.tag == "weights/a/nonfinite" for event in events(run) for value in event.summary.value) == 3
+    (message,) = said()
+    assert "logged as weights/a/nonfinite" in message
+
+
 def test_each_record_is_written_once_numbers_before_pictures(run: Path) -> None:
     backend = TensorBoard(run)
     backend.write(0, [images("filters/a"), Scalar("loss", 1.0), embedding("embeddings/a"), histogram_of("a", [1.0])])
@@ -329,7 +343,7 @@ def test_a_path_that_holds_later_steps_gets_a_number_and_one_line_says_so(
     write(run, 0, 50)
     assert [scalars(run.with_name(name), "loss")[-1][0] for name in ("a", "a-2", "a-3")] == [100, 50, 50]
     assert len(said()) == 2
-    assert "holds steps above 0" in said()[0]
+    assert "holds steps from 0 on" in said()[0]
     assert f"writing to {run}-2 " in said()[0]
     assert "resume=True" in said()[0]
 
@@ -339,6 +353,22 @@ def test_a_path_goes_on_where_the_first_new_step_is_the_latest(run: Path, said: 
     write(run, 100, 200)
     assert scalars(run, "loss") == [(0, 0), (100, 100), (200, 200)]
     assert said() == []
+
+
+def test_a_run_that_starts_at_0_joins_no_other(run: Path, said: Callable[[], list[str]]) -> None:
+    with SummaryWriter(run) as theirs:
+        theirs.add_scalar("accuracy", 0.5, 0)
+    for name in ("a", "a-2", "a-3"):
+        write(run, 0)
+        assert scalars(run.with_name(name), "loss") == [(0, 0)]
+    assert ["holds steps from 0 on" in line for line in said()] == [True, True]
+
+
+def test_a_name_that_a_file_has_is_passed_over(run: Path) -> None:
+    write(run, 0, 100)
+    run.with_name("a-2").write_text("in the way")
+    write(run, 0, 50)
+    assert scalars(run.with_name("a-3"), "loss") == [(0, 0), (50, 50)]
 
 
 def test_resume_goes_on_in_the_same_directory(run: Path, said: Callable[[], list[str]]) -> None:
@@ -388,8 +418,9 @@ def test_a_path_that_cannot_be_a_directory_is_refused_at_construction(tmp_path: 
         TensorBoard(tmp_path / "file")
     with pytest.raises(NotADirectoryError, match=r"cannot write to .*\(Not a directory\)"):
         TensorBoard(tmp_path / "file" / "a")
-    with pytest.raises(ValueError, match="local directories, got 's3://bucket/a': give it a SummaryWriter"):
-        TensorBoard("s3://bucket/a")
+    for address in ("s3://bucket/a", Path("s3://bucket/a")):
+        with pytest.raises(ValueError, match=f"local directories, got '{address}': give it a SummaryWriter"):
+            TensorBoard(address)
 
 
 def test_a_directory_that_takes_no_files_is_refused_at_construction() -> None:
@@ -476,6 +507,40 @@ def test_once_a_writer_is_closed_the_rest_goes_to_a_file_beside_it(writer: Any, 
     backend.write(3, [Scalar("loss", 3)])
     backend.close()
     assert scalars(run, "loss") == [(3, 3)], "made anew where it was deleted"
+
+
+def test_where_the_folder_of_a_writer_is_deleted_a_file_of_ours_goes_on_there(
+    writer: Any, run: Path, said: Callable[[], list[str]]
+) -> None:
+    backend = TensorBoard(writer)
+    backend.write(0, [Scalar("loss", 0, caption="of a batch")])
+    shutil.rmtree(run)
+    for step in (1, 2):
+        backend.write(step, [Scalar("loss", step, caption="of a batch")])
+    backend.close()
+    assert scalars(run, "loss") == [(1, 1), (2, 2)]
+    assert values(run)[1, "loss"].metadata.summary_description == "of a batch"
+    (message,) = said()
+    assert f"{run} was deleted" in message
+
+
+def test_a_writer_that_has_found_its_folder_deleted_is_gone_on_with_beside_it(
+    run: Path, said: Callable[[], list[str]]
+) -> None:
+    writer = SummaryWriter(run)
+    backend = TensorBoard(writer)
+
+    def fails(*_: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    writer.file_writer.flush = fails  # as it does once its thread has met that, though the folder was made again since
+    backend.write(0, [Scalar("a", 0), Scalar("b", 0)])
+    backend.close()
+    (own,) = [file for file in event_files(run) if file.suffix == ".vizlog"]
+    written = [Event.FromString(raw) for raw in RawEventFileLoader(str(own)).Load()]
+    assert [value.tag for event in written for value in event.summary.value] == ["a", "b"]
+    (message,) = said()
+    assert "was deleted" in message
 
 
 def test_a_writer_that_is_closed_while_we_write_loses_nothing(run: Path) -> None:
@@ -614,6 +679,23 @@ def test_the_projector_keeps_the_first_and_the_latest_steps_and_their_files_alon
         *(f"embeddings/fc-2 step {step}" for step in (0, 5, 10)),
     }
     assert {run / entry.tensor_path for entry in entries} == set((run / "projector").glob("*/tensors.bytes"))
+
+
+def test_several_that_write_to_one_projector_lose_no_embedding(run: Path) -> None:
+    run.mkdir(parents=True)
+    script = (
+        "import sys; from pathlib import Path; from sample_records import embedding\n"
+        "from vizlog.backends.projector import project\n"
+        "for number in range(20):\n"
+        "    project(Path(sys.argv[1]), 0, embedding(f'embeddings/{sys.argv[2]}-{number}'))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(run), str(writer)], env=environment) for writer in range(2)
+    ]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
+    assert len(config(run).embeddings) == 40
+    assert {path.name for path in run.iterdir()} == {"projector", "projector_config.pbtxt"}
 
 
 def test_where_steps_go_back_the_projector_drops_those_beyond(run: Path) -> None:

@@ -15,7 +15,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EventFile", "event_files", "steps"]
+__all__ = ["SUFFIX", "EventFile", "event_files", "exists", "steps"]
+
+SUFFIX = ".vizlog"
+"""How the names of our own files end."""
 
 _HEADER = struct.Struct("<QI")  # a frame: length, its masked CRC, the bytes, their masked CRC
 _FOOTER = struct.Struct("<I")
@@ -45,10 +48,7 @@ class EventFile:
 
     def is_there(self) -> bool:
         """Whether the file still stands under its name: what is appended to a deleted one nobody will read."""
-        try:
-            return os.path.samestat(self._identity, self.path.stat())
-        except OSError as error:
-            return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+        return exists(self.path, self._identity)
 
     def append(self, events: Iterable[Any]) -> None:
         """Appends `Event` protos in order, in as few writes as can be.
@@ -77,6 +77,15 @@ class EventFile:
     def close(self) -> None:
         """Closes the file. May be called twice."""
         self._file.close()
+
+
+def exists(path: Path, identity: os.stat_result | None = None) -> bool:
+    """Whether something is there, or just this one; also where that cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    return identity is None or os.path.samestat(identity, found)
 
 
 def event_files(directory: Path) -> list[Path]:
@@ -120,7 +129,7 @@ def _create(directory: Path) -> FileIO:
     # The clock may have gone back since the older ones were made.
     latest = max((_made_at(path) for path in event_files(directory)), default=0.0)
     made_at = max(time.time(), latest + 1e-6)
-    name = f"events.out.tfevents.{made_at:017.6f}.{socket.gethostname()}.{os.getpid()}.vizlog"
+    name = f"events.out.tfevents.{made_at:017.6f}.{socket.gethostname()}.{os.getpid()}{SUFFIX}"
     return FileIO(directory / name, "x")
 
 

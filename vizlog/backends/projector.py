@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import os
 import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -39,12 +43,31 @@ def project(directory: Path, step: int, record: Embedding) -> None:
     Raises:
         OSError: the files cannot be written; the list is as before.
     """
+    with _alone(directory):
+        config = _read(directory / "projector_config.pbtxt")
+        if config is not None:
+            _add(directory, step, record, config)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keeps others that write to the Projector here, in this process or another, waiting; where the system can."""
+    with contextlib.ExitStack() as stack:
+        try:
+            import fcntl
+
+            held = os.open(directory, os.O_RDONLY)
+            stack.callback(os.close, held)
+            fcntl.flock(held, fcntl.LOCK_EX)
+            stack.callback(fcntl.flock, held, fcntl.LOCK_UN)  # a fork of this moment holds it too
+        except (ImportError, OSError):  # not on every system, nor on every network's files
+            pass
+        yield
+
+
+def _add(directory: Path, step: int, record: Embedding, config: Any) -> None:
     from tensorboard.plugins.projector.projector_config_pb2 import EmbeddingInfo
 
-    config_path = directory / "projector_config.pbtxt"
-    config = _read(config_path)
-    if config is None:
-        return
     home = _home(record.tag, step)
     (directory / home).mkdir(parents=True, exist_ok=True)
     entry = EmbeddingInfo()
@@ -57,7 +80,7 @@ def project(directory: Path, step: int, record: Embedding) -> None:
     kept, dropped = _thin([*config.embeddings, entry], record.tag, step)
     del config.embeddings[:]
     config.embeddings.extend(kept)
-    _replace(config_path, config)
+    _replace(directory / "projector_config.pbtxt", config)
     for old in dropped:
         shutil.rmtree((directory / old.tensor_path).parent, ignore_errors=True)
 
@@ -113,9 +136,12 @@ def _replace(path: Path, config: Any) -> None:
     """Writes the config in one go: who reads it sees the old or the new one."""
     from google.protobuf import text_format
 
-    new = path.with_name(path.name + ".new")
-    new.write_text(text_format.MessageToString(config), encoding="utf-8")
-    new.replace(path)
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        new.write_text(text_format.MessageToString(config), encoding="utf-8")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _write_vectors(directory: Path, home: PurePosixPath, vectors: NDArray[np.float32], entry: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from vizlog.backends.pictures import Picture, Pictures
+from vizlog.messages import LOG
 from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Record, Scalar, Surface, Text
 
 if sys.version_info >= (3, 11):
@@ -37,11 +38,14 @@ class Summaries:
         self._pictures = Pictures()
         self._captioned: set[str] = set()
         self._had_nonfinite: set[str] = set()
+        self._tags: set[str] = set()
+        self._said: set[str] = set()
 
     def of(self, record: Record) -> Summary:
         """The summary of one record: one value, and a second where a histogram has had non-finite values."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
+        self._tags.add(record.tag)
         return Summary(value=self._values(record))
 
     def caption_again(self) -> None:
@@ -68,8 +72,17 @@ class Summaries:
         if number:
             self._had_nonfinite.add(record.tag)
         if record.tag in self._had_nonfinite:
+            tag = f"{record.tag}/nonfinite"
+            if tag in self._tags:
+                self._say_taken(tag)
+                return
             caption = f"How many values of {record.tag} are NaN or infinite; its histogram shows the others."
-            yield self._value("scalars", f"{record.tag}/nonfinite", _scalar(number), caption)
+            yield self._value("scalars", tag, _scalar(number), caption)
+
+    def _say_taken(self, tag: str) -> None:
+        if tag not in self._said:
+            self._said.add(tag)
+            LOG.warning("vizlog: something else is logged as %s, so that values that are not finite go uncounted", tag)
 
     def _value(self, plugin: _Plugin, tag: str, tensor: TensorProto, caption: str) -> Summary.Value:
         from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata

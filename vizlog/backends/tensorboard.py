@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import tempfile
 import time
 from argparse import Namespace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vizlog.backends.base import Drawable
-from vizlog.backends.event_file import EventFile, event_files, steps
+from vizlog.backends.event_file import SUFFIX, EventFile, event_files, exists, steps
 from vizlog.backends.hparams import HParams
 from vizlog.backends.projector import project
 from vizlog.backends.summaries import Summaries, is_drawn
@@ -38,7 +39,7 @@ class TensorBoard:
 
     A writer stays yours, and open; it is flushed after each `write`. (torch's computes checksums in Python, at 3 MB/s:
     for pictures a path is faster.) Where you close it first, or it broke over a full disk, the rest goes to an event
-    file of vizlog's beside yours.
+    file of vizlog's beside yours; also where its directory is deleted.
 
     A histogram becomes rows of left edge, right edge and count, finite values only; where a tensor has had others,
     their number is the scalar TAG/nonfinite. TensorBoard keeps the caption of a tag's first step alone.
@@ -236,11 +237,17 @@ class _Writer:
                 f"experiment), got {writer!r}"
             )
         log_dir = str(file_writer.get_logdir())
-        self.directory = None if "://" in log_dir else Path(log_dir)
+        self.directory = None if "://" in log_dir else Path(log_dir).absolute()
         self._late: _Directory | None = None
 
     def is_there(self) -> bool:
-        return self._late is None or self._late.is_there()
+        if self._late is not None:
+            return self._late.is_there()
+        if self.directory is None or exists(self.directory):
+            return True
+        self._say_deleted()
+        self._late = self._beside()  # it writes into a file that nobody will read, or never again
+        return False
 
     def add(self, step: int, summaries: Sequence[Summary]) -> None:
         if self._writer.all_writers is None and self._late is None:
@@ -257,9 +264,15 @@ class _Writer:
             self._writer.flush()
         except OSError as error:
             self._late = self._beside()  # it never writes again, not even once there is space
-            if error.errno is not None:
+            if error.errno == errno.ENOENT:  # deleted a while ago, and it has found out on a thread of its own
+                self._say_deleted()
+                added = 0
+            elif error.errno is not None:
                 raise
             self._late.add(step, summaries[added:])  # the user closes it at this moment, on another thread
+
+    def _say_deleted(self) -> None:
+        LOG.warning("%s was deleted: what was written is gone, and vizlog goes on there anew", self.directory)
 
     def close(self) -> None:
         if self._late is not None:
@@ -292,7 +305,7 @@ def _require_tensorboard() -> None:
 
 
 def _local(path: str) -> Path:
-    if "://" in path:
+    if re.match(r"[a-z][a-z0-9+.-]+:/", path, re.IGNORECASE):  # one slash is left of an address in a Path
         raise ValueError(f"TensorBoard writes to local directories, got {path!r}: give it a SummaryWriter instead")
     # Not resolve(): a link stays a link, but "." gets a name that "-2" can be added to.
     return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
@@ -318,16 +331,28 @@ def _sizes(directory: Path) -> Mapping[Path, int]:
 
 
 def _free_directory(directory: Path, earlier: Mapping[Path, int], first: int) -> Path:
-    """`directory`, or the first of directory-2, -3 … that holds no step above `first`."""
+    """`directory`, or the first of directory-2, -3 … that holds no other run."""
     chosen, number = directory, 1
-    while any(step > first for path, size in earlier.items() for step in steps(path, size)):
+    while _is_taken(earlier, first):
         number += 1
         chosen = directory.with_name(f"{directory.name}-{number}")
-        chosen.mkdir(exist_ok=True)
+        try:
+            chosen.mkdir(exist_ok=True)
+        except FileExistsError:  # a file is called so
+            continue
         earlier = _sizes(chosen)
     if chosen != directory:
         LOG.warning(
-            "%s holds steps above %d: writing to %s (TensorBoard(path, resume=True) goes on in the old one)",
-            *(directory, first, chosen),
+            "%s holds steps %s: writing to %s (TensorBoard(path, resume=True) goes on in the old one)",
+            *(directory, f"above {first}" if first else "from 0 on", chosen),
         )
     return chosen
+
+
+def _is_taken(earlier: Mapping[Path, int], first: int) -> bool:
+    """Whether these files hold steps above `first`; or of ours any, where it is 0: such a run goes on with nothing."""
+    return any(
+        step > first or (step == first == 0 and path.suffix == SUFFIX)
+        for path, size in earlier.items()
+        for step in steps(path, size)
+    )
