@@ -159,6 +159,16 @@ def test_a_condition_is_met_by_what_the_last_looks_have_in_common(looks: list[li
     assert {name for name, (holds, _) in CONDITIONS.items() if holds(found)} == met
 
 
+def test_where_steps_go_back_looks_count_anew_and_a_late_picture_is_none() -> None:
+    found = Diagnosis()
+    for step in (0, 10, 20):
+        found = found.after(step, WITH_NAN)
+    found = found.after(10, [embedding(knn_accuracy=0.5)])
+    assert (found.looks, found.latest_look, found.bad, found.knn_accuracy) == (3, 20, 3, 0.5)
+    found = found.after(10, NORMAL)
+    assert (found.looks, found.latest_look, found.bad, found.first_bad_step) == (1, 10, 0, 0)
+
+
 def test_activations_that_are_infinite_by_design_stop_nothing_where_weights_are_looked_at() -> None:
     both = {"activations": np.array([0.1]), "weights": np.array([0.0])}
     found = Diagnosis().after(0, [Curves("health/nonfinite", np.arange(1), both, "layer", "nonfinite")])

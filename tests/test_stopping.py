@@ -163,6 +163,43 @@ def test_a_resumed_training_shows_first_how_it_is() -> None:
     assert memory.summary["vizlog/first_bad_step"] == 0
 
 
+def test_where_steps_go_back_it_is_asked_again_from_there_and_looks_before_stop_nothing() -> None:
+    x, y = data()
+    model, steps = healthy(), iter([*range(11), *range(4, 12)])
+    optimizer = SGD(model.parameters(), lr=0.05)
+    monitor = vizlog.watch(
+        model,
+        optimizer,
+        to=vizlog.Memory(),
+        probes=probes(),
+        batch=(x, y),
+        stop_when=lambda health: health["vizlog/gradient_norm"] == 1e12,
+        step=lambda: next(steps),
+    )
+    good = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def train(number: int) -> bool:
+        for _ in range(number):
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return monitor.should_stop
+
+    def spoil() -> None:
+        with torch.no_grad():
+            model[0].weight.fill_(math.nan)
+
+    train(10)
+    spoil()
+    assert not train(1)  # at step 10
+    model.load_state_dict(good)
+    assert not train(2)  # at steps 4 and 5
+    spoil()
+    assert not train(2)  # at steps 6 and 7
+    assert train(1)  # at step 8
+    monitor.close()
+
+
 class Undrawn(vizlog.Probe):
     """A picture that nobody is to see."""
 
@@ -251,6 +288,28 @@ def test_it_is_considered_when_numbers_are_due(
     schedules: list[vizlog.Schedule], steps_of_an_epoch: int | None, considered: list[int]
 ) -> None:
     assert steps_considered(Stop("dead", schedules, Notice(1)), steps_of_an_epoch) == considered
+
+
+def test_where_steps_go_back_it_is_considered_from_there() -> None:
+    stop, asked = Stop("dead", [vizlog.Every(4), vizlog.EveryEpoch(3)], Notice(1)), []
+    for step in [*range(10), *range(3, 10)]:
+        stop.consider(step, step // 3, lambda step=step: asked.append(step) or Diagnosis(looks=2))
+    assert asked == [0, 4, 8, 9, 4, 8, 9]
+
+
+def test_epochs_that_are_known_late_are_considered() -> None:
+    stop, asked = Stop("dead", [vizlog.EveryEpoch(2)], Notice(1)), []
+    for step in range(20):
+        stop.consider(
+            step, step // 3 if step >= 5 else None, lambda step=step: asked.append(step) or Diagnosis(looks=2)
+        )
+    assert asked == [0, 5, 6, 12, 18]
+
+
+def test_looks_at_later_steps_decide_nothing() -> None:
+    stop = Stop(lambda health: True, [vizlog.Every(1)], Notice(1))
+    assert not stop.consider(5, None, lambda: Diagnosis(looks=9, latest_look=9))
+    assert stop.consider(6, None, lambda: Diagnosis(looks=2, latest_look=5))
 
 
 def test_one_look_is_too_few_and_once_decided_it_is_not_asked_again() -> None:

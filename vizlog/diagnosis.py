@@ -49,7 +49,8 @@ class Diagnosis:
         attention_entropy: of the most narrow head, 0 to 1; attention_sinks: share of heads.
         time_share: the share of the training time that vizlog took.
 
-        looks: at how many steps numbers have been measured, in this process.
+        looks: at how many steps numbers have been measured, in this process, since the steps went back the last time.
+        latest_look: the step of the last one; −1: none.
         bad, dead, gone: for how many looks in a row, up to the last one, there were non-finite values, a layer was all
             dead with no gradient coming through it, or no gradient reached the first layer.
         has_gradients: whether gradients are among what is measured.
@@ -72,6 +73,7 @@ class Diagnosis:
     time_share: float = 0.0
 
     looks: int = 0
+    latest_look: int = -1
     bad: int = 0
     dead: int = 0
     gone: int = 0
@@ -102,7 +104,7 @@ class Diagnosis:
         shares = _shares(curves.get("health/nonfinite"))
         found |= self._nonfinite(step, records, shares, gradients=not skipped)
         following = replace(self, **found)
-        return _look_counted(following, shares, curves) if _NUMBERS & curves.keys() else following
+        return _look_counted(step, following, shares, curves) if _NUMBERS & curves.keys() else following
 
     def state_dict(self) -> dict[str, float]:
         """Plain data, for a checkpoint."""
@@ -153,7 +155,7 @@ CONDITIONS: Mapping[str, tuple[Callable[[Diagnosis], bool], str]] = MappingProxy
 )
 """Name -> whether it holds, and how it is said."""
 
-_COUNTERS = ("looks", "bad", "dead", "gone", "has_gradients")
+_COUNTERS = ("looks", "latest_look", "bad", "dead", "gone", "has_gradients")
 _FROM_SCALARS = {
     "dead_units_worst": "health/dead_units_worst",
     "dead_units_mean": "health/dead_units_mean",
@@ -185,8 +187,13 @@ def _shares(curves: Curves | None) -> dict[str, float]:
     }
 
 
-def _look_counted(found: Diagnosis, shares: Mapping[str, float], curves: Mapping[str, Curves]) -> Diagnosis:
-    """Counts a look; what was not measured this time stays as it was."""
+def _look_counted(step: int, found: Diagnosis, shares: Mapping[str, float], curves: Mapping[str, Curves]) -> Diagnosis:
+    """Counts a look; what was not measured this time stays as it was.
+
+    Where the steps have gone back, to an earlier checkpoint, those before were looks at a training that was given up.
+    """
+    if step < found.latest_look:
+        found = Diagnosis.from_state(found.state_dict())
     has_gradients = found.has_gradients or "health/gradient_norm" in curves
     gone = has_gradients and (found.gradient_norm <= GONE or found.vanishing <= CUT_OFF)
     counts: dict[str, int] = {}
@@ -199,4 +206,4 @@ def _look_counted(found: Diagnosis, shares: Mapping[str, float], curves: Mapping
         counts["dead"] = found.dead + 1 if dead else 0
     if "health/gradient_norm" in curves:
         counts["gone"] = found.gone + 1 if gone else 0
-    return replace(found, looks=found.looks + 1, has_gradients=has_gradients, **counts)
+    return replace(found, looks=found.looks + 1, latest_look=step, has_gradients=has_gradients, **counts)

@@ -22,7 +22,7 @@ class Stop:
     """Decides between steps whether the training is hopeless.
 
     It decides at the due steps of its schedule, by what was measured at earlier ones. The first look of a process
-    decides nothing, so that a resumed run shows first how it is.
+    decides nothing, so that a resumed run shows first how it is; nor does the first one after the steps went back.
 
     One rank decides, and leaves a notice for the others; all of them, the one that decides too, stop at the due step
     after it. They train in step, so by then each has found the notice, and none has to wait for another.
@@ -43,7 +43,8 @@ class Stop:
         self._questions = _questions(stop_when)
         self._schedule = functools.reduce(operator.or_, schedules) if schedules else Schedule()
         self._notice = notice
-        self._next: tuple[int | None, int | None] = (-1, -1)
+        self._next: tuple[int | None, int | None] = (-1, -1 if self._schedule.needs_epochs else None)
+        self._latest = -1  # step
         self.because = ""
 
     def consider(self, step: int, epoch: int | None, diagnose: Callable[[], Diagnosis]) -> bool:
@@ -57,7 +58,7 @@ class Stop:
             return False
         self.because = self._notice.before(step)
         # Numbers come together on the rank that writes: no other finds anything.
-        found = self._found(diagnose()) if not self._notice.posted else ""
+        found = self._found(step, diagnose()) if not self._notice.posted else ""
         if found and self._notice.is_alone:
             self.because = found
         elif found:
@@ -65,16 +66,23 @@ class Stop:
         return bool(self.because)
 
     def _due(self, step: int, epoch: int | None) -> bool:
+        if step < self._latest:  # what the schedule names from here on is due again
+            self._plan(step - 1, None if epoch is None else epoch - 1)
+        self._latest = step
         next_step, next_epoch = self._next
         by_step = next_step is not None and step >= next_step
         by_epoch = next_epoch is not None and epoch is not None and epoch >= next_epoch
         if by_step or by_epoch:
-            following = None if epoch is None else self._schedule.next_epoch(epoch)
-            self._next = self._schedule.next_step(step), following
+            self._plan(step, epoch)
         return by_step or by_epoch
 
-    def _found(self, diagnosis: Diagnosis) -> str:
-        if diagnosis.looks < 2:
+    def _plan(self, step: int, epoch: int | None) -> None:
+        """Finds what is due after these; while no epoch is known, that of the first one that is."""
+        following = self._next[1] if epoch is None else self._schedule.next_epoch(epoch)
+        self._next = self._schedule.next_step(step), following
+
+    def _found(self, step: int, diagnosis: Diagnosis) -> str:
+        if diagnosis.looks < 2 or diagnosis.latest_look >= step:  # looks at a training that was given up
             return ""
         for question in list(self._questions):
             try:
