@@ -121,6 +121,13 @@ def test_features_without_a_score_leave_no_earlier_one_behind() -> None:
     assert (found.knn_accuracy, found.silhouette) == (0.0, 0.0)
 
 
+def test_a_score_that_is_not_finite_is_none() -> None:
+    found = Diagnosis().after(0, [embedding(knn_accuracy=0.9, silhouette=0.5)])
+    found = found.after(1, [embedding(knn_accuracy=NAN, silhouette=-INF)])
+    assert (found.knn_accuracy, found.silhouette) == (0.0, -1e12)
+    assert found == found.after(2, [embedding(knn_accuracy=NAN, silhouette=-INF)])  # nothing new to write
+
+
 def test_a_checkpoint_keeps_figures_but_nothing_that_stops() -> None:
     looked = [layers("gradient_norm", 0.0), layers("nonfinite", 1.0, source="weights")]
     found = Diagnosis().after(3, looked).after(4, looked)

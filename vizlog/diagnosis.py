@@ -94,8 +94,7 @@ class Diagnosis:
         found["update_ratio_max"] = max(self.update_ratio_max, found.get("update_ratio_worst", 0.0))
         for record in records:
             if isinstance(record, Embedding):
-                found["knn_accuracy"] = float(record.scores.get("knn_accuracy", 0.0))
-                found["silhouette"] = float(record.scores.get("silhouette", 0.0))
+                found |= {name: _score(record, name) for name in ("knn_accuracy", "silhouette")}
         skipped = any(line.endswith(SKIPPED) for record in curves.values() for line in record.ys)
         if skipped:
             curves.pop("health/gradient_norm", None)
@@ -174,6 +173,12 @@ KEYS = (*Diagnosis().scalars(), STOPPED_BECAUSE)
 
 def _finite(value: float) -> float:
     return min(max(value, -MOST), MOST)
+
+
+def _score(record: Embedding, name: str) -> float:
+    """A score of an embedding; that of a person's own probe may be NaN, which is none."""
+    score = float(record.scores.get(name, 0.0))
+    return 0.0 if math.isnan(score) else _finite(score)
 
 
 def _shares(curves: Curves | None) -> dict[str, float]:
