@@ -202,6 +202,28 @@ def test_a_goal_that_is_none_raises() -> None:
         sweeps.workspace("me", "ours", metric="accuracy", goal="max")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"entity": None}, "entity= takes a text, got None"),
+        ({"project": ""}, "project= takes a text that says something"),
+        ({"metric": 5}, "metric= takes a text, got 5"),
+        ({"name": None}, "name= takes a text, got None"),
+        ({"parameters": None}, "parameters= takes names, got None"),
+        ({"parameters": [5]}, r"parameters= takes names, got \[5\]"),
+        ({"pictures": [5]}, r"pictures= takes names, got \[5\]"),
+    ],
+)
+def test_a_view_of_what_has_no_name_raises(options: dict[str, Any], said: str) -> None:
+    given: dict[str, Any] = {"entity": "me", "project": "ours", "metric": "accuracy"} | options
+    where = given.pop("entity"), given.pop("project")
+    with pytest.raises((TypeError, ValueError), match=said):
+        sweeps.workspace(*where, **given)
+    if not given.keys() & {"name", "parameters", "pictures"}:
+        with pytest.raises((TypeError, ValueError), match=said):
+            sweeps.best_and_worst(*where, **given)
+
+
 # The configuration of a sweep -----------------------------------------------------------------------------------------
 
 
@@ -234,7 +256,9 @@ def test_what_to_sweep_is_said_briefly(given: Any, expected: Any) -> None:
 
 
 def test_a_sweep_may_end_trials_early_and_tells_each_when_to_give_up() -> None:
-    config = sweeps.sweep_config({}, metric="loss", program="train.py", runs=5, stop_when="dead", early_terminate=3)
+    config = sweeps.sweep_config(
+        {}, metric="loss", program="train.py", runs=np.int64(5), stop_when="dead", early_terminate=3
+    )
     assert config["parameters"] == {"stop_when": {"value": ["dead"]}}
     assert config["early_terminate"] == {"type": "hyperband", "min_iter": 3}
     assert (config["program"], config["run_cap"]) == ("train.py", 5)
@@ -254,6 +278,19 @@ def test_a_sweep_may_end_trials_early_and_tells_each_when_to_give_up() -> None:
         ({"method": "rand"}, "got 'rand'"),
         ({"early_terminate": 0}, "values >= 1"),
         ({"early_terminate": True}, "values >= 1"),
+        ({"early_terminate": "3"}, "a mapping or a number of logged values >= 1, got '3'"),
+        ({"runs": 0}, "runs= takes a number >= 1, got 0"),
+        ({"runs": "5"}, "runs= takes a number >= 1, got '5'"),
+        ({"runs": True}, "got True"),
+        ({"metric": None}, "metric= takes a text, got None"),
+        ({"metric": ""}, "metric= takes a text that says something"),
+        ({"program": 5}, "program= takes a text, got 5"),
+        ({"stop_when": [["dead"]]}, r"got \[\['dead'\]\]"),
+        ({"parameters": {None: [1]}}, "takes names, as texts, got None"),
+        ({"parameters": {"x": {}}}, "the mapping of 'x' is empty"),
+        ({"parameters": {"x": [object()]}}, "numbers, truth values and texts, got <object"),
+        ({"parameters": {"x": (1, math.inf)}}, "both finite"),
+        ({"parameters": {"x": (False, True)}}, "values are a list"),
     ],
 )
 def test_a_sweep_that_cannot_be_raises(options: dict[str, Any], said: str) -> None:

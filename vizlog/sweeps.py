@@ -90,7 +90,7 @@ def workspace(
     metric: str,
     goal: Goal = "maximize",
     parameters: Iterable[str] | Mapping[str, Any] = (),
-    pictures: Sequence[str] = _PICTURES,
+    pictures: str | Sequence[str] = _PICTURES,
     best: str | None = None,
     worst: str | None = None,
     name: str = "Why trials die",
@@ -105,15 +105,18 @@ def workspace(
         metric: what the sweep is for, as it was logged.
         goal: "maximize" or "minimize".
         parameters: what is swept: names, or a sweep's `parameters`; log-distributed ones get a logarithmic axis.
-        pictures: tags for the gallery.
+        pictures: tags for the gallery, or one tag.
         best, worst: ids of runs to keep in sight, as `best_and_worst` finds them.
         name: of the view.
 
     Raises:
         ImportError: wandb-workspaces is not installed.
-        ValueError: `goal` is neither.
+        TypeError, ValueError: `goal` is neither, or one of the others is no name.
     """
     _one_of("goal", goal, ("maximize", "minimize"))
+    _check_names(entity=entity, project=project, metric=metric, name=name)
+    axes = _axes(parameters)
+    pictures = _names("pictures", pictures)
     workspaces, reports, _ = _library()
     from wandb_workspaces import expr
 
@@ -124,7 +127,7 @@ def workspace(
         project=project,
         name=name,
         sections=[
-            _overview(workspaces, reports, metric, _axes(parameters)),
+            _overview(workspaces, reports, metric, axes),
             _importance(workspaces, reports, metric),
             _over_steps(workspaces, reports),
             _gallery(workspaces, reports, pictures),
@@ -140,7 +143,13 @@ def workspace(
 
 
 def best_and_worst(entity: str, project: str, *, metric: str, goal: Goal = "maximize") -> tuple[str, str] | None:
-    """The ids of the best and the worst finished run; None where fewer than two have the metric. Asks the service."""
+    """The ids of the best and the worst finished run; None where fewer than two have the metric. Asks the service.
+
+    Raises:
+        TypeError, ValueError: `goal` is neither, or one of the others is no name.
+    """
+    _one_of("goal", goal, ("maximize", "minimize"))
+    _check_names(entity=entity, project=project, metric=metric)
     import wandb
 
     ended = [
@@ -186,32 +195,34 @@ def sweep_config(
             or W&B's own syntax. That ends the process, whatever it is doing; `stop_when` lets it finish.
 
     Raises:
-        TypeError: `parameters` is no mapping, or one of them is nothing that a sweep can hold.
-        ValueError: an unknown goal, method or condition, or a parameter that nothing can be drawn from.
+        TypeError: `parameters` is no mapping, or one of them, or anything else, is nothing that a sweep can hold.
+        ValueError: an unknown goal, method or condition, a number below 1, or a parameter that nothing can be drawn
+            from.
     """
     _one_of("goal", goal, ("maximize", "minimize"))
     _one_of("method", method, ("grid", "random", "bayes"))
+    _check_names(metric=metric)
     if not isinstance(parameters, Mapping):
         raise TypeError(f"parameters= takes a mapping, {{'lr': [0.01, 0.1]}}, got {parameters!r}")
     config: dict[str, Any] = {"method": method, "metric": {"name": metric, "goal": goal}}
     if program is not None:
+        _check_names(program=program)
         # Without ${args}: the client hands the parameters to wandb.init.
         config |= {"program": program, "command": ["${env}", "${interpreter}", "${program}"]}
     config["parameters"] = {name: _parameter(name, given) for name, given in parameters.items()}
     if stop_when is not None:
         names = [stop_when] if isinstance(stop_when, str) or not isinstance(stop_when, Sequence) else list(stop_when)
-        unknown = [condition for condition in names if condition not in CONDITIONS]
+        unknown = [condition for condition in names if not isinstance(condition, str) or condition not in CONDITIONS]
         if unknown:
             raise ValueError(f"stop_when= of a sweep takes some of {', '.join(map(repr, CONDITIONS))}, got {unknown}")
         config["parameters"].setdefault("stop_when", {"value": names})  # a swept one goes first
     if runs is not None:
-        config["run_cap"] = runs
-    if isinstance(early_terminate, int):
-        if isinstance(early_terminate, bool) or early_terminate < 1:
-            raise ValueError(f"early_terminate= takes a number of logged values >= 1, got {early_terminate!r}")
-        config["early_terminate"] = {"type": "hyperband", "min_iter": early_terminate}
-    elif early_terminate is not None:
+        config["run_cap"] = _number("runs= takes a number", runs)
+    if isinstance(early_terminate, Mapping):
         config["early_terminate"] = dict(early_terminate)
+    elif early_terminate is not None:
+        least = _number("early_terminate= takes a mapping or a number of logged values", early_terminate)
+        config["early_terminate"] = {"type": "hyperband", "min_iter": least}
     return config
 
 
@@ -220,21 +231,42 @@ def _one_of(what: str, given: str, known: Sequence[str]) -> None:
         raise ValueError(f"{what}= takes {' or '.join(map(repr, known))}, got {given!r}")
 
 
+def _check_names(**names: object) -> None:
+    for what, name in names.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{what}= takes a text, got {name!r}")
+        if not name.strip():
+            raise ValueError(f"{what}= takes a text that says something, got {name!r}")
+
+
+def _names(what: str, given: Any) -> list[str]:
+    names = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{what}= takes names, got {given!r}")
+    return names
+
+
+def _number(what: str, given: object) -> int:
+    number = _plain(given)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{what} >= 1, got {given!r}")
+    if number < 1:
+        raise ValueError(f"{what} >= 1, got {given!r}")
+    return number
+
+
 def _parameter(name: str, given: Any) -> dict[str, Any]:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"parameters= takes names, as texts, got {name!r}")
     match _plain(given):
         case Mapping():
+            if not given:
+                raise ValueError(f"the mapping of {name!r} is empty: W&B needs a 'value', 'values' or a distribution")
             return dict(given)
         case list(values):
-            if not values:
-                raise ValueError(f"the list of {name!r} needs a value")
-            return {"values": values}
-        case (int() | float() as low, int() | float() as high):
-            if not low < high:
-                raise ValueError(f"the range of {name!r} needs low < high, got {given}")
-            if isinstance(low, int) and isinstance(high, int):
-                return {"distribution": "int_uniform", "min": low, "max": high}
-            kind = "log_uniform_values" if low > 0 and high / low >= 10 else "uniform"
-            return {"distribution": kind, "min": low, "max": high}
+            return _values(name, values)
+        case (int() | float() as low, int() | float() as high) if not isinstance(low, bool):
+            return _range(name, low, high)
         case tuple():
             raise ValueError(f"a tuple is a range of two numbers, and {name!r} has {given!r}; values are a list")
         case str() | int() | float() | None as value:
@@ -243,6 +275,24 @@ def _parameter(name: str, given: Any) -> dict[str, Any]:
             raise TypeError(
                 f"{name!r} takes a list of values, a pair (low, high), one value or a mapping, got {given!r}"
             )
+
+
+def _values(name: str, values: list[Any]) -> dict[str, Any]:
+    if not values:
+        raise ValueError(f"the list of {name!r} needs a value")
+    for value in values:
+        if not isinstance(value, (str, int, float, list, tuple, Mapping, type(None))):
+            raise TypeError(f"the list of {name!r} takes numbers, truth values and texts, got {value!r}")
+    return {"values": values}
+
+
+def _range(name: str, low: float, high: float) -> dict[str, Any]:
+    if not low < high or math.isinf(low) or math.isinf(high):
+        raise ValueError(f"the range of {name!r} needs low < high, and both finite, got {(low, high)}")
+    if isinstance(low, int) and isinstance(high, int):
+        return {"distribution": "int_uniform", "min": low, "max": high}
+    kind = "log_uniform_values" if low > 0 and high / low >= 10 else "uniform"
+    return {"distribution": kind, "min": low, "max": high}
 
 
 def _plain(given: Any) -> Any:
@@ -258,7 +308,7 @@ def _plain(given: Any) -> Any:
 def _axes(parameters: Iterable[str] | Mapping[str, Any]) -> dict[str, bool]:
     """Name of what is swept -> whether its axis is logarithmic."""
     if not isinstance(parameters, Mapping):
-        return dict.fromkeys([parameters] if isinstance(parameters, str) else parameters, False)
+        return dict.fromkeys(_names("parameters", parameters), False)
     axes: dict[str, bool] = {}
     for name, given in parameters.items():
         parameter = _parameter(name, given)
