@@ -479,6 +479,46 @@ def test_labels_are_text_in_pictures_and_pages(text: str) -> None:
         assert "<img src=x" not in figure(record).to_json()
 
 
+def test_texts_that_cannot_be_encoded_reach_every_destination(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import wandb
+
+    text, rows = "lone \ud800", [["lone \ud800"] * 4]
+    embedding = next(record for record in every_record() if isinstance(record, Embedding))
+    records: list[Record] = [
+        dataclasses.replace(embedding, class_names=[text] * 10, scores={text: 0.5}, tag="embeddings/a"),
+        Images("filters/a", np.zeros((1, 4, 4, 1), np.uint8), [text], (0.0, 1.0)),
+        Heatmaps("saliency/a", np.zeros((1, 4, 4), np.float32), [text], [text], (0.0, 1.0), row_labels=rows),
+        vizlog.Curves("health/a", np.arange(3), {text: np.zeros(3)}, text, text, [text] * 3),
+        vizlog.Text("text/a", text),
+    ]
+    run = wandb.init(project="test")
+    for backend in (vizlog.TensorBoard(tmp_path / "run"), vizlog.WandB(run)):
+        backend.write(0, records)
+        backend.close()
+    run.finish()
+    tags = {record.tag for record in records}
+    assert {tag for _, tag in values(tmp_path / "run")} == tags
+    assert tags | {r"embeddings/a/lone \ud800"} <= read_run(Path(run.dir).parent).keys
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"counts": np.array([3, -1])}, {"zeros": -1}, {"nans": -1, "count": 3}, {"pos_infs": -2, "neg_infs": 2}],
+)
+def test_a_histogram_of_negative_counts_is_none(wrong: dict[str, Any]) -> None:
+    good = {"edges": np.arange(3.0), "counts": np.array([3, 1]), "count": 4, "zeros": 0}
+    good |= {"nans": 0, "pos_infs": 0, "neg_infs": 0, "min": 0.0, "max": 2.0, "mean": 1.0, "std": 0.5, "quantiles": {}}
+    assert vizlog.Histogram("a", **good).count == 4
+    with pytest.raises(ValueError, match="must be 0 or more, got -"):
+        vizlog.Histogram("a", **(good | {"count": int(sum(wrong.get("counts", [4])))} | wrong))
+
+
+def test_a_text_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match="the text of a must be a str, got None"):
+        vizlog.Text("a", None)  # type: ignore[arg-type]
+
+
 def test_a_scalar_of_a_bad_name_is_a_scalar() -> None:
     assert Scalar("loss/\udcff", 1.0).tag == r"loss/\udcff"
 

@@ -88,8 +88,8 @@ class Histogram(_Tagged):
 
     Args:
         edges: (B+1,) float64, finite and rising; bin i is [edges[i], edges[i+1]), the last one closed.
-        counts: (B,) finite values in each bin; whole numbers where the bins are exact, fractions where they were
-            interpolated.
+        counts: (B,) finite values in each bin, none below 0; whole numbers where the bins are exact, fractions where
+            they were interpolated.
         count: every element, non-finite ones too, so `counts.sum() + nans + pos_infs + neg_infs == count`.
         zeros: elements equal to 0, −0.0 too.
         min, max, mean, std: of the finite elements (population standard deviation); NaN where there are none.
@@ -123,7 +123,11 @@ class Histogram(_Tagged):
                 f"histogram edges must be finite and rising, got {len(edges)} from {edges[0]} to {edges[-1]}"
             )
         total = float(counts.sum()) + self.nans + self.pos_infs + self.neg_infs
-        if not abs(total - self.count) <= max(1e-6 * self.count, 1e-6):
+        precision = max(1e-6 * self.count, 1e-6)
+        lowest = min(counts.min(), self.zeros, self.nans, self.pos_infs, self.neg_infs)
+        if not lowest >= -precision:
+            raise ValueError(f"the counts of a histogram must be 0 or more, got {lowest}")
+        if not abs(total - self.count) <= precision:
             raise ValueError(f"counts and non-finite add up to {total:g}, but count is {self.count}")
 
 
@@ -314,6 +318,12 @@ class Text(_Tagged):
     """A text in markdown."""
 
     text: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.text, str):
+            raise TypeError(f"the text of {self.tag} must be a str, got {self.text!r}")
+        object.__setattr__(self, "text", without_surrogates(self.text))
 
 
 Record: TypeAlias = Scalar | Histogram | Images | Heatmaps | Attention | Embedding | Curves | Surface | Text

@@ -34,6 +34,7 @@ from vizlog.records import (
     Scalar,
     Surface,
     Text,
+    without_surrogates,
 )
 
 if TYPE_CHECKING:
@@ -532,7 +533,7 @@ def _is_finished(run: wandb.Run) -> bool:
 
 def _key(tag: str) -> str:
     """A tag as W&B takes it: dots nest there, a star is a wildcard, and media files are called after their key."""
-    return _cut(tag.translate({ord("."): "/", ord("*"): "_", 0: "_"}), _LONGEST_KEY)
+    return _cut(without_surrogates(tag).translate({ord("."): "/", ord("*"): "_", 0: "_"}), _LONGEST_KEY)
 
 
 def _cut(key: str, most: int) -> str:
@@ -555,7 +556,7 @@ def _histograms(records: Sequence[Record], most: int) -> dict[int, wandb.Histogr
 def _table(record: Embedding) -> wandb.Table:
     import wandb
 
-    names = dict(enumerate(record.class_names)) | {-1: ""}
+    names = {number: without_surrogates(str(name)) for number, name in enumerate(record.class_names)} | {-1: ""}
     labels = [names.get(label, str(label)) for label in record.labels.tolist()]
     rows = [
         [example, label, *vector]
