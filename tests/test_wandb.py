@@ -675,6 +675,23 @@ def test_under_lightnings_logger_rows_carry_its_step(tmp_path: Path) -> None:
     assert [row[where] for row in written.rows if "health/x" in row] == [0, 10, 20]
 
 
+def test_rows_that_come_late_leave_the_owners_step_in_the_summary(run: wandb.Run) -> None:
+    key, now = "trainer/global_step", [0]
+    backend = WandB(run, step_key=key)
+    backend.accompany(lambda: now[0], lambda: None)
+    for step in range(0, 60, 10):
+        now[0] = step
+        run.log({"loss": step, key: step})
+    for step in (20, 40):
+        backend.write(step, [Scalar("health/x", value=float(step))])
+        assert run.summary.get(key) == 50
+    now[0] = 60
+    backend.write(60, [Scalar("health/x", value=60.0)])
+    backend.close()
+    assert run.summary.get(key) == 60
+    assert finish(run).of(key) == [0, 10, 20, 30, 40, 50, 20, 40, 60]
+
+
 def test_two_runs_in_one_process_have_the_same_keys(start: Callable[..., wandb.Run]) -> None:
     keys = []
     for _ in range(2):

@@ -224,9 +224,20 @@ class WandB:
                     self._give_up(rows.run, step)
                 return
             self._define(rows.run, row)
+            beyond = self._beyond(rows.run, step)
             rows.add(step, {**row, **dict.fromkeys(self._step_keys, step)})
+            if beyond:
+                rows.run.summary.update(beyond)
 
         return add
+
+    def _beyond(self, run: wandb.Run, step: int) -> dict[str, float]:
+        """What the summary says of the owner's own step: the latest value, which a row that comes late would lower."""
+        if step >= self._now():
+            return {}
+        summary: Any = run.summary
+        latest = {key: summary.get(key) for key in self._step_keys if key != _STEP}
+        return {key: value for key, value in latest.items() if isinstance(value, (int, float)) and value > step}
 
     def _registered(self, rows: Rows, step: int, tables: Mapping[str, Any]) -> Mapping[str, Any]:
         """Those of the tables that the client has made artifacts of, for which it asks the service and waits.
