@@ -1,4 +1,4 @@
-"""The workloads: a ResNet-18 on images of CIFAR's size, and a small GPT-2; on random data, as only time counts."""
+"""The workloads: a ResNet-18 on images of CIFAR's size, and GPT-2 in two sizes; on random data, as only time counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["WORKLOADS", "Workload", "gpt2", "replayed", "resnet", "resnet18"]
+__all__ = ["WORKLOADS", "Workload", "gpt2", "gpt2_small", "replayed", "resnet", "resnet18"]
 
 
 @dataclass
@@ -111,6 +111,25 @@ def gpt2() -> Workload:
         tokens[:8],
         lambda model, inputs, targets: model(input_ids=inputs, labels=targets).loss,
         ({"input_ids": tokens[8:], "labels": tokens[8:]}, None),
+    )
+
+
+def gpt2_small() -> Workload:
+    """GPT-2 small in bfloat16 autocast on a CUDA device, with batches of 8 times 1,024 tokens."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(use_cache=False)).cuda()
+    tokens = torch.randint(0, 50_257, (40, 1024), device="cuda")
+
+    def loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            found: Tensor = model(input_ids=inputs, labels=targets).loss
+        return found
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    return Workload(
+        model, optimizer, tokens[:8], tokens[:8], loss, ({"input_ids": tokens[8:], "labels": tokens[8:]}, None)
     )
 
 

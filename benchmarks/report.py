@@ -28,7 +28,9 @@ def update_readme(names: Sequence[str]) -> None:
         content, found = kept
         machine = content["machine"]
         versions = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
-        made = f"`{content['command']}`, {content['seconds']} s on {content['date']}: {machine['cpu']}, "
+        made = f"`{content['command']}`, {content['seconds']} s on {content['date']}: "
+        made += f"{machine['gpu']}, " if "gpu" in machine else ""
+        made += f"{machine['cpu']}, "
         made += f"{machine['cores']} cores, Python {machine['python']}, {versions}."
         parts.append(f"### {name}\n\n{table(found.rows)}\n\n{made}")
         parts += [_drawn(plot) for plot in found.plots]

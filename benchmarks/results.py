@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 __all__ = ["FOLDER", "Found", "Plot", "Row", "at_least", "at_most", "read", "told", "write"]
 
 FOLDER = Path(__file__).parent / "results"
@@ -101,7 +103,8 @@ def _machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if platform.system() == "Linux" else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return gpu | {
         "cpu": models[0] if models else platform.processor(),
         "cores": cores,
         "system": platform.system(),

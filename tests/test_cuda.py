@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import vizlog
 from vizlog.capture import Call
@@ -35,7 +37,7 @@ def no_synchronisation() -> Iterator[None]:
     """Any operation that waits for the device raises."""
     torch.cuda.synchronize()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature", UserWarning)
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -203,6 +205,11 @@ def _same_each_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+def warnings_of_ours(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [record for record in caplog.records if record.levelno >= logging.WARNING and record.name == "vizlog"]
+    return [record.message for record in found]
+
+
 def train(way: str, *, watches: bool, **options: Any) -> Trained:
     """Trains on the device for some steps, in one of several ways; the fixed batch lies on the CPU."""
     torch.manual_seed(0)
@@ -232,6 +239,7 @@ def train(way: str, *, watches: bool, **options: Any) -> Trained:
     return trained
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # the compiler's advice
 @pytest.mark.parametrize("way", ["plain", "scaler", "bfloat16", "cuda graphs"])
 @pytest.mark.parametrize("source", ["auto", "live"])
 def test_training_on_a_device_is_the_same_to_the_last_bit(
@@ -244,10 +252,7 @@ def test_training_on_a_device_is_the_same_to_the_last_bit(
     assert all(map(torch.equal, alone.state, again.state)), "the training itself is not the same each time"
     watched = train(way, watches=True, **options)
     assert all(map(torch.equal, alone.state, watched.state))
-    said = [
-        record.message for record in caplog.records if record.levelno >= logging.WARNING and record.name == "vizlog"
-    ]
-    assert not said
+    assert not warnings_of_ours(caplog)
     assert {step for step, _ in watched.memory.records} >= set(range(0, STEPS, EVERY))
 
 
@@ -295,10 +300,7 @@ def test_numbers_of_a_due_step_never_wait_for_the_device(*, of_batch: bool, capl
         for _ in range(4):
             step()
     monitor.close()
-    said = [
-        record.message for record in caplog.records if record.levelno >= logging.WARNING and record.name == "vizlog"
-    ]
-    assert not said
+    assert not warnings_of_ours(caplog)
     for tag in ("weights/head.weight", "gradients/head.weight", "activations/head", "health/update_ratio"):
         assert [step for step, _ in memory.of(tag)] == [0, 2, 4, 6], tag
 
@@ -362,7 +364,86 @@ def test_a_cuda_graph_holds_nothing_of_ours(way: str, caplog: pytest.LogCaptureF
     alone, (watched, memory) = run(watches=False)[0], run(watches=True)
     assert all(map(torch.equal, alone, watched))
     assert len(memory.of("gradients/head.weight")) == 3
-    said = [
-        record.message for record in caplog.records if record.levelno >= logging.WARNING and record.name == "vizlog"
-    ]
+    said = warnings_of_ours(caplog)
     assert [("CUDA graph" in line) for line in said] == [True] * (way == "the step is inside")
+
+
+# Trainers
+
+
+class Lit(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: list[Tensor], index: int) -> None:
+        self.log("val", F.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+@pytest.mark.filterwarnings("ignore")  # the trainer's own advice
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+def test_lightning_on_a_device(precision: str, caplog: pytest.LogCaptureFixture) -> None:
+    from vizlog.callbacks.lightning import VizLog
+
+    def fit(*callbacks: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        module, data = Lit(), TensorDataset(X, Y)
+        trainer = Trainer(
+            accelerator="gpu",
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            max_epochs=2,
+            logger=False,
+            callbacks=list(callbacks),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, DataLoader(data, 16, shuffle=True), DataLoader(data, 16))
+        return [tensor.cpu() for tensor in module.state_dict().values()]
+
+    memory = vizlog.Memory()
+    alone, watched = fit(), fit(VizLog(to=memory, every=vizlog.Every(3)))
+    assert all(map(torch.equal, alone, watched))
+    assert not warnings_of_ours(caplog)
+    assert [step for step, _ in memory.of("gradients/net.head.weight")] == [0, 3, 6]
+    assert {record.tag.partition("/")[0] for _, record in memory.records} >= {"weights", "activations", "embeddings"}
+
+
+@pytest.mark.filterwarnings("ignore")  # the trainer's own advice
+def test_the_hugging_face_trainer_on_a_device(caplog: pytest.LogCaptureFixture) -> None:
+    transformers = pytest.importorskip("transformers")
+    from vizlog.callbacks.huggingface import VizLog
+
+    config = transformers.GPT2Config(
+        n_embd=16, n_head=2, n_layer=2, vocab_size=30, n_positions=12, bos_token_id=0, eos_token_id=0
+    )
+    tokens = torch.randint(0, 30, (64, 12), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": row, "labels": row} for row in tokens]
+
+    def train(*callbacks: Any) -> list[Tensor]:
+        transformers.set_seed(0)
+        model = transformers.GPT2LMHeadModel(config)
+        arguments = transformers.TrainingArguments(
+            "out", max_steps=6, per_device_train_batch_size=8, bf16=True, report_to="none", disable_tqdm=True
+        )
+        trainer = transformers.Trainer(model, arguments, train_dataset=data, eval_dataset=data, callbacks=[*callbacks])
+        trainer.train()
+        assert next(model.parameters()).is_cuda
+        return [tensor.cpu() for tensor in model.state_dict().values()]
+
+    memory = vizlog.Memory()
+    alone, watched = train(), train(VizLog(to=memory, every=vizlog.Every(2)))
+    assert all(map(torch.equal, alone, watched))
+    assert not warnings_of_ours(caplog)
+    assert [step for step, _ in memory.of("gradients/transformer.h.0.mlp.c_fc.weight")] == [1, 2, 4, 6]

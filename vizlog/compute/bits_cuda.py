@@ -11,6 +11,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import resources
 from itertools import accumulate
 from math import prod
@@ -180,7 +181,7 @@ class _Kernels:
 
     def _room(self) -> tuple[Together, int]:
         """Where one more tensor can be counted that the current stream has made."""
-        stream = torch.cuda.current_stream(self._device).cuda_stream
+        stream = self._current_stream()
         with self._lock:
             together = self._latest()
             full = self._taken == ONE_AFTER_THE_OTHER or stream != self._stream
@@ -195,8 +196,13 @@ class _Kernels:
 
         def launch(programs: int, *arguments: Any) -> None:
             pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-            with torch.cuda.device(self._device):
-                stream = ctypes.c_void_p(torch.cuda.current_stream(self._device).cuda_stream)
+            stream = ctypes.c_void_p(self._current_stream())
+            here = torch.cuda.current_device() == self._device.index
+            with nullcontext() if here else torch.cuda.device(self._device):
                 self._check(launch_kernel(function, programs, 1, 1, THREADS, 1, 1, 0, stream, pointers, None))
 
         return launch
+
+    def _current_stream(self) -> int:
+        # As `torch.cuda.current_stream(device).cuda_stream`, which makes a stream's object each time.
+        return int(torch._C._cuda_getCurrentRawStream(self._device.index))

@@ -31,8 +31,9 @@ class Pending:
         def land(leaf: Any) -> Any:
             if isinstance(leaf, Uncollected):
                 slot: Any = leaf.together.memory
-                together = arrived.setdefault(slot.number, replace(leaf.together, memory=self._landing[slot.number]))
-                return replace(leaf, together=together).collected()
+                if slot.number not in arrived:
+                    arrived[slot.number] = replace(leaf.together, memory=self._landing[slot.number])
+                return Uncollected(arrived[slot.number], leaf.index, leaf.note).collected()
             return self._landing[leaf.number] if isinstance(leaf, _Slot) else leaf
 
         return _map(land, self._tree)
@@ -71,7 +72,7 @@ def to_host(tree: Any) -> Pending:
                 together.leaves = True
                 memory: Any = slot(together.memory)
                 leaving[id(together)] = replace(together, memory=memory)
-            return replace(leaf, together=leaving[id(together)])
+            return Uncollected(leaving[id(together)], leaf.index, leaf.note)
         if isinstance(leaf, np.ndarray):
             return leaf if leaf.flags.owndata else leaf.copy()
         return slot(leaf) if isinstance(leaf, Tensor) else leaf
