@@ -205,4 +205,4 @@ class _Kernels:
 
     def _current_stream(self) -> int:
         # As `torch.cuda.current_stream(device).cuda_stream`, which makes a stream's object each time.
-        return int(torch._C._cuda_getCurrentRawStream(self._device.index))
+        return int(torch._C._cuda_getCurrentRawStream(self._device.index))  # noqa: SLF001
