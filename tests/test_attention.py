@@ -144,6 +144,23 @@ def test_three_dimensions_are_one_head_unless_the_batch_says_otherwise():
     assert_close(call.weights, written_out(query, key, bias=mask).view(3, 4, 5, 7))
 
 
+def test_what_is_broadcast_may_be_the_larger():
+    """One query of 200 positions for three examples: by the number of its elements it is none of the smaller ones."""
+    query, (_, key, value), mask = torch.randn(1, 4, 200, 8), qkv(), torch.randn(3, 1, 200, 7)
+    call = one(lambda: F.scaled_dot_product_attention(query, key, value, mask))
+    assert_close(call.weights, written_out(query, key, bias=mask))
+    assert (call.total_examples, call.total_heads) == (3, 4)
+
+
+def test_heads_folded_into_the_rows_of_multihead_attention():
+    attention, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(6, 5, 8)
+    mask = torch.randn(12, 5, 5)
+    expected = attention(x, x, x, attn_mask=mask, average_attn_weights=False)[1]
+    call = one(lambda: attention(x, x, x, attn_mask=mask), Shown(range(9), heads=3, batch=2))
+    assert (call.examples, call.heads, call.total_heads, call.windows) == ((0, 1), (0, 2, 5), 6, 3)
+    assert_close(call.weights, expected.view(2, 6, 5, 5)[:, [0, 2, 5]])
+
+
 def test_two_and_five_dimensions():
     query, key = torch.randn(5, 8), torch.randn(7, 8)
     call = one(lambda: F.scaled_dot_product_attention(query, key, key))

@@ -13,7 +13,7 @@ from vizlog.batch import FixedBatch
 from vizlog.capture import Capture, survey
 from vizlog.compute.transfer import to_host
 from vizlog.probes.attention import AttentionMaps
-from vizlog.probes.base import Context
+from vizlog.probes.base import Context, Figures
 from vizlog.records import Attention
 
 
@@ -95,14 +95,72 @@ def test_positions_are_numbered_where_two_texts_could_be_meant():
             memory = self.embed(source)
             return self.cross(self.embed(target), memory, memory)[0]
 
-    def labels(source: Tensor, target: Tensor) -> tuple[Any, Any]:
-        (record,) = maps(AttentionMaps(examples=1), Translate(), FixedBatch((source, target))).values()
+    def labels(inputs: Any, targets: Any = None, **given: Any) -> tuple[Any, Any]:
+        (record,) = maps(AttentionMaps(examples=1), Translate(), FixedBatch(inputs, targets, **given)).values()
         return record.query_tokens[0], record.key_tokens[0]
 
-    source = ids(length=3)
+    source, target, numbers = ids(length=3), ids(length=3), ["0", "1", "2"]
     own = [str(token) for token in source[0].tolist()]
-    assert labels(source, ids(length=3)) == (["0", "1", "2"], ["0", "1", "2"])
-    assert labels(source, ids(length=4)) == (["0", "1", "2", "3"], own)
+    assert labels((source, target)) == (numbers, numbers)
+    assert labels((source, target), target) == (numbers, numbers)  # the model is given what it is to say
+    assert labels({"source": source, "target": target}) == (numbers, numbers)
+    assert labels((source, ids(length=4))) == (["0", "1", "2", "3"], own)
+    moved = {"forward": lambda model, inputs: model(inputs[0], inputs[1][:, :-1])}
+    assert labels((source, ids(length=4)), **moved) == (numbers, numbers)
+
+
+def test_a_language_model_that_is_given_its_targets_reads_one_text():
+    class Decoder(Encoder):
+        def forward(self, x: Tensor, targets: Tensor) -> Tensor:
+            return super().forward(x)
+
+    text = ids(length=7)
+    (record,) = maps(AttentionMaps(), Decoder(layers=1), FixedBatch((text[:, :-1], text[:, 1:]))).values()
+    assert record.key_tokens[0] == [str(token) for token in text[0, :-1].tolist()]
+
+
+def test_heads_and_windows_folded_into_the_batch_are_those_of_their_example():
+    class Folded(nn.Module):
+        """Images (N, 16, 8) in 4 windows, of 2 heads in a dimension of their own, or all in the first."""
+
+        def __init__(self, *, heads_apart: bool) -> None:
+            super().__init__()
+            self.heads_apart, self.kept = heads_apart, torch.empty(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            heads = x.view(len(x), 4, 4, 2, 4).transpose(2, 3)  # examples, windows, heads, positions, features
+            self.kept = (heads @ heads.mT / 2).softmax(-1).flatten(1, 2)
+            rows = heads.flatten(0, 1 if self.heads_apart else 2)
+            return F.scaled_dot_product_attention(rows, rows, rows).sum()[None].expand(len(x))
+
+    for heads_apart in (True, False):
+        model = Folded(heads_apart=heads_apart)
+        (record,) = maps(AttentionMaps(heads=3), model, FixedBatch(torch.randn(5, 16, 8))).values()
+        assert (list(record.examples), list(record.heads)) == ([0, 1], [0, 4, 7])
+        torch.testing.assert_close(torch.from_numpy(record.weights), model.kept[:2, [0, 4, 7]])
+        assert ("4 windows of each example, with 2 heads each" in record.caption) is heads_apart
+
+
+def test_queries_that_are_padding_do_not_count():
+    class Sink(nn.Module):
+        """Tokens look at themselves; padding at the first token."""
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            length = input_ids.shape[1]
+            at = torch.where(attention_mask.bool(), torch.arange(length), 0)
+            scores = 50.0 * F.one_hot(at, length)
+            return scores[:, None].softmax(-1).sum((1, 2))
+
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
+    batch, model = FixedBatch({"input_ids": ids(number=2), "attention_mask": mask}), {"": Sink()}
+    probe = AttentionMaps()
+    probe.bind(model, survey(model, batch))
+    capture = Capture(model, probe.wants(model))
+    with capture.forward():
+        batch.run(model)
+    measured = probe.measure(Context(0, None, model, captured=capture.results, batch=batch))
+    figures = {part.kind: part.values for part in probe.finish(measured) if isinstance(part, Figures)}
+    assert figures["attention_sinks"] == {"attention": 0.0}  # 2 of 8 tokens, not 6 of 12
 
 
 def test_a_key_that_is_no_token_is_called_a_sink():

@@ -120,6 +120,16 @@ def test_token_models_are_scored_at_the_last_token_that_is_no_padding() -> None:
     assert torch.equal(found, torch.stack([output[0, 3], output[1, 1]]))
 
 
+def test_positions_of_a_second_text_are_not_those_of_the_first() -> None:
+    source, target = torch.randint(2, 9, (2, 4)), torch.randint(2, 9, (2, 4))
+    output = torch.randn(2, 4, 11)
+    assert FixedBatch({"input_ids": source, "decoder_input_ids": target}).logits(output) is None
+    assert FixedBatch((source, target), target).logits(output) is None
+    assert FixedBatch(source).logits({"logits": output, "encoder_last_hidden_state": torch.randn(2, 4, 3)}) is None
+    assert FixedBatch({"input_ids": source, "position_ids": torch.arange(4).expand(2, 4)}).logits(output) is not None
+    assert FixedBatch((source[:, :-1], source[:, 1:])).logits(output[:, 1:]) is not None
+
+
 def test_a_score_of_ones_own_is_checked() -> None:
     batch = FixedBatch(torch.randn(4, 5), score=lambda output: output["a"])
     assert batch.logits({"a": LOGITS}) is LOGITS

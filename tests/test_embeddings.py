@@ -65,6 +65,24 @@ def text_batch(**options):
     return vizlog.FixedBatch({"input_ids": TEXT, "attention_mask": MASK}, **options)
 
 
+class Translator(Text):
+    """Makes of its labels, as T5 does, the text that it decodes: the layer of that one runs last."""
+
+    def forward(self, input_ids, attention_mask, labels):
+        return self.head(self.mix(self.embed(input_ids)).mean(1, keepdim=True) + self.embed(labels))
+
+
+def test_points_of_a_decoder_are_not_called_as_the_tokens_of_the_encoder():
+    labels = (TEXT + 1) % 8
+    batch = vizlog.FixedBatch({"input_ids": TEXT, "attention_mask": MASK, "labels": labels}, tokens="abcdefgh")
+    model = Translator()
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), batch)
+    assert (embedding.vectors.shape, embedding.class_names) == ((3, 5), ())  # an example each, with no padding left out
+    with torch.no_grad():
+        expected = model.mix(model.embed(TEXT)).mean(1) + model.embed(labels).mean(1)
+    np.testing.assert_allclose(embedding.vectors, expected.numpy(), atol=1e-6)
+
+
 def test_the_features_before_the_last_linear_layer_are_found(digits, small_cnn):
     images, labels = digits
     model = small_cnn()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "describe"]
+__all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "describe", "examples_run"]
 
 Tree: TypeAlias = Any
 """A tensor, or tuples, lists and mappings of tensors; anything else in it passes through."""
@@ -25,6 +26,10 @@ PICTURES = 8
 CHUNK = 32
 TOKENS = 2048
 """How many examples go through the model at once, and how many of them have that many tokens at most."""
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
+_run: ContextVar[int | None] = ContextVar("run", default=None)
 
 
 class BatchDoesNotFit(ValueError):
@@ -150,6 +155,13 @@ class FixedBatch:
 
     def run(self, models: Mapping[str, nn.Module]) -> Any:
         """The output of the model on these examples, in whatever mode the caller has put it."""
+        before = _run.set(len(self))
+        try:
+            return self._run(models)
+        finally:
+            _run.reset(before)
+
+    def _run(self, models: Mapping[str, nn.Module]) -> Any:
         model = next(iter(models.values()))
         if self.forward is not None:
             return self.forward(model if len(models) == 1 else dict(models), self.inputs)
@@ -182,10 +194,14 @@ class FixedBatch:
         if found.ndim == 3 and found.shape[1] == 1:
             found = found[:, 0]  # one position: a language model that generates, a sequence that was pooled
         if found.ndim == 3:
-            if self.token_ids is None or found.shape[1] != self.token_ids.shape[1]:
+            if self.token_ids is None or found.shape[1] != self.token_ids.shape[1] or self._of_second_text(output):
                 return None
             found = found[torch.arange(len(found), device=found.device), self.last_positions.to(found.device)]
         return None if found.shape[1] > 1 and self._regresses(found) else found
+
+    def _of_second_text(self, output: Any) -> bool:
+        """Whether the positions of an output are a decoder's, and only by chance as many as the tokens that went in."""
+        return self.second_text is not None or _named(output, "encoder_last_hidden_state") is not None
 
     def _reconstruct(self, parts: Sequence[Tensor]) -> bool:
         """Whether a part of an output has as many values as an input: what rebuilds it (an autoencoder) scores none.
@@ -210,7 +226,7 @@ class FixedBatch:
         """(N,) loss of each example, a scalar loss of all, or None where there is no way to tell."""
         if self.loss is not None:
             return self.loss(output, self.targets)
-        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        loss = _named(output, "loss")
         return loss if isinstance(loss, Tensor) else None
 
     @property
@@ -244,8 +260,21 @@ class FixedBatch:
         """The input that is token ids, (N, T) integers, or None."""
         ids = self.inputs.get("input_ids") if isinstance(self.inputs, Mapping) else None
         candidates = [ids] if isinstance(ids, Tensor) else self._rows
-        integers = (torch.int64, torch.int32, torch.int16, torch.uint8)
-        return next((x for x in candidates if x.ndim == 2 and x.dtype in integers), None)
+        return next((x for x in candidates if x.ndim == 2 and x.dtype in _INTEGERS), None)
+
+    @property
+    def second_text(self) -> Tensor | None:
+        """Another input (N, T), or (N, T + 1), that reads as token ids, as a decoder takes them; None where none does.
+
+        Not the same text again, nor moved on by one, as a language model takes its targets.
+        """
+        ids = self.token_ids
+        if ids is None:
+            return None
+        beside = ("position_ids", "token_type_ids", "labels", "mask")
+        named = self.inputs.items() if isinstance(self.inputs, Mapping) else (("", part) for part in [self.inputs])
+        others = [x for name, part in named if not str(name).endswith(beside) for x in _tensors(part) if x is not ids]
+        return next((x for x in others if x.shape[:1] == ids.shape[:1] and _is_another_text(x, ids)), None)
 
     @property
     def token_mask(self) -> Tensor:
@@ -309,6 +338,11 @@ class FixedBatch:
             beside = ("labels", "mask")
             inputs = {name: value for name, value in inputs.items() if not str(name).endswith(beside)}
         return [tensor for tensor in _tensors(inputs) if len(tensor) == len(self)]
+
+
+def examples_run() -> int | None:
+    """How many examples go through a model in this moment; None outside of `FixedBatch.run`."""
+    return _run.get()
 
 
 def as_fixed_batch(batch: Any) -> FixedBatch | None:
@@ -439,9 +473,14 @@ def _move(tree: Tree, device: torch.device | None) -> Tree:
     return tree if device is None else _map(lambda x: x.to(device, non_blocking=True), tree)
 
 
+def _named(output: Any, name: str) -> Any:
+    """A part of an output by name, or None."""
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
 def _parts(output: Any) -> list[Tensor]:
     """The tensors in an output that may be scores: its `.logits`, or else all that lie at its surface."""
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    named = _named(output, "logits")
     parts: Iterable[Any] = ()
     if isinstance(named, Tensor) or isinstance(output, Tensor):
         parts = [named if isinstance(named, Tensor) else output]
@@ -458,6 +497,17 @@ def _is_picture(squares: Tensor) -> bool:
     order = torch.randperm(pixels.shape[1], generator=torch.Generator().manual_seed(0)).to(pixels.device)
     anywhere = pixels[:, order].reshape(squares.shape)
     return bool(squares.diff(dim=1).abs().mean() < 0.75 * anywhere.diff(dim=1).abs().mean())
+
+
+def _is_another_text(other: Tensor, ids: Tensor) -> bool:
+    """Whether these integers are tokens beside `ids` that cannot be told from them by their number."""
+    length = ids.shape[1]
+    if other.ndim != 2 or other.shape[1] not in (length, length + 1) or other.dtype not in _INTEGERS:
+        return False
+    if not other.numel() or int(other.min()) < 0 or int(other.max()) < 2:  # targets to be ignored; a mask
+        return False
+    other, ids = other.cpu(), ids.cpu()
+    return not torch.equal(other[:, :length], ids) and not torch.equal(other[:, : length - 1], ids[:, 1:])
 
 
 def _per_channel(value: float | Sequence[float] | None, default: float) -> NDArray[np.float32]:

@@ -34,7 +34,8 @@ class Shown:
         examples: numbers along the batch dimension; what a call does not have is left out.
         heads: at most so many, spread over all of them.
         tokens: at most so many queries and so many keys, the first ones.
-        batch: how many examples there are, where known: tells apart heads that are folded into the batch dimension.
+        batch: how many examples there are, where known: tells apart what is folded into the batch dimension, an
+            example's heads or windows behind one another; all of it counts as heads.
     """
 
     examples: Sequence[int] = range(2)
@@ -42,9 +43,61 @@ class Shown:
     tokens: int = 128
     batch: int | None = None
 
-    def of(self, total_examples: int, total_heads: int) -> tuple[list[int], list[int]]:
-        """The numbers of the examples and of the heads shown."""
-        return [i for i in self.examples if i < total_examples], spread(range(total_heads), self.heads)
+    def of(self, rows: int, heads: int) -> _Places:
+        """What is shown of a call with so many entries along the batch dimension and so many heads in each."""
+        folded = rows // self.batch if self.batch and rows % self.batch == 0 else 1
+        examples = [example for example in self.examples if example < rows // folded]
+        return _Places(examples, spread(range(folded * heads), self.heads), rows, heads, folded)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The examples and heads of a call that are shown, and where they lie in its tensors (rows, heads, ...).
+
+    Args:
+        examples, heads: their numbers; those of heads count over all rows of an example.
+        total_rows, heads_a_row: of the call.
+        folded: how many rows an example has.
+    """
+
+    examples: list[int]
+    heads: list[int]
+    total_rows: int
+    heads_a_row: int
+    folded: int
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """How many examples and heads the call has."""
+        return self.total_rows // self.folded, self.folded * self.heads_a_row
+
+    def of(self, example: int) -> list[tuple[int, int]]:
+        """Row and head in it, of each head shown of an example."""
+        return [(example * self.folded + head // self.heads_a_row, head % self.heads_a_row) for head in self.heads]
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows that are needed, rising."""
+        return sorted({row for example in self.examples for row, _ in self.of(example)})
+
+    # Picked one by one: indexing with a list would wait for the device.
+    def pick(self, tensor: Tensor, example: int) -> Tensor:
+        """(heads, ...) of one example; a dimension smaller than the call's is shared evenly (broadcast, grouped)."""
+        rows, heads = tensor.shape[:2]
+        places = self.of(example)
+        return torch.stack([tensor[row * rows // self.total_rows, h * heads // self.heads_a_row] for row, h in places])
+
+    def pick_all(self, of_rows: Mapping[int, Tensor]) -> Tensor:
+        """(examples, heads, ...), of what is known of each row: (heads, ...)."""
+        return torch.stack(
+            [torch.stack([of_rows[row][head] for row, head in self.of(example)]) for example in self.examples]
+        )
+
+    def call(self, weights: Tensor, entropy: Tensor, queries: int, keys: int) -> AttentionCall:
+        """What is shown, with the numbers of queries and keys of the call."""
+        windows = self.folded if self.heads_a_row > 1 else 1  # rows of one head each are heads
+        examples, heads = tuple(self.examples), tuple(self.heads)
+        return AttentionCall(weights, entropy, examples, heads, *self.totals, queries, keys, windows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +109,8 @@ class AttentionCall:
         entropy: (examples, heads, queries) float32, what `normalised_entropy` makes of the rows over all keys.
         examples, heads: the numbers of those shown.
         total_examples, total_heads, total_queries, total_keys: of the call itself.
+        windows: in how many parts of each example, such as windows of an image, the heads look about for themselves;
+            the heads of one part after another are counted on.
     """
 
     weights: Tensor
@@ -66,6 +121,7 @@ class AttentionCall:
     total_heads: int
     total_queries: int
     total_keys: int
+    windows: int = 1
 
 
 def attention_probabilities(
@@ -102,7 +158,7 @@ def normalised_entropy(rows: Tensor, allowed: Tensor) -> Tensor:
     return entropy.masked_fill(number < 2, torch.nan)
 
 
-def sinks(weights: Tensor) -> Tensor:
+def sinks(weights: Tensor, queries: Tensor) -> Tensor:
     """(heads,) bool: which heads give the first key over 0.3 of the attention of their queries, on average.
 
     Σ_i A_i1 / T over queries and examples (Gu et al. 2024, "When Attention Sink Emerges in Language Models"); even
@@ -110,8 +166,10 @@ def sinks(weights: Tensor) -> Tensor:
 
     Args:
         weights: (examples, heads, queries, keys).
+        queries: (examples, queries) bool, which of them count: padding does not.
     """
-    return weights[..., 0].float().mean((0, 2)) > SINK
+    first = weights[..., 0].float() * queries[:, None]
+    return first.sum((0, 2)) / queries.sum().clamp_min(1) > SINK
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,29 +219,24 @@ def _scaled_dot_product(seen: _Seen, shown: Shown) -> AttentionCall | None:
     call = seen.arguments(_SCALED_DOT_PRODUCT)
     query: Tensor = call["query"]
     key: Tensor = call["key"]
-    attn_mask: Tensor | None = call["attn_mask"]
+    masks = [mask for mask in (call["attn_mask"],) if mask is not None]
     scale: float = query.shape[-1] ** -0.5 if call["scale"] is None else call["scale"]
-    if attn_mask is not None:
-        lead = (*max(query, key, key=Tensor.numel).shape[:-3], *query.shape[-3:-2])
-        attn_mask = _four_dimensional(attn_mask.expand(*lead, *attn_mask.shape[-2:]), shown.batch)
-    query, key = _four_dimensional(query, shown.batch), _four_dimensional(key, shown.batch)
-    totals = (max(len(query), len(key)), query.shape[1])
-    examples, heads = shown.of(*totals)
-    if not examples:
+    query, key, *masks = _four_dimensional(query, key, *masks)
+    places = shown.of(*(max(sizes) for sizes in zip(*(x.shape[:2] for x in (query, key, *masks)), strict=True)))
+    if not places.examples:
         return None
     weights, entropies = [], []
-    for example in examples:  # one at a time: a row over all keys is long
-        q = _pick(query, example, heads, totals)[:, : shown.tokens].float()
-        scores = (q * scale) @ _pick(key, example, heads, totals).float().transpose(-2, -1)
+    for example in places.examples:  # one at a time: a row over all keys is long
+        q = places.pick(query, example)[:, : shown.tokens].float()
+        scores = (q * scale) @ places.pick(key, example).float().transpose(-2, -1)
         if call["is_causal"]:  # aligned at the top left, whatever the two lengths are
             scores = scores.masked_fill(~scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
-        if attn_mask is not None:
-            scores = scores + _additive(_pick(attn_mask, example, heads, totals)[:, : shown.tokens])
+        for mask in masks:
+            scores = scores + _additive(places.pick(mask, example)[:, : shown.tokens])
         rows = _softmax(scores)
         weights.append(rows[..., : shown.tokens])
         entropies.append(normalised_entropy(rows, scores > _MASKED))
-    tensors = torch.stack(weights), torch.stack(entropies)
-    return AttentionCall(*tensors, tuple(examples), tuple(heads), *totals, query.shape[-2], key.shape[-2])
+    return places.call(torch.stack(weights), torch.stack(entropies), query.shape[-2], key.shape[-2])
 
 
 def _multi_head(seen: _Seen, shown: Shown) -> AttentionCall | None:
@@ -193,25 +246,22 @@ def _multi_head(seen: _Seen, shown: Shown) -> AttentionCall | None:
         call |= {name: call[name].unsqueeze(1) for name in ("query", "key", "value")}
         if call["key_padding_mask"] is not None:
             call["key_padding_mask"] = call["key_padding_mask"].unsqueeze(0)
-    (total_queries, total_examples, _), total_heads = call["query"].shape, call["num_heads"]
-    examples, heads = shown.of(total_examples, total_heads)
-    if not examples or call["static_k"] is not None:
+    total_queries, total_rows, _ = call["query"].shape
+    places = shown.of(total_rows, call["num_heads"])
+    if not places.examples or call["static_k"] is not None:
         return None
-    rows = [_multi_head_example(call, example, shown.tokens) for example in examples]
-    weights, allowed = (
-        torch.stack([torch.stack([row[head] for head in heads]) for row in part]) for part in zip(*rows, strict=True)
-    )
-    totals = (total_examples, total_heads, total_queries, weights.shape[-1])
-    tensors = weights[..., : shown.tokens], normalised_entropy(weights, allowed)
-    return AttentionCall(*tensors, tuple(examples), tuple(heads), *totals)
+    run = {row: _multi_head_row(call, row, shown.tokens) for row in places.rows}
+    weights, allowed = (places.pick_all({row: run[row][part] for row in run}) for part in (0, 1))
+    entropy = normalised_entropy(weights, allowed)
+    return places.call(weights[..., : shown.tokens], entropy, total_queries, weights.shape[-1])
 
 
-def _multi_head_example(call: Mapping[str, Any], example: int, queries: int) -> tuple[Tensor, Tensor]:
-    """(heads, queries, keys) of one example, and which of them may be looked at."""
-    mask = _multi_head_mask(call, example, queries)
+def _multi_head_row(call: Mapping[str, Any], row: int, queries: int) -> tuple[Tensor, Tensor]:
+    """(heads, queries, keys) of one entry of the batch dimension, and which of them may be looked at."""
+    mask = _multi_head_mask(call, row, queries)
     again = dict(call)
-    again["query"] = call["query"][:queries, example : example + 1]
-    again |= {name: call[name][:, example : example + 1] for name in ("key", "value")}
+    again["query"] = call["query"][:queries, row : row + 1]
+    again |= {name: call[name][:, row : row + 1] for name in ("key", "value")}
     again = {name: a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for name, a in again.items()}
     again |= {"training": False, "need_weights": True, "average_attn_weights": False, "is_causal": False}
     again |= {"attn_mask": mask, "key_padding_mask": None}
@@ -225,8 +275,8 @@ def _multi_head_example(call: Mapping[str, Any], example: int, queries: int) -> 
     return weights[0], allowed
 
 
-def _multi_head_mask(call: Mapping[str, Any], example: int, queries: int) -> Tensor | None:
-    """Both masks of one example as one to be added, (heads, queries, keys)."""
+def _multi_head_mask(call: Mapping[str, Any], row: int, queries: int) -> Tensor | None:
+    """Both masks of one entry of the batch dimension as one to be added, (heads, queries, keys)."""
     mask, padding, heads = call["attn_mask"], call["key_padding_mask"], call["num_heads"]
     shape = (heads, min(queries, len(call["query"])), len(call["key"]))
     device = call["query"].device
@@ -237,10 +287,10 @@ def _multi_head_mask(call: Mapping[str, Any], example: int, queries: int) -> Ten
         return None
     total = torch.zeros(shape, device=device)
     if mask is not None:
-        own = mask[example * heads : (example + 1) * heads] if mask.ndim == 3 and len(mask) > 1 else mask
+        own = mask[row * heads : (row + 1) * heads] if mask.ndim == 3 and len(mask) > 1 else mask
         total = total + _additive(own[..., :queries, :], true_means_attend=False)
     if padding is not None:
-        total = total + _additive(padding[example], true_means_attend=False)
+        total = total + _additive(padding[row], true_means_attend=False)
     return total
 
 
@@ -248,14 +298,14 @@ def _flex(seen: _Seen, shown: Shown) -> AttentionCall | None:
     query: Tensor = seen.args[0]
     key: Tensor = seen.args[1]
     settings = seen.args[3:]
-    total_examples, total_heads, total_queries, _ = query.shape
+    total_rows, total_heads, total_queries, _ = query.shape
     total_keys = key.shape[-2]
-    examples, heads = shown.of(total_examples, total_heads)
-    if not examples:
+    places = shown.of(total_rows, total_heads)
+    if not places.examples:
         return None
-    # score_mod and mask_mod see the numbers of examples, heads and tokens, so only what comes after the last can go.
-    query = query[: max(examples) + 1, :, : shown.tokens].float()
-    key = key[: max(examples) + 1].float()
+    # score_mod and mask_mod see the numbers of rows, heads and tokens, so only what comes after the last can go.
+    query = query[: places.rows[-1] + 1, :, : shown.tokens].float()
+    key = key[: places.rows[-1] + 1].float()
 
     def attend(values: Tensor) -> Tensor:
         output: Tensor = seen.function(query, key, values.expand(*key.shape[:2], -1, -1), *settings, **seen.kwargs)[0]
@@ -263,44 +313,39 @@ def _flex(seen: _Seen, shown: Shown) -> AttentionCall | None:
 
     keys_shown = min(shown.tokens, total_keys)
     weights = by_identity(attend, total_keys, keys_shown, first=keys_shown, device=key.device)
-    totals = (total_examples, total_heads)
-    weights = torch.stack([_pick(weights, example, heads, weights.shape[:2]) for example in examples])
+    weights = places.pick_all({row: weights[row] for row in places.rows})
     # The masks are functions: what no head looks at is taken as masked.
     entropy = normalised_entropy(weights, (weights > 0).any(1, keepdim=True).expand_as(weights))
-    return AttentionCall(weights, entropy, tuple(examples), tuple(heads), *totals, total_queries, total_keys)
+    return places.call(weights, entropy, total_queries, total_keys)
 
 
 def _softmax_written_out(seen: _Seen, shown: Shown) -> AttentionCall | None:
-    everything = _four_dimensional(seen.output.detach(), shown.batch)
-    examples, heads = shown.of(*everything.shape[:2])
-    if not examples:
+    (everything,) = _four_dimensional(seen.output.detach())
+    places = shown.of(*everything.shape[:2])
+    if not places.examples:
         return None
-    scores: Tensor = _four_dimensional((seen.args[0] if seen.args else seen.kwargs["input"]).detach(), shown.batch)
+    (scores,) = _four_dimensional((seen.args[0] if seen.args else seen.kwargs["input"]).detach())
     rows, given = (
-        torch.stack([_pick(part, example, heads, part.shape[:2]) for example in examples])
-        for part in (everything[..., : shown.tokens, :], scores[..., : shown.tokens, :])
+        torch.stack([places.pick(part[..., : shown.tokens, :], example) for example in places.examples])
+        for part in (everything, scores)
     )
     entropy = normalised_entropy(rows, given > _MASKED)
-    weights = rows[..., : shown.tokens].float()
-    return AttentionCall(weights, entropy, tuple(examples), tuple(heads), *everything.shape)
+    return places.call(rows[..., : shown.tokens].float(), entropy, *everything.shape[-2:])
 
 
-def _four_dimensional(tensor: Tensor, batch: int | None) -> Tensor:
-    """(..., L, S) -> (N, heads, L, S)."""
-    if tensor.ndim == 2:
-        return tensor[None, None]
-    if tensor.ndim == 3 and batch and len(tensor) % batch == 0:
-        return tensor.view(batch, -1, *tensor.shape[1:])
-    return tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.flatten(0, -4)
+def _four_dimensional(*tensors: Tensor) -> list[Tensor]:
+    """(..., L, S) -> (rows, heads, L, S): three dimensions are rows of one head each, more than four are all rows.
 
-
-def _pick(tensor: Tensor, example: int, heads: Sequence[int], totals: Sequence[int]) -> Tensor:
-    """(heads, ...) of one example; a dimension smaller than `totals` is shared evenly (broadcast, grouped queries).
-
-    Picked one by one: indexing with a list would wait for the device.
+    Tensors that are broadcast with each other keep dimensions of 1, unless they are to become one with others.
     """
-    entry = tensor[example * tensor.shape[0] // totals[0]]
-    return torch.stack([entry[head * tensor.shape[1] // totals[1]] for head in heads])
+    most = max(tensor.ndim for tensor in tensors)
+    if most == 3:
+        tensors = tuple(tensor[:, None] if tensor.ndim == 3 else tensor for tensor in tensors)
+    filled = [tensor[(None,) * (4 - tensor.ndim)] for tensor in tensors]
+    if most <= 4:
+        return filled
+    lead = torch.broadcast_shapes(*(tensor.shape[:-3] for tensor in filled))
+    return [tensor.expand(*lead, *tensor.shape[-3:]).flatten(0, -4) for tensor in filled]
 
 
 def _additive(mask: Tensor, *, true_means_attend: bool = True) -> Tensor:

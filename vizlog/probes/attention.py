@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vizlog.batch import FixedBatch
+from vizlog.batch import examples_run
 from vizlog.capture import AttentionCalls, Call, Request, Survey
 from vizlog.compute.attention import AttentionCall, Shown, attention_probabilities, sinks
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
+from vizlog.probes.features import has_two_texts
 from vizlog.records import Attention, Floats
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, named_modules, spread
@@ -60,6 +62,7 @@ class AttentionMaps(Probe):
         self._total_layers = 0
         self._ids: list[int] = []
         self._tokens: list[list[str]] = []
+        self._mask: Tensor | None = None
         self._longest = 0
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
@@ -73,8 +76,9 @@ class AttentionMaps(Probe):
         self._layers, self._total_layers = spread(matching, self._most_layers), len(survey.attention)
         shown = survey.batch.part(0, len(self._shown.examples))
         self._ids = shown.ids.tolist()
-        if shown.token_ids is not None and not _two_texts(shown):
+        if shown.token_ids is not None and not has_two_texts(survey):
             self._tokens = [shown.token_names(example) for example in range(len(shown))]
+            self._mask = shown.token_mask
             self._longest = int(shown.last_positions.max()) + 1
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
@@ -97,8 +101,9 @@ class AttentionMaps(Probe):
             if self._are_tokens(call.total_keys):
                 keys = min(keys, self._longest)
             sink = self._are_tokens(call.total_queries) and call.total_keys == call.total_queries + 1
-            entropy[layer] = _lowest(call.entropy[..., :queries].numpy())
-            share[layer] = float(sinks(call.weights[..., :queries, :]).float().mean())
+            counted = self._counted(call, queries)
+            entropy[layer] = _lowest(call.entropy[..., :queries].masked_fill(~counted[:, None], math.nan).numpy())
+            share[layer] = float(sinks(call.weights[..., :queries, :], counted).float().mean())
             weights = call.weights[..., :queries, :keys].numpy()
             yield Attention(
                 f"attention/{layer}",
@@ -121,10 +126,17 @@ class AttentionMaps(Probe):
     def _read(self, call: Call) -> AttentionCall | None:
         if call.function is None or call.layer not in self._layers:
             return None
-        return attention_probabilities(call.function, call.args, call.kwargs, call.output, self._shown)
+        shown = replace(self._shown, batch=examples_run())
+        return attention_probabilities(call.function, call.args, call.kwargs, call.output, shown)
 
     def _are_tokens(self, total: int) -> bool:
         return bool(self._tokens) and total == len(self._tokens[0])
+
+    def _counted(self, call: AttentionCall, queries: int) -> Tensor:
+        """(examples, queries) bool, False for a query that is padding."""
+        if self._mask is None or not self._are_tokens(call.total_queries) or max(call.examples) >= len(self._mask):
+            return torch.ones(len(call.examples), queries, dtype=torch.bool)
+        return self._mask[list(call.examples), :queries]
 
     def _labels(self, example: int, total: int, shown: int, *, sink: bool = False) -> list[str]:
         """Tokens where the positions are those of the input's tokens, else their numbers.
@@ -140,6 +152,12 @@ class AttentionMaps(Probe):
         parts = ["attention probabilities (softmax over the keys), without dropout"]
         if heads < call.total_heads:
             parts.append(f"{heads} of {call.total_heads} heads, spread over all")
+        if call.windows > 1:
+            each = call.total_heads // call.windows
+            parts.append(
+                f"{call.windows} windows of each example, with {each} heads each: "
+                f"head {each} is the first of the second window"
+            )
         if queries < call.total_queries or keys < call.total_keys:
             parts.append(
                 f"the first {queries} of {call.total_queries} queries and the first {keys} of {call.total_keys} keys"
@@ -158,21 +176,3 @@ def _lowest(entropy: Floats) -> float:
     number = has.sum((0, 2))
     means = np.where(has, entropy, 0).sum((0, 2))[number > 0] / number[number > 0]
     return float(means.min()) if means.size else math.nan
-
-
-def _two_texts(shown: FixedBatch) -> bool:
-    """Whether a second text of the same length goes in (a decoder's), so that lengths do not tell them apart."""
-    inputs, ids, targets = shown.inputs, shown.token_ids, shown.targets
-    assert ids is not None
-    if isinstance(inputs, Mapping):
-        others = [inputs.get("decoder_input_ids")]
-    else:
-        others = [part for part in inputs if part is not ids] if isinstance(inputs, (tuple, list)) else []
-    return any(
-        isinstance(other, Tensor)
-        and other.shape == ids.shape
-        and not other.is_floating_point()
-        and int(other.max()) > 1  # a mask has zeros and ones
-        and not (isinstance(targets, Tensor) and torch.equal(other, targets))  # a model that is given its targets
-        for other in others
-    )

@@ -14,7 +14,7 @@ from vizlog.capture import Layer, Outputs, Request, Survey
 from vizlog.compute.layouts import Layouts, Projected, check_methods, project
 from vizlog.compute.projection import knn_accuracy, silhouette
 from vizlog.probes.base import Context, Probe, only_arranges
-from vizlog.probes.features import Features, Points, Reader, features_of, points_of
+from vizlog.probes.features import Features, Points, Reader, features_of, has_two_texts, points_of
 from vizlog.process import shared
 from vizlog.records import Embedding, Record, Scalar
 from vizlog.schedules import LogSpaced, Schedule
@@ -93,10 +93,13 @@ class Embeddings(Probe):
         layers = [_last(survey)] if is_input else self._selected(survey)
         chosen = spread(layers, self._most)
         self._left_out = len(layers) - len(chosen)
+        two_texts = has_two_texts(survey)
         by_token = self._by_token(batch)
+        by_token = False if by_token is None and two_texts else by_token
         self._features = [features_of(layer, batch, is_input=is_input, by_token=by_token) for layer in chosen]
         self._points = {
-            each: points_of(batch, self._label, by_token=each) for each in {f.by_token for f in self._features}
+            each: points_of(batch, self._label, by_token=each, two_texts=two_texts)
+            for each in {features.by_token for features in self._features}
         }
         self._layouts = {features.name: Layouts(self._methods) for features in self._features}
 

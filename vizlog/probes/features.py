@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch
-from vizlog.capture import Call, Layer
+from vizlog.capture import Call, Layer, Survey
 from vizlog.records import Pixels
 
-__all__ = ["Features", "Points", "Reader", "features_of", "points_of"]
+__all__ = ["Features", "Points", "Reader", "features_of", "has_two_texts", "points_of"]
 
 _MOST_TOKENS = 500
 """More points than that cover each other."""
@@ -122,6 +122,25 @@ class Reader:
         return self._points[features.by_token].pick(values, start)
 
 
+def has_two_texts(survey: Survey) -> bool:
+    """Whether a second text of the same length goes in, a decoder's, so that lengths do not tell their layers apart.
+
+    It is an input; one that is a token longer, and loses it on the way; or the labels, where embeddings of one
+    vocabulary take both.
+    """
+    batch, ids = survey.batch, survey.batch.token_ids
+    if ids is None:
+        return False
+    embeddings = [layer for layer in survey.of_type(nn.Embedding) if layer.input_shape[1:] == ids.shape[1:]]
+    if batch.second_text is not None:
+        return batch.second_text.shape == ids.shape or len(embeddings) > 1
+    labels = batch.inputs.get("labels") if isinstance(batch.inputs, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.shape != ids.shape or torch.equal(labels, ids):
+        return False
+    sizes = Counter(layer.module.num_embeddings for layer in embeddings if isinstance(layer.module, nn.Embedding))
+    return max(sizes.values(), default=0) > 1
+
+
 def features_of(layer: Layer, batch: FixedBatch, *, is_input: bool, by_token: bool | None) -> Features:
     """How to read a layer that was met in a first look.
 
@@ -161,11 +180,12 @@ def features_of(layer: Layer, batch: FixedBatch, *, is_input: bool, by_token: bo
     return features
 
 
-def points_of(batch: FixedBatch, label: Any, *, by_token: bool) -> Points:
+def points_of(batch: FixedBatch, label: Any, *, by_token: bool, two_texts: bool = False) -> Points:
     """The points of a batch: an example each, or a token each.
 
     Args:
         label: "class", "token", an array (N,) or (N, T) of labels for the examples as they were given, or None.
+        two_texts: whether a layer's positions may be another text's, so that the mask says nothing about them.
 
     Raises:
         ValueError: the batch has no such labels; says what to give.
@@ -173,7 +193,7 @@ def points_of(batch: FixedBatch, label: Any, *, by_token: bool) -> Points:
     given = _given(batch, label) if isinstance(label, np.ndarray) else None
     if by_token:
         return _tokens(batch, given)
-    mask = batch.token_mask.numpy() if batch.token_ids is not None else None
+    mask = batch.token_mask.numpy() if batch.token_ids is not None and not two_texts else None
     names: tuple[str, ...] = ()
     if given is not None:
         (labels, names), coloured_by = _numbered(given), "given labels"
