@@ -34,6 +34,17 @@ def test_classes_take_turns_so_that_the_first_few_show_all_of_them() -> None:
     assert torch.equal(batch.inputs[:, 0].long(), batch.ids)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [list, tuple, np.array, lambda y: np.array(y, dtype=np.uint8), lambda y: torch.tensor(y)[:, None]],
+)
+def test_labels_may_be_a_list_an_array_or_a_column(make: Any) -> None:
+    batch = FixedBatch(torch.randn(300, 2), make([2, 0, 1] * 100))
+    assert batch.labels is not None
+    assert batch.labels[:6].tolist() == [0, 1, 2, 0, 1, 2]
+    assert torch.equal(batch.labels, torch.tensor([2, 0, 1])[batch.ids % 3])
+
+
 def test_regression_targets_are_no_classes() -> None:
     batch = FixedBatch(torch.randn(10, 3), torch.randn(10))
     assert batch.labels is None
@@ -63,6 +74,33 @@ class TwoInputs(nn.Module):
 )
 def test_a_tuple_goes_in_by_position_and_a_mapping_by_name(inputs: Any) -> None:
     assert torch.equal(FixedBatch(inputs).run({"": TwoInputs()}), torch.full((4, 3), 3.0))
+
+
+def test_a_forward_may_change_what_has_no_rows() -> None:
+    class Changes(nn.Module):
+        def forward(self, x: Tensor, table: Tensor, seen: list[int], about: dict[str, Tensor], note: Any) -> Tensor:
+            table.add_(1)
+            seen.append(1)
+            about["x"] = x
+            note.calls += 1
+            return x @ table
+
+    table, seen, about, note = torch.ones(3, 2), [0], {"y": torch.ones(1)}, SimpleNamespace(calls=0)
+    batch = FixedBatch((torch.ones(4, 3), table, seen, about, note))
+    for _ in range(2):
+        assert torch.equal(batch.part(0, 2).run({"": Changes()}), torch.full((2, 2), 6.0))
+    assert torch.equal(table, torch.ones(3, 2))
+    assert (seen, list(about), note.calls) == ([0], ["y"], 0)
+
+
+def test_what_cannot_be_copied_and_modules_are_given_as_they_are() -> None:
+    class Single:
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("there is one of it")
+
+    single, teacher = Single(), nn.Linear(3, 3)
+    batch = FixedBatch((torch.ones(4, 3), single, teacher), forward=lambda _, inputs: inputs)
+    assert batch.run({"": nn.Identity()})[1:] == (single, teacher)
 
 
 def test_forward_says_how_to_call_the_model() -> None:
@@ -118,6 +156,18 @@ def test_token_models_are_scored_at_the_last_token_that_is_no_padding() -> None:
     found = padded.logits(SimpleNamespace(logits=output))
     assert found is not None
     assert torch.equal(found, torch.stack([output[0, 3], output[1, 1]]))
+
+
+def test_embeddings_are_no_class_scores() -> None:
+    x, embedded = torch.randn(4, 5), torch.randn(4, 64)
+    hidden = {"last_hidden_state": embedded, "pooler_output": embedded, "image_embeds": embedded}
+    assert FixedBatch(x).logits(nn.functional.normalize(embedded)) is None
+    assert FixedBatch(x).logits(hidden) is None
+    assert FixedBatch(x, class_names="abc").logits(embedded) is None
+    assert FixedBatch(x).logits(hidden | {"scores": LOGITS}) is LOGITS
+    certain = nn.functional.one_hot(torch.tensor([0, 1, 2, 0])).float()  # probabilities, of length 1 too
+    assert FixedBatch(x, class_names="abc").logits(certain) is certain
+    assert FixedBatch(x, class_names="ab").logits(LOGITS) is LOGITS  # a head may be padded
 
 
 def test_positions_of_a_second_text_are_not_those_of_the_first() -> None:
@@ -223,6 +273,13 @@ def test_labels_that_are_not_one_an_example_are_named() -> None:
             ValueError,
             r"FixedBatch\(\(a, b\), targets\)",
         ),
+        (lambda: FixedBatch(torch.eye(4).to_sparse()), TypeError, "cannot be taken out of a sparse tensor.*forward="),
+        (
+            lambda: FixedBatch((torch.eye(4), torch.nested.nested_tensor([torch.ones(2)] * 4, layout=torch.jagged))),
+            TypeError,
+            "cannot be taken out of a nested tensor",
+        ),
+        (lambda: FixedBatch(torch.zeros(4, 3), np.zeros(5)), ValueError, r"4 examples, got float64 \(5,\)"),
         (lambda: FixedBatch(torch.zeros(0, 3)), ValueError, "at least one example"),
         (
             lambda: FixedBatch(torch.zeros(4, 3), torch.zeros(5)),
@@ -259,6 +316,15 @@ def test_a_function_that_returns_the_batch_may_draw_random_numbers() -> None:
         assert monitor._batch is not None
         assert len(monitor._batch) == 4
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_default_device_is_the_models_business() -> None:
+    x, ids = torch.arange(12.0).reshape(4, 3), torch.arange(12).reshape(4, 3)
+    with torch.device("meta"):
+        for inputs, targets in ((x, torch.tensor([0, 1, 0, 1], device="cpu")), (ids, None)):
+            batch = FixedBatch(inputs, targets).part(1, 3)
+            assert torch.equal(batch.inputs, inputs[batch.ids])
+        assert batch.last_positions.tolist() == [2, 2]
 
 
 def test_parts_keep_ids_and_order() -> None:

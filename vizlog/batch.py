@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -27,6 +28,19 @@ CHUNK = 32
 TOKENS = 2048
 """How many examples go through the model at once, and how many of them have that many tokens at most."""
 
+_EMBEDDED = (
+    "hidden_state",
+    "hidden_states",
+    "pooler_output",
+    "embeds",
+    "embedding",
+    "embeddings",
+    "features",
+    "latents",
+)
+"""How the names of parts of an output end that are no scores."""
+
+_NUMBERS = (int, float, np.number, np.bool_)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 _run: ContextVar[int | None] = ContextVar("run", default=None)
@@ -45,8 +59,10 @@ class FixedBatch:
     Args:
         inputs: what the model takes, examples along dimension 0. A mapping goes in as `model(**inputs)`, a tuple as
             `model(*inputs)`, anything else as `model(inputs)`. Of a list of mappings, as detectors take their targets,
-            each is of one example. What is no tensor, or has another length, passes through.
-        targets: (N,) class numbers, or whatever `loss` takes; by default `inputs["labels"]` of a mapping.
+            each is of one example. What is no tensor, or has another length, passes through; the model is given a
+            copy of it each time.
+        targets: (N,) class numbers, as a tensor, an array or a list, or whatever `loss` takes; by default
+            `inputs["labels"]` of a mapping.
         forward: (model, inputs) -> output, where the model is called in another way; with several models it is given
             all of them as a dict, those of a list under "0", "1" ….
         score: output -> (N, classes) logits, where they cannot be found in the output.
@@ -77,6 +93,7 @@ class FixedBatch:
                 raise TypeError(f"FixedBatch({name}=) takes a function, got {type(value).__name__}")
         if targets is None and isinstance(inputs, Mapping):
             targets = inputs.get("labels")
+        targets = _as_tensor(targets)
         number = _number(inputs, targets)
         self.ids = _balanced(targets, number)
         self.inputs: Tree = _take(inputs, self.ids, number)
@@ -109,23 +126,20 @@ class FixedBatch:
     @property
     def labels(self) -> Tensor | None:
         """(N,) int64 class numbers on the CPU, or None where the targets are no classes."""
-        targets = self.targets
-        if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
-            return None
-        return targets.detach().cpu().long()
+        return _class_numbers(self.targets)
 
     def class_name(self, number: int) -> str:
         """What a class is called: its name where given; the token where tokens are predicted; else its number."""
         if 0 <= number < len(self.class_names):
             return self.class_names[number]
-        predicts_tokens = (
-            isinstance(self.targets, Tensor) and self.targets.ndim == 2 and not self.targets.is_floating_point()
-        )
+        targets = self.targets
+        sequences = isinstance(targets, Tensor) and targets.ndim == 2 and not targets.is_floating_point()
+        predicts_tokens = sequences and self.labels is None
         return self._token_names([number])[0] if predicts_tokens and self.tokens is not None else str(number)
 
     def part(self, start: int, stop: int, device: torch.device | None = None) -> FixedBatch:
         """Examples start … stop of this batch, on `device`."""
-        part = self.take(torch.arange(len(self))[start:stop])
+        part = self.take(torch.arange(len(self), device="cpu")[start:stop])
         part.inputs = _move(part.inputs, device)
         part.targets = _move(part.targets, device)
         return part
@@ -162,21 +176,22 @@ class FixedBatch:
             _run.reset(before)
 
     def _run(self, models: Mapping[str, nn.Module]) -> Any:
-        model = next(iter(models.values()))
+        model, inputs = next(iter(models.values())), _lent(self.inputs, len(self))
         if self.forward is not None:
-            return self.forward(model if len(models) == 1 else dict(models), self.inputs)
-        if isinstance(self.inputs, Mapping):
-            return model(**self.inputs)
-        if isinstance(self.inputs, tuple):
-            return model(*self.inputs)
-        return model(self.inputs)
+            return self.forward(model if len(models) == 1 else dict(models), inputs)
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, tuple):
+            return model(*inputs)
+        return model(inputs)
 
     def logits(self, output: Any) -> Tensor | None:
         """(N, classes) pre-softmax scores found in `output`, or None where there are none.
 
         They are the first (N, classes) of its parts, `.logits` before all others; one number an example (N,) is (N, 1).
         Scores at every position (N, T, classes) of token inputs are taken at the last position that is no padding. What
-        is compared with numbers as targets, or rebuilds an input, is no score of classes.
+        is compared with numbers as targets, or rebuilds an input, is no score of classes; nor are embeddings, which are
+        told by their name in an output, by their length of 1, or by being over twice as many as `class_names`.
         """
         if self.score is not None:
             logits = self.score(output)
@@ -197,7 +212,7 @@ class FixedBatch:
             if self.token_ids is None or found.shape[1] != self.token_ids.shape[1] or self._of_second_text(output):
                 return None
             found = found[torch.arange(len(found), device=found.device), self.last_positions.to(found.device)]
-        return None if found.shape[1] > 1 and self._regresses(found) else found
+        return None if found.shape[1] > 1 and (self._regresses(found) or self._embeds(found)) else found
 
     def _of_second_text(self, output: Any) -> bool:
         """Whether the positions of an output are a decoder's, and only by chance as many as the tokens that went in."""
@@ -214,6 +229,17 @@ class FixedBatch:
     def _scored_alone(self, parts: Sequence[Tensor]) -> bool:
         """Whether an output is one number an example (N,): a regression's, or a logit of two classes."""
         return len(parts) == 1 and parts[0].ndim == 1 and parts[0].is_floating_point() and self._classes <= 2
+
+    def _embeds(self, found: Tensor) -> bool:
+        """Whether an output (N, D) is rather embeddings: far more than there are names, or rows of length 1.
+
+        Probabilities of one class alone have that length too, but are no negative numbers.
+        """
+        if self.class_names and found.shape[1] > 2 * len(self.class_names):  # a head may be padded
+            return True
+        values = found.detach().float()
+        rounding = 1e-4 if found.dtype in (torch.float32, torch.float64) else 2e-2
+        return bool(((values.norm(dim=1) - 1).abs() < rounding).all() and (values < 0).any())
 
     def _regresses(self, scores: Tensor) -> bool:
         """Whether the targets are numbers, and no shares of the classes."""
@@ -284,13 +310,13 @@ class FixedBatch:
         mask = self.inputs.get("attention_mask") if isinstance(self.inputs, Mapping) else None
         if isinstance(mask, Tensor) and mask.shape == ids.shape:
             return mask.detach().cpu().bool()
-        return torch.ones(ids.shape, dtype=torch.bool)
+        return torch.ones(ids.shape, dtype=torch.bool, device="cpu")
 
     @property
     def last_positions(self) -> Tensor:
         """(N,) the last position of each example that is no padding."""
         mask = self.token_mask
-        positions = torch.arange(mask.shape[1]).expand(mask.shape)
+        positions = torch.arange(mask.shape[1], device="cpu").expand(mask.shape)
         return positions.masked_fill(~mask, 0).amax(1)
 
     def token_names(self, example: int) -> list[str]:
@@ -396,6 +422,13 @@ def _number(inputs: Tree, targets: Any) -> int:
             f"a fixed batch needs at least one tensor with examples along dimension 0, got {describe(inputs)}; "
             "torch.as_tensor makes one of a NumPy array or a list of numbers"
         )
+    whole = next((x for x in (*tensors, targets) if isinstance(x, Tensor) and _is_in_one_piece(x)), None)
+    if whole is not None and len(whole) == len(tensors[0]):
+        kind = "nested" if whole.is_nested else "sparse"
+        raise TypeError(
+            f"examples cannot be taken out of a {kind} tensor, got {describe(inputs)}: give dense ones, padded, "
+            f"and let vizlog.FixedBatch(inputs, targets, forward=lambda model, inputs: …) make them {kind}"
+        )
     number = len(tensors[0])
     if number == 0:
         raise ValueError(f"a fixed batch needs at least one example, got {describe(inputs)}")
@@ -410,17 +443,40 @@ def _number(inputs: Tree, targets: Any) -> int:
     return number
 
 
+def _is_in_one_piece(tensor: Tensor) -> bool:
+    """Whether rows cannot be picked out of it by their numbers."""
+    return tensor.is_nested or tensor.layout != torch.strided
+
+
 def _balanced(targets: Any, number: int) -> Tensor:
     """Which examples to keep, in which order: round-robin over the classes if there are any, else evenly spread."""
-    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
-        return torch.linspace(0, number - 1, min(number, MOST)).round().long()
-    labels = targets.detach().cpu().long()
+    labels = _class_numbers(targets)
+    if labels is None:
+        return torch.linspace(0, number - 1, min(number, MOST), device="cpu").round().long()
     turn = torch.zeros_like(labels)
     for label in labels.unique():
         rows = labels == label
-        turn[rows] = torch.arange(int(rows.sum()))
+        turn[rows] = torch.arange(int(rows.sum()), device="cpu")
     order = sorted(range(number), key=lambda row: (int(turn[row]), int(labels[row])))
-    return torch.tensor(order[:MOST])
+    return torch.tensor(order[:MOST], device="cpu")
+
+
+def _as_tensor(targets: Any) -> Any:
+    """Targets that are an array or a list of numbers as a tensor, all others as they are."""
+    if isinstance(targets, (list, tuple)) and targets and all(isinstance(each, _NUMBERS) for each in targets):
+        targets = np.asarray(targets)
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "biufc":
+        return torch.as_tensor(targets.astype(np.int64) if targets.dtype.kind == "u" else targets, device="cpu")
+    return targets
+
+
+def _class_numbers(targets: Any) -> Tensor | None:
+    """(N,) int64 on the CPU of targets that are integers (N,) or (N, 1), else None."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+        return None
+    if targets.ndim != 1 and targets.shape[1:] != (1,):
+        return None
+    return targets.detach().cpu().long().reshape(-1)
 
 
 def _tensors(tree: Tree) -> list[Tensor]:
@@ -464,6 +520,28 @@ def _take(tree: Tree, rows: Tensor, number: int) -> Tree:
     return _map(take, tree, is_leaf)
 
 
+def _lent(tree: Tree, number: int) -> Tree:
+    """What a model is given: a forward may change what it takes, and parts without rows are the user's own.
+
+    What cannot be copied is given as it is; so are modules, whose copies would learn nothing.
+    """
+
+    def copied(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part if part.ndim and len(part) == number else part.clone()
+        if isinstance(part, nn.Module):
+            return part
+        try:
+            return copy.deepcopy(part)
+        except Exception:  # noqa: BLE001 -- an object of the user's own, which may raise anything
+            return part
+
+    def is_leaf(part: Tree) -> bool:
+        return not isinstance(part, (Mapping, tuple, list)) or _are_mappings(part)
+
+    return _map(copied, tree, is_leaf)
+
+
 def _are_mappings(tree: Tree) -> bool:
     """As detectors take their targets: one for each example, with a row for each box."""
     return isinstance(tree, (list, tuple)) and bool(tree) and all(isinstance(part, Mapping) for part in tree)
@@ -485,7 +563,7 @@ def _parts(output: Any) -> list[Tensor]:
     if isinstance(named, Tensor) or isinstance(output, Tensor):
         parts = [named if isinstance(named, Tensor) else output]
     elif isinstance(output, Mapping):
-        parts = output.values()
+        parts = [part for name, part in output.items() if not str(name).endswith(_EMBEDDED)]
     elif isinstance(output, (tuple, list)):
         parts = output
     return [part for part in parts if isinstance(part, Tensor) and part.ndim and not part.is_nested]
@@ -494,7 +572,8 @@ def _parts(output: Any) -> list[Tensor]:
 def _is_picture(squares: Tensor) -> bool:
     """Whether pixels below one another are more alike than pixels anywhere: squares (N, S, S)."""
     pixels = squares.flatten(1)
-    order = torch.randperm(pixels.shape[1], generator=torch.Generator().manual_seed(0)).to(pixels.device)
+    order = torch.randperm(pixels.shape[1], generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    order = order.to(pixels.device)
     anywhere = pixels[:, order].reshape(squares.shape)
     return bool(squares.diff(dim=1).abs().mean() < 0.75 * anywhere.diff(dim=1).abs().mean())
 

@@ -283,7 +283,7 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def _rows(inputs: Tensor) -> Tensor:
-    return torch.arange(len(inputs))
+    return torch.arange(len(inputs), device="cpu")
 
 
 def _per_example(inputs: Tensor) -> tuple[int, ...]:

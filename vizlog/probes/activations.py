@@ -183,7 +183,8 @@ class _Reduction:
         except Uncountable as reason:
             return _Seen(None, skipped=str(reason))
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
-            return _Seen(counts, torch.ones(0, dtype=torch.bool))  # it has values, but no units to tell apart
+            no_units = torch.ones(0, dtype=torch.bool, device="cpu")  # it has values, but no units to tell apart
+            return _Seen(counts, no_units)
         return _Seen(counts, _alive(call, tensor, counts), *_saturation(call, tensor))
 
     def _counted(self, call: Call, tensor: Tensor) -> Counts:
@@ -200,7 +201,7 @@ class _Reduction:
 def _alive(call: Call, tensor: Tensor, counts: Counts) -> Tensor:
     # Without a zero no unit is dead: most layers need no second look. On a device only a kernel can ask.
     if isinstance(counts, BitCounts) and tensor.dim() and not counts.zeros:
-        return torch.ones(tensor.shape[call.channel_dim], dtype=torch.bool)
+        return torch.ones(tensor.shape[call.channel_dim], dtype=torch.bool, device="cpu")
     if isinstance(counts, Uncollected) and tensor.dim() and can_count(tensor):
         return alive_by_kernel(tensor.detach(), call.channel_dim, counts)
     return alive(tensor, call.channel_dim)

@@ -135,7 +135,7 @@ class AttentionMaps(Probe):
     def _counted(self, call: AttentionCall, queries: int) -> Tensor:
         """(examples, queries) bool, False for a query that is padding."""
         if self._mask is None or not self._are_tokens(call.total_queries) or max(call.examples) >= len(self._mask):
-            return torch.ones(len(call.examples), queries, dtype=torch.bool)
+            return torch.ones(len(call.examples), queries, dtype=torch.bool, device="cpu")
         return self._mask[list(call.examples), :queries]
 
     def _labels(self, example: int, total: int, shown: int, *, sink: bool = False) -> list[str]:

@@ -141,7 +141,7 @@ class SaliencyMaps(Probe):
         if survey.scored == "loss" and self._target != "true":
             raise ValueError(f"SaliencyMaps(target={self._target!r}) needs class scores, but the model gives a loss")
         if survey.scored == "logits" and (self._target != "true" or shown.labels is not None):
-            logits = torch.empty(len(shown), survey.classes)
+            logits = torch.empty(len(shown), survey.classes, device="cpu")
             choose_targets(logits, shown.labels, self._target, shown.class_names)
 
     def _last_convolution(self, survey: Survey) -> str:
@@ -158,7 +158,7 @@ class SaliencyMaps(Probe):
 
     def _questions(self, batch: FixedBatch, logits: Tensor | None) -> Iterator[_Question]:
         """Which examples to explain for which class."""
-        every = torch.arange(len(batch))
+        every = torch.arange(len(batch), device="cpu")
         if logits is None:
             yield _Question("", every, None)
             return

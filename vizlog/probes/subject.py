@@ -61,7 +61,7 @@ class Subject:
     def gradcam(self, score: Score, convolution: str) -> Tensor:
         """Grad-CAM of each example, (N, ...), of the output of a convolution by name (of its last call)."""
         module = named_modules(self.models)[convolution]
-        rows = torch.arange(len(self.batch))
+        rows = torch.arange(len(self.batch), device="cpu")
         return torch.cat([_gradcam(module, score, self.values[part], part) for part in torch.split(rows, self.chunk)])
 
     def _run(self, batch: FixedBatch, values: Tensor) -> tuple[Any, FixedBatch]:
