@@ -122,6 +122,20 @@ def test_several_layers_are_spread_over_the_depth_and_the_caption_says_so(digits
     assert "2 of 4 selected layers are drawn" in found[0].caption
 
 
+def test_a_linear_layer_beside_the_way_is_not_the_last_layer():
+    class Denoiser(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.time, self.into, self.out = nn.Linear(1, 4), nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3)
+
+        def forward(self, x, t):
+            return self.out(self.into(x) + self.time(t)[:, :, None, None])
+
+    inputs = torch.randn(20, 1, 6, 6), torch.rand(20, 1)
+    (embedding,) = embeddings(Denoiser(), vizlog.Embeddings(), vizlog.FixedBatch(inputs))
+    assert (embedding.tag, embedding.vectors.shape) == ("embeddings/out.input", (20, 4))
+
+
 def test_without_a_linear_layer_it_is_what_goes_into_the_last_convolution(digits):
     images, labels = digits
     model = nn.Sequential(

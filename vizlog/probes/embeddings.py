@@ -38,7 +38,7 @@ _SCORES = {
 class Embeddings(Probe):
     """A layer's features of the fixed batch on a plane, comparable from step to step: tags `embeddings/LAYER`.
 
-    By itself it takes what goes into the last linear layer (into the last convolution where there is none), tagged
+    By itself it takes what goes into the last linear layer, or into the last convolution where that runs later, tagged
     `LAYER.input`. Maps and sequences are averaged to one vector an example; texts without a class of their own become
     one point a token, 500 at most. With two classes or more `LAYER/knn_accuracy` and `LAYER/silhouette` score the
     features themselves, not the picture.
@@ -179,11 +179,13 @@ class Embeddings(Probe):
 
 
 def _last(survey: Survey) -> Layer:
-    """The last linear layer that ran; the last convolution where there is none.
+    """The linear layer or convolution that ran last: linear layers that convolutions follow are beside the way.
+
+    They make scales of channels, or what a denoiser adds to its maps for a time.
 
     Where several inputs go through it, each by itself (twins), the first: pictures are of that.
     """
-    candidates = survey.of_type(nn.Linear) or survey.of_type(*_CONVOLUTIONS)
+    candidates = survey.of_type(nn.Linear, *_CONVOLUTIONS)
     if not candidates:
         raise ValueError("no linear layer and no convolution ran on the batch: name a layer whose output to show")
     last = candidates[-1]
