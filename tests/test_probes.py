@@ -248,6 +248,21 @@ def test_a_weight_with_nan_has_an_update_ratio_of_nan() -> None:
     ((_, record),) = memory.of("updates/weight")
     assert isinstance(record, Scalar)
     assert np.isnan(record.value)
+    worst = only(memory, "health/update_ratio_worst")
+    assert worst.value == math.inf  # and not left out, as of a layer that has none
+    assert "infinite where a weight became NaN" in worst.caption
+
+
+def test_a_layer_whose_gradient_holds_nan_is_the_worst() -> None:
+    model, memory = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), vizlog.Memory()
+    model[0].bias.register_hook(lambda gradient: gradient * math.nan)
+    optimizer = SGD(model.parameters(), lr=0.5)
+    with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.GradientHistograms(every=1)]):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert only(memory, "health/gradient_norm_worst").value == math.inf
+    ys = only(memory, "health/gradient_norm").ys["gradient_norm"]
+    assert (ys[0], bool(np.isfinite(ys[1]))) == (math.inf, True)
 
 
 def test_a_weight_of_zeros_has_no_update_ratio() -> None:

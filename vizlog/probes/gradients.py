@@ -77,9 +77,11 @@ class GradientHistograms(ParameterHistograms):
             return
         squares: dict[str, float] = defaultdict(float)
         for name, count in counts.items():
-            squares[layer_of(name)] += math.nan if count.nonfinite else count.norm**2
+            # What is not finite is the worst of all, and not a layer of which nothing is known.
+            squares[layer_of(name)] += math.inf if count.nonfinite else count.norm**2
         norms = {layer: math.sqrt(square) for layer, square in squares.items()}
-        yield Figures("gradient_norm", norms, caption=f"Euclidean norm of each layer's gradient, {self._how}")
+        lost = "; infinite where a gradient holds NaN" if math.inf in norms.values() else ""
+        yield Figures("gradient_norm", norms, caption=f"Euclidean norm of each layer's gradient, {self._how}{lost}")
 
     @property
     def source(self) -> str:

@@ -90,11 +90,13 @@ class UpdateRatios(Probe):
                 yield Scalar(f"updates/{name}", _ratio(update, weight), caption=caption)
             layers[layer_of(name)][0] += update
             layers[layer_of(name)][1] += weight
-        ratios = {layer: _ratio(*pair) for layer, pair in layers.items()}
+        # What is not finite is the worst of all, and not a layer that has no ratio.
+        ratios = {layer: _ratio(*pair) if math.isfinite(sum(pair)) else math.inf for layer, pair in layers.items()}
+        lost = "; infinite where a weight became NaN" if math.inf in ratios.values() else ""
         yield Figures(
             "update_ratio",
             ratios,
-            caption="|Δw| / |w| over each layer's parameters, Euclidean norms; about 1e-3 is usual" + looked,
+            caption="|Δw| / |w| over each layer's parameters, Euclidean norms; about 1e-3 is usual" + lost + looked,
         )
 
     def _found(self, models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
