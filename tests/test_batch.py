@@ -353,6 +353,15 @@ def test_thumbnails_of_values_out_of_range_are_stretched() -> None:
     assert FixedBatch(torch.randn(3, 5)).thumbnails() is None
 
 
+def test_a_fourth_channel_is_no_opacity() -> None:
+    images = torch.rand(2, 4, 3, 3)
+    images[:, 3] = -7.0  # a depth, which stretches no colour
+    shown = FixedBatch(images).thumbnails()
+    assert shown is not None
+    np.testing.assert_array_equal(shown, (images[:, :3] * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    assert FixedBatch(images, mean=[0.0] * 4).thumbnails().shape == (2, 3, 3, 3)  # type: ignore[union-attr]
+
+
 def test_class_names_are_used_where_given() -> None:
     batch = FixedBatch(torch.zeros(2, 3), class_names=["cat", "dog"])
     assert [batch.class_name(n) for n in (0, 1, 2)] == ["cat", "dog", "2"]

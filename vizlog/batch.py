@@ -338,7 +338,7 @@ class FixedBatch:
         """The first `number` of `pictures` as (N, H, W, C) uint8, or None where there are none.
 
         De-normalised by `mean` and `std` where given; else values in [0, 1] are taken as they are and others stretched
-        over their range.
+        over their range. Of four channels the first three: a depth, a frame or a latent is no opacity.
         """
         images = self.pictures
         if images is None:
@@ -347,13 +347,13 @@ class FixedBatch:
         if self.mean is not None or self.std is not None:
             values = values * _per_channel(self.std, 1.0) + _per_channel(self.mean, 0.0)
         else:
-            finite = images.detach().float().cpu().numpy()
+            finite = images[:, :3].detach().float().cpu().numpy()
             finite = finite[np.isfinite(finite)]
             low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
             if low < 0 or high > 1:
                 values = (values - low) / max(high - low, 1e-12)
         values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
-        pixels: NDArray[np.uint8] = (values * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+        pixels: NDArray[np.uint8] = (values[:, :3] * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
         return pixels
 
     @property
