@@ -32,6 +32,7 @@ from vizlog.views.axes import Axis
 from vizlog.views.figures import figure
 from vizlog.views.layout import shape_of_grid
 from vizlog.views.raster import raster
+from vizlog.views.tiles import _LEAST_LABEL, _readable
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -327,7 +328,8 @@ def test_ticks_are_round_and_lie_within_the_axis() -> None:
         "1,000",
     ]
     assert [name for _, name in Axis(0.9, 6.0, log=True).ticks(7)] == ["1", "2", "5"]
-    for low, high in ((-3.7, 12.1), (1e-9, 2e-9), (1e12, 1.5e12), (1000.0, 1000.01)):
+    for low, high in ((-3.7, 12.1), (1e-9, 2e-9), (1e12, 1.5e12), (1000.0, 1000.01), (-1.7e308, 1.7e308)):
+        assert Axis(low, high).place([low, low / 2 + high / 2, high]).tolist() == pytest.approx([0.0, 0.5, 1.0])
         ticks = Axis(low, high).ticks(6)
         assert 2 <= len(ticks) <= 8
         assert all(
@@ -342,6 +344,37 @@ def test_points_of_a_class_are_drawn_in_its_colour() -> None:
     first, second = where(drawn, colors.CLASSES[0]), where(drawn, colors.CLASSES[1])
     assert first[1].stop < second[1].start  # to the left
     assert first[0].start > second[0].stop  # and below
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_an_axis_goes_as_far_as_floats_do(*, log: bool) -> None:
+    values = np.array([1e-300 if log else -1.7e308, 1e300, 1.7e308])
+    axis = Axis.around(values, log=log)
+    assert axis.low <= values[0] * 0.9
+    assert 1.5e308 < axis.high < np.inf
+    places = axis.place(values)
+    assert np.diff(places).min() > 0
+    assert places.max() < 1.05
+
+
+def test_a_legend_holds_the_classes_that_occur_and_no_others() -> None:
+    """However large their numbers are: they may be ids."""
+    few, many = (embedding_of(3, 3, labels=np.array(labels), class_names=()) for labels in ([0, 1, 2], [7, 8, 10**5]))
+    drawn = raster(many)
+    assert drawn.shape == raster(few).shape  # one line
+    for label in (7, 8, 10**5):
+        assert where(drawn[:110], colors.class_color(label))[1].start > 0
+
+
+def test_the_first_labels_of_a_map_are_not_cut() -> None:
+    """Where cells are smaller than a line, the first and the last name end where the map does."""
+    record = attention_of(1, 1, [f"token {i}" for i in range(300)])
+    for pixels in (300, 301, 450, 90):
+        centres = [centre for _, centre in _readable(record.query_tokens[0], 300, pixels)]
+        assert centres[0] == _LEAST_LABEL / 2
+        assert centres[-1] <= pixels - _LEAST_LABEL / 2
+        assert np.diff(centres).min() >= _LEAST_LABEL
+    assert [centre for _, centre in _readable("abc", 3, 60)] == [10, 30, 50]
 
 
 def test_a_surface_is_darkest_at_its_minimum_and_its_y_axis_points_up() -> None:

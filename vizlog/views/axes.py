@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -35,7 +36,9 @@ Marks: TypeAlias = Callable[[Image.Image, Place], None]
 
 FINER = 3
 """Marks are painted this many times larger and then shrunk: Pillow draws no smooth lines by itself."""
-_FAR = 1e300
+_FAR = 1.5e308
+"""Beyond it there would be no room for an axis between the values and the largest float."""
+
 LONGEST_NAME = 200
 """Pixels of an upright name under the x-axis; longer ones lose their middle."""
 
@@ -58,8 +61,8 @@ class Axis:
         low, high = float(values.min()), float(values.max())
         if log:
             room = max(pad * math.log10(high / low), 0.1 if high > low else 0.5) if high / low < np.inf else 1.0
-            return cls(low / 10**room or low, high * 10**room, log)
-        room = (high - low) * pad or abs(high) * 0.1 or 1.0
+            return cls(low / 10**room or low, min(high * 10**room, sys.float_info.max), log)
+        room = (high * pad - low * pad) or abs(high) * 0.1 or 1.0
         return cls(low - room, high + room)
 
     @classmethod
@@ -79,7 +82,8 @@ class Axis:
                 shown = np.where(values > 0, values, np.nan)
                 share = (np.log10(shown) - math.log10(self.low)) / (math.log10(self.high) - math.log10(self.low))
             else:
-                share = (values - self.low) / (self.high - self.low)
+                scale = 1.0 if self.high - self.low < np.inf else 0.5  # from one end of floats to the other
+                share = (values * scale - self.low * scale) / (self.high * scale - self.low * scale)
         return np.where(np.isfinite(share), share, np.nan)
 
     def ticks(self, most: int) -> Ticks:
@@ -100,7 +104,7 @@ class Axis:
         return [(10.0**power, _power(power)) for power in range(first, last + 1, stride)]
 
     def _steps(self, most: int) -> Ticks:
-        raw = (self.high - self.low) / max(most, 1)
+        raw = self.high / max(most, 1) - self.low / max(most, 1)  # the difference itself may be too large for a float
         unit = 10.0 ** math.floor(math.log10(raw))
         step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)

@@ -181,7 +181,7 @@ def curves(record: Curves, width: int) -> Image.Image:
     drawn = chart(
         (width, height), x_axis, y_axis, lines, x_ticks=x_ticks, x_label=x_label, y_label=clean(record.y_label)
     )
-    legend = _legend({name: class_color(i) for i, name in enumerate(ys)}, width) if len(ys) > 1 else None
+    legend = _legend([(name, class_color(i), None) for i, name in enumerate(ys)], width) if len(ys) > 1 else None
     # Over names a NaN says that this line has nothing of that name; over a quantity it is a value that got lost.
     lost = values if record.x_names is None else values[~np.isnan(values)]
     return stack([legend, drawn, _missing(lost, width, log=record.log_y)], 8)
@@ -225,14 +225,11 @@ def _missing(values: NDArray[np.float64], width: int, *, log: bool) -> Image.Ima
     return paragraph(f"not drawn: {said}", width, fill=WARNING) if said else None
 
 
-def _legend(names: Mapping[str, Color], width: int, *, markers: bool = False) -> Image.Image:
-    """Names with their colours (or markers), in lines from left to right."""
-    shown = list(names.items())[:_MOST_NAMES]
-    entries = [
-        _legend_entry(shorten(clean(name), 240), color, i if markers else None) for i, (name, color) in enumerate(shown)
-    ]
-    if len(names) > len(shown):
-        entries.append(set_lines([f"and {len(names) - len(shown):,} more"], fill=MUTED))
+def _legend(names: Sequence[tuple[str, Color, int | None]], width: int) -> Image.Image:
+    """Names, their colours, and the numbers of their markers (None: a line), in lines from left to right."""
+    entries = [_legend_entry(shorten(clean(name), 240), color, marker) for name, color, marker in names[:_MOST_NAMES]]
+    if len(names) > _MOST_NAMES:
+        entries.append(set_lines([f"and {len(names) - _MOST_NAMES:,} more"], fill=MUTED))
     lines: list[list[Image.Image]] = [[]]
     room = width
     for entry in entries:
@@ -291,13 +288,11 @@ def embedding(record: Embedding, width: int) -> Image.Image:
 def _class_legend(record: Embedding, width: int) -> Image.Image | None:
     """The classes that occur, in order of their numbers."""
     present = [int(label) for label in np.unique(record.labels)]
-    if present in ([], [-1]):
+    classes = [(_class_name(record, label), class_color(label), label) for label in present if label >= 0]
+    if not classes:
         return None
-    last = max(present)
-    names = {_class_name(record, label): class_color(label) for label in range(last + 1)}
-    if len(names) <= last or -1 in present:  # names that repeat, or points without a class
-        names = {**names, **({"no class": NO_CLASS} if -1 in present else {})}
-    return _legend(names, width, markers=True)
+    without = [("no class", NO_CLASS, -1)] if present[0] < 0 else []
+    return _legend([*without, *classes], width)
 
 
 def _class_name(record: Embedding, label: int) -> str:

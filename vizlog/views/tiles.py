@@ -344,9 +344,18 @@ def _labelled(
 
 
 def _readable(names: Sequence[str], cells: int, pixels: int) -> list[tuple[str, float]]:
-    """Every k-th name with the centre of its cell in pixels, k as small as leaves room for a line of text."""
-    stride = math.ceil(_LEAST_LABEL * cells / pixels)
-    return [(names[i], (i + 0.5) * pixels / cells) for i in range(0, min(len(names), cells), stride)]
+    """Every k-th name with the centre of its line in pixels, k as small as leaves room for a line of text.
+
+    That is the centre of its cell, but for cells at an end that are less than a line high: there the line ends with
+    the map, and a name that it would cover is left out.
+    """
+    stride, half = math.ceil(_LEAST_LABEL * cells / pixels), _LEAST_LABEL / 2
+    found: list[tuple[str, float]] = []
+    for i in range(0, min(len(names), cells), stride):
+        centre = min(max((i + 0.5) * pixels / cells, half), pixels - half)
+        if not found or centre - found[-1][1] >= _LEAST_LABEL:
+            found.append((names[i], centre))
+    return found
 
 
 def _token_lines(record: Heatmaps, width: int) -> Image.Image:
