@@ -286,6 +286,16 @@ def test_quantiles_are_values_of_that_rank() -> None:
             assert abs(value - exact) <= max(abs(exact) / 64, (ordered[-1] - ordered[0]) / 2048), q
 
 
+@pytest.mark.parametrize("n", [300, 40_000])
+def test_quantiles_among_zeros_are_zero_and_not_nearly(n: int) -> None:
+    mostly = torch.zeros(n)
+    mostly[:2], mostly[2:4] = 1.0, -1.0
+    for tensor in (mostly, mostly.double(), mostly.clamp_min(0)):
+        assert set(histogram("activations/relu", count_bits(tensor)).quantiles.values()) == {0.0}
+        *_, values = shown(count_bits(tensor), 64)
+        assert set(values) == {0.0}
+
+
 def test_edges_are_distinct_as_float32_which_is_how_event_files_keep_them() -> None:
     close = torch.tensor([1.0, 1.0 + 1e-9, 1.0 + 2e-9], dtype=torch.float64)
     for tensor in (torch.randn(1000) + 1e6, close, torch.tensor([1e6, 1e6 + 0.125]), torch.tensor([0.0, 1e-45])):

@@ -30,7 +30,8 @@ def shown(counts: BitCounts, bins: int) -> Shown:
     # Linear bins come last, and edges stand on theirs; the last shown bin is closed, and edges may end where floats do.
     below = known[-1].below(edges)
     below[0], below[-1] = 0, finite
-    return edges, below[1:] - below[:-1], _values_at(known, finite, low, high)
+    least = GRIDS[counts.grid].lower_edges(np.array(1))
+    return edges, below[1:] - below[:-1], _values_at(known, finite, low, high, least)
 
 
 class _Known:
@@ -68,8 +69,13 @@ def _known(counts: BitCounts) -> list[_Known]:
     return [_Known(np.maximum(starts, low), np.minimum(stops, high), found) for starts, stops, found in ends]
 
 
-def _values_at(known: Sequence[_Known], finite: int, low: float, high: float) -> NDArray[np.float64]:
-    """The values at `QUANTILES`: each lies in every bin that holds its rank, so in what these have in common."""
+def _values_at(
+    known: Sequence[_Known], finite: int, low: float, high: float, least: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The values at `QUANTILES`: each lies in every bin that holds its rank, so in what these have in common.
+
+    What lies between zero and the `least` number is zeros.
+    """
     ranks = SHARES * (finite - 1) + 0.5
     start, stop, below, after = known[0].around(ranks)
     for other in known[1:]:
@@ -78,6 +84,7 @@ def _values_at(known: Sequence[_Known], finite: int, low: float, high: float) ->
         stop, after = np.where(stop_ < stop, stop_, stop), np.where(stop_ < stop, after_, after)
     with np.errstate(over="ignore", invalid="ignore"):
         values = start + (ranks - below) / np.maximum(after - below, 1) * (stop - start)
+    values = np.where((start == 0) & (stop <= least), 0.0, values)
     return np.asarray(np.minimum(np.maximum(values, low), high))
 
 

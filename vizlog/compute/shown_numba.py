@@ -98,12 +98,13 @@ def narrow(bins, counts, edges, top, exponent, on_grid, low, high, ranks, bounds
             bounds[1, i], bounds[3, i] = stop, after
 
 
-@compiled("void(float64[:, ::1], float64[::1], float64, float64)")
-def interpolate(bounds, ranks, low, high):  # type: ignore[no-untyped-def]
-    """Turns each rank into the value at it."""
+@compiled("void(float64[:, ::1], float64[::1], float64, float64, float64)")
+def interpolate(bounds, ranks, low, high, least):  # type: ignore[no-untyped-def]
+    """Turns each rank into the value at it; what lies between zero and the `least` number is zeros."""
     for i in range(ranks.size):
         start, stop, below, after = bounds[0, i], bounds[1, i], bounds[2, i], bounds[3, i]
         value = start + (ranks[i] - below) / max(after - below, 1.0) * (stop - start)
+        value = 0.0 if start == 0 and stop <= least else value
         ranks[i] = min(max(value, low), high)
 
 
@@ -130,5 +131,5 @@ def draw(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         narrow(bins, counts, ends, top, exponent, False, low, high, ranks, bounds)
         if on_grid:
             narrow(linear_bins, linear_counts, ends, top, exponent, True, low, high, ranks, bounds)
-        interpolate(bounds, ranks, low, high)
+        interpolate(bounds, ranks, low, high, ends[top + 1])
     return number
