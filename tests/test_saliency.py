@@ -177,15 +177,25 @@ def test_smoothgrad_is_the_mean_gradient_over_noisy_copies(
     found = saliency.smoothgrad(class_score(trained, targets), inputs, samples=12, noise=0.2, seed=3)
 
     generator = torch.Generator().manual_seed(3)
-    noise = torch.stack([torch.randn(inputs.shape, generator=generator) for _ in range(12)])
+    noise = [torch.randn(inputs.shape[1:], generator=generator) for _ in range(12)]
     expected = torch.zeros_like(inputs)
     for number, (image, target) in enumerate(zip(inputs, targets, strict=True)):
         deviation = 0.2 * (image.max() - image.min())
-        for sample in noise[:, number]:
+        for sample in noise:
             noisy = (image + deviation * sample).requires_grad_()
             trained(noisy[None])[0, target].backward()
             expected[number] += noisy.grad / 12
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_smoothgrad_of_an_example_does_not_depend_on_the_others(
+    trained: nn.Sequential, examples: tuple[Tensor, Tensor]
+) -> None:
+    inputs, targets = examples
+    together = saliency.smoothgrad(class_score(trained, targets), inputs, samples=4)
+    some = torch.tensor([5, 2])
+    alone = saliency.smoothgrad(class_score(trained, targets[some]), inputs[some], samples=4)
+    torch.testing.assert_close(alone, together[some], atol=1e-6, rtol=0)
 
 
 def test_smoothgrad_without_noise_is_the_gradient(trained: nn.Sequential, examples: tuple[Tensor, Tensor]) -> None:

@@ -74,7 +74,8 @@ def smoothgrad(
         inputs: (N, ...) floating point.
         samples: how many noisy copies.
         noise: standard deviation of the noise, as a share of each example's maximum − minimum.
-        seed: of the noise, which is the same at every call, so that pictures compare from step to step.
+        seed: of the noise, which is the same at every call and for every example but for its size, so that pictures
+            compare from step to step, whichever examples are explained.
         chunk: how many rows are run at a time, which bounds the memory.
 
     Returns:
@@ -87,7 +88,7 @@ def smoothgrad(
     flat = inputs.detach().flatten(1)
     deviation = (noise * (flat.amax(1) - flat.amin(1))).view(_per_example(inputs))
     generator = torch.Generator(inputs.device).manual_seed(seed)
-    copies = (inputs + deviation * _normal(inputs, generator) for _ in range(samples))
+    copies = (inputs + deviation * _normal(inputs[0], generator) for _ in range(samples))
     return _weighted_gradient(score, inputs, copies, [1 / samples] * samples, chunk).float()
 
 
