@@ -136,6 +136,25 @@ def test_a_linear_layer_beside_the_way_is_not_the_last_layer():
     assert (embedding.tag, embedding.vectors.shape) == ("embeddings/out.input", (20, 4))
 
 
+def test_complex_features_are_shown_with_both_their_parts():
+    class Spectrum(nn.Module):
+        def forward(self, x):
+            return torch.fft.rfft(x)
+
+    class Listens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.spectrum, self.out = Spectrum(), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.out(self.spectrum(x).abs())
+
+    x = torch.randn(20, 8)
+    (embedding,) = embeddings(Listens(), vizlog.Embeddings("spectrum", methods=["pca"]), vizlog.FixedBatch(x))
+    expected = torch.view_as_real(torch.fft.rfft(x)).flatten(1)
+    np.testing.assert_allclose(embedding.vectors, expected.numpy(), atol=1e-5)
+
+
 def test_without_a_linear_layer_it_is_what_goes_into_the_last_convolution(digits):
     images, labels = digits
     model = nn.Sequential(

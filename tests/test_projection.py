@@ -290,6 +290,16 @@ def test_scores_of_fewer_than_two_classes_are_nan(score):
     assert np.isnan(score(np.full((4, 2), np.nan), np.arange(4)))
 
 
+@pytest.mark.parametrize("far", [1e6, 1e14, 1e30])
+def test_scores_of_points_beside_one_far_off_are_those_of_the_points(far):
+    vectors, labels = DIGITS.data[:100], DIGITS.target[:100]
+    beside = np.vstack([vectors, np.full((1, 64), far)]), np.append(labels, 99)  # a class of its own
+    assert knn_accuracy(*beside) == pytest.approx(knn_accuracy(vectors, labels) * 100 / 101)
+    assert silhouette(*beside) == pytest.approx(silhouette(vectors, labels) * 100 / 101, rel=1e-6)
+    moved_off = vectors + far if far < 1e10 else vectors
+    assert knn_accuracy(moved_off, labels) == knn_accuracy(vectors, labels)
+
+
 def test_scores_of_two_points_and_of_equal_points_are_defined():
     assert knn_accuracy(np.eye(2), np.arange(2)) == 0
     assert np.isnan(silhouette(np.eye(2), np.arange(2)))

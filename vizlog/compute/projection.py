@@ -21,6 +21,8 @@ MOST_EXACT = 1000
 
 _EXAGGERATION, _EXAGGERATED, _PATIENT, _WARM = 12.0, 250, 750, 200
 _CHUNK = 1 << 20
+_CANCELLED = 1e-9
+"""A squared distance below this share of the squared lengths has lost half of its digits to their difference."""
 
 
 def pca(vectors: ArrayLike, k: int = 2) -> Floats:
@@ -195,7 +197,10 @@ def _labelled(vectors: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np
     names, classes = np.unique(labels[kept], return_inverse=True)
     if len(names) < 2:
         return values[:0], np.asarray(classes), len(names)
-    return _scaled(values[kept])[0], np.asarray(classes), len(names)
+    values = values[kept]
+    # Of the median, and not of the mean: a point far off would shift all others, and take the last digits from them.
+    values = values / (float(np.abs(values).max()) or 1.0)
+    return values - np.median(values, axis=0), np.asarray(classes), len(names)
 
 
 def _distances(points: Floats) -> Iterator[tuple[NDArray[np.intp], Floats]]:
@@ -204,9 +209,19 @@ def _distances(points: Floats) -> Iterator[tuple[NDArray[np.intp], Floats]]:
     step = max(1, _CHUNK // len(points))
     for first in range(0, len(points), step):
         rows = np.arange(first, min(first + step, len(points)))
-        squared = norms[rows][:, None] + norms - 2 * points[rows] @ points.T
+        both = norms[rows][:, None] + norms
+        squared = both - 2 * points[rows] @ points.T
         squared[np.arange(len(rows)), rows] = 0
+        _subtract(points, rows, squared, np.argwhere(squared < _CANCELLED * both))
         yield rows, squared.clip(min=0)
+
+
+def _subtract(points: Floats, rows: NDArray[np.intp], squared: Floats, pairs: NDArray[np.intp]) -> None:
+    """Writes the squared distances of these pairs, point by point: what is near, far off, drowns in its own length."""
+    step = max(1, _CHUNK // points.shape[1])
+    for first in range(0, len(pairs), step):
+        i, j = pairs[first : first + step].T
+        squared[i, j] = ((points[rows[i]] - points[j]) ** 2).sum(1)
 
 
 def _cold_start(scaled: Floats) -> Floats:

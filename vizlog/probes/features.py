@@ -54,11 +54,12 @@ class Features:
         return f"{'input' if self.is_input else 'output'} of {self.layer}"
 
     def read(self, call: Call) -> Tensor:
-        """(N, ..., D) float32, examples first and features last."""
+        """(N, ..., D) float32, examples first and features last; a complex number is two features."""
         tensor = call.input if self.is_input else call.tensor
         if tensor is None:
             raise ValueError(f"the {self} is no tensor any more")
-        return _arranged(tensor.detach(), self.channel_dim, self.examples_dim, self.tokens).float()
+        values = _arranged(tensor.detach(), self.channel_dim, self.examples_dim, self.tokens)
+        return (torch.view_as_real(values.resolve_conj()).flatten(-2) if values.is_complex() else values).float()
 
 
 @dataclass(frozen=True)
