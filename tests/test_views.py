@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from vizlog.records import (
 )
 from vizlog.views import colors, notebook, png, typeset
 from vizlog.views.axes import Axis
-from vizlog.views.figures import figure
+from vizlog.views.figures import figure, plain
 from vizlog.views.layout import shape_of_grid
 from vizlog.views.raster import raster
 from vizlog.views.tiles import _LEAST_LABEL, _readable
@@ -617,6 +618,19 @@ def test_the_path_lies_on_its_surface() -> None:
     path = np.array([[0.25, -1.1], [-0.8, 1.7]])
     made = figure(Surface("landscape/loss", x, y, z, path, "a", "b", "loss"))
     assert np.allclose(made.data[1].z, 3 * path[:, 0] + 2 * path[:, 1], atol=0.011 * np.ptp(z))
+
+
+@pytest.mark.parametrize("lost", [np.inf, -np.inf, np.nan])
+def test_a_plain_figure_is_json_whatever_its_values_are(lost: float) -> None:
+    z, xy = np.array([[1.0, lost], [0.0, 1.0]]), np.array([[0.0, lost], [1.0, 1.0]])
+    for record in (
+        Scalar("a/b", lost),
+        one_map([z], (0.0, 1.0), "sequential"),
+        Surface("a/b", np.arange(2.0), np.arange(2.0), z, None, "a", "b", "loss"),
+        Curves("a/b", np.arange(2), {"a": np.array([1.0, lost])}, "x", "y"),
+        embedding_of(2, 2, layouts={"PCA": xy}, layouts_3d={}),
+    ):
+        assert json.dumps(plain(record), allow_nan=False)
 
 
 def test_labels_in_figures_are_text_and_not_markup() -> None:

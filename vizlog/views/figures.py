@@ -61,7 +61,7 @@ def figure(record: Record) -> Figure:
 
 
 def plain(record: Record) -> dict[str, Any]:
-    """The figure as JSON takes it, with lists in the place of arrays and None in the place of NaN.
+    """The figure as JSON takes it, with lists in the place of arrays and None in the place of NaN and inf.
 
     plotly packs arrays as base64, which only plotly.js from 2.35 on reads.
     """
@@ -81,7 +81,7 @@ def _plain(value: Any) -> Any:
             return [_plain(item) for item in value]
         case np.generic():
             return _plain(value.item())
-        case float() if math.isnan(value):
+        case float() if not math.isfinite(value):
             return None
         case _:
             return value
