@@ -267,6 +267,12 @@ def test_labels_that_are_not_one_an_example_are_named() -> None:
         (lambda: FixedBatch("text"), TypeError, "at least one tensor with examples along dimension 0, got str"),
         (lambda: FixedBatch(torch.tensor(3.0)), TypeError, "at least one tensor"),
         (lambda: FixedBatch(torch.zeros(4, 3).numpy()), TypeError, "torch.as_tensor makes one of a NumPy array"),
+        (
+            lambda: FixedBatch(SimpleNamespace(x=torch.zeros(4, 3))),
+            TypeError,
+            r"got SimpleNamespace; a graph.*FixedBatch\(torch.arange\(nodes\), y, forward=",
+        ),
+        (lambda: as_fixed_batch(SimpleNamespace(x=torch.zeros(4, 3))), TypeError, "got SimpleNamespace; a graph"),
         (lambda: FixedBatch([{"x": torch.zeros(3)}] * 4), TypeError, "a list of examples is no batch yet"),
         (
             lambda: as_fixed_batch((torch.zeros(4, 3), torch.zeros(2, 9))),
@@ -308,6 +314,24 @@ def test_a_pair_a_tensor_and_a_mapping_are_batches() -> None:
 def test_a_batch_that_the_model_cannot_take_says_what_came_and_what_the_model_raised() -> None:
     with pytest.raises(BatchDoesNotFit, match=r"(?s)float32 \(2, 7\).*raised RuntimeError.*mat1 and mat2.*forward="):
         survey({"": nn.Linear(5, 3)}, FixedBatch(torch.randn(4, 7)))
+
+
+def test_two_inputs_given_as_input_and_target_and_graphs_are_told_how_to_be_given() -> None:
+    class Graph(nn.Module):
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            return torch.zeros_like(x).index_add(0, edges[1], x[edges[0]])
+
+    x, edges = torch.randn(40, 3), torch.arange(40).repeat(2, 2)
+    with pytest.raises(BatchDoesNotFit, match=r"missing 1 required.*'b'.*given as vizlog.FixedBatch\(\(x, t\)\)"):
+        survey({"": TwoInputs()}, FixedBatch(x, torch.rand(40)))
+    with pytest.raises(
+        BatchDoesNotFit, match=r"out of (bounds|range).*a graph.*FixedBatch\(torch.arange\(nodes\), y, forw"
+    ):
+        survey({"": Graph()}, FixedBatch((x, edges)))
+    whole = FixedBatch(torch.arange(40), forward=lambda model, i: model(x, edges)[i])
+    assert survey({"": Graph()}, whole).scored == "logits"
+    with pytest.raises(IndexError):  # nothing is known of it
+        FixedBatch(x).run({"": nn.Unflatten(7, (1, 3))})
 
 
 def test_a_function_that_returns_the_batch_may_draw_random_numbers() -> None:

@@ -43,6 +43,12 @@ _EMBEDDED = (
 _NUMBERS = (int, float, np.number, np.bool_)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
+_PLAIN = (np.ndarray, list, tuple, Mapping, str, bytes, int, float, type(None), Tensor)
+_OF_A_GRAPH = (
+    "a graph, whose nodes cannot be run a few at a time, is given by their numbers as the examples, "
+    "vizlog.FixedBatch(torch.arange(nodes), y, forward=lambda model, i: model(x, edges)[i])"
+)
+
 _run: ContextVar[int | None] = ContextVar("run", default=None)
 
 
@@ -168,10 +174,18 @@ class FixedBatch:
         return other
 
     def run(self, models: Mapping[str, nn.Module]) -> Any:
-        """The output of the model on these examples, in whatever mode the caller has put it."""
+        """The output of the model on these examples, in whatever mode the caller has put it.
+
+        What the model raises comes with what to give instead, where that is known.
+        """
         before = _run.set(len(self))
         try:
             return self._run(models)
+        except (TypeError, IndexError) as error:
+            if advice := self._advice(error):
+                kind = TypeError if isinstance(error, TypeError) else IndexError
+                raise kind(f"{error}; {advice}") from error
+            raise
         finally:
             _run.reset(before)
 
@@ -184,6 +198,19 @@ class FixedBatch:
         if isinstance(inputs, tuple):
             return model(*inputs)
         return model(inputs)
+
+    def _advice(self, error: Exception) -> str:
+        """What to give instead of inputs that a model raised this on; "" where that is not known."""
+        if self.forward is not None:
+            return ""
+        if isinstance(error, TypeError) and "missing" in str(error) and isinstance(self.inputs, Tensor):
+            return (
+                "the second of batch=(x, y) are targets, which the model is not given: "
+                "two inputs are given as vizlog.FixedBatch((x, t)), with targets as vizlog.FixedBatch((x, t), y)"
+            )
+        if isinstance(error, IndexError) and any(map(_is_edges, _tensors(self.inputs))):
+            return _OF_A_GRAPH
+        return ""
 
     def logits(self, output: Any) -> Tensor | None:
         """(N, classes) pre-softmax scores found in `output`, or None where there are none.
@@ -383,8 +410,10 @@ def as_fixed_batch(batch: Any) -> FixedBatch | None:
         return FixedBatch(*batch)
     if isinstance(batch, (Tensor, Mapping)):
         return FixedBatch(batch)
+    advice = "" if isinstance(batch, _PLAIN) else f"; {_OF_A_GRAPH}"
     raise TypeError(
-        f"batch= takes (inputs, targets), a vizlog.FixedBatch or a function that returns one, got {describe(batch)}"
+        "batch= takes (inputs, targets), a vizlog.FixedBatch or a function that returns one, "
+        f"got {describe(batch)}{advice}"
     )
 
 
@@ -418,9 +447,10 @@ def _number(inputs: Tree, targets: Any) -> int:
         )
     tensors = _tensors(inputs)
     if not tensors:
+        advice = "torch.as_tensor makes one of a NumPy array or a list of numbers"
         raise TypeError(
             f"a fixed batch needs at least one tensor with examples along dimension 0, got {describe(inputs)}; "
-            "torch.as_tensor makes one of a NumPy array or a list of numbers"
+            f"{advice if isinstance(inputs, _PLAIN) else _OF_A_GRAPH}"
         )
     whole = next((x for x in (*tensors, targets) if isinstance(x, Tensor) and _is_in_one_piece(x)), None)
     if whole is not None and len(whole) == len(tensors[0]):
@@ -441,6 +471,11 @@ def _number(inputs: Tree, targets: Any) -> int:
             f"examples lie along dimension 0 of the inputs; {advice}"
         )
     return number
+
+
+def _is_edges(tensor: Tensor) -> bool:
+    """Whether these may be the edges of a graph, as numbers of nodes (2, E)."""
+    return tensor.ndim == 2 and len(tensor) == 2 and tensor.dtype in _INTEGERS
 
 
 def _is_in_one_piece(tensor: Tensor) -> bool:
