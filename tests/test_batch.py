@@ -177,6 +177,7 @@ def test_positions_of_a_second_text_are_not_those_of_the_first() -> None:
     assert FixedBatch((source, target), target).logits(output) is None
     assert FixedBatch(source).logits({"logits": output, "encoder_last_hidden_state": torch.randn(2, 4, 3)}) is None
     assert FixedBatch({"input_ids": source, "position_ids": torch.arange(4).expand(2, 4)}).logits(output) is not None
+    assert FixedBatch((source, torch.arange(4).expand(2, 4))).logits(output) is not None
     assert FixedBatch((source[:, :-1], source[:, 1:])).logits(output[:, 1:]) is not None
 
 

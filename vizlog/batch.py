@@ -618,9 +618,11 @@ def _is_another_text(other: Tensor, ids: Tensor) -> bool:
     length = ids.shape[1]
     if other.ndim != 2 or other.shape[1] not in (length, length + 1) or other.dtype not in _INTEGERS:
         return False
+    other, ids = other.cpu(), ids.cpu()
     if not other.numel() or int(other.min()) < 0 or int(other.max()) < 2:  # targets to be ignored; a mask
         return False
-    other, ids = other.cpu(), ids.cpu()
+    if bool((other.long().diff(dim=1) == 1).all()):  # positions
+        return False
     return not torch.equal(other[:, :length], ids) and not torch.equal(other[:, : length - 1], ids[:, 1:])
 
 
