@@ -201,6 +201,16 @@ def test_the_completeness_gap_is_noted(model: nn.Sequential, batch: FixedBatch) 
     assert "5 steps from 0" in record.caption
 
 
+def test_a_default_device_is_not_where_we_count(model: nn.Sequential, batch: FixedBatch) -> None:
+    methods = ["gradient", "smoothgrad", "integrated_gradients", "gradcam"]
+    expected = drawn(SaliencyMaps(methods=methods, samples=2, steps=2), model, batch)
+    with torch.device("meta"):
+        found = drawn(SaliencyMaps(methods=methods, samples=2, steps=2), model, batch)
+    assert found.keys() == expected.keys()
+    for tag, record in found.items():
+        np.testing.assert_array_equal(record.values, expected[tag].values)
+
+
 def test_one_scale_for_a_record_centred_on_zero(model: nn.Sequential, batch: FixedBatch) -> None:
     batch.targets = frozen(model)(batch.inputs).argmax(1)
     records = drawn(SaliencyMaps(methods=["smoothgrad", "gradcam"], samples=2), model, batch)
