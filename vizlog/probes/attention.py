@@ -30,7 +30,8 @@ class AttentionMaps(Probe):
 
     Any model, with nothing changed in it: `F.scaled_dot_product_attention`, `nn.MultiheadAttention`,
     `nn.TransformerEncoder`, Hugging Face models on their default implementation, flex_attention, and attention that is
-    written out with a softmax.
+    written out with a softmax. What a model folds into the batch dimension, heads or windows, counts as heads of the
+    example that it is of. Positions have the names of the tokens only where these are the only text that goes in.
 
     Args:
         select: which layers, by the module that calls an attention function; None: all.
