@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import vizlog
@@ -21,14 +21,20 @@ def run() -> Found:
     rows: list[Row] = []
     numbers = {}
     for name, make in WORKLOADS.items():
-        histograms, everything = _measured(make(), histograms=True), _measured(make(), histograms=False)
-        numbers[name] = {"histograms": histograms, "everything": everything}
-        rows += [
-            at_most(f"{name}: histograms and health, of 500 steps", 1, 100 * _share(500, histograms, histograms), "%"),
-            at_most(f"{name}: everything, of 500 steps", 3, 100 * _share(500, histograms, everything), "%"),
-            at_most(f"{name}: everything, of 5,000 steps", 1, 100 * _share(5000, histograms, everything), "%"),
-        ]
+        found, numbers[name] = measured(name, make)
+        rows += found
     return Found(rows, numbers)
+
+
+def measured(name: str, make: Callable[[], Workload]) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of one workload, and what they were made of."""
+    histograms, everything = _measured(make(), histograms=True), _measured(make(), histograms=False)
+    rows = [
+        at_most(f"{name}: histograms and health, of 500 steps", 1, 100 * _share(500, histograms, histograms), "%"),
+        at_most(f"{name}: everything, of 500 steps", 3, 100 * _share(500, histograms, everything), "%"),
+        at_most(f"{name}: everything, of 5,000 steps", 1, 100 * _share(5000, histograms, everything), "%"),
+    ]
+    return rows, {"histograms": histograms, "everything": everything}
 
 
 def _measured(work: Workload, *, histograms: bool) -> dict[str, Any]:

@@ -271,21 +271,23 @@ def test_what_is_logged_on_a_device_equals_numpy() -> None:
             np.testing.assert_allclose(stated, found, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("of_batch", [True, False])
-def test_numbers_of_a_due_step_never_wait_for_the_device(*, of_batch: bool, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("batch_on", ["cuda", "cpu", None])
+def test_numbers_of_a_due_step_never_wait_for_the_device(
+    batch_on: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(0)
     model = Net().cuda()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     x, y = X[:16].cuda(), Y[:16].cuda()
     memory = vizlog.Memory()
-    source = "batch" if of_batch else "live"
+    source = "batch" if batch_on else "live"
     probes = [
         vizlog.WeightHistograms(every=2),
         vizlog.GradientHistograms(every=2),
         vizlog.UpdateRatios(every=2),
         vizlog.ActivationHistograms(every=2, source=source),
     ]
-    batch = (x[:8], y[:8]) if of_batch else None
+    batch = (x[:8].to(batch_on), y[:8].to(batch_on)) if batch_on else None
     monitor = vizlog.watch(model, optimizer, to=memory, probes=probes, batch=batch)
 
     def step() -> None:
@@ -319,6 +321,36 @@ def test_a_model_that_moves_to_the_device_goes_on_and_says_nothing(caplog: pytes
     assert [step for step, _ in memory.of("weights/head.weight")] == [0, 1, 2]
     assert [step for step, _ in memory.of("gradients/head.weight")] == [0, 1, 2]
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_under_a_default_device_everything_is_seen(caplog: pytest.LogCaptureFixture) -> None:
+    memory = vizlog.Memory()
+    torch.set_default_device("cuda")
+    try:
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        monitor = vizlog.watch(model, optimizer, to=memory, batch=(X[:8], Y[:8]), every=vizlog.Every(1))
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(model(X[:16].cuda()), Y[:16].cuda()).backward()
+            optimizer.step()
+        monitor.close()
+    finally:
+        torch.set_default_device(None)
+    assert not warnings_of_ours(caplog)
+    assert {record.tag.partition("/")[0] for _, record in memory.records} >= {
+        *(
+            "weights",
+            "gradients",
+            "activations",
+            "filters",
+            "features",
+            "saliency",
+            "embeddings",
+            "attention",
+            "health",
+        ),
+    }
 
 
 @pytest.mark.parametrize("way", ["the step is outside", "the step is inside", "replays are steps"])

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "describe", "examples_run"]
+__all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "describe", "examples_run", "on_device"]
 
 Tree: TypeAlias = Any
 """A tensor, or tuples, lists and mappings of tensors; anything else in it passes through."""
@@ -238,7 +238,7 @@ class FixedBatch:
         if found.ndim == 3:
             if self.token_ids is None or found.shape[1] != self.token_ids.shape[1] or self._of_second_text(output):
                 return None
-            found = found[torch.arange(len(found), device=found.device), self.last_positions.to(found.device)]
+            found = found[torch.arange(len(found), device=found.device), on_device(self.last_positions, found.device)]
         return None if found.shape[1] > 1 and (self._regresses(found) or self._embeds(found)) else found
 
     def _of_second_text(self, output: Any) -> bool:
@@ -545,7 +545,7 @@ def _take(tree: Tree, rows: Tensor, number: int) -> Tree:
 
     def take(part: Any) -> Any:
         if isinstance(part, Tensor):
-            return part[rows.to(part.device)] if part.ndim and len(part) == number else part
+            return part[on_device(rows, part.device)] if part.ndim and len(part) == number else part
         return [part[row] for row in rows.tolist()] if len(part) == number else part
 
     def is_leaf(part: Tree) -> bool:
@@ -582,8 +582,16 @@ def _are_mappings(tree: Tree) -> bool:
     return isinstance(tree, (list, tuple)) and bool(tree) and all(isinstance(part, Mapping) for part in tree)
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; nothing waits for what that is doing."""
+    pins = device.type == "cuda" and tensor.device.type == "cpu" and tensor.layout == torch.strided
+    if pins and not (tensor.is_quantized or tensor.is_pinned()):  # out of other memory the copy would wait
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def _move(tree: Tree, device: torch.device | None) -> Tree:
-    return tree if device is None else _map(lambda x: x.to(device, non_blocking=True), tree)
+    return tree if device is None else _map(lambda x: on_device(x, device), tree)
 
 
 def _named(output: Any, name: str) -> Any:

@@ -80,13 +80,13 @@ class Channel:
         return self._group is None
 
     def _send(self, message: bytes, place: int) -> None:
-        self._carry("send", torch.tensor([len(message)]), place)
+        self._carry("send", torch.tensor([len(message)], device="cpu"), place)
         self._carry("send", torch.frombuffer(bytearray(message), dtype=torch.uint8), place)
 
     def _receive(self, place: int) -> bytes:
-        length = torch.empty(1, dtype=torch.int64)
+        length = torch.empty(1, dtype=torch.int64, device="cpu")
         self._carry("recv", length, place)
-        message = torch.empty(int(length), dtype=torch.uint8)
+        message = torch.empty(int(length), dtype=torch.uint8, device="cpu")
         self._carry("recv", message, place)
         return message.numpy().tobytes()
 

@@ -48,7 +48,7 @@ def spread_examples(loader: Any) -> Any:
     with _as_before([dataset, collate]):
         size = sum(x.numel() * x.element_size() for x in tree_leaves(dataset[0]) if isinstance(x, Tensor))
         number = min(len(dataset), MOST, max(32, _BYTES // max(size, 1)))
-        indices = torch.linspace(0, len(dataset) - 1, number).round().long().tolist()
+        indices = torch.linspace(0, len(dataset) - 1, number, device="cpu").round().long().tolist()
         return collate([dataset[index] for index in indices])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -301,7 +301,7 @@ def shards(tensor: Tensor) -> int:
     if not is_sharded(tensor):
         return 1
     sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
-    return int(torch.tensor([size for size, placement in sizes if _cuts(placement)]).prod())
+    return math.prod(size for size, placement in sizes if _cuts(placement))
 
 
 def sharded_modules(models: Iterable[nn.Module]) -> list[FSDPModule]:

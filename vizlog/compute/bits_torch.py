@@ -141,7 +141,7 @@ def _rows(tensors: Sequence[Tensor]) -> Iterator[_Row]:
     device = tensors[0].device
     if len(tensors) > 1:
         pieces = [as_real(piece) for tensor in tensors for piece in flat_chunks(tensor, ROW)]
-        lengths = torch.tensor([tensor.numel() for tensor in tensors])
+        lengths = torch.tensor([tensor.numel() for tensor in tensors], device="cpu")
         if device.type == "cuda":
             lengths = lengths.pin_memory().to(device, non_blocking=True)
         values = torch.cat(pieces)

@@ -102,7 +102,8 @@ def saturated(output: Tensor, low: float, high: float) -> Tensor:
     output = output.detach()
     if can_count(output):
         # Compared in the output's own type, as torch does.
-        return beyond_by_kernel(output, *torch.tensor([low + margin, high - margin], dtype=output.dtype).tolist())
+        limits = torch.tensor([low + margin, high - margin], dtype=output.dtype, device="cpu")
+        return beyond_by_kernel(output, *limits.tolist())
     return torch.count_nonzero(output <= low + margin) + torch.count_nonzero(output >= high - margin)
 
 

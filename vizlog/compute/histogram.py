@@ -74,7 +74,7 @@ def count_each(tensors: Sequence[Tensor]) -> list[Counts]:
 def prepare() -> None:
     """Makes the first histogram as fast as the next: loads what numba compiled, or compiles it (seconds, only once)."""
     for dtype in (torch.float32, torch.float64):
-        histogram("warm-up", _count_on_cpu(torch.arange(4, dtype=dtype)))
+        histogram("warm-up", _count_on_cpu(torch.arange(4, dtype=dtype, device="cpu")))
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         count_bits(torch.zeros(4, device="cuda"))
 

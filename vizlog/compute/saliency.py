@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vizlog.batch import on_device
+
 __all__ = [
     "Gap",
     "Score",
@@ -234,7 +236,7 @@ def choose_targets(
     if wanted == "true":
         if classes == 1:
             return logits.new_zeros(number, dtype=torch.int64)
-        return _true_classes(targets, number, classes).to(logits.device)
+        return on_device(_true_classes(targets, number, classes), logits.device)
     named = _class_number(wanted, class_names or ()) if isinstance(wanted, str) else wanted
     if isinstance(named, bool) or not 0 <= named < classes:
         raise ValueError(f"saliency target {wanted!r} is not a class: there are {classes} logits, 0 to {classes - 1}")

@@ -92,7 +92,7 @@ def _start_copy(device: torch.device, tensors: list[tuple[int, Tensor]], landing
     # Bytes of all types in one buffer, the longest first, so that each starts where it can be viewed as its type again.
     tensors = sorted(tensors, key=lambda numbered: -numbered[1].element_size())
     buffer = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in tensors])
-    host = torch.empty(len(buffer), dtype=torch.uint8, pin_memory=True)
+    host = torch.empty(len(buffer), dtype=torch.uint8, device="cpu", pin_memory=True)
     # On a stream of its own, so that the training does not wait for the copy either.
     stream, event = _copies(device), torch.cuda.Event()
     stream.wait_stream(torch.cuda.current_stream(device))

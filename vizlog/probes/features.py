@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vizlog.batch import FixedBatch
+from vizlog.batch import FixedBatch, on_device
 from vizlog.capture import Call, Layer, Survey
 from vizlog.records import Pixels
 
@@ -92,12 +92,12 @@ class Points:
         if self.rows is not None and self.positions is not None:
             here = np.flatnonzero((self.rows >= start) & (self.rows < stop))
             rows, positions = (torch.from_numpy(index[here]) for index in (self.rows - start, self.positions))
-            return values[rows.to(values.device), positions.to(values.device)]
+            return values[on_device(rows, values.device), on_device(positions, values.device)]
         if values.ndim == 2:
             return values.clone()
         if self.mask is not None and values.shape[1:-1] == self.mask.shape[1:]:
             values = values[: max(len(self.mask) - start, 0)]  # another probe may want more examples
-            weights = torch.from_numpy(self.mask[start:stop]).to(values.device, values.dtype).unsqueeze(-1)
+            weights = on_device(torch.from_numpy(self.mask[start:stop]), values.device).to(values.dtype).unsqueeze(-1)
             return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
         return values.flatten(1, -2).mean(1)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
+from vizlog.batch import BatchDoesNotFit, FixedBatch, describe, on_device
 from vizlog.capture import Call, Capture, Outputs, replaced
 from vizlog.compute.saliency import Score, before_softmax, derivative, gradcam
 from vizlog.selection import named_modules
@@ -54,7 +54,7 @@ class Subject:
             logits = logits_of(batch, output)
             if logits is None:
                 raise BatchDoesNotFit(f"the model's output has no class scores any more: {describe(output)}")
-            return logits.gather(1, targets[rows].to(logits.device)[:, None]).squeeze(1)
+            return logits.gather(1, on_device(targets[rows], logits.device)[:, None]).squeeze(1)
 
         return score
 
