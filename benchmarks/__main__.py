@@ -11,7 +11,7 @@ import time
 from benchmarks import report, results
 
 NAMES = ("startup", "histogram", "bins", "idle", "logged_step", "training", "event_file", "memory", "long_run", "scale")
-ON_A_GPU = ("cuda",)
+ON_A_GPU = ("cuda", "cuda_training")
 KNOWN = NAMES + ON_A_GPU
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 import vizlog
-from benchmarks import training
-from benchmarks.models import Workload, gpt2_small
+from benchmarks.models import gpt2_small
 from benchmarks.results import Found, Row, at_least, at_most, told
 from vizlog.compute.histogram import count_bits, count_each
 
@@ -27,11 +26,7 @@ def run() -> Found:
         raise SystemExit("benchmarks cuda needs a CUDA device")
     counting = _counting()
     steps = {name: _logged_step(probes) for name, probes in _PROBES.items()}
-    shares, of_training = training.measured("GPT-2 small", lambda: _Finished(**vars(gpt2_small())))
-    return Found(
-        [*_rows(counting, steps), *shares],
-        {"counting": counting, "GPT-2 small, 8 x 1,024 tokens": steps, "training": of_training},
-    )
+    return Found(_rows(counting, steps), {"counting": counting, "GPT-2 small, 8 x 1,024 tokens": steps})
 
 
 def _rows(counting: dict[str, dict[str, float]], steps: dict[str, dict[str, float]]) -> list[Row]:
@@ -59,14 +54,6 @@ def _rows(counting: dict[str, dict[str, float]], steps: dict[str, dict[str, floa
         what = f"a logged step of GPT-2 small, {name}: more than a plain one"
         rows.append(at_most(what, 5, share, "%") if name in _ASKED else told(what, share, "%"))
     return rows
-
-
-class _Finished(Workload):
-    """A workload whose steps end when the device is done with them."""
-
-    def step(self) -> None:
-        super().step()
-        torch.cuda.synchronize()
 
 
 def _counting() -> dict[str, dict[str, float]]:

@@ -239,7 +239,7 @@ def train(way: str, *, watches: bool, **options: Any) -> Trained:
     return trained
 
 
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # the compiler's advice
+@pytest.mark.filterwarnings("ignore")  # the compiler's advice, and what it warns of itself
 @pytest.mark.parametrize("way", ["plain", "scaler", "bfloat16", "cuda graphs"])
 @pytest.mark.parametrize("source", ["auto", "live"])
 def test_training_on_a_device_is_the_same_to_the_last_bit(
@@ -344,7 +344,7 @@ def test_under_a_default_device_everything_is_seen(caplog: pytest.LogCaptureFixt
             "gradients",
             "activations",
             "filters",
-            "features",
+            "feature_maps",
             "saliency",
             "embeddings",
             "attention",
@@ -396,8 +396,12 @@ def test_a_cuda_graph_holds_nothing_of_ours(way: str, caplog: pytest.LogCaptureF
     alone, (watched, memory) = run(watches=False)[0], run(watches=True)
     assert all(map(torch.equal, alone, watched))
     assert len(memory.of("gradients/head.weight")) == 3
-    said = warnings_of_ours(caplog)
-    assert [("CUDA graph" in line) for line in said] == [True] * (way == "the step is inside")
+    said = {
+        "the step is outside": ["captured nothing"],  # of what is replayed no layer is seen
+        "the step is inside": ["CUDA graph"],
+        "replays are steps": [],
+    }
+    assert [any(word in line for word in said[way]) for line in warnings_of_ours(caplog)] == [True] * len(said[way])
 
 
 # Trainers
