@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,8 +21,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import vizlog
 from vizlog.capture import Call
 from vizlog.compute.bits import BitCounts
+from vizlog.compute.bits_cuda import TYPES, _kernels, can_count
 from vizlog.compute.health import alive, saturated
-from vizlog.compute.histogram import count_bits, count_each, histogram
+from vizlog.compute.histogram import Uncountable, count_bits, count_each, histogram
 from vizlog.compute.transfer import to_host
 from vizlog.probes.activations import _alive
 from vizlog.records import Histogram
@@ -54,10 +56,12 @@ def values(dtype: torch.dtype, n: int) -> Tensor:
     return x.to(dtype)
 
 
-def assert_equal(device: BitCounts, host: BitCounts) -> None:
+def assert_equal(device: BitCounts, host: BitCounts, *, of_kernel: bool = False) -> None:
     for field in ("tallies", "bins", "counts"):
         np.testing.assert_array_equal(getattr(device, field), getattr(host, field), err_msg=field)
     np.testing.assert_allclose(device.moments, host.moments, rtol=1e-6, atol=1e-6)
+    if of_kernel:
+        assert (device.linear is None) == (host.linear is None)
     if host.note:  # magnitudes may differ in their last bit
         return
     if host.linear is not None:
@@ -75,7 +79,7 @@ def test_device_and_host_count_the_same_without_waiting(dtype: torch.dtype, n: i
     count_bits(there)  # what is loaded or compiled at first may wait
     with no_synchronisation():
         counted = count_bits(there)
-    assert_equal(to_host(counted).wait(), count_bits(tensor))
+    assert_equal(to_host(counted).wait(), count_bits(tensor), of_kernel=dtype in TYPES)
 
 
 def test_many_tensors_of_all_types_are_counted_without_waiting() -> None:
@@ -104,6 +108,82 @@ def test_tensors_that_start_anywhere_and_reach_far_are_counted(dtype: torch.dtyp
     ):
         for device, tensor in zip(counted, tensors, strict=False):
             assert_equal(device, count_bits(tensor))
+
+
+def test_the_kernels_are_had_without_a_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.cpp_extension, "CUDA_HOME", None)
+    _kernels.cache_clear()
+    assert _kernels(torch.device("cuda", 0)) is not None
+
+
+def test_dense_tensors_in_any_order_are_counted_by_the_kernels() -> None:
+    images = torch.randn(3, 5, 8, 9)
+    for tensor in (images.to(memory_format=torch.channels_last), images.permute(3, 0, 2, 1), torch.randn(40, 50).t()):
+        assert can_count(tensor.cuda())
+        assert_equal(to_host(count_bits(tensor.cuda())).wait(), count_bits(tensor), of_kernel=True)
+    assert not can_count(images[:, ::2].cuda())
+    (conjugate,) = to_host([count_bits(torch.randn(50, dtype=torch.complex64).cuda().conj().imag)]).wait()
+    assert conjugate.count == 50
+
+
+def test_tensors_that_have_their_values_elsewhere_are_not_read_where_they_say() -> None:
+    empty = torch.ones(5000, device="cuda")
+    empty.untyped_storage().resize_(0)
+    with pytest.raises(Uncountable, match="given up"):
+        count_bits(empty)
+    torch.cuda.synchronize()
+
+
+def test_threads_and_streams_count_side_by_side() -> None:
+    tensors = [torch.randn(50_000) * (i + 1) for i in range(32)]
+    there = [tensor.cuda() for tensor in tensors]
+    torch.cuda.synchronize()
+    counted: dict[int, BitCounts] = {}
+
+    def count(first: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = to_host([count_bits(tensor) for tensor in there[first::4]]).wait()
+        counted.update(zip(range(first, 32, 4), found, strict=True))
+
+    threads = [threading.Thread(target=count, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, tensor in enumerate(tensors):
+        assert_equal(counted[i], count_bits(tensor), of_kernel=True)
+
+
+def test_what_waits_does_not_break_the_recording_of_a_graph() -> None:
+    pending = [to_host(count_bits(torch.randn(1000, device="cuda"))) for _ in range(3)]
+    x = torch.ones(3, device="cuda")
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.graph(graph, stream=stream):
+        y = x * 2
+        thread = threading.Thread(target=lambda: [part.wait() for part in pending])
+        thread.start()
+        thread.join()
+    graph.replay()
+    assert y.tolist() == [2, 2, 2]
+
+
+def test_numbers_logged_on_a_stream_that_records_wait_until_it_is_done() -> None:
+    memory, stream = vizlog.Memory(), torch.cuda.Stream()
+    monitor = vizlog.Monitor(nn.Linear(2, 2).cuda(), [], to=memory)
+    with torch.cuda.stream(stream):
+        monitor.log({"loss": torch.ones((), device="cuda") * 7})
+    x, graph = torch.ones(3, device="cuda"), torch.cuda.CUDAGraph()
+    stream.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        y = x * 2
+        thread = threading.Thread(target=monitor._delivery._send_scalars)
+        thread.start()
+        thread.join()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert y.tolist() == [2, 2, 2]
+    monitor.close()
+    assert [record.value for _, record in memory.of("loss")] == [7]  # type: ignore[attr-defined]
 
 
 def test_tensors_counted_one_after_the_other_keep_apart() -> None:
@@ -175,7 +255,10 @@ STEPS, EVERY = 6, 2
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(8, 6, 50, 50), (300, 6, 7), (4, 6), (6,)])
-def test_health_figures_are_those_of_the_host(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_health_figures_are_those_of_the_host(
+    dtype: torch.dtype, shape: tuple[int, ...], *, channels_last: bool
+) -> None:
     dim = min(1, len(shape) - 1)
     output = torch.randn(shape).sigmoid().to(dtype)
     output.select(dim, 3).zero_()
@@ -184,6 +267,8 @@ def test_health_figures_are_those_of_the_host(dtype: torch.dtype, shape: tuple[i
     module = nn.Conv2d(1, 1, 1) if len(shape) > 2 else nn.Linear(1, 1)
     for values in (output, output.nan_to_num(1.0) + 1):  # with zeros, and without any
         there = values.cuda()
+        if channels_last and there.ndim == 4:
+            there = there.to(memory_format=torch.channels_last)
         call = Call("a", module, None, (), {}, there, dim)
         flags, stuck = _alive(call, there, count_bits(there)), saturated(there, 0.0, 1.0)
         assert torch.equal(flags.cpu(), alive(values, dim))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vizlog.compute import bits_torch
 from vizlog.compute import histogram as module
 from vizlog.compute.bits import GRIDS, interpolation_error
 from vizlog.compute.bits_numpy import PlainPass
@@ -572,6 +573,23 @@ def test_device_counts_add_up_once_they_are_on_the_host() -> None:
     a, b = torch.randn(3000), torch.randn(2000) - 50
     together = collected([a])[0] + collected([b])[0]
     assert_equal_counts(together, count_bits(a) + count_bits(b))
+
+
+def test_a_device_counts_more_than_32_bits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bits_torch, "MOST", 1000)
+    tensor = torch.randn(5000)
+    (counted,) = count_on_device([tensor])
+    assert counted.together.pieces()["table"].dtype == torch.int64
+    (moved,) = collected([tensor])
+    assert_equal_counts(count_bits(tensor), replace(moved, linear=count_bits(tensor).linear))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_has_no_memory_any_more_is_said(dtype: torch.dtype) -> None:
+    tensor = torch.ones(5, dtype=dtype)
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(Uncountable, match="given up"):
+        count_bits(tensor)
 
 
 def test_edges_number_the_bins_they_bound() -> None:

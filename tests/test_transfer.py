@@ -55,6 +55,11 @@ def test_an_array_of_ones_own_is_not_copied() -> None:
     assert to_host(array).wait() is array
 
 
+def test_one_part_is_waited_for_without_the_others() -> None:
+    pending = to_host([torch.ones(2), {"b": torch.zeros(3)}])
+    assert torch.equal(pending.wait(1)["b"], torch.zeros(3))
+
+
 def test_it_can_be_waited_for_twice() -> None:
     pending = to_host({"a": torch.ones(2)})
     assert torch.equal(pending.wait()["a"], pending.wait()["a"])

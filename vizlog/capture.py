@@ -297,6 +297,8 @@ class Capture:
         self._reduce(self._outputs, Call(layer, None, function, args, kwargs, _here(output, output), dim))
 
     def _reduce(self, requests: Mapping[Any, Outputs | AttentionCalls], call: Call) -> None:
+        if is_recording():  # a forward may record a part of itself
+            return
         for key, request in requests.items():
             if key in self.errors:
                 continue

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from vizlog.backends.base import Backend, OwnedElsewhere, Summarises
+from vizlog.capture import is_recording
+from vizlog.compute.nvrtc import beside_a_capture
 from vizlog.compute.transfer import Pending, to_host
 from vizlog.diagnosis import Diagnosis
 from vizlog.due import Turn
@@ -218,12 +220,11 @@ class Delivery:
 
     def _finish(self, pending: Pending, wanted: Iterable[tuple[int, Turn]]) -> list[Record]:
         """Runs `finish` of these probes; health figures of one kind become records together."""
-        trees = pending.wait()
         records: list[Record] = []
         figures: list[Figures] = []
         for number, turn in wanted:
             try:
-                for found in turn.probe.finish(trees[number]):
+                for found in turn.probe.finish(pending.wait(number)):
                     (figures if isinstance(found, Figures) else records).append(found)  # type: ignore[arg-type]
             except Exception as error:  # noqa: BLE001 -- whatever one probe raises, the others go on
                 self._failed(turn, "finish()", error)
@@ -314,6 +315,9 @@ class _Waiting:
         """
         self._leave_the_parents()
         with self._lock, ExitStack() as stack:
+            if any(map(_is_recording, self._streams.values())):
+                return  # what is done on it now would go into a CUDA graph
+            stack.enter_context(beside_a_capture())
             numbers, self._numbers = self._numbers, []
             streams, self._streams = self._streams, {}
             for stream in streams.values():
@@ -325,6 +329,11 @@ class _Waiting:
         """In a forked child: what waited is the parent's to write, and a thread that is not here may hold the lock."""
         if os.getpid() != self._process:
             self._begin()
+
+
+def _is_recording(stream: torch.cuda.Stream) -> bool:
+    with torch.cuda.stream(stream):
+        return is_recording()
 
 
 class _Numbers:

@@ -228,6 +228,11 @@ class Monitor:
         Args:
             scalars: tag -> a number or a tensor of one element.
         """
+        if is_recording():
+            self._warn_once(
+                "log() inside the recording of a CUDA graph writes nothing: what is recorded has no value yet"
+            )
+            return
         try:
             self._delivery.log(self._latest, scalars)
         except Exception as error:  # noqa: BLE001 -- training goes on, and so does the step that is looked at

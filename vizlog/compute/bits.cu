@@ -3,7 +3,7 @@
 // A program (a block) reads a stretch of one tensor and counts it in shared memory: one addition to global memory for
 // each value would wait for the few addresses that most values have. Counts are whole numbers, so the order in which
 // programs add theirs does not matter; moments are written by each program, and the last one adds them up in a fixed
-// order.
+// order. Names in capitals that are not here are constants of bits_cuda.py, bits.py and passes.py.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -12,13 +12,9 @@ typedef long long i64;
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 
 const u32 INFINITE = 0x7F800000u;
-const int MANTISSA_BITS = 6;
 const int SHIFT = 23 - MANTISSA_BITS;
 const int FIRST_NEGATIVE = 1 << 14;  // the upper bits of -0.0
-const int LINEAR_BITS = 12;
 const int LINEAR_BINS = 1 << LINEAR_BITS;
-const int ALWAYS_LINEAR = 1 << 14;
-const double TOLERABLE_ERROR = 0.005;
 const int SHOWN_BINS = 64;
 
 // Values of 64 octaves are counted in shared memory, up to 8 above the largest of the first ones; others, which are

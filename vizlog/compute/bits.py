@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = [
     "GRIDS",
     "LINEAR_BINS",
+    "LINEAR_BITS",
     "MANTISSA_BITS",
+    "MOST",
     "BitCounts",
     "Grid",
     "Linear",
@@ -37,6 +39,9 @@ __all__ = [
 MANTISSA_BITS = 6
 LINEAR_BITS = 12
 LINEAR_BINS = 1 << LINEAR_BITS
+
+MOST = 1 << 31
+"""Elements counted in one table of 32-bit counters."""
 
 Whole: TypeAlias = "NDArray[np.int64]"
 Real: TypeAlias = "NDArray[np.float64]"
@@ -229,28 +234,28 @@ class BitCounts:
         )
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Together:
     """The counts of up to T tensors on one grid, as they were made on a device: one piece of memory, for one copy.
 
     Args:
         tensors: T.
         memory: (n,) int64, what `pieces` shows.
-        leaves: whether it is on its way to the host, so that nothing more may be counted into it.
+        wide: whether counters have 64 bits.
     """
 
     grid: Literal["float32", "float64"]
     tensors: int
     memory: torch.Tensor
-    leaves: bool = False
+    wide: bool = False
 
     @classmethod
-    def empty(cls, grid: Grid, tensors: int, device: torch.device) -> Together:
+    def empty(cls, grid: Grid, tensors: int, device: torch.device, *, wide: bool = False) -> Together:
         """Nothing counted yet: all parts are zero."""
         import torch
 
-        words = sum(math.prod(shape) * np.dtype(dtype).itemsize // 8 for shape, dtype in _parts(grid, tensors).values())
-        return cls(grid.name, tensors, torch.zeros(words, dtype=torch.int64, device=device))
+        words = sum(map(_words, _parts(grid, tensors, wide=wide).values()))
+        return cls(grid.name, tensors, torch.zeros(words, dtype=torch.int64, device=device), wide)
 
     def pieces(self) -> dict[str, torch.Tensor]:
         """Views of the memory.
@@ -262,8 +267,9 @@ class Together:
         import torch
 
         start, pieces = 0, {}
-        for name, (shape, dtype) in _parts(GRIDS[self.grid], self.tensors).items():
-            stop = start + math.prod(shape) * np.dtype(dtype).itemsize // 8
+        for name, part in _parts(GRIDS[self.grid], self.tensors, wide=self.wide).items():
+            shape, dtype = part
+            stop = start + _words(part)
             pieces[name] = self.memory[start:stop].view(getattr(torch, np.dtype(dtype).name)).view(shape)
             start = stop
         return pieces
@@ -274,8 +280,12 @@ class Together:
         return {name: piece.numpy() for name, piece in self.pieces().items()}
 
 
-def _parts(grid: Grid, tensors: int) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
-    """Shapes and types, those of 8 bytes first."""
+_Part: TypeAlias = "tuple[tuple[int, ...], type[np.generic]]"
+
+
+def _parts(grid: Grid, tensors: int, *, wide: bool) -> dict[str, _Part]:
+    """Shapes and types."""
+    counter = np.int64 if wide else np.int32
     return {
         "tallies": ((5, tensors), np.int64),
         "moments": ((4, tensors), np.float64),
@@ -283,9 +293,15 @@ def _parts(grid: Grid, tensors: int) -> dict[str, tuple[tuple[int, ...], type[np
         "firsts": ((tensors,), np.int64),
         "done": ((tensors,), np.int64),
         "needed": ((tensors,), np.int64),
-        "table": ((tensors, 2 * grid.first_negative), np.int32),
-        "linear": ((tensors, LINEAR_BINS), np.int32),
+        "table": ((tensors, 2 * grid.first_negative), counter),
+        "linear": ((tensors, LINEAR_BINS), counter),
     }
+
+
+def _words(part: _Part) -> int:
+    """The 8 bytes each that a part takes; 32-bit counters are an even number."""
+    shape, dtype = part
+    return math.prod(shape) * np.dtype(dtype).itemsize // 8
 
 
 @dataclass(frozen=True, eq=False)

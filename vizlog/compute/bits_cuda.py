@@ -1,7 +1,6 @@
-"""The histogram of CUDA tensors by kernels, which torch compiles when they are first needed.
+"""The histogram of CUDA tensors by the kernels in bits.cu, which are compiled when they are first needed.
 
-The kernels are in bits.cu. Where torch cannot compile them, `bits_torch` counts with torch's own operations, to the
-same result.
+Where they cannot be compiled, `bits_torch` counts with torch's own operations, to the same result.
 """
 
 from __future__ import annotations
@@ -20,10 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import GRIDS, Together, Uncollected
+from vizlog.compute import nvrtc
+from vizlog.compute.bits import GRIDS, LINEAR_BITS, MANTISSA_BITS, MOST, Together, Uncollected
+from vizlog.compute.chunks import in_memory_order
+from vizlog.compute.passes import ALWAYS_LINEAR, TOLERABLE_ERROR
 from vizlog.messages import LOG, told
 
-__all__ = ["TOGETHER", "alive_by_kernel", "beyond_by_kernel", "can_count", "count_by_kernel", "count_one_by_kernel"]
+__all__ = [
+    "TOGETHER",
+    "alive_by_kernel",
+    "beyond_by_kernel",
+    "can_count",
+    "count_by_kernel",
+    "count_one_by_kernel",
+    "load",
+]
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """What the kernels read, and their names for it."""
@@ -34,9 +44,6 @@ TOGETHER = 512
 ONE_AFTER_THE_OTHER = 16
 """Tensors that are counted by themselves, as layers put them out, and travel together."""
 
-MOST = 1 << 31
-"""Elements counted in one table of 32-bit counters."""
-
 THREADS = 512
 UNROLL = 4
 PROGRAMS = 2
@@ -45,14 +52,21 @@ PROGRAMS = 2
 SHORTEST = 1 << 15
 """Elements that are worth a program."""
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def can_count(tensor: Tensor) -> bool:
-    """Whether the kernels can count a tensor, and torch can compile them for its device."""
-    # What is negated when it is read lies in memory as it was before.
-    plain = tensor.is_cuda and tensor.is_contiguous() and not tensor.is_neg()
-    if not (plain and tensor.dtype in TYPES and tensor.numel() < MOST):
+    """Whether the kernels can count a tensor, and could be compiled for its device."""
+    # What is negated when it is read lies in memory as it was before; a subclass may have its values elsewhere.
+    plain = tensor.is_cuda and type(tensor) in _PLAIN and not tensor.is_neg()
+    if not (plain and tensor.dtype in TYPES and tensor.numel() < MOST and in_memory_order(tensor).is_contiguous()):
         return False
     return _kernels(tensor.device) is not None
+
+
+def load(device: torch.device) -> None:
+    """Compiles the kernels for a device, or loads them, if that can be done."""
+    _kernels(device)
 
 
 def count_by_kernel(tensors: Sequence[Tensor]) -> Together:
@@ -76,7 +90,10 @@ def count_one_by_kernel(tensor: Tensor) -> Uncollected:
 
 
 def alive_by_kernel(tensor: Tensor, channel_dim: int, counts: Uncollected) -> Tensor:
-    """As `health.alive`, of a tensor that was counted by itself; where it has no zeros it is not read again."""
+    """As `health.alive`, of a tensor that was counted by itself; where it has no zeros it is not read again.
+
+    It is contiguous, or `channel_dim` is the innermost in memory, as in what torch calls channels last.
+    """
     return _of(tensor).alive(tensor, channel_dim % tensor.ndim, counts)
 
 
@@ -110,12 +127,12 @@ def _of(tensor: Tensor) -> _Kernels:
 
 @functools.cache
 def _kernels(device: torch.device) -> _Kernels | None:
-    """Those of a device, or None where torch cannot compile them."""
+    """Those of a device, or None where they cannot be had."""
     if torch.version.hip:
         return None
     try:
         return _Kernels(device)
-    except Exception as error:  # noqa: BLE001 -- what torch keeps to itself it may change
+    except Exception as error:  # noqa: BLE001 -- whatever this machine's CUDA lacks
         LOG.info("vizlog counts histograms with torch's own operations, which takes longer: %s", told(error))
         return None
 
@@ -124,21 +141,26 @@ class _Kernels:
     """The kernels of bits.cu, compiled and loaded for one device."""
 
     def __init__(self, device: torch.device) -> None:
-        # What `torch.cuda._compile_kernel` is made of: that one compiles all of the source for each kernel, and
-        # launches one in ten times the time.
-        from torch.cuda._utils import _check_cuda, _cuda_load_module, _get_gpu_runtime_library, _nvrtc_compile
-
-        defined = f"#define THREADS {THREADS}\n#define UNROLL {UNROLL}\n"
-        source = defined + resources.files("vizlog.compute").joinpath("bits.cu").read_text(encoding="utf-8")
-        with torch.cuda.device(device):
-            self._module = _cuda_load_module(_nvrtc_compile(source, "scan")[0])
-        self._driver, self._check = _get_gpu_runtime_library(), _check_cuda
         self._device = device
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._scan, self._linear, self._alive, self._beyond = map(self._launcher, ("scan", "linear", "alive", "beyond"))
+        constants = {
+            "THREADS": THREADS,
+            "UNROLL": UNROLL,
+            "MANTISSA_BITS": MANTISSA_BITS,
+            "LINEAR_BITS": LINEAR_BITS,
+            "ALWAYS_LINEAR": ALWAYS_LINEAR,
+            "TOLERABLE_ERROR": TOLERABLE_ERROR,
+        }
+        source = resources.files("vizlog.compute").joinpath("bits.cu").read_text(encoding="utf-8")
+        image = nvrtc.compiled(source, constants, torch.cuda.get_device_capability(device))
+        with torch.cuda.device(device):
+            torch.zeros(1, device=device)  # what is loaded belongs to the device's context, which there may not be yet
+            self._module = nvrtc.Module(image)
+        kernels = map(self._launcher, ("scan", "linear", "alive", "beyond"))
+        self._scan, self._linear, self._alive, self._beyond = kernels
         self._lock = threading.Lock()
-        self._latest: Callable[[], Together | None] = lambda: None
-        self._taken, self._stream = 0, 0
+        self._latest: dict[int, tuple[weakref.ref[Together], int]] = {}
+        self._met = threading.local()
 
     def length(self, size: int) -> int:
         """Of the stretches in which so many elements are counted."""
@@ -158,7 +180,8 @@ class _Kernels:
         return Uncollected(together, slot)
 
     def alive(self, tensor: Tensor, channel_dim: int, counts: Uncollected) -> Tensor:
-        units, inner = tensor.shape[channel_dim], prod(tensor.shape[channel_dim + 1 :])
+        inner = prod(tensor.shape[channel_dim + 1 :]) if tensor.is_contiguous() else 1
+        units = tensor.shape[channel_dim]
         flags = torch.zeros(units, dtype=torch.bool, device=self._device)
         given, programs = self._given(tensor, counts.together, counts.index)
         given.memory = counts.together.memory.data_ptr()
@@ -184,23 +207,23 @@ class _Kernels:
         """Where one more tensor can be counted that the current stream has made."""
         stream = self._current_stream()
         with self._lock:
-            together = self._latest()
-            full = self._taken == ONE_AFTER_THE_OTHER or stream != self._stream
-            if together is None or together.leaves or full:
-                together = Together.empty(GRIDS["float32"], ONE_AFTER_THE_OTHER, self._device)
-                self._latest, self._taken, self._stream = weakref.ref(together), 0, stream
-            self._taken += 1
-            return together, self._taken - 1
+            found, taken = self._latest.get(stream, (lambda: None, 0))
+            together = found()
+            if together is None or taken == ONE_AFTER_THE_OTHER:
+                together, taken = Together.empty(GRIDS["float32"], ONE_AFTER_THE_OTHER, self._device), 0
+            self._latest[stream] = weakref.ref(together), taken + 1
+            return together, taken
 
     def _launcher(self, name: str) -> Callable[..., None]:
-        function, launch_kernel = getattr(self._module, name).func, self._driver.cuLaunchKernel
+        function = self._module.function(name)
 
         def launch(programs: int, *arguments: Any) -> None:
-            pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-            stream = ctypes.c_void_p(self._current_stream())
             here = torch.cuda.current_device() == self._device.index
             with nullcontext() if here else torch.cuda.device(self._device):
-                self._check(launch_kernel(function, programs, 1, 1, THREADS, 1, 1, 0, stream, pointers, None))
+                if not hasattr(self._met, "thread"):  # a thread has the device's context once it has used the device
+                    torch.zeros(1, device=self._device)
+                    self._met.thread = True
+                nvrtc.launch(function, programs, THREADS, self._current_stream(), arguments)
 
         return launch
 

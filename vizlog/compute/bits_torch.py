@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import LINEAR_BINS, Grid, Together, Uncollected
+from vizlog.compute.bits import LINEAR_BINS, MOST, Grid, Together, Uncollected
 from vizlog.compute.bits_cuda import TOGETHER, can_count, count_by_kernel, count_one_by_kernel
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of
 
@@ -29,14 +29,14 @@ TABLES = 64
 
 
 def count_on_device(tensors: Sequence[Tensor]) -> list[Uncollected]:
-    """Counts each, in the order given; all tensors on one device, none of them meta or sparse."""
+    """Counts each, in the order given, on the device that it lies on; none of them is meta or sparse."""
     if len(tensors) == 1 and can_count(tensors[0]):
         return [count_one_by_kernel(tensors[0])]
-    kinds: dict[Grid | None, list[int]] = {}
+    kinds: dict[tuple[torch.device, Grid | None], list[int]] = {}
     for i, tensor in enumerate(tensors):
-        kinds.setdefault(None if can_count(tensor) else grid_of(tensor.dtype), []).append(i)
+        kinds.setdefault((tensor.device, None if can_count(tensor) else grid_of(tensor.dtype)), []).append(i)
     results: dict[int, Uncollected] = {}
-    for grid, members in kinds.items():
+    for (_, grid), members in kinds.items():
         sizes = [tensors[i].numel() for i in members]
         groups = (
             _groups(members, sizes, sys.maxsize, TOGETHER) if grid is None else _groups(members, sizes, ROW, TABLES)
@@ -65,52 +65,46 @@ def _groups(indices: Sequence[int], sizes: Sequence[int], most: int, tables: int
 
 
 def _count_together(tensors: Sequence[Tensor], grid: Grid) -> Together:
-    counting = _Pass(tensors)
-    table, tallies, moments = counting.scan(2 * grid.first_negative)
+    table, tallies, moments = _scan(tensors, grid)
     low, high = (moment.where(_finite(tallies) > 0, 0.0) for moment in moments[:2])
     exponents = _linear_exponent(low, high)
     scale = _power_of_two(-exponents)
     firsts = (low * scale).floor()
-    together = Together.empty(grid, len(tensors), table.device)
     found = {"tallies": tallies, "moments": moments, "exponents": exponents, "firsts": firsts}
-    found |= {"table": table, "linear": counting.linear(scale, firsts)}
+    found |= {"table": table, "linear": _linear(tensors, scale, firsts)}
+    wide = any(tensor.numel() >= MOST for tensor in tensors)
+    together = Together.empty(grid, len(tensors), table.device, wide=wide)
     pieces = together.pieces()
     for name, what in found.items():
         pieces[name].copy_(what)
     return together
 
 
-class _Pass:
-    """Counts T tensors on one grid, of every type and layout."""
+def _scan(tensors: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """(T, 2·first_negative) counts by upper bits without zeros, (5, T) int64 tallies and (4, T) float64 moments."""
+    number, device, bins = len(tensors), tensors[0].device, 2 * grid.first_negative
+    table = torch.zeros(number * bins, dtype=torch.int64, device=device)
+    tallies = torch.zeros(5, number, dtype=torch.int64, device=device)
+    moments = torch.zeros(4, number, dtype=torch.float64, device=device)
+    moments[0], moments[1] = float("inf"), float("-inf")
+    for row in _rows(tensors):
+        patterns = row.values.view(torch.int64 if grid.name == "float64" else torch.int32)
+        upper_bits = (patterns >> grid.shift).bitwise_and_(bins - 1).long()
+        table.scatter_add_(0, row.owner * bins + upper_bits, (row.values != 0).long())
+        moments = _added_moments(_finite(tallies), moments, *_moments(row))
+        tallies += _tallies(row)
+    return table.view(number, bins), tallies, moments
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = tensors
 
-    def scan(self, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(T, bins) counts by upper bits without zeros, (5, T) int64 tallies and (4, T) float64 moments."""
-        number, device = len(self._tensors), self._tensors[0].device
-        grid = grid_of(self._tensors[0].dtype)
-        table = torch.zeros(number * bins, dtype=torch.int64, device=device)
-        tallies = torch.zeros(5, number, dtype=torch.int64, device=device)
-        moments = torch.zeros(4, number, dtype=torch.float64, device=device)
-        moments[0], moments[1] = float("inf"), float("-inf")
-        for row in _rows(self._tensors):
-            patterns = row.values.view(torch.int64 if grid.name == "float64" else torch.int32)
-            upper_bits = (patterns >> grid.shift).bitwise_and_(bins - 1).long()
-            table.scatter_add_(0, row.owner * bins + upper_bits, (row.values != 0).long())
-            moments = _added_moments(_finite(tallies), moments, *_moments(row))
-            tallies += _tallies(row)
-        return table.view(number, bins), tallies, moments
-
-    def linear(self, scale: Tensor, first: Tensor) -> Tensor:
-        """(T, LINEAR_BINS) finite values in each [k, k+1)/scale, k from `first`; both (T,) float64."""
-        bins = LINEAR_BINS + 1  # the last one takes what is not finite
-        table = torch.zeros(len(self._tensors) * bins, dtype=torch.int64, device=scale.device)
-        for row in _rows(self._tensors):
-            places = (row.values.double() * scale[row.owner]).floor() - first[row.owner]
-            places = places.where(row.finite, float(LINEAR_BINS)).long()
-            table.scatter_add_(0, row.owner * bins + places, torch.ones_like(places))
-        return table.view(-1, bins)[:, :-1]
+def _linear(tensors: Sequence[Tensor], scale: Tensor, first: Tensor) -> Tensor:
+    """(T, LINEAR_BINS) finite values in each [k, k+1)/scale, k from `first`; both (T,) float64."""
+    bins = LINEAR_BINS + 1  # the last one takes what is not finite
+    table = torch.zeros(len(tensors) * bins, dtype=torch.int64, device=scale.device)
+    for row in _rows(tensors):
+        places = (row.values.double() * scale[row.owner]).floor() - first[row.owner]
+        places = places.where(row.finite, float(LINEAR_BINS)).long()
+        table.scatter_add_(0, row.owner * bins + places, torch.ones_like(places))
+    return table.view(-1, bins)[:, :-1]
 
 
 @dataclass

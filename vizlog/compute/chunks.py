@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vizlog.compute.bits import GRIDS, Grid
 
-__all__ = ["as_real", "flat_chunks", "grid_of"]
+__all__ = ["as_real", "flat_chunks", "grid_of", "in_memory_order"]
 
 WIDE = {torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64, torch.complex128}
 """Types that do not fit in a float32."""
@@ -22,8 +22,7 @@ def grid_of(dtype: torch.dtype) -> Grid:
 
 def flat_chunks(tensor: Tensor, most: int) -> Iterator[Tensor]:
     """Every element once, in any order, as contiguous pieces (n,), n <= `most`; views where the memory allows it."""
-    if tensor.dim() and not tensor.is_contiguous():  # transposed or channels_last: dense in another order of dimensions
-        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    tensor = in_memory_order(tensor)
     if tensor.is_contiguous():
         yield from tensor.view(-1).split(most)
     elif tensor.numel() <= most:
@@ -32,6 +31,13 @@ def flat_chunks(tensor: Tensor, most: int) -> Iterator[Tensor]:
         rows = most * len(tensor) // tensor.numel()
         for part in tensor.split(max(1, rows)):
             yield from flat_chunks(part if rows else part[0], most)
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """The tensor with its dimensions in an order in which it is contiguous, as a transposed one, if there is one."""
+    if tensor.is_contiguous():
+        return tensor
+    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
 
 
 def as_real(chunk: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import BitCounts, Grid, Linear, Uncollected, fine, linear_exponent
+from vizlog.compute.bits import MOST, BitCounts, Grid, Linear, Uncollected, fine, linear_exponent
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of
-from vizlog.compute.passes import Chunks, Pass
+from vizlog.compute.passes import ALWAYS_LINEAR, Chunks, Pass
 from vizlog.compute.shown import Shown
 from vizlog.messages import LOG
 from vizlog.records import QUANTILES, Histogram
@@ -25,12 +25,6 @@ __all__ = ["BitCounts", "Counts", "Uncountable", "count_bits", "count_each", "fi
 
 CHUNK = 1 << 17
 """Elements converted or copied at a time: at most 1 MB of each form."""
-
-MOST = 1 << 31
-"""Elements counted in one table of 32-bit counters."""
-
-ALWAYS_LINEAR = 1 << 14
-"""Elements up to which the second pass is always made: interpolated bins would show the noise of few values each."""
 
 
 Counts: TypeAlias = BitCounts | Uncollected
@@ -61,8 +55,8 @@ def count_each(tensors: Sequence[Tensor]) -> list[Counts]:
     Raises:
         Uncountable: one of them cannot be counted.
     """
-    plain = [_plain(tensor) for tensor in tensors]
     try:
+        plain = [_plain(tensor) for tensor in tensors]
         if any(map(_stays_on_device, plain)):
             return _count_mixed(plain)
         return [_count_on_cpu(tensor) for tensor in plain]
@@ -71,12 +65,14 @@ def count_each(tensors: Sequence[Tensor]) -> list[Counts]:
         raise Uncountable(f"no way to read the values: {reason}") from error
 
 
-def prepare() -> None:
-    """Makes the first histogram as fast as the next: loads what numba compiled, or compiles it (seconds, only once)."""
+def prepare(device: torch.device | None = None) -> None:
+    """Makes the first histogram as fast as the next: loads what was compiled, or compiles it (seconds, only once)."""
+    if device is not None and device.type == "cuda":
+        from vizlog.compute.bits_cuda import load
+
+        load(device)
     for dtype in (torch.float32, torch.float64):
         histogram("warm-up", _count_on_cpu(torch.arange(4, dtype=dtype, device="cpu")))
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        count_bits(torch.zeros(4, device="cuda"))
 
 
 # any tensor: what its values are, and where
@@ -88,7 +84,11 @@ def _plain(tensor: Tensor) -> Tensor:
         tensor = _unwrapped(tensor)
     if tensor.is_meta:
         raise Uncountable("a meta tensor has no values")
-    return tensor.detach()
+    tensor = tensor.detach()
+    # A subclass that wraps others has none of its own, but operations that tell its values.
+    if type(tensor) is Tensor and tensor.layout == torch.strided and tensor.numel() and not tensor.data_ptr():
+        raise Uncountable("its memory has been given up")
+    return tensor
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:

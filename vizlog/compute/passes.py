@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 
 from vizlog.compute.bits import BitCounts, Linear, linear_exponent
 
-__all__ = ["TOLERABLE_ERROR", "Chunks", "Pass"]
+__all__ = ["ALWAYS_LINEAR", "TOLERABLE_ERROR", "Chunks", "Pass"]
+
+ALWAYS_LINEAR = 1 << 14
+"""Elements up to which the second pass is always made: interpolated bins would show the noise of few values each."""
 
 TOLERABLE_ERROR = 0.005
 """Total variation that interpolation may be expected to cost before the second pass is made."""

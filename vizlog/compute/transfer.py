@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vizlog.compute.bits import BitCounts, Together, Uncollected
+from vizlog.compute.nvrtc import beside_a_capture
 
 __all__ = ["Pending", "to_host"]
 
@@ -22,10 +23,11 @@ class Pending:
     def __init__(self, tree: Any, landing: list[Tensor], events: list[Any]) -> None:
         self._tree, self._landing, self._events = tree, landing, events
 
-    def wait(self) -> Any:
-        """Blocks until the copies have landed; meant for a worker thread."""
-        for event in self._events:
-            event.synchronize()
+    def wait(self, part: int | None = None) -> Any:
+        """Blocks until the copies have landed; meant for a worker thread. Gives all, or one part of a list."""
+        with beside_a_capture():
+            for event in self._events:
+                event.synchronize()
         arrived: dict[int, Together] = {}
 
         def land(leaf: Any) -> Any:
@@ -36,7 +38,7 @@ class Pending:
                 return Uncollected(arrived[slot.number], leaf.index, leaf.note).collected()
             return self._landing[leaf.number] if isinstance(leaf, _Slot) else leaf
 
-        return _map(land, self._tree)
+        return _map(land, self._tree if part is None else self._tree[part])
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,6 @@ def to_host(tree: Any) -> Pending:
         if isinstance(leaf, Uncollected):
             together = leaf.together
             if id(together) not in leaving:
-                together.leaves = True
                 memory: Any = slot(together.memory)
                 leaving[id(together)] = replace(together, memory=memory)
             return Uncollected(leaving[id(together)], leaf.index, leaf.note)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vizlog.capture import Call, Outputs, Request, Survey, is_compiling
+from vizlog.capture import Call, Outputs, Request, Survey, device_of, is_compiling
 from vizlog.compute.bits import Uncollected
 from vizlog.compute.bits_cuda import alive_by_kernel, can_count
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
@@ -104,7 +104,7 @@ class ActivationHistograms(Probe):
             raise ValueError(f"{self.name}(source='batch') needs batch=(inputs, targets) or a vizlog.FixedBatch")
         self._live = self._source == "live" or survey is None
         self._examples = survey.batch.chunk if survey is not None else 0
-        prepare()
+        prepare(device_of(models))
         modules = named_modules(models)
         if survey is None or self._live:
             found = [name for name, module in modules.items() if self._matches(name, module)]
@@ -202,9 +202,11 @@ def _alive(call: Call, tensor: Tensor, counts: Counts) -> Tensor:
     # Without a zero no unit is dead: most layers need no second look. On a device only a kernel can ask.
     if isinstance(counts, BitCounts) and tensor.dim() and not counts.zeros:
         return torch.ones(tensor.shape[call.channel_dim], dtype=torch.bool, device="cpu")
-    if isinstance(counts, Uncollected) and tensor.dim() and can_count(tensor):
-        return alive_by_kernel(tensor.detach(), call.channel_dim, counts)
-    return alive(tensor, call.channel_dim)
+    values = tensor.detach()
+    in_order = values.is_contiguous() or values.stride(call.channel_dim) == 1
+    if isinstance(counts, Uncollected) and values.dim() and in_order and can_count(values):
+        return alive_by_kernel(values, call.channel_dim, counts)
+    return alive(values, call.channel_dim)
 
 
 def _saturation(call: Call, tensor: Tensor) -> tuple[Tensor | None, int]:

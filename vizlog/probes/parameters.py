@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from vizlog.capture import Gradients, Request, Survey, Weights
+from vizlog.capture import Gradients, Request, Survey, Weights, device_of
 from vizlog.compute.histogram import BitCounts, Counts, Uncountable, count_each, histogram, prepare
 from vizlog.probes.base import Figures, Probe
 from vizlog.probes.health import layer_of
@@ -51,7 +51,7 @@ class ParameterHistograms(Probe):
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         found = self._names(models)
         check_select(self._select, named_parameters(models), found, "parameter")
-        prepare()
+        prepare(device_of(models))
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         selected = selected_parameters(models, self._select)
