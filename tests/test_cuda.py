@@ -111,7 +111,7 @@ def test_tensors_that_start_anywhere_and_reach_far_are_counted(dtype: torch.dtyp
 
 
 def test_the_kernels_are_had_without_a_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.utils.cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
     _kernels.cache_clear()
     assert _kernels(torch.device("cuda", 0)) is not None
 
@@ -121,7 +121,7 @@ def test_dense_tensors_in_any_order_are_counted_by_the_kernels() -> None:
     for tensor in (images.to(memory_format=torch.channels_last), images.permute(3, 0, 2, 1), torch.randn(40, 50).t()):
         assert can_count(tensor.cuda())
         assert_equal(to_host(count_bits(tensor.cuda())).wait(), count_bits(tensor), of_kernel=True)
-    assert not can_count(images[:, ::2].cuda())
+    assert not can_count(images.cuda()[:, ::2])
     (conjugate,) = to_host([count_bits(torch.randn(50, dtype=torch.complex64).cuda().conj().imag)]).wait()
     assert conjugate.count == 50
 
@@ -283,11 +283,9 @@ class Trained:
 
 
 @pytest.fixture(autouse=True)
-def _same_each_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    yield
-    torch.cuda.set_sync_debug_mode("default")
 
 
 def warnings_of_ours(caplog: pytest.LogCaptureFixture) -> list[str]:
