@@ -230,6 +230,11 @@ def test_what_stops_changes_no_weight() -> None:
         assert torch.equal(one, other)
 
 
+def test_pictures_alone_cannot_be_judged_and_it_is_said() -> None:
+    with pytest.raises(ValueError, match="Embeddings makes pictures alone"):
+        vizlog.Monitor(healthy(), [vizlog.Embeddings()], to=vizlog.Memory(), batch=data(), stop_when="nonfinite")
+
+
 def test_a_function_that_raises_is_off_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     done, _, _ = train(dead(), stop_when=[lambda health: health["vizlog/no_such_figure"] > 0, "dead"])
     assert done == 5  # the others are still asked

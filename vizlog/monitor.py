@@ -793,7 +793,13 @@ class _Contained:
 def _schedules_of_numbers(probes: Sequence[Probe] | None, every: int | Schedule | None) -> list[Schedule]:
     """When numbers are measured, as every rank knows it, also those that do not choose the standard probes."""
     if probes:
-        return [probe.schedule for probe in probes if not probe.picture] or [probe.schedule for probe in probes]
+        found = [probe.schedule for probe in probes if not probe.picture]
+        if not found:
+            raise ValueError(
+                f"stop_when= judges numbers, and {probes[0].name} makes pictures alone: give probes= one that measures "
+                "the training too, such as vizlog.GradientHistograms()"
+            )
+        return found
     return [every if isinstance(every, Schedule) else Thinning(every=100 if every is None else every)]
 
 
