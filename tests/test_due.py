@@ -44,7 +44,7 @@ def test_it_is_due_by_step_or_by_epoch_once_that_is_known() -> None:
         (vizlog.Every(10), None, 1, (10, None)),
         (vizlog.Every(10), None, 3, (30, None)),
         (vizlog.EveryEpoch(2), 1, 2, (None, 4)),
-        (vizlog.EveryEpoch(2), None, 2, (None, None)),
+        (vizlog.EveryEpoch(2), None, 2, (None, 0)),  # as soon as one is known
         (vizlog.AtSteps(3), 1, 3, (None, None)),
         (vizlog.AtSteps(3, 5) | vizlog.EveryEpoch(), 1, 2, (5, 3)),
     ],

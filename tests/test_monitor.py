@@ -1236,3 +1236,14 @@ def test_parts_in_training_mode_of_an_evaluation_are_none_of_the_trainings() -> 
             model(torch.ones(6, 2))
         model.train()
     assert [record.count for _, record in memory.of("activations/1")] == [6]  # type: ignore[union-attr]
+
+
+def test_epochs_that_are_known_late_are_looked_at_from_there(caplog: pytest.LogCaptureFixture) -> None:
+    model, memory = nn.Linear(2, 2), vizlog.Memory()
+    epochs = [None, None, 0, 0, 1, None, 1, 2]
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=vizlog.EveryEpoch(1))], to=memory) as monitor:
+        for step, epoch in enumerate(epochs):
+            with monitor.step(step, epoch):
+                model(torch.ones(1, 2)).sum().backward()
+    assert [step for step, _ in memory.of("weights/weight")] == [0, 2, 4, 7]
+    assert ["no step says which" in message for message in caplog.messages if "epochs" in message] == [True]

@@ -59,7 +59,10 @@ class Turn:
         self._latest = step
         schedule: Schedule = self.probe.schedule
         self.next_step = _ahead(schedule.next_step, step, self.stretch)
-        self.next_epoch = None if epoch is None else _ahead(schedule.next_epoch, epoch, self.stretch)
+        if epoch is not None:
+            self.next_epoch = _ahead(schedule.next_epoch, epoch, self.stretch)
+        elif self.next_epoch is None:
+            self.next_epoch = schedule.next_epoch(-1)  # as soon as one is known
 
     def interval(self, step: int) -> int:
         """Steps from `step` to the next due one, were nothing stretched."""

@@ -461,6 +461,8 @@ class Monitor:
         self._steps += 1
         if self._steps == 1:
             self._started = time.perf_counter()
+        elif self._steps == 2 and self._by_epochs and epoch is None:
+            self._warn_once("a schedule goes by epochs, and no step says which it is: monitor.step(step, epoch=epoch)")
         if self._stop is not None:
             self._consider_stopping(self._stop, step, epoch)
         if self._ranks.takes_part and (self._due is not None or step >= self._next_step or epoch != self._epoch):
