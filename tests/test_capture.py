@@ -308,6 +308,32 @@ def test_a_live_forward_that_raises_does_not_spoil_the_next() -> None:
     assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {"0.fc": 2, "0.relu": 2, "0": 2}
 
 
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_a_live_forward_that_is_interrupted_does_not_spoil_the_next(*, evaluates: bool) -> None:
+    class Interrupted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor, depth: int = 0) -> Tensor:
+            y = F.relu(self.fc(x))
+            if x.isnan().any():
+                raise KeyboardInterrupt
+            return self(y, depth + 1) if depth < 2 else y
+
+    model = Interrupted()
+    capture, stack = live(model)
+    with stack:
+        model.train(not evaluates)
+        with pytest.raises(KeyboardInterrupt), torch.set_grad_enabled(not evaluates):
+            model(torch.tensor([[float("nan"), 0.0]]))
+        model.train()
+        model(torch.ones(1, 2))
+        assert torch.overrides._get_current_function_mode_stack() == []
+    calls = {f"{name}{call}": 1 for name in ("fc", "relu") for call in ("", "@2", "@3")}  # it calls itself
+    assert {layer: len(found) for layer, found in capture.results["a"].items()} == calls
+
+
 def test_no_output_is_kept_once_the_live_forward_is_over() -> None:
     outputs = []
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -196,6 +197,8 @@ class Capture:
         self._kept: dict[Any, dict[str, int]] = {}  # how many results there were when a live forward began
         self._handled = id(None)  # the exception that was being handled then
         self._live: ExitStack | None = None  # holds the function mode while a live forward runs
+        self._outermost: Callable[[], nn.Module | None] = lambda: None  # the module whose forward that is, weakly
+        self._frame: FrameType | None = None  # in which it is called
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -237,9 +240,12 @@ class Capture:
             self.errors.setdefault(key, error)
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._live is not None and module is self._outermost() and not self._is_running():
+            self._give_up_forward()
         if self._passed_by is not None:
             return
         if self._live is not None and not self._stack:
+            self._outermost, self._frame = weakref.ref(module), sys._getframe(2)  # noqa: SLF001
             if _is_no_training_forward(module):
                 self._passed_by = module  # and all within: of its parts some may stay in training mode
                 return
@@ -254,7 +260,7 @@ class Capture:
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         if self._passed_by is not None:
             if self._passed_by is module:
-                self._passed_by = None
+                self._passed_by, self._outermost, self._frame = None, lambda: None, None
             return
         if not any(entered is module for _, entered in self._stack):
             return  # of a forward that is not looked at
@@ -263,6 +269,7 @@ class Capture:
             pass
         if self._live is not None and not self._stack:
             self._live.close()
+            self._outermost, self._frame = lambda: None, None
             if id(sys.exc_info()[1]) != self._handled:
                 self._forget_forward()
                 return
@@ -276,6 +283,21 @@ class Capture:
         if tensor is self._last_functional() and is_leaf(module):
             return  # a module that only calls a function: its output was seen there
         self._reduce(self._outputs, Call(layer, module, None, args, kwargs, _here(tensor, output), dim))
+
+    def _is_running(self) -> bool:
+        """Whether the outermost forward goes on; of one that Ctrl-C has ended torch tells no hook."""
+        frame: FrameType | None = sys._getframe()  # noqa: SLF001
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is not None
+
+    def _give_up_forward(self) -> None:
+        """Of a live forward that was ended from outside nothing is kept."""
+        if self._stack and self._live is not None:
+            self._live.close()
+            self._forget_forward()
+        self._stack.clear()
+        self._passed_by = None
 
     def _forget_forward(self) -> None:
         """Of a live forward that raised nothing is kept: it may be made again."""
