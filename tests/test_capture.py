@@ -164,6 +164,27 @@ class Does(nn.Module):
         ([nn.Conv1d(1, 4, 1), Does(lambda x: x[..., :-1]), nn.ReLU()], [1, 1, 1]),
         ([nn.Conv1d(1, 4, 1), Does(lambda x: x.mT), nn.GELU()], [1, -1, -1]),
         ([nn.Linear(2, 4), Does(lambda x: x.repeat(1, 3, 1)), nn.GELU()], [-1, -1, -1]),
+        (
+            [
+                nn.Conv1d(1, 4, 1),
+                Does(lambda x: x.mT),
+                nn.LayerNorm(4),
+                Does(lambda x: x.mT),
+                nn.Conv1d(4, 4, 1),
+                Does(lambda x: x.repeat(1, 1, 2)),
+            ],
+            [1, -1, -1, 1, 1, 1],
+        ),
+        (
+            [
+                nn.Upsample(scale_factor=2),
+                nn.Conv1d(1, 4, 1),
+                Does(lambda x: x[:, :2]),
+                nn.LayerNorm(4),
+                Does(lambda x: x.repeat(1, 2, 1)),
+            ],
+            [-1, 1, -1, -1, 1],
+        ),
     ],
 )
 def test_units_lie_where_the_layer_before_put_them(layers: list[nn.Module], dims: list[int]) -> None:
@@ -402,6 +423,30 @@ def test_what_is_recorded_into_a_cuda_graph_is_not_seen(*, records: bool, monkey
     with stack:
         model(torch.ones(1, 2)).sum().backward()
     assert list(capture.results["a"]) == ([] if records else ["0", "1"])
+
+
+def test_a_part_that_a_forward_records_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = False
+
+    class Records(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            nonlocal recording
+            recording = True
+            y = F.relu(self.part(x))
+            recording = False
+            return y
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: recording)
+    model = nn.Sequential(nn.Linear(2, 2), Records(), nn.Linear(2, 2))
+    capture, stack = live(model)
+    with stack:
+        model(torch.ones(1, 2))
+    assert list(capture.results["a"]) == ["0", "1", "2"]
 
 
 def test_hooks_that_are_there_when_a_model_is_compiled_are_inert_in_its_graph() -> None:

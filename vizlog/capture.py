@@ -197,8 +197,7 @@ class Capture:
         self._kept: dict[Any, dict[str, int]] = {}  # how many results there were when a live forward began
         self._handled = id(None)  # the exception that was being handled then
         self._live: ExitStack | None = None  # holds the function mode while a live forward runs
-        self._outermost: Callable[[], nn.Module | None] = lambda: None  # the module whose forward that is, weakly
-        self._frame: FrameType | None = None  # in which it is called
+        self._frame: FrameType | None = None  # in which that is called
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -240,12 +239,12 @@ class Capture:
             self.errors.setdefault(key, error)
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._live is not None and module is self._outermost() and not self._is_running():
+        if self._frame is not None and not self._is_running():
             self._give_up_forward()
         if self._passed_by is not None:
             return
         if self._live is not None and not self._stack:
-            self._outermost, self._frame = weakref.ref(module), sys._getframe(2)  # noqa: SLF001
+            self._frame = sys._getframe(2)  # noqa: SLF001
             if _is_no_training_forward(module):
                 self._passed_by = module  # and all within: of its parts some may stay in training mode
                 return
@@ -260,7 +259,7 @@ class Capture:
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         if self._passed_by is not None:
             if self._passed_by is module:
-                self._passed_by, self._outermost, self._frame = None, lambda: None, None
+                self._passed_by = self._frame = None
             return
         if not any(entered is module for _, entered in self._stack):
             return  # of a forward that is not looked at
@@ -269,14 +268,13 @@ class Capture:
             pass
         if self._live is not None and not self._stack:
             self._live.close()
-            self._outermost, self._frame = lambda: None, None
+            self._frame = None
             if id(sys.exc_info()[1]) != self._handled:
                 self._forget_forward()
-                return
         if not name and is_leaf(module):
             name = type(module).__name__  # a model that is one layer has no other name
         tensor = first_tensor(output)  # None too of a forward that raised
-        if tensor is None or not name:
+        if tensor is None or not name or is_recording():
             return
         dim = self._channel_dim(module, tensor)
         layer = self._numbered(name)
@@ -297,7 +295,7 @@ class Capture:
             self._live.close()
             self._forget_forward()
         self._stack.clear()
-        self._passed_by = None
+        self._passed_by = self._frame = None
 
     def _forget_forward(self) -> None:
         """Of a live forward that raised nothing is kept: it may be made again."""
@@ -307,6 +305,8 @@ class Capture:
 
     def function_called(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         """A torch function returned `output`."""
+        if is_recording():
+            return
         name, module = self._stack[-1] if self._stack else ("", None)
         if is_attention(function, args, kwargs, output):
             self._reduce(self._attention, Call(name, None, function, args, kwargs, output))
@@ -319,8 +319,6 @@ class Capture:
         self._reduce(self._outputs, Call(layer, None, function, args, kwargs, _here(output, output), dim))
 
     def _reduce(self, requests: Mapping[Any, Outputs | AttentionCalls], call: Call) -> None:
-        if is_recording():  # a forward may record a part of itself
-            return
         for key, request in requests.items():
             if key in self.errors:
                 continue
@@ -664,7 +662,7 @@ def is_attention(function: Any, args: Any, kwargs: Mapping[str, Any], output: An
 def _is_no_training_forward(module: nn.Module) -> bool:
     evaluates = torch.is_inference_mode_enabled() or not (module.training or torch.is_grad_enabled())
     computes_again = torch._C._current_graph_task_id() != -1  # a checkpoint, inside backward
-    return _ours.get() or evaluates or computes_again or is_recording()
+    return _ours.get() or evaluates or computes_again
 
 
 def is_recording() -> bool:

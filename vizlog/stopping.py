@@ -43,7 +43,7 @@ class Stop:
         self._questions = _questions(stop_when)
         self._schedule = functools.reduce(operator.or_, schedules) if schedules else Schedule()
         self._notice = notice
-        self._next: tuple[int | None, int | None] = (-1, -1 if self._schedule.needs_epochs else None)
+        self._next: tuple[int | None, int | None] = (-1, -1)
         self._latest = -1  # step
         self.because = ""
 
