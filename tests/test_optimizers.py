@@ -190,6 +190,69 @@ def test_a_closure_that_raised_leaves_nothing_to_be_read_later() -> None:
     assert [moment for moment, *_ in told] == ["before", "before", "gradients", "after"]
 
 
+@pytest.mark.parametrize("moment", ["pre", "post"])
+@pytest.mark.parametrize("registered", ["before", "between", "after"])
+def test_a_hook_of_ones_own_may_take_itself_off(moment: str, registered: str) -> None:
+    """The loop over hooks in torch fails where one comes after a hook that takes itself off."""
+    optimizer = made()
+    register = getattr(optimizer, f"register_step_{moment}_hook")
+    handles, calls = [], []
+
+    def register_once() -> None:
+        def once(*_: Any) -> None:
+            calls.append(1)
+            handles[0].remove()
+
+        handles.append(register(once))
+
+    if registered == "before":
+        register_once()
+    told, _ = watched(optimizer)
+    if registered == "between":
+        register_once()
+    told_too, _ = watched(optimizer)
+    if registered == "after":
+        register_once()
+    for _ in range(2):
+        optimizer.step()
+    assert calls == [1]
+    assert (
+        [moment for moment, *_ in told] == [moment for moment, *_ in told_too] == ["before", "gradients", "after"] * 2
+    )
+
+
+def test_hooks_of_ones_own_that_raise_or_change_arguments() -> None:
+    optimizer = made()
+    told, hooks = watched(optimizer)
+    told_too, _ = watched(optimizer)
+    parameter = optimizer.param_groups[0]["params"][0]
+    fails = [True, False, False]
+
+    def first(*_: Any) -> None:
+        if fails.pop(0):
+            raise ArithmeticError
+
+    def closure() -> Tensor:
+        parameter.grad = torch.full_like(parameter, 3.0)
+        return torch.tensor(7.0)
+
+    def gives_closure(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        return (args[0], closure), kwargs
+
+    optimizer.register_step_pre_hook(first)
+    optimizer.register_step_pre_hook(gives_closure)
+    with pytest.raises(ArithmeticError):
+        optimizer.step()
+    assert optimizer.step() == 7
+    for calls in (told, told_too):
+        assert [moment for moment, *_ in calls] == ["before", "gradients", "after"]
+        assert torch.equal(calls[1][2], torch.full((2,), 3.0))  # type: ignore[arg-type]
+    hooks.remove()
+    optimizer.step()
+    assert gives_closure in optimizer._optimizer_step_pre_hooks.values()
+    assert (len(told), len(told_too)) == (3, 6)
+
+
 @pytest.mark.parametrize("overflow", [True, False])
 def test_a_fused_step_under_a_scaler_is_read_unscaled_and_says_whether_it_was_skipped(*, overflow: bool) -> None:
     parameter = nn.Parameter(torch.ones(2))

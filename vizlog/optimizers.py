@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from vizlog.ranks import whole
 
@@ -84,6 +83,8 @@ class StepHooks:
     gradient scaler's fused step unscales inside, so gradients are read after it.
 
     A person's own hooks run first, whenever they were registered: they may clip gradients, or change the new weights.
+    Yet none of ours comes after one of theirs in torch's loop over hooks, which would end in an error where theirs
+    takes itself off: ours stand before them, and take part in the call of the last one.
     """
 
     def __init__(
@@ -100,12 +101,10 @@ class StepHooks:
         self._strangers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._stepped = False
         self._unread: set[int] = set()
-        pre, post = _untraced(self._pre), _untraced(self._post)
-        self._own: dict[int, list[RemovableHandle]] = {
-            id(optimizer): [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
-            for optimizer in optimizers
-        }
-        self._handles = [handle for handles in self._own.values() for handle in handles]
+        self._behind: dict[int, _Behind] = {}
+        ours = _Ours(_untraced(self._pre_unless_behind))
+        self._own = {id(optimizer): optimizer.register_step_pre_hook(ours) for optimizer in optimizers}
+        self._handles = list(self._own.values())
         if optimizers:
             everyones = [
                 register_optimizer_step_pre_hook(_uncompiled(_OfAll(self, StepHooks.steps))),
@@ -119,15 +118,29 @@ class StepHooks:
         """Takes the hooks off again."""
         for handle in self._handles:
             handle.remove()
+        for behind in self._behind.values():
+            behind.end()
 
-    def steps(self, optimizer: Optimizer) -> None:
+    def steps(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Any optimizer of this process is about to step; its own hooks have not begun to run."""
-        for handle in self._own.get(id(optimizer), ()):
-            _make_last(handle)
+        handle = self._own.get(id(optimizer))
+        hooks = None if handle is None else handle.hooks_dict_ref()
+        if handle is None or hooks is None or handle.id not in hooks:
+            return
+        if (left := self._behind.pop(id(optimizer), None)) is not None:
+            left.end()  # of a step that raised
+        foremost = next(key for key, hook in hooks.items() if key == handle.id or not isinstance(hook, _Ours))
+        if foremost != handle.id:
+            hooks.move_to_end(handle.id, last=False)
+        last = next(reversed(hooks))
+        if not isinstance(hooks[last], _Ours):
+            self._behind[id(optimizer)] = _Behind(hooks, last, self._pre)
 
-    def stepped(self, optimizer: Optimizer) -> None:
-        """Any optimizer of this process has stepped."""
+    def stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Any optimizer of this process has stepped, and its own hooks have run."""
         if id(optimizer) in self._known:
+            self._read_once(optimizer)
+            self._after(optimizer)
             return
         # A wrapper's own step takes one of ours.
         if not self._stepped and optimizer not in self._strangers:
@@ -135,8 +148,12 @@ class StepHooks:
             self._other(optimizer)
         self._stepped = False
 
+    def _pre_unless_behind(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return None if id(optimizer) in self._behind else self._pre(optimizer, args, kwargs)
+
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._stepped = True
+        self._behind.pop(id(optimizer), None)
         self._unread.discard(id(optimizer))  # of a step that raised
         if not self._before(optimizer):
             return None
@@ -157,10 +174,6 @@ class StepHooks:
         else:
             self._gradients(optimizer)
         return None
-
-    def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._read_once(optimizer)
-        self._after(optimizer)
 
     def _read_once(self, optimizer: Optimizer) -> None:
         if id(optimizer) in self._unread:
@@ -191,18 +204,47 @@ def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
 class _OfAll:
     """A hook on all optimizers of the process; it keeps nothing alive."""
 
-    def __init__(self, hooks: StepHooks, call: Callable[[StepHooks, Optimizer], None]) -> None:
+    def __init__(self, hooks: StepHooks, call: Callable[[StepHooks, Optimizer, Any, Any], None]) -> None:
         self._hooks, self._call = weakref.ref(hooks), call
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if (hooks := self._hooks()) is not None:
-            self._call(hooks, optimizer)
+            self._call(hooks, optimizer, args, kwargs)
 
 
-def _make_last(handle: RemovableHandle) -> None:
-    hooks = handle.hooks_dict_ref()
-    if hooks is not None and handle.id in hooks and next(reversed(hooks)) != handle.id:
-        hooks[handle.id] = hooks.pop(handle.id)
+class _Ours:
+    """A hook of ours among an optimizer's own; while it is there, what it calls lives."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        return self._call(optimizer, args, kwargs)
+
+
+class _Behind:
+    """For one step in the place of the last of an optimizer's own pre-hooks: calls that, and then ours."""
+
+    def __init__(self, hooks: dict[int, Callable[..., Any]], place: int, ours: Callable[..., Any]) -> None:
+        self._hooks, self._place, self._theirs, self._ours = hooks, place, hooks[place], ours
+        self._ended = False
+        hooks[place] = self
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        is_ours, given = not self._ended, (args, kwargs)
+        self.end()
+        found = self._theirs(optimizer, *given)
+        if not is_ours or not (found is None or (isinstance(found, tuple) and len(found) == 2)):
+            return found  # torch says what is wrong with it
+        mine = self._ours(optimizer, *(given if found is None else found))
+        return found if mine is None else mine
+
+    def end(self) -> None:
+        """Puts theirs back, unless they or another monitor's stand there now; then this does nothing any more."""
+        self._ended = True
+        found: object = self._hooks.get(self._place)
+        if found is self:
+            self._hooks[self._place] = self._theirs
 
 
 def skipped(optimizer: Optimizer) -> Tensor | None:
