@@ -338,6 +338,14 @@ def test_ticks_are_round_and_lie_within_the_axis() -> None:
         )
 
 
+@pytest.mark.parametrize("value", [3.615960232016773, 8.44557927891468e188, 1.0])
+def test_an_axis_of_neighbouring_floats_can_be_drawn(value: float) -> None:
+    axis = Axis.around(np.array([value, np.nextafter(value, np.inf)]))
+    assert axis.low <= value < axis.high
+    for most in range(2, 10):
+        assert [tick for tick, _ in axis.ticks(most)] == pytest.approx([value] * len(axis.ticks(most)))
+
+
 def test_points_of_a_class_are_drawn_in_its_colour() -> None:
     xy = np.array([[0.0, 0.0], [1.0, 1.0]])
     record = embedding_of(2, 2, layouts={"PCA": xy}, layouts_3d={})

@@ -62,7 +62,8 @@ class Axis:
         if log:
             room = max(pad * math.log10(high / low), 0.1 if high > low else 0.5) if high / low < np.inf else 1.0
             return cls(low / 10**room or low, min(high * 10**room, sys.float_info.max), log)
-        room = (high * pad - low * pad) or abs(high) * 0.1 or 1.0
+        spread = high - low if high - low < np.inf else sys.float_info.max
+        room = spread * pad or abs(high) * 0.1 or 1.0
         return cls(low - room, high + room)
 
     @classmethod
@@ -104,7 +105,8 @@ class Axis:
         return [(10.0**power, _power(power)) for power in range(first, last + 1, stride)]
 
     def _steps(self, most: int) -> Ticks:
-        raw = self.high / max(most, 1) - self.low / max(most, 1)  # the difference itself may be too large for a float
+        spread = self.high - self.low
+        raw = spread / max(most, 1) if spread < np.inf else self.high / max(most, 1) - self.low / max(most, 1)
         unit = 10.0 ** math.floor(math.log10(raw))
         step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
