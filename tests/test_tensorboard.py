@@ -17,7 +17,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -507,6 +507,35 @@ def test_once_a_writer_is_closed_the_rest_goes_to_a_file_beside_it(writer: Any, 
     backend.write(3, [Scalar("loss", 3)])
     backend.close()
     assert scalars(run, "loss") == [(3, 3)], "made anew where it was deleted"
+
+
+def test_a_writer_that_makes_no_folder_is_none_whose_folder_was_deleted(
+    run: Path, said: Callable[[], list[str]]
+) -> None:
+    """As tensorboardX's with write_to_disk=False, on ranks that are to write nothing."""
+    taken: list[int] = []
+
+    class Nowhere:
+        all_writers: ClassVar[dict[str, Any]] = {}
+
+        def _get_file_writer(self) -> Nowhere:
+            return self
+
+        def get_logdir(self) -> str:
+            return str(run)
+
+        def add_summary(self, _summary: Any, step: int) -> None:
+            taken.append(step)
+
+        def flush(self) -> None: ...
+
+    backend = TensorBoard(Nowhere())
+    for step in (1, 2):
+        backend.write(step, [Scalar("loss", step)])
+    backend.close()
+    assert taken == [1, 2]
+    assert not run.exists()
+    assert said() == []
 
 
 def test_where_the_folder_of_a_writer_is_deleted_a_file_of_ours_goes_on_there(

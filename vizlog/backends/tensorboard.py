@@ -238,12 +238,14 @@ class _Writer:
             )
         log_dir = str(file_writer.get_logdir())
         self.directory = None if "://" in log_dir else Path(log_dir).absolute()
+        # tensorboardX makes none where it is told write_to_disk=False.
+        self._has_directory = self.directory is not None and exists(self.directory)
         self._late: _Directory | None = None
 
     def is_there(self) -> bool:
         if self._late is not None:
             return self._late.is_there()
-        if self.directory is None or exists(self.directory):
+        if self.directory is None or not self._has_directory or exists(self.directory):
             return True
         self._say_deleted()
         self._late = self._beside()  # it writes into a file that nobody will read, or never again
