@@ -170,6 +170,27 @@ def test_embeddings_are_no_class_scores() -> None:
     assert FixedBatch(x, class_names="ab").logits(LOGITS) is LOGITS  # a head may be padded
 
 
+def test_whether_an_output_is_embeddings_is_found_out_once() -> None:
+    """A single example's logits may have the length 1 by chance."""
+    batch = FixedBatch(torch.randn(4, 5), torch.arange(4) % 3)
+    unit = nn.functional.normalize(LOGITS - 5)
+    assert batch.logits(unit) is None
+
+    model = nn.Linear(5, 3)
+    met = survey({"": model}, batch).batch
+    assert met.part(0, 1).logits(unit[:1]) is not None
+    assert met.logits(unit) is unit
+
+    embeds = survey({"": nn.Sequential(model, Normalised())}, batch).batch
+    assert embeds.logits(LOGITS) is None
+    assert batch.logits(LOGITS) is LOGITS  # another model may be shown the same examples
+
+
+class Normalised(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(x)
+
+
 def test_positions_of_a_second_text_are_not_those_of_the_first() -> None:
     source, target = torch.randint(2, 9, (2, 4)), torch.randint(2, 9, (2, 4))
     output = torch.randn(2, 4, 11)

@@ -109,6 +109,7 @@ class FixedBatch:
         self.class_names = tuple(str(name) for name in class_names) if class_names is not None else ()
         self.tokens = tokens
         self.mean, self.std = mean, std
+        self._scored: bool | None = None  # whether outputs are class scores, once a first one has told
         channels = self.pictures.shape[1] if self.pictures is not None else 1
         for name, numbers in (("mean", mean), ("std", std)):
             if np.size(numbers if numbers is not None else 0) not in (1, channels):
@@ -228,7 +229,7 @@ class FixedBatch:
                 )
             return logits
         parts = [part for part in _parts(output) if len(part) == len(self)]
-        if self._reconstruct(parts):
+        if self._scored is False or self._reconstruct(parts):
             return None
         found = next((x for x in parts if x.ndim in (2, 3) and x.is_floating_point()), None)
         if found is None:
@@ -239,7 +240,17 @@ class FixedBatch:
             if self.token_ids is None or found.shape[1] != self.token_ids.shape[1] or self._of_second_text(output):
                 return None
             found = found[torch.arange(len(found), device=found.device), on_device(self.last_positions, found.device)]
-        return None if found.shape[1] > 1 and (self._regresses(found) or self._embeds(found)) else found
+        told = found.shape[1] == 1 or self._scored
+        return found if told or not (self._regresses(found) or self._embeds(found)) else None
+
+    def as_met(self, *, scored: bool) -> FixedBatch:
+        """The same examples, of which a first output was class scores, or was none.
+
+        Other outputs are not asked by their values again: one or two examples may have any length by chance.
+        """
+        other = object.__new__(FixedBatch)
+        other.__dict__.update(self.__dict__, _scored=scored)
+        return other
 
     def _of_second_text(self, output: Any) -> bool:
         """Whether the positions of an output are a decoder's, and only by chance as many as the tokens that went in."""

@@ -617,7 +617,8 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     for unexpected in capture.errors.values():
         raise unexpected
     classes = logits.shape[1] if logits is not None else 0
-    return Survey(batch, tuple(layers), tuple(dict.fromkeys(attention)), scored, classes)
+    met = batch.as_met(scored=logits is not None)
+    return Survey(met, tuple(layers), tuple(dict.fromkeys(attention)), scored, classes)
 
 
 def device_of(models: Mapping[str, nn.Module]) -> torch.device:

@@ -325,7 +325,7 @@ class Monitor:
                 raise BatchDoesNotFit(f"the model could not be run on the fixed batch: {error}") from error
         if self._ranks.writes:
             _say_not_run(self._models, met)
-        return fixed, met
+        return met.batch, met
 
     def _binds(self, probe: Probe, met: Survey | None) -> bool:
         """Whether a probe is shown what it will look at; not where that needs the model to be run, which cannot be."""
