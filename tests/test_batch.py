@@ -36,7 +36,16 @@ def test_classes_take_turns_so_that_the_first_few_show_all_of_them() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [list, tuple, np.array, lambda y: np.array(y, dtype=np.uint8), lambda y: torch.tensor(y)[:, None]],
+    [
+        list,
+        tuple,
+        np.array,
+        lambda y: np.array(y, dtype=np.uint8),
+        lambda y: torch.tensor(y)[:, None],
+        lambda y: np.array(y[::-1])[::-1],
+        lambda y: np.array(y, dtype=">i4"),
+        lambda y: np.frombuffer(bytes(y), dtype=np.int8),  # read-only
+    ],
 )
 def test_labels_may_be_a_list_an_array_or_a_column(make: Any) -> None:
     batch = FixedBatch(torch.randn(300, 2), make([2, 0, 1] * 100))

@@ -512,7 +512,9 @@ def _as_tensor(targets: Any) -> Any:
     if isinstance(targets, (list, tuple)) and targets and all(isinstance(each, _NUMBERS) for each in targets):
         targets = np.asarray(targets)
     if isinstance(targets, np.ndarray) and targets.dtype.kind in "biufc":
-        return torch.as_tensor(targets.astype(np.int64) if targets.dtype.kind == "u" else targets, device="cpu")
+        kind = np.dtype(np.int64) if targets.dtype.kind == "u" else targets.dtype.newbyteorder("=")
+        # In order, native and its own: torch takes none that is reversed or byte-swapped, and warns of a read-only one.
+        return torch.as_tensor(np.array(targets, kind, order="C"), device="cpu")
     return targets
 
 
