@@ -129,8 +129,9 @@ class StepHooks:
             return
         if (left := self._behind.pop(id(optimizer), None)) is not None:
             left.end()  # of a step that raised
-        foremost = next(key for key, hook in hooks.items() if key == handle.id or not isinstance(hook, _Ours))
-        if foremost != handle.id:
+        if len(hooks) == 1:
+            return
+        if next(iter(hooks)) != handle.id:
             hooks.move_to_end(handle.id, last=False)
         last = next(reversed(hooks))
         if not isinstance(hooks[last], _Ours):
