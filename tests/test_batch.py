@@ -110,6 +110,10 @@ def test_what_cannot_be_copied_and_modules_are_given_as_they_are() -> None:
     single, teacher = Single(), nn.Linear(3, 3)
     batch = FixedBatch((torch.ones(4, 3), single, teacher), forward=lambda _, inputs: inputs)
     assert batch.run({"": nn.Identity()})[1:] == (single, teacher)
+    constant = torch.empty(17, 1 << 20)
+    lent, copied = FixedBatch((torch.ones(4, 3), constant, constant[0]), forward=lambda _, x: x[1:]).run({"": single})
+    assert lent is constant
+    assert copied.data_ptr() != constant.data_ptr()
 
 
 def test_forward_says_how_to_call_the_model() -> None:

@@ -40,6 +40,9 @@ _EMBEDDED = (
 )
 """How the names of parts of an output end that are no scores."""
 
+_LARGE = 64 << 20
+"""Bytes of a part without rows over which each forward is lent the user's own."""
+
 _NUMBERS = (int, float, np.number, np.bool_)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
@@ -571,12 +574,12 @@ def _take(tree: Tree, rows: Tensor, number: int) -> Tree:
 def _lent(tree: Tree, number: int) -> Tree:
     """What a model is given: a forward may change what it takes, and parts without rows are the user's own.
 
-    What cannot be copied is given as it is; so are modules, whose copies would learn nothing.
+    What cannot be copied is given as it is; so are modules, whose copies would learn nothing, and large constants.
     """
 
     def copied(part: Any) -> Any:
         if isinstance(part, Tensor):
-            return part if part.ndim and len(part) == number else part.clone()
+            return part if (part.ndim and len(part) == number) or part.nbytes > _LARGE else part.clone()
         if isinstance(part, nn.Module):
             return part
         try:
