@@ -277,6 +277,18 @@ def test_parameters_are_read_once_their_optimizer_has_stepped_and_the_rest_at_th
     assert not failed
 
 
+def test_parameters_come_in_the_order_asked_for_whichever_are_trained() -> None:
+    model, names = net(), ("0.weight", "0.bias", "2.weight", "2.bias")
+    step, (turn,), failed = begun(Looks(Weights(names, total), Gradients(names, total)), model=model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for last_first in (ids(model, "2.weight", "2.bias"), ids(model, "0.weight", "0.bias")):
+        step.read_gradients(last_first)
+        step.read_weights(last_first)
+    assert [tuple(found) for found in step.captured(turn).values()] == [names, names]
+    assert not failed
+
+
 def test_gradients_are_those_of_the_parameters_that_have_one() -> None:
     model = net()
     names = ("0.bias", "2.bias", "2.weight")

@@ -222,6 +222,18 @@ def test_parameters_of_any_type_are_shown(dtype: torch.dtype) -> None:
 # Updates --------------------------------------------------------------------------------------------------------------
 
 
+def test_frozen_layers_stand_before_the_head_that_is_trained_on_them() -> None:
+    model, memory = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2)), vizlog.Memory()
+    model[:3].requires_grad_(requires_grad=False)
+    optimizer = SGD(model[3].parameters(), lr=0.5)
+    with vizlog.watch(model, optimizer, to=memory, batch=(torch.ones(8, 4), torch.zeros(8, 2))):
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+    (_, record), *_ = memory.of("health/nonfinite")
+    assert isinstance(record, Curves)
+    assert record.x_names == ["0", "1", "2", "3"]
+
+
 def test_update_ratios_of_a_large_model_come_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vizlog.probes.updates._CHUNK_BYTES", 4 * 4 * 8)
     model, memory = nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(4)], nn.Linear(4, 24)), vizlog.Memory()

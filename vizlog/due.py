@@ -165,8 +165,15 @@ class DueStep:
         self._asked = {key: request for key, request in self._asked.items() if key[0] not in turns}
 
     def captured(self, turn: Turn) -> dict[str, dict[str, Any]]:
-        """What this probe asked for."""
-        return {key: self._results.get((turn, key), {}) for other, key in self._asked if other is turn}
+        """What this probe asked for; parameters as it named them, in whichever order their optimizers stepped."""
+        found: dict[str, dict[str, Any]] = {}
+        for (other, key), request in self._asked.items():
+            if other is turn:
+                results = self._results.get((turn, key), {})
+                if isinstance(request, (Weights, Gradients, Updates)):
+                    results = {name: results[name] for name in request.names if name in results}
+                found[key] = results
+        return found
 
     # Parameters -------------------------------------------------------------------------------------------------------
 
@@ -271,8 +278,7 @@ class DueStep:
                     mine = merged[key]
                     for name, result in pickle.loads(pickled).items():  # noqa: S301 (from our own ranks)
                         mine[name] = requests[key].merge(mine[name], result) if name in mine else result
-        for key, results in merged.items():
-            self._results[key] = {name: results[name] for name in requests[key].names if name in results}
+        self._results.update(merged)
 
     def _of_shards(self) -> dict[Key, Weights | Gradients | Updates]:
         kinds = (Weights, Gradients, Updates)
