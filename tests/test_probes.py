@@ -249,6 +249,24 @@ def test_update_ratios_of_a_large_model_come_in_turns(monkeypatch: pytest.Monkey
     assert "2 of 6 tensors this time, in turn" in record.caption
 
 
+def test_parameters_of_no_watched_optimizer_are_not_said_to_come_in_turn() -> None:
+    model, average, memory = nn.Linear(2, 2), nn.Linear(2, 2), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.5)
+    models = {"model": model, "average": average}
+    with vizlog.watch(models, optimizer, to=memory, probes=[vizlog.UpdateRatios(every=1)]):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    (_, record), *_ = memory.of("health/update_ratio")
+    assert isinstance(record, Curves)
+    assert record.x_names == ["model"]
+    assert "in turn" not in record.caption
+
+
+def test_no_update_ratios_at_all_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"UpdateRatios\(most=\) needs a number >= 1 or None, got 0"):
+        vizlog.UpdateRatios(most=0)
+
+
 def test_a_weight_with_nan_has_an_update_ratio_of_nan() -> None:
     model, memory = nn.Linear(2, 2), vizlog.Memory()
     with torch.no_grad():

@@ -49,10 +49,13 @@ class UpdateRatios(Probe):
         most: int | None = 64,
     ) -> None:
         super().__init__(every=every)
+        if most is not None and most < 1:
+            raise ValueError(f"{self.name}(most=) needs a number >= 1 or None, got {most}")
         matcher(select)  # raises where it is no selection
         self._select, self._most = select, most
         self._position: tuple[str, int] = ("", 0)
         self._all: list[str] = []
+        self._turn = 0  # how many of them are looked at this time
         self._parts: dict[str, tuple[int, int]] = {}
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
@@ -62,22 +65,21 @@ class UpdateRatios(Probe):
         found = self._found(models)
         self._all = list(found)
         names, parts = self._next_chunk(found)
-        self._parts = parts
+        self._turn, self._parts = len(names), parts
         return {"squares": Updates(tuple(names), _squares, _added, parts)}
 
     @only_arranges
     def measure(self, context: Context) -> Any:
-        return {"squares": context.captured["squares"], "all": self._all, "parts": self._parts}
+        asked = {"all": self._all, "turn": self._turn, "parts": self._parts}
+        return {"squares": context.captured["squares"], **asked}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
         seen: dict[str, Tensor | str] = measured["squares"]
         squares = {name: pair.tolist() for name, pair in seen.items() if not isinstance(pair, str)}
         skipped = [f"{name}: {reason}" for name, reason in seen.items() if isinstance(reason, str)]
-        looked = (
-            ""
-            if len(seen) == len(measured["all"])
-            else f"; {len(seen)} of {len(measured['all'])} tensors this time, in turn"
-        )
+        # Fewer are seen than there are also where no watched optimizer has the others, whose turn never comes.
+        in_turn = measured["turn"] < len(measured["all"])
+        looked = f"; {len(seen)} of {len(measured['all'])} tensors this time, in turn" if in_turn else ""
         of_part = {name: f"part {k + 1} of {n} of its rows" for name, (k, n) in measured["parts"].items()}
         looked += "".join(f"; of {name} {part}" for name, part in of_part.items())
         looked += f"; {len(skipped)} skipped ({skipped[0]})" if skipped else ""
