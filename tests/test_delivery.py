@@ -267,6 +267,23 @@ def test_what_is_no_number_is_left_out(delivery: Delivery, to: Destination, capl
     assert left_out == ["'b'", "'c'", "'d'", "''", "'f'", "'g'", "'b'"]
 
 
+def test_a_tensor_without_a_value_costs_no_other_number(
+    delivery: Delivery, to: Destination, caplog: pytest.LogCaptureFixture
+) -> None:
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        delivery.log(0, {"b": x, "c": x.sum()})
+        return x
+
+    delivery.log(0, {"a": torch.ones(())})
+    torch.vmap(loss)(torch.ones(2))
+    delivery.log(0, {"d": 1, "e": torch.ones((), device="meta")})
+    delivery.flush()
+    delivery.log(1, {"f": torch.ones((), device="meta")})
+    delivery.close()
+    assert tags(to) == [(0, ["a"]), (0, ["d"])]
+    assert [message.split("; ")[1].split(" ")[0] for message in caplog.messages] == ["'b'", "'c'", "'e'", "'f'"]
+
+
 def test_one_rank_s_part_of_a_number_is_left_out_and_said_once(
     delivery: Delivery, to: Destination, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

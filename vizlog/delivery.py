@@ -323,7 +323,7 @@ class _Waiting:
             for stream in streams.values():
                 stack.enter_context(torch.cuda.stream(stream))
             if numbers:
-                receive([step for step, _ in numbers], to_host([values for _, values in numbers]))
+                receive([step for step, _ in numbers], _on_their_way([values for _, values in numbers]))
 
     def _leave_the_parents(self) -> None:
         """In a forked child: what waited is the parent's to write, and a thread that is not here may hold the lock."""
@@ -365,7 +365,29 @@ def _scalars(values: Mapping[str, Any]) -> Iterable[Scalar]:
         try:
             yield Scalar(tag, value)
         except Exception as error:  # noqa: BLE001 -- what has no float, a user's own type too
-            LOG.warning("vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, error)
+            _say_left_out(tag, error)
+
+
+def _on_their_way(numbers: list[dict[str, Any]]) -> Pending:
+    """Values on their way to the host in one copy, without those that cannot be copied: a meta tensor, one of vmap's."""
+    try:
+        return to_host(numbers)
+    except Exception:  # noqa: BLE001 -- the others are written, and the training goes on
+        return to_host([dict(_copied(values)) for values in numbers])
+
+
+def _copied(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    for tag, value in values.items():
+        try:
+            to_host(value)
+        except Exception as error:  # noqa: BLE001 -- whatever a tensor raises that has no value
+            _say_left_out(tag, error)
+        else:
+            yield tag, value
+
+
+def _say_left_out(tag: str, error: Exception) -> None:
+    LOG.warning("vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, told(error))
 
 
 def _cost(turns: Iterable[Turn], time_share: float) -> list[Record]:
