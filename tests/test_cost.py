@@ -232,6 +232,20 @@ def test_what_each_probe_took_is_logged_and_said_at_the_end(clock: Clock, caplog
     assert "most of it Dear, 50 s" in said
 
 
+def test_what_is_waited_for_at_the_end_is_no_training(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(vizlog.Memory):
+        def close(self) -> None:
+            clock.now += 1000.0
+
+    model, optimizer = training()
+    with (
+        caplog.at_level(logging.INFO, logger="vizlog"),
+        vizlog.watch(model, optimizer, to=Slow(), probes=[Dear(clock, 5.0)]),
+    ):
+        train(optimizer, clock, 6)
+    assert "50% of 10 s of training" in caplog.text
+
+
 def test_what_is_done_inside_the_training_forward_counts(clock: Clock) -> None:
     class Inside(vizlog.Probe):
         def wants(self, models: Any) -> Any:

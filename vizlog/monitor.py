@@ -271,6 +271,7 @@ class Monitor:
         if self._closed:
             return
         self._closed = True
+        trained = time.perf_counter() - self._started  # what is waited for below is no training
         _OPEN.discard(self)
         # At the exit of one rank the others may be elsewhere: none waits for them there.
         if self._due is not None and self._due.step is not None and self._ended and not self._ranks.sharded:
@@ -287,7 +288,7 @@ class Monitor:
                 else "give optimizer=, or put `with monitor.step():` around forward and backward"
             )
             self._warn_once(f"no step was seen: {why}")
-        self._say_cost()
+        self._say_cost(trained)
 
     def __enter__(self) -> Monitor:
         return self
@@ -755,10 +756,9 @@ class Monitor:
         else:
             LOG.warning("vizlog: %s failed at %s, off from now on: %s", names, doing, what, exc_info=error)
 
-    def _say_cost(self) -> None:
+    def _say_cost(self, elapsed: float) -> None:
         if not self._steps or not self._ranks.writes:
             return
-        elapsed = time.perf_counter() - self._started
         spent = self._spent
         most = max(self._turns, key=lambda turn: turn.seconds, default=None)
         if most is not None and elapsed > 0:
