@@ -134,6 +134,7 @@ class Monitor:
         self._by_epochs = any(turn.probe.schedule.needs_epochs for turn in self._turns)
         self._due: DueStep | None = None
         self._ended = False
+        self._cancelled = False
         self._attached = ExitStack()
         self._state_only: int | None = None
         self._started = 0.0  # when the first step began
@@ -196,7 +197,11 @@ class Monitor:
                 self._finish(due)
 
     def cancel(self) -> None:
-        """Forgets the step that was begun."""
+        """Forgets the step that was begun, so that it may begin again."""
+        self._forget()
+        self._cancelled = True
+
+    def _forget(self) -> None:
         self._due = None
         self._attached.close()
 
@@ -249,7 +254,7 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave, before the first step; probes that it does not know start anew."""
-        self.cancel()
+        self._forget()
         try:
             self._count, self._epoch = state["step"], state["epoch"]
             for name, turn in self._named_turns():
@@ -276,7 +281,7 @@ class Monitor:
         # At the exit of one rank the others may be elsewhere: none waits for them there.
         if self._due is not None and self._due.step is not None and self._ended and not self._ranks.sharded:
             self._finish(self._due)
-        self.cancel()
+        self._forget()
         self._hooks.remove()
         self._ranks.leave()
         self._delivery.close()
@@ -452,20 +457,23 @@ class Monitor:
     # One due step -----------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
-        if self._closed or (step == self._latest and self._steps):
+        again = step == self._latest and self._steps > 0
+        if self._closed or (again and not self._cancelled):
             return
+        self._cancelled = False
         if not self._ranks.takes_part and self._stop is None:
             return
         if step < self._latest:
             self._go_back(step, epoch)
-        self._latest = self._delivery.now = step
-        self._steps += 1
-        if self._steps == 1:
-            self._started = time.perf_counter()
-        elif self._steps == 2 and self._by_epochs and epoch is None:
-            self._warn_once("a schedule goes by epochs, and no step says which it is: monitor.step(step, epoch=epoch)")
-        if self._stop is not None:
-            self._consider_stopping(self._stop, step, epoch)
+        if not again:
+            self._latest = self._delivery.now = step
+            self._steps += 1
+            if self._steps == 1:
+                self._started = time.perf_counter()
+            elif self._steps == 2 and self._by_epochs and epoch is None:
+                self._warn_once("a schedule goes by epochs, and no step says which: monitor.step(step, epoch=epoch)")
+            if self._stop is not None:
+                self._consider_stopping(self._stop, step, epoch)
         if self._ranks.takes_part and (self._due is not None or step >= self._next_step or epoch != self._epoch):
             self._begin_due(step, epoch, forward_passed=forward_passed)
 
@@ -482,7 +490,7 @@ class Monitor:
         due = self._due
         if due is not None and due.step is None:
             if not turns or all(turn.disabled for turn in due.due):  # armed for a number that has not come
-                self.cancel()
+                self._forget()
                 return
             due.step, due.epoch = step, epoch
             due.waiting = {id(optimizer) for optimizer in self._optimizers}
@@ -496,7 +504,7 @@ class Monitor:
             return
         self._parameters = ids
         if not self._ranks.sharded and any(is_sharded(parameter) for parameter in due.parameters.values()):
-            self.cancel()
+            self._forget()
             for turn in self._turns:
                 turn.disabled = True
             self._warn_once("the model has been sharded since it was watched, so no more is seen: watch it afterwards")
@@ -552,7 +560,7 @@ class Monitor:
         if due is None or due.step is None:
             return
         if not self._ended:
-            self.cancel()
+            self._forget()
             return
         self._warn_once(
             f"step {due.step} was due, but {len(due.waiting)} of {len(self._optimizers)} watched optimizers had not "
@@ -718,7 +726,7 @@ class Monitor:
 
     def _survive(self, doing: str, error: BaseException) -> bool:
         if not isinstance(error, Exception):  # Ctrl-C while we were at it: nothing of this step stays behind
-            self.cancel()
+            self._forget()
             return False
         if self._due is not None and self._ranks.sharded:
             # The others go through with this step, and hear there what they must leave out as well.
@@ -728,7 +736,7 @@ class Monitor:
             if turns:
                 return True
         else:
-            self.cancel()
+            self._forget()
         so = "off from now on" if self._ranks.left else "training goes on"
         self._warn_once(f"failed at {doing}: {told(error)}; {so}", None if isinstance(error, RanksApart) else error)
         return True
