@@ -94,8 +94,18 @@ def test_the_features_before_the_last_linear_layer_are_found(digits, small_cnn):
     assert set(embedding.layouts) == {"pca", "tsne"}
     np.testing.assert_allclose(embedding.layouts["pca"], pca(expected), atol=1e-4)
     assert (knn.tag, silhouette.tag) == ("embeddings/8.input/knn_accuracy", "embeddings/8.input/silhouette")
-    assert knn.value == embedding.scores["knn_accuracy"] == knn_accuracy(expected, embedding.labels)
+    assert knn.value == embedding.scores["knn_accuracy"] == knn_accuracy(expected, embedding.labels, k=9)
     assert silhouette.value == pytest.approx(silhouette_score(expected, embedding.labels), abs=1e-5)
+
+
+def test_classes_of_a_few_examples_that_separate_score_as_such():
+    labels = torch.arange(12) % 4
+    inputs = nn.functional.one_hot(labels, 4) * 100.0 + torch.rand(12, 4)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    nn.init.eye_(model[0].weight)
+    _, knn, _ = look(model, vizlog.Embeddings(methods=["pca"]), (inputs, labels))
+    assert knn.value == 1
+    assert "most of their 2 nearest others" in knn.caption
 
 
 def test_more_examples_than_go_through_the_model_at_once_stay_in_order(digits, small_cnn):

@@ -19,7 +19,7 @@ from torch import nn
 
 from vizlog.compute import projection
 from vizlog.compute.layouts import Layouts, Projected, check_methods, project
-from vizlog.compute.projection import knn_accuracy, pca, procrustes, silhouette, tsne, umap
+from vizlog.compute.projection import knn_accuracy, neighbours, pca, procrustes, silhouette, tsne, umap
 
 DIGITS = load_digits()
 
@@ -272,6 +272,19 @@ def test_silhouette_equals_scikit_learns(monkeypatch):
     labels[0] = 77  # a class of one point
     assert silhouette(vectors, labels) == pytest.approx(silhouette_score(vectors, labels), abs=1e-9)
     assert silhouette(vectors + 1e5, labels) == pytest.approx(silhouette(vectors, labels), abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 30])
+def test_no_more_neighbours_are_asked_than_a_class_has_points(size):
+    labels = np.append(np.repeat(np.arange(4), size), [-1] * 9)
+    separated = np.eye(5)[labels] * 100 + np.random.default_rng(0).normal(size=(len(labels), 5))
+    k = neighbours(labels, 10)
+    assert k == min(size - 1, 10)
+    assert knn_accuracy(separated, labels, k=k) == 1
+
+
+def test_one_neighbour_at_least_is_asked():
+    assert neighbours(np.arange(5), 10) == neighbours(np.full(5, -1), 10) == neighbours([], 10) == 1
 
 
 @pytest.mark.parametrize("score", [knn_accuracy, silhouette])

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["knn_accuracy", "pca", "procrustes", "silhouette", "tsne", "umap"]
+__all__ = ["knn_accuracy", "neighbours", "pca", "procrustes", "silhouette", "tsne", "umap"]
 
 # This module imports numpy alone, so that the low-priority process that runs it starts in a tenth of a second.
 
@@ -123,6 +123,16 @@ def procrustes(layout: ArrayLike, reference: ArrayLike) -> Floats:
     here, there = layout[known].mean(0), reference[known].mean(0)
     left, _, right = np.linalg.svd((layout[known] - here).T @ (reference[known] - there))
     return np.asarray((layout - here) @ (left @ right) + there)
+
+
+def neighbours(labels: ArrayLike, most: int) -> int:
+    """How many neighbours to ask for a point's class: `most`, and no more than classes have other points on average.
+
+    Among more of them than its class has, the points of other classes outvote it however well the classes separate.
+    """
+    found = np.asarray(labels)
+    found = found[found != -1]
+    return max(1, min(most, len(found) // max(1, len(np.unique(found))) - 1))
 
 
 def knn_accuracy(vectors: ArrayLike, labels: ArrayLike, k: int = 10) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vizlog.batch import FixedBatch
 from vizlog.capture import Layer, Outputs, Request, Survey
 from vizlog.compute.layouts import Layouts, Projected, check_methods, project
-from vizlog.compute.projection import knn_accuracy, silhouette
+from vizlog.compute.projection import knn_accuracy, neighbours, silhouette
 from vizlog.probes.base import Context, Probe, only_arranges
 from vizlog.probes.features import Features, Points, Reader, features_of, has_two_texts, points_of
 from vizlog.process import shared
@@ -30,7 +30,7 @@ Label: TypeAlias = "Literal['class', 'token'] | ArrayLike | None"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NEIGHBOURS = 10
 _SCORES = {
-    "knn_accuracy": f"share of the points whose class most of their {_NEIGHBOURS} nearest others have, by the features",
+    "knn_accuracy": "share of the points whose class most of their {k} nearest others have, by the features",
     "silhouette": "how much nearer points are to their own class than to the next, by the features: -1 to 1",
 }
 
@@ -126,8 +126,9 @@ class Embeddings(Probe):
 
     def _records(self, features: Features, points: Points, vectors: NDArray[np.float32]) -> Iterable[Record]:
         projected = self._layouts[features.name].update(vectors, np.arange(len(vectors)), by=self._project)
+        k = neighbours(points.labels, _NEIGHBOURS)
         scores = {
-            "knn_accuracy": knn_accuracy(vectors, points.labels, k=_NEIGHBOURS),
+            "knn_accuracy": knn_accuracy(vectors, points.labels, k=k),
             "silhouette": silhouette(vectors, points.labels),
         }
         scores = {name: score for name, score in scores.items() if np.isfinite(score)}
@@ -145,7 +146,7 @@ class Embeddings(Probe):
             caption=self._caption(features, points, vectors, projected),
         )
         for name, score in scores.items():
-            yield Scalar(f"{tag}/{name}", score, caption=f"{_SCORES[name]}; {features} for {points.words}")
+            yield Scalar(f"{tag}/{name}", score, caption=f"{_SCORES[name].format(k=k)}; {features} for {points.words}")
 
     def _project(self, *arguments: Any) -> Projected:
         return project(*arguments) if self._methods == ("pca",) else self._process.call(project, *arguments)
