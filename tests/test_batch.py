@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader
 
 import vizlog
 from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch, describe
 from vizlog.capture import survey
+
+LOADER = DataLoader(range(4))  # type: ignore[arg-type,var-annotated]
 
 
 def test_a_large_batch_is_cut_to_256_spread_over_all_of_it() -> None:
@@ -330,6 +334,19 @@ def test_labels_that_are_not_one_an_example_are_named() -> None:
         (lambda: FixedBatch(torch.zeros(4, 3), forward=3), TypeError, r"FixedBatch\(forward=\) takes a function"),
         (lambda: as_fixed_batch(3), TypeError, r"batch= takes \(inputs, targets\)"),
         (lambda: as_fixed_batch((1, 2, 3)), TypeError, "batch= takes"),
+        (
+            lambda: as_fixed_batch(LOADER),
+            TypeError,
+            r"got DataLoader; of a loader.*batch=lambda: next\(iter\(loader\)\)",
+        ),
+        (lambda: as_fixed_batch(iter([(1, 2)])), TypeError, r"next\(iter\(loader\)\)"),
+        (lambda: FixedBatch(pack_sequence([torch.ones(3, 2)]), torch.zeros(1)), TypeError, "PackedSequence.*padded"),
+        (lambda: FixedBatch({"x": pack_sequence([torch.ones(3, 2)])}), TypeError, "PackedSequence.*padded"),
+        (
+            lambda: FixedBatch((torch.zeros(5, 3), torch.zeros(2, 9, dtype=torch.long)), torch.zeros(4)),
+            ValueError,
+            r"5 examples, got float32 \(4,\).*a graph.*FixedBatch\(torch.arange\(nodes\), y",
+        ),
     ],
 )
 def test_what_is_no_batch_says_so(make: Any, error: type[Exception], message: str) -> None:

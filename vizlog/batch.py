@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "describe", "examples_run", "on_device"]
 
@@ -425,6 +426,8 @@ def as_fixed_batch(batch: Any) -> FixedBatch | None:
     if isinstance(batch, (Tensor, Mapping)):
         return FixedBatch(batch)
     advice = "" if isinstance(batch, _PLAIN) else f"; {_OF_A_GRAPH}"
+    if isinstance(batch, Iterator) or hasattr(batch, "dataset"):  # any loader, by what wraps it too
+        advice = "; of a loader give its examples, batch=lambda: next(iter(loader))"
     raise TypeError(
         "batch= takes (inputs, targets), a vizlog.FixedBatch or a function that returns one, "
         f"got {describe(batch)}{advice}"
@@ -473,6 +476,11 @@ def _number(inputs: Tree, targets: Any) -> int:
             f"examples cannot be taken out of a {kind} tensor, got {describe(inputs)}: give dense ones, padded, "
             f"and let vizlog.FixedBatch(inputs, targets, forward=lambda model, inputs: …) make them {kind}"
         )
+    if _is_packed(inputs):
+        raise TypeError(
+            "examples cannot be taken out of a PackedSequence: give them padded, with their lengths, and let "
+            "vizlog.FixedBatch((padded, lengths), targets, forward=lambda model, inputs: …) pack them"
+        )
     number = len(tensors[0])
     if number == 0:
         raise ValueError(f"a fixed batch needs at least one example, got {describe(inputs)}")
@@ -480,11 +488,19 @@ def _number(inputs: Tree, targets: Any) -> int:
         name, advice = "targets", "several inputs are given as FixedBatch((a, b), targets)"
         if isinstance(inputs, Mapping) and targets is inputs.get("labels"):
             name, advice = "inputs['labels']", "labels of another kind are left out of a fixed batch"
+        elif any(map(_is_edges, tensors)):
+            advice = _OF_A_GRAPH
         raise ValueError(
             f"{name} must be one for each of the {number} examples, got {describe(targets)}; "
             f"examples lie along dimension 0 of the inputs; {advice}"
         )
     return number
+
+
+def _is_packed(tree: Tree) -> bool:
+    """Whether these are, or hold, packed sequences, whose rows are time steps."""
+    parts = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (tuple, list)) else ()
+    return isinstance(tree, PackedSequence) or any(map(_is_packed, parts))
 
 
 def _is_edges(tensor: Tensor) -> bool:

@@ -369,7 +369,7 @@ def _scalars(values: Mapping[str, Any]) -> Iterable[Scalar]:
 
 
 def _on_their_way(numbers: list[dict[str, Any]]) -> Pending:
-    """Values on their way to the host in one copy, without those that cannot be copied: a meta tensor, one of vmap's."""
+    """Values on their way to the host in one copy, without those that cannot be copied: meta tensors, those of vmap."""
     try:
         return to_host(numbers)
     except Exception:  # noqa: BLE001 -- the others are written, and the training goes on
