@@ -1195,10 +1195,26 @@ def test_a_budget_that_is_no_share_is_an_error(budget: Any) -> None:
         vizlog.Monitor(net(), to=vizlog.Memory(), budget=budget)
 
 
-@pytest.mark.parametrize("state", [{}, {"step": 3}, {"step": 3, "epoch": 0, "probes": {"WeightHistograms": {}}}, [1]])
-def test_the_state_of_something_else_is_passed_over(state: Any, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"step": 3},
+        {"step": 3, "epoch": 0, "probes": {"WeightHistograms": {}}},
+        {"step": "3", "epoch": None, "probes": {}},
+        [1],
+    ],
+)
+@pytest.mark.parametrize("follows", [False, True])
+def test_the_state_of_something_else_is_passed_over(
+    state: Any,
+    follows: bool,  # noqa: FBT001
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     memory = vizlog.Memory()
     with vizlog.Monitor(net(), [vizlog.WeightHistograms(every=1)], to=memory) as monitor:
+        if follows:
+            monitor.follow()
         monitor.load_state_dict(state)
         with monitor.step(0):
             pass

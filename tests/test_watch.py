@@ -463,6 +463,21 @@ def test_steps_come_from_a_function_and_are_due_by_crossing() -> None:
     assert steps_seen(6, step=lambda: next(numbers)) == [0, 14, 21, 35]
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor, lambda number: torch.tensor([number])])
+def test_counters_of_numpy_and_torch_are_steps_and_epochs(kind: Any) -> None:
+    numbers = iter(range(0, 200, 7))
+    assert steps_seen(6, every=vizlog.Thinning(every=10), step=lambda: kind(next(numbers))) == [0, 14, 21, 35]
+    epochs = iter(range(100))
+    assert steps_seen(3, every=vizlog.EveryEpoch(2), epoch=lambda: kind(next(epochs))) == [0, 2]
+
+
+@pytest.mark.parametrize("number", [2.5, None, "7", torch.tensor(7.0)])
+def test_a_step_that_is_no_whole_number_is_said(number: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert steps_seen(3, step=lambda: number) == []
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert f"the step must be a whole number, got {number!r}; training goes on" in said
+
+
 def test_epochs_come_from_a_function() -> None:
     count = iter(range(1000))
     every = vizlog.EveryEpoch(2)

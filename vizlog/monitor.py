@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import numbers
+import operator
 import os
 import re
 import time
@@ -256,7 +257,8 @@ class Monitor:
         """Takes over what `state_dict` gave, before the first step; probes that it does not know start anew."""
         self._forget()
         try:
-            self._count, self._epoch = state["step"], state["epoch"]
+            step, epoch = _whole("step", state["step"]), state["epoch"]
+            self._count, self._epoch = step, None if epoch is None else _whole("epoch", epoch)
             for name, turn in self._named_turns():
                 if name in state["probes"]:
                     turn.load_state_dict(state["probes"][name])
@@ -457,6 +459,7 @@ class Monitor:
     # One due step -----------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
+        step, epoch = _whole("step", step), None if epoch is None else _whole("epoch", epoch)
         again = step == self._latest and self._steps > 0
         if self._closed or (again and not self._cancelled):
             return
@@ -834,6 +837,18 @@ def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
     common = batch.part(0, 0)
     common.ids, common.inputs, common.targets = examples
     return common
+
+
+def _whole(what: str, number: Any) -> int:
+    """A step or an epoch as Python's int: counters are also NumPy's, or tensors.
+
+    Raises:
+        TypeError: it is no whole number.
+    """
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"the {what} must be a whole number, got {number!r}") from None
 
 
 def _float_type(models: Mapping[str, nn.Module]) -> torch.dtype | None:
