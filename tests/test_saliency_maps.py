@@ -155,6 +155,14 @@ def test_misclassified_examples_are_explained_for_the_predicted_class_too(
     assert [note.endswith(", wrong)") for note in true.notes] == [False, False, True, False, False, True, False, False]
 
 
+def test_scores_that_are_nan_predict_no_class(model: nn.Sequential, batch: FixedBatch) -> None:
+    with torch.no_grad():
+        model[-1].bias.fill_(torch.nan)
+    (true, *_) = drawn(SaliencyMaps(methods="gradient"), model, batch).values()
+    targets = batch.targets[:8].tolist()
+    assert true.notes == [f"target class {target}; no class is predicted: scores are NaN" for target in targets]
+
+
 @pytest.mark.parametrize("target", ["predicted", 3, "three"])
 def test_another_class_can_be_asked_for(model: nn.Sequential, batch: FixedBatch, target: int | str) -> None:
     batch.class_names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -278,7 +278,8 @@ class SaliencyMaps(Probe):
                 wrong = ", wrong" if shown.labels is not None and guess != int(shown.labels[i]) else ""
                 explained = "explains" if found.question.suffix else "target"
                 parts.append(f"{explained} {self._class_name(int(found.question.targets[i]))}")
-                parts.append(f"predicted {self._class_name(guess)} ({share:.0%}{wrong})")
+                predicted = f"predicted {self._class_name(guess)} ({share:.0%}{wrong})"
+                parts.append("no class is predicted: scores are NaN" if math.isnan(share) else predicted)
             if found.gap is not None:
                 parts.append(f"gap {float(found.gap.absolute[i]):+.2g} ({100 * float(found.gap.relative[i]):.2g}%)")
             notes.append("; ".join(parts))
