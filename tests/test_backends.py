@@ -260,3 +260,8 @@ def test_a_backend_with_an_owner_is_told_where_the_training_is_and_can_ask_for_a
     owned.deliver()
     assert [step for step, _ in owned.of("health/x")] == [7, 8, 9]
     monitor.close()
+
+
+def test_a_path_that_names_nothing_is_refused() -> None:
+    with pytest.raises(TypeError, match="names no folder"):
+        vizlog.Monitor(nn.Linear(2, 2), to="")

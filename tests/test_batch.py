@@ -185,6 +185,7 @@ def test_embeddings_are_no_class_scores() -> None:
     certain = nn.functional.one_hot(torch.tensor([0, 1, 2, 0])).float()  # probabilities, of length 1 too
     assert FixedBatch(x, class_names="abc").logits(certain) is certain
     assert FixedBatch(x, class_names="ab").logits(LOGITS) is LOGITS  # a head may be padded
+    assert FixedBatch(x, torch.tensor([0, 1, 2, 0]), class_names="a").logits(LOGITS) is LOGITS  # names are missing
 
 
 def test_whether_an_output_is_embeddings_is_found_out_once() -> None:

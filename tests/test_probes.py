@@ -262,6 +262,24 @@ def test_parameters_of_no_watched_optimizer_are_not_said_to_come_in_turn() -> No
     assert "in turn" not in record.caption
 
 
+@pytest.mark.parametrize(
+    ("probe", "argument"),
+    [
+        (vizlog.AttentionMaps, "heads"),
+        (vizlog.Embeddings, "examples"),
+        (vizlog.WeightHistograms, "most"),
+        (vizlog.ActivationHistograms, "most"),
+        (vizlog.FilterImages, "most"),
+        (vizlog.FeatureMaps, "channels"),
+        (vizlog.SaliencyMaps, "samples"),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["all", 1.5, True, -1])
+def test_what_is_no_number_of_things_is_named(probe: Any, argument: str, wrong: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{probe.__name__}\({argument}=\) needs a number >= 1.*, got {wrong!r}"):
+        probe(**{argument: wrong})
+
+
 def test_no_update_ratios_at_all_are_refused() -> None:
     with pytest.raises(ValueError, match=r"UpdateRatios\(most=\) needs a number >= 1 or None, got 0"):
         vizlog.UpdateRatios(most=0)

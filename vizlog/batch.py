@@ -277,7 +277,7 @@ class FixedBatch:
 
         Probabilities of one class alone have that length too, but are no negative numbers.
         """
-        if self.class_names and found.shape[1] > 2 * len(self.class_names):  # a head may be padded
+        if self.class_names and found.shape[1] > 2 * max(len(self.class_names), self._classes):  # a head may be padded
             return True
         values = found.detach().float()
         rounding = 1e-4 if found.dtype in (torch.float32, torch.float64) else 2e-2

@@ -18,6 +18,8 @@ def open_backend(to: Any) -> Backend:
         TypeError: it is none of these; says what was expected.
         ImportError: the library that it needs is missing; says what to type.
     """
+    if to == "":
+        raise TypeError('to="" names no folder: give one such as "runs/a", or None to write nothing')
     if isinstance(to, (str, os.PathLike)):
         from vizlog.backends.tensorboard import TensorBoard
 

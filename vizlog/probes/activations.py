@@ -91,6 +91,7 @@ class ActivationHistograms(Probe):
         super().__init__(every=every)
         if source not in ("auto", "batch", "live"):
             raise ValueError(f"{self.name}(source=) takes 'auto', 'batch' or 'live', got {source!r}")
+        self._check_numbers(most=most, or_none=True)
         self._select, self._source, self._most = select, source, most
         self._matches: Matcher = matcher(select) if select is not None else _leaf_or_function
         self._live = source == "live"

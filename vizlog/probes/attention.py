@@ -53,9 +53,7 @@ class AttentionMaps(Probe):
         tokens: int = 128,
     ) -> None:
         super().__init__(every=every)
-        for name, value in (("layers", layers), ("heads", heads), ("examples", examples), ("tokens", tokens)):
-            if value < 1:
-                raise ValueError(f"AttentionMaps({name}=) needs a number >= 1, got {value}")
+        self._check_numbers(layers=layers, heads=heads, examples=examples, tokens=tokens)
         self._select, self._matches = select, matcher(select)
         self._most_layers = layers
         self._shown = Shown(range(examples), heads, tokens)

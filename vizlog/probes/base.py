@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -118,6 +119,18 @@ class Probe:
 
     def __init__(self, *, every: int | Schedule = 100) -> None:
         self.schedule = as_schedule(every)
+
+    def _check_numbers(self, *, or_none: bool = False, **given: Any) -> None:
+        """Raises where one of these arguments is no whole number above 0.
+
+        Raises:
+            ValueError: names it.
+        """
+        for name, value in given.items():
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if not (or_none and value is None) and (not whole or value < 1):
+                wanted = "a number >= 1 or None" if or_none else "a number >= 1"
+                raise ValueError(f"{self.name}({name}=) needs {wanted}, got {value!r}")
 
     @property
     def name(self) -> str:

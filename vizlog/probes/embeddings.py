@@ -70,10 +70,7 @@ class Embeddings(Probe):
         examples: int = 256,
     ) -> None:
         super().__init__(every=every)
-        if examples < 1:
-            raise ValueError(f"{self.name}(examples=) needs a number >= 1, got {examples}")
-        if layers < 1:
-            raise ValueError(f"{self.name}(layers=) needs a number >= 1, got {layers}")
+        self._check_numbers(examples=examples, layers=layers)
         if isinstance(label, str) and label not in {"class", "token"}:
             raise ValueError(f"{self.name}(label=) takes 'class', 'token' or an array of labels, got {label!r}")
         self._select, self._matches = select, matcher(select)

@@ -40,8 +40,7 @@ class FeatureMaps(Probe):
         channels: int = 32,
     ) -> None:
         super().__init__(every=every)
-        if channels < 1:
-            raise ValueError(f"{self.name}(channels=) needs a number >= 1, got {channels}")
+        self._check_numbers(channels=channels)
         self._select, self._example, self._channels = select, example, channels
         self._layers: set[str] = set()
         self._row = example

@@ -34,8 +34,7 @@ class FilterImages(Probe):
 
     def __init__(self, select: Select = None, *, every: int | Schedule = LogSpaced(every=100), most: int = 64) -> None:  # noqa: B008
         super().__init__(every=every)
-        if most < 1:
-            raise ValueError(f"{self.name}(most=) needs a number >= 1, got {most}")
+        self._check_numbers(most=most)
         self._select, self._most = select, most
         self._shapes: dict[str, tuple[int, int, int] | None] = {}
         self._weights: dict[str, str] = {}

@@ -75,9 +75,7 @@ class SaliencyMaps(Probe):
         baseline: Tensor | float = 0.0,
     ) -> None:
         super().__init__(every=every)
-        for name, value in (("examples", examples), ("samples", samples), ("steps", steps)):
-            if value < 1:
-                raise ValueError(f"SaliencyMaps({name}=) needs a number >= 1, got {value}")
+        self._check_numbers(examples=examples, samples=samples, steps=steps)
         if isinstance(target, bool) or not isinstance(target, int | str):
             raise TypeError(f"SaliencyMaps(target=) takes 'true', 'predicted' or a class, got {target!r}")
         self._asked = None if methods is None else _known(methods)

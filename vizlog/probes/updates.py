@@ -49,8 +49,7 @@ class UpdateRatios(Probe):
         most: int | None = 64,
     ) -> None:
         super().__init__(every=every)
-        if most is not None and most < 1:
-            raise ValueError(f"{self.name}(most=) needs a number >= 1 or None, got {most}")
+        self._check_numbers(most=most, or_none=True)
         matcher(select)  # raises where it is no selection
         self._select, self._most = select, most
         self._position: tuple[str, int] = ("", 0)
