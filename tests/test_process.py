@@ -374,18 +374,24 @@ def test_a_fork_neither_ends_nor_uses_the_child_of_its_parent():
     assert ran.stderr == ""
 
 
-@needs_posix
-def test_a_child_ends_by_itself_though_a_fork_of_its_parent_goes_on(process):
-    process.call(os.getpid)
-    child = process._child  # held, as by a thread that is left behind by the fork
-    reads, writes = os.pipe()
+def fork_that_waits(reads, writes):
+    """A forked process that lives until the pipe's end to write to is closed here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
         fork = os.fork()
     if fork == 0:
         os.close(writes)
-        os.read(reads, 1)  # until the parent is done
+        os.read(reads, 1)
         os._exit(0)
+    return fork
+
+
+@needs_posix
+def test_a_child_ends_by_itself_though_a_fork_of_its_parent_goes_on(process):
+    process.call(os.getpid)
+    child = process._child  # held, as by a thread that is left behind by the fork
+    reads, writes = os.pipe()
+    fork = fork_that_waits(reads, writes)
     process.close()
     os.close(writes)
     os.close(reads)
@@ -411,13 +417,7 @@ def test_a_fork_while_a_child_is_started_does_not_hold_it_up(process, monkeypatc
     thread = threading.Thread(target=lambda: answers.append(process.call(math.sqrt, 4)))
     thread.start()
     assert under_way.wait(30)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
-        fork = os.fork()
-    if fork == 0:
-        os.close(writes)
-        os.read(reads, 1)  # until the parent is done
-        os._exit(0)
+    fork = fork_that_waits(reads, writes)
     forked.set()
     thread.join(10)
     answered = list(answers)
