@@ -253,6 +253,55 @@ def test_hooks_of_ones_own_that_raise_or_change_arguments() -> None:
     assert (len(told), len(told_too)) == (3, 6)
 
 
+def test_arguments_that_a_hook_of_ones_own_has_changed_reach_the_step() -> None:
+    class Told(SGD):
+        def step(self, closure: Any = None, *, word: str = "") -> str:  # type: ignore[override]
+            return word
+
+    optimizer = Told([nn.Parameter(torch.ones(2))], lr=0.1)
+    told, hooks = watched(optimizer)
+    optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: (args, {**kwargs, "word": "theirs"}))
+    assert [optimizer.step(), optimizer.step()] == ["theirs", "theirs"]
+    assert [moment for moment, *_ in told] == ["before", "gradients", "after"] * 2
+    hooks.remove()
+
+
+def test_a_closure_is_read_also_where_a_hook_of_ones_own_came_later() -> None:
+    optimizer = made()
+    parameter = optimizer.param_groups[0]["params"][0]
+    told, hooks = watched(optimizer)
+    optimizer.register_step_pre_hook(lambda *_: None)
+
+    def closure() -> Tensor:
+        parameter.grad = torch.full_like(parameter, 5.0)
+        return torch.tensor(1.0)
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    assert torch.equal(told[1][2], torch.full((2,), 5.0))  # type: ignore[arg-type]
+    hooks.remove()
+
+
+@pytest.mark.parametrize("wrong", [5, (1, 2, 3), [1, 2]])
+def test_what_a_hook_of_ones_own_must_not_return_is_told_by_torch(wrong: Any) -> None:
+    optimizer = made()
+    _, hooks = watched(optimizer)
+    optimizer.register_step_pre_hook(lambda *_: wrong)
+    with pytest.raises(RuntimeError, match="must return None or a tuple"):
+        optimizer.step()
+    hooks.remove()
+
+
+def test_hooks_that_are_cleared_away_are_gone() -> None:
+    optimizer = made()
+    told, hooks = watched(optimizer)
+    optimizer.step()
+    optimizer._optimizer_step_pre_hooks.clear()
+    optimizer.register_step_pre_hook(lambda *_: None)
+    optimizer.step()
+    assert [moment for moment, *_ in told].count("before") == 1
+    hooks.remove()
+
+
 @pytest.mark.parametrize("overflow", [True, False])
 def test_a_fused_step_under_a_scaler_is_read_unscaled_and_says_whether_it_was_skipped(*, overflow: bool) -> None:
     parameter = nn.Parameter(torch.ones(2))
@@ -298,6 +347,7 @@ def test_hooks_on_all_optimizers_go_with_what_made_them() -> None:
         nothing: Any = lambda optimizer: None  # noqa: E731
         return StepHooks(given, before=nothing, gradients=nothing, after=nothing, other=nothing)
 
+    gc.collect()  # those of other tests
     before = len(everyones), len(everyones_first)
     kept = hook([made()])
     assert (len(everyones), len(everyones_first)) == (before[0] + 1, before[1] + 1)
