@@ -369,6 +369,10 @@ def test_no_output_is_kept_once_the_live_forward_is_over() -> None:
         capture.attach_live(stack)
         model(torch.ones(1, 2)).backward()
         assert [output() for output in outputs] == [None]
+        assert capture._frame is None
+        with torch.no_grad():
+            model.eval()(torch.ones(1, 2))
+        assert capture._frame is None
 
 
 def test_a_model_that_catches_what_ended_a_part_of_it_is_seen_to_its_end() -> None:

@@ -278,6 +278,7 @@ def test_a_closure_is_read_also_where_a_hook_of_ones_own_came_later() -> None:
 
     optimizer.step(closure)  # type: ignore[arg-type]
     assert torch.equal(told[1][2], torch.full((2,), 5.0))  # type: ignore[arg-type]
+    assert torch.equal(told[1][1], torch.ones(2))  # before the step
     hooks.remove()
 
 
@@ -296,7 +297,8 @@ def test_hooks_that_are_cleared_away_are_gone() -> None:
     told, hooks = watched(optimizer)
     optimizer.step()
     optimizer._optimizer_step_pre_hooks.clear()
-    optimizer.register_step_pre_hook(lambda *_: None)
+    for _ in range(2):
+        optimizer.register_step_pre_hook(lambda *_: None)
     optimizer.step()
     assert [moment for moment, *_ in told].count("before") == 1
     hooks.remove()
