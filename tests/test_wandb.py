@@ -28,7 +28,7 @@ from wandb_file import WrittenRun, read_run
 import vizlog
 from vizlog.backends.memory import Memory
 from vizlog.backends.wandb import WandB, _FileBudget, _histograms
-from vizlog.backends.wandb_numbers import _short_edges, short
+from vizlog.backends.wandb_numbers import _short_edges, short, short_histograms
 from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Scalar, Surface, Text
 from vizlog.views.raster import raster
 
@@ -237,10 +237,31 @@ def test_more_than_64_bins_are_merged_without_moving_a_count(run: wandb.Run) -> 
     ],
 )
 def test_short_edges_show_each_bin_as_wide_as_it_is(edges: np.ndarray) -> None:
-    (found,) = _short_edges([edges])
+    (found,) = _short_edges(edges[None])
     assert np.isfinite(found).all()
     np.testing.assert_allclose(np.diff(np.divide(found, 4)), np.diff(edges / 4), rtol=0.021)
     np.testing.assert_allclose(found, edges, rtol=5e-5)
+
+
+def test_numbers_of_many_histograms_are_those_of_each() -> None:
+    generator = np.random.default_rng(0)
+    records = []
+    for number, (bins, low, high) in enumerate(
+        [(64, -3, 3), (7, 999.9999, 1000.0001), (64, 0, 1e-30), (33, -1e300, 1)]
+    ):
+        counts = generator.integers(0, 10**9, bins) if number % 2 else generator.random(bins) * 1e6
+        records.append(record_of(np.linspace(low, high, bins + 1), counts))
+    for most in (64, 8):
+        together = short_histograms(records, most)
+        assert together == [short_histograms([record], most)[0] for record in records]
+        for (counts, edges), record in zip(together, records, strict=True):
+            assert len(edges) - 1 == len(counts) <= most
+            assert sum(counts) == pytest.approx(record.count, rel=1e-4)
+            assert {type(count) for count in counts} == {int if record.counts.dtype == np.int64 else float}
+
+
+def record_of(edges: np.ndarray, counts: np.ndarray) -> Histogram:
+    return Histogram("a", edges, counts, float(counts.sum()), 0, 0, 0, 0, edges[0], edges[-1], 0.0, 1.0, {})
 
 
 @pytest.mark.parametrize("digits", [1, 5, 12])

@@ -21,7 +21,12 @@ _SHIFT = 0.01
 def short_histograms(records: Sequence[Histogram], most: int) -> list[tuple[list[float], list[float]]]:
     """(counts, edges) of each, of at most so many bins; at once, since numpy takes as long for few as for many."""
     binned = [_at_most_bins(most, np.asarray(record.edges), np.asarray(record.counts)) for record in records]
-    return list(zip(_short_counts([c for _, c in binned]), _short_edges([e for e, _ in binned]), strict=True))
+    found: dict[int, tuple[list[float], list[float]]] = {}
+    for number in {len(counts) for _, counts in binned}:
+        alike = [k for k, (_, counts) in enumerate(binned) if len(counts) == number]
+        edges, counts = (np.array([binned[k][part] for k in alike], np.float64) for part in (0, 1))
+        found |= zip(alike, zip(_short_counts(counts), _short_edges(edges), strict=True), strict=True)
+    return [found[k] for k in range(len(binned))]
 
 
 def _at_most_bins(most: int, edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -32,34 +37,24 @@ def _at_most_bins(most: int, edges: NDArray[Any], counts: NDArray[Any]) -> tuple
     return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
 
 
-def _short_edges(each: Sequence[NDArray[Any]]) -> list[list[float]]:
-    """Edges to 5 significant digits, or as many as show each bin as wide as it is."""
-    return [_near(edges, rounded).tolist() for edges, rounded in zip(each, _short_each(each), strict=True)]
-
-
-def _near(edges: NDArray[Any], rounded: NDArray[np.float64]) -> NDArray[np.float64]:
+def _short_edges(edges: NDArray[np.float64]) -> list[list[float]]:
+    """Edges (T, B+1) to 5 significant digits, or as many as show each bin as wide as it is."""
     with np.errstate(over="ignore"):  # a range may be wider than any number
-        allowed = _SHIFT * np.diff(edges).min()
+        allowed = _SHIFT * np.diff(edges).min(axis=1)
+    rounded = short(edges)
     for digits in range(_DIGITS + 1, 18):  # 17 tell all
-        if np.abs(rounded - edges).max() <= allowed:
+        moved = np.abs(rounded - edges).max(axis=1) > allowed
+        if not moved.any():
             break
-        rounded = short(edges, digits)
-    return rounded
+        rounded[moved] = short(edges[moved], digits)
+    return list(rounded.tolist())
 
 
-def _short_counts(each: Sequence[NDArray[Any]]) -> list[list[float]]:
-    """Whole counts as they are; where some of a histogram were interpolated, all of its to 5 significant digits."""
-    return [
-        list(map(int, counts.tolist())) if (np.rint(counts) == counts).all() else rounded.tolist()
-        for counts, rounded in zip(each, _short_each(each), strict=True)
-    ]
-
-
-def _short_each(each: Sequence[NDArray[Any]]) -> list[NDArray[np.float64]]:
-    """`short` of each (N,)."""
-    if not each:
-        return []
-    return np.split(short(np.concatenate(each)), np.cumsum([len(values) for values in each])[:-1])
+def _short_counts(counts: NDArray[np.float64]) -> list[list[float]]:
+    """Whole counts (T, B) as they are; where some of a histogram were interpolated, all of its to 5 digits."""
+    whole = (np.rint(counts) == counts).all(axis=1)
+    as_they_are, rounded = iter(counts[whole].astype(np.int64).tolist()), iter(short(counts[~whole]).tolist())
+    return [next(as_they_are if each else rounded) for each in whole.tolist()]
 
 
 def short(values: NDArray[Any], digits: int = _DIGITS) -> NDArray[np.float64]:

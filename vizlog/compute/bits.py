@@ -169,9 +169,10 @@ class BitCounts:
     @property
     def nonfinite(self) -> int:
         """Elements that are NaN or infinite."""
-        return self.nans + self.pos_infs + self.neg_infs
+        _, _, nans, pos_infs, neg_infs = self.tallies.tolist()
+        return int(nans + pos_infs + neg_infs)
 
-    @functools.cached_property
+    @property
     def finite(self) -> int:
         count, _, nans, pos_infs, neg_infs = self.tallies.tolist()
         return int(count - nans - pos_infs - neg_infs)

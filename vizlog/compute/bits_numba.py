@@ -12,19 +12,19 @@ numba keeps machine code until the text of this file changes, whatever else is c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
+from numba import carray, types
 from numba.extending import intrinsic as typed_intrinsic
 from numba.extending import models, register_model
 from numpy.typing import NDArray
 
 from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear, linear_exponent
 from vizlog.compute.compiled import compiled
-from vizlog.compute.passes import TOLERABLE_ERROR, Chunks, Pass
+from vizlog.compute.passes import ALWAYS_LINEAR, TOLERABLE_ERROR, Chunks, Pass, Place
 
 __all__ = ["CompiledPass"]
 
@@ -146,6 +146,16 @@ def upper_bits_of_two(typing_context, patterns, start):  # type: ignore[no-untyp
 
     pair = types.UniTuple(types.uint64, 2)  # type: ignore[no-untyped-call]
     return pair(patterns, types.uint64), generate
+
+
+@intrinsic
+def pointer(typing_context, address):  # type: ignore[no-untyped-def]
+    """The address as a pointer, to make an array of."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.voidptr(address), generate
 
 
 @intrinsic
@@ -505,63 +515,109 @@ def extract_linear(tables, first, bins, counts):  # type: ignore[no-untyped-def]
 _linear_exponent = _compiled("int64(float64, float64)")(linear_exponent)
 
 
-_COUNT_WHOLE = """Tuple((int64, int64, int64))({0}[::1], {1}[::1], u{1}[::1], {1}, u{1}, uint32[:, ::1], uint32[::1],
-    {0}[::1], u{1}[::1], uint32[:, ::1], int32[::1], int64[::1], float64[::1], int64[:, ::1], boolean, float64)"""
+_COUNT_PLACES = """int64(int64[:, ::1], {1}, u{1}, uint32[:, ::1], uint32[::1], {0}[::1], {1}[::1], u{1}[::1],
+    uint32[:, ::1], int32[::1], int64[:, ::1], int64[:, ::1], float64[:, ::1], int64[:, ::1], int64[::1], int64, float64
+)"""
 
 
-@_compiled(_COUNT_WHOLE.format("float32", "int32"), _COUNT_WHOLE.format("float64", "int64"))
-def count_whole(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    values, signed, unsigned, negative_zero, shift, tables, merged,
-    edge, pattern, linear, places, tallies, moments, found, always_linear, tolerable_error,
+@_compiled(_COUNT_PLACES.format("float32", "int32"), _COUNT_PLACES.format("float64", "int64"))
+def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    places, negative_zero, shift, tables, merged, edge, signed, pattern, linear, scratch, found,
+    tallies, moments, spans, slab, always_linear, tolerable_error,
 ):  # fmt: skip
-    """What `Pass.count_pieces` does, of one piece, in one call.
+    """What `Pass.count_pieces` does, of T tensors, in one call.
 
     Args:
-        found: (4, N) the occupied bins and their counts, linear bins and their counts.
+        places: (T, 2) address and number.
+        edge, signed, pattern: (1,) scratch, three views of the same memory.
+        found: (4, N) scratch: occupied bins and their counts, linear bins and their counts.
+        tallies, moments: (T, 5) and (T, 4), as for `scan`.
+        spans: (T, 4), takes of each tensor where in the slab its bins begin, how many there are, of linear ones too,
+            and the exponent of these. Counts stand behind bins.
+        always_linear: up to how many elements there is a second pass anyway.
 
     Returns:
-        How many bins, how many linear ones, and the exponent of these.
+        How many tensors were counted: fewer than all where the slab is full. Then it begins at −1 of the last of them,
+        which stands in `found` alone.
     """
-    scan(values, signed, unsigned, negative_zero, shift, tables, tallies, moments)
-    bins = settle(tables, tallies, moments, 1 << MANTISSA_BITS, merged, found[0], found[1])
-    finite = tallies[0] - tallies[2] - tallies[3] - tallies[4]
-    low, high = moments[0], moments[1]
-    if finite and not always_linear:
-        occupied, counts = found[0, :bins], found[1, :bins]
-        expected = jumps(low, high, edge, pattern, shift, merged.size // 2, occupied, counts) / 8 / finite
-        always_linear = expected > tolerable_error
-    if not (finite and always_linear):
-        return bins, 0, 0
-    exponent = _linear_exponent(low, high)
-    first = math.floor(math.ldexp(low, -exponent))
-    scan_linear(values, math.ldexp(1.0, -exponent), np.float64(first), places, linear)
-    return bins, extract_linear(linear, np.int64(first), found[2], found[3]), exponent
+    at = np.int64(0)
+    for t in range(len(places)):
+        n = places[t, 1]
+        values = carray(pointer(places[t, 0]), (n,), edge.dtype)
+        unsigned = carray(pointer(places[t, 0]), (n,), pattern.dtype)
+        ints = carray(pointer(places[t, 0]), (n,), signed.dtype)
+        mine, its = tallies[t], moments[t]
+        scan(values, ints, unsigned, negative_zero, shift, tables, mine, its)
+        bins = settle(tables, mine, its, 1 << MANTISSA_BITS, merged, found[0], found[1])
+        finite = mine[0] - mine[2] - mine[3] - mine[4]
+        low, high = its[0], its[1]
+        needed = n <= always_linear
+        if finite and not needed:
+            occupied, counts = found[0, :bins], found[1, :bins]
+            expected = jumps(low, high, edge, pattern, shift, merged.size // 2, occupied, counts) / 8 / finite
+            needed = expected > tolerable_error
+        linear_bins = exponent = np.int64(0)
+        if finite and needed:
+            exponent = _linear_exponent(low, high)
+            first = math.floor(math.ldexp(low, -exponent))
+            scan_linear(values, math.ldexp(1.0, -exponent), np.float64(first), scratch, linear)
+            linear_bins = extract_linear(linear, np.int64(first), found[2], found[3])
+        spans[t, 0], spans[t, 1], spans[t, 2], spans[t, 3] = at, bins, linear_bins, exponent
+        if slab.size - at < 2 * (bins + linear_bins):
+            spans[t, 0] = -1
+            return t + 1
+        for row in range(4):
+            length = bins if row < 2 else linear_bins
+            slab[at : at + length] = found[row, :length]
+            at += length
+    return len(places)
 
 
 class CompiledPass(Pass):
     """Counts one tensor after another, from chunks of float32 or float64, of fewer than 2**32 values in all."""
 
     def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+        super().__init__(grid)
         merged, edge = np.zeros(2 * grid.first_negative, np.uint32), np.empty(1, grid.real)
         shift, negative_zero = grid.unsigned(grid.shift), np.array(-0.0, grid.real).view(grid.signed)[()]
         self._tables = np.zeros((TABLES, merged.size + PAD), np.uint32)
         self._merged = merged
         self._shift, self._negative_zero = shift, negative_zero
-        self._scratch = edge, edge.view(grid.unsigned)
+        self._scratch = edge, edge.view(grid.signed), edge.view(grid.unsigned)
         self._linear = np.zeros((2, LINEAR_BINS + 1), np.uint32), np.empty(LINEAR_BLOCK, np.int32)
         self._found = np.empty((4, 2 * grid.top + 1), np.int64)
-        self._slab, self._room = np.empty(0, np.int64), 0
+        self._slab = np.empty(0, np.int64)
 
-    def count_whole(self, values: NDArray[np.floating[Any]], *, always_linear: bool) -> BitCounts:
-        tallies, moments = np.zeros(5, np.int64), _NO_MOMENTS.copy()
-        bins, linear_bins, exponent = count_whole(
-            *(values, values.view(self._grid.signed), values.view(self._grid.unsigned)),
+    def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
+        counted: list[BitCounts] = []
+        while len(counted) < len(places):
+            counted += self._count_some(places[len(counted) :])
+        return counted
+
+    def _count_some(self, places: Sequence[Place]) -> list[BitCounts]:
+        """Of as many of them as there is room for what is found."""
+        number, slab = len(places), self._slab
+        tallies, moments = np.zeros((number, 5), np.int64), np.empty((number, 4))
+        moments[:] = _NO_MOMENTS
+        spans = np.empty((number, 4), np.int64)
+        number = count_places(
+            np.array(places, np.int64),
             *(self._negative_zero, self._shift, self._tables, self._merged, *self._scratch, *self._linear),
-            *(tallies, moments, self._found, always_linear, TOLERABLE_ERROR),
+            *(self._found, tallies, moments, spans, slab, ALWAYS_LINEAR, TOLERABLE_ERROR),
         )
-        linear = Linear(exponent, *self._kept(self._found[2:, :linear_bins])) if linear_bins else None
-        return BitCounts(self._grid.name, tallies, moments, *self._kept(self._found[:2, :bins]), linear)
+        name, counted = self._grid.name, []
+        for k, (start, bins, linear_bins, exponent) in enumerate(spans[:number].tolist()):
+            if start < 0:
+                mine, those = self._kept(self._found[:2, :bins])
+                on_linear, of_linear = self._kept(self._found[2:, :linear_bins])
+            else:
+                ends = start + bins, start + 2 * bins, start + 2 * bins + linear_bins, start + 2 * (bins + linear_bins)
+                mine, those = slab[start : ends[0]], slab[ends[0] : ends[1]]
+                on_linear, of_linear = slab[ends[1] : ends[2]], slab[ends[2] : ends[3]]
+                self._slab = slab[ends[3] :]
+            linear = Linear(exponent, on_linear, of_linear) if linear_bins else None
+            counted.append(BitCounts(name, tallies[k], moments[k], mine, those, linear))
+        return counted
 
     def count(self, chunks: Chunks) -> BitCounts:
         grid, found = self._grid, self._found
@@ -574,7 +630,8 @@ class CompiledPass(Pass):
 
     def interpolation_error(self, counts: BitCounts) -> float:
         grid, (low, high) = self._grid, counts.moments[:2]
-        found = jumps(low, high, *self._scratch, self._shift, grid.first_negative, counts.bins, counts.counts)
+        edge, _, pattern = self._scratch
+        found = jumps(low, high, edge, pattern, self._shift, grid.first_negative, counts.bins, counts.counts)
         return float(found) / 8 / counts.finite
 
     def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
@@ -586,11 +643,9 @@ class CompiledPass(Pass):
 
     def _kept(self, found: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A copy of these two rows, where nothing is ever written again."""
-        if self._room < found.size:
-            self._slab, self._room = np.empty(max(SLAB, found.size), np.int64), max(SLAB, found.size)
-        start = self._slab.size - self._room
-        kept = self._slab[start : start + found.size].reshape(found.shape)
-        self._room -= found.size
+        if self._slab.size < found.size:
+            self._slab = np.empty(max(SLAB, found.size), np.int64)
+        kept, self._slab = self._slab[: found.size].reshape(found.shape), self._slab[found.size :]
         kept[...] = found
         return kept[0], kept[1]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vizlog.compute.bits import LINEAR_BINS, BitCounts, Grid, Linear, added_moments, interpolation_error
+from vizlog.compute.bits import LINEAR_BINS, BitCounts, Linear, added_moments, interpolation_error
 from vizlog.compute.passes import Chunks, Pass
 
 __all__ = ["PlainPass"]
@@ -19,9 +19,6 @@ BLOCK = 1 << 16
 
 class PlainPass(Pass):
     """Counts one tensor after another, from chunks of float32 or float64."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
 
     def count(self, chunks: Chunks) -> BitCounts:
         table = np.zeros(2 * self._grid.first_negative, np.int64)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
-from vizlog.compute.bits import BitCounts, Linear, linear_exponent
+from vizlog.compute.bits import BitCounts, Grid, Linear, linear_exponent
 
-__all__ = ["ALWAYS_LINEAR", "TOLERABLE_ERROR", "Chunks", "Pass"]
+__all__ = ["ALWAYS_LINEAR", "TOLERABLE_ERROR", "Chunks", "Pass", "Place"]
 
 ALWAYS_LINEAR = 1 << 14
 """Elements up to which the second pass is always made: interpolated bins would show the noise of few values each."""
@@ -24,12 +26,25 @@ Chunks: TypeAlias = "Iterable[NDArray[Any]]"
 """Float32 or float64 (n,) each: the values of one tensor."""
 
 
+Place: TypeAlias = tuple[int, int]
+"""Where a tensor's values lie in memory, in one piece: the address, and how many there are."""
+
+
 class Pass(ABC):
     """Counts one tensor after another; keeps what it counts in for the next. Not to be shared by threads."""
 
-    def count_whole(self, values: NDArray[Any], *, always_linear: bool) -> BitCounts:
-        """Of values that lie in one piece (n,)."""
-        return self.count_pieces(lambda: (values,), always_linear=always_linear)
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
+        """Of tensors whose values are of the grid's own type; they must stay where they are meanwhile."""
+        return [self._count_place(*place) for place in places]
+
+    def _count_place(self, address: int, number: int) -> BitCounts:
+        values = np.frombuffer(
+            (ctypes.c_char * (number * self._grid.real(0).itemsize)).from_address(address), self._grid.real
+        )
+        return self.count_pieces(lambda: (values,), always_linear=number <= ALWAYS_LINEAR)
 
     def count_pieces(self, chunks: Callable[[], Chunks], *, always_linear: bool) -> BitCounts:
         """One pass over the values, and a second one where interpolated bins would not show the distribution well.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vizlog.compute.bits import GRIDS, BitCounts
 from vizlog.records import QUANTILES
 
-__all__ = ["LARGEST", "SHARES", "Shown", "shown"]
+__all__ = ["LARGEST", "SHARES", "Shown", "shown", "shown_one"]
 
 Shown = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 """Edges (B+1,), counts (B,) and the values at `QUANTILES`, of which there are none where no value is finite."""
@@ -20,8 +20,13 @@ SHARES = np.array(QUANTILES)
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def shown(counts: BitCounts, bins: int) -> Shown:
-    """Of settled counts, in at most `bins` bins; see `vizlog.compute.histogram.histogram`."""
+def shown(each: Sequence[BitCounts], bins: int) -> list[Shown]:
+    """Of each, in at most `bins` bins; see `vizlog.compute.histogram.histograms`."""
+    return [shown_one(counts, bins) for counts in each]
+
+
+def shown_one(counts: BitCounts, bins: int) -> Shown:
+    """The same of one."""
     finite, low, high = counts.finite, counts.min, counts.max
     edges = _shown_edges(counts, bins)
     if not finite:

@@ -1,4 +1,4 @@
-"""As `vizlog.compute.shown`, to the last bit but a zero's sign: in one compiled pass what numpy does in seventy calls.
+"""As `vizlog.compute.shown`, to the last bit but a zero's sign: for all tensors of a step in one compiled call.
 
 Imported only where numba is installed.
 """
@@ -6,11 +6,14 @@ Imported only where numba is installed.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vizlog.compute import shown as plain
-from vizlog.compute.bits import GRIDS, BitCounts, lower_edges
+from vizlog.compute.bits import GRIDS, BitCounts, Grid, Linear, lower_edges
 from vizlog.compute.compiled import compiled
 
 __all__ = ["shown"]
@@ -20,20 +23,44 @@ LARGEST = np.float64(np.finfo(np.float32).max)
 _ANYWHERE = np.repeat([[-np.inf], [np.inf], [0.0], [0.0]], len(plain.SHARES), axis=1)
 
 
-def shown(counts: BitCounts, bins: int) -> plain.Shown:
+def shown(each: Sequence[BitCounts], bins: int) -> list[plain.Shown]:
     """As `vizlog.compute.shown.shown`."""
-    finite, low, high = counts.finite, counts.min, counts.max
-    if not (finite and low < high):
-        return plain.shown(counts, bins)
-    grid, linear = GRIDS[counts.grid], counts.linear
-    edges, found, values = np.empty(bins + 1), np.empty(bins), plain.SHARES * (finite - 1) + 0.5
-    known = counts if linear is None else linear
-    exponent = 0 if linear is None else linear.exponent
-    number = draw(
-        *(counts.bins, counts.counts, known.bins, known.counts, linear is not None),
-        *(lower_edges(grid), grid.top, exponent, low, high, edges, found, values, np.array(_ANYWHERE)),
+    alike: dict[str, list[int]] = {}
+    for k, counts in enumerate(each):
+        if counts.finite:
+            alike.setdefault(counts.grid, []).append(k)
+    found: dict[int, plain.Shown | None] = {}
+    for name, places in alike.items():
+        found |= zip(places, _shown(GRIDS[name], [each[k] for k in places], bins), strict=True)
+    return [found.get(k) or plain.shown_one(counts, bins) for k, counts in enumerate(each)]
+
+
+def _shown(grid: Grid, each: Sequence[BitCounts], bins: int) -> list[plain.Shown | None]:
+    """Of counts on one grid; None where numpy has to: all values are equal, or too close for edges between them."""
+    number = len(each)
+    linear = [_NOTHING if counts.linear is None else counts.linear for counts in each]
+    edges, found, numbers = np.empty((number, bins + 1)), np.empty((number, bins)), np.empty(number, np.int64)
+    values = plain.SHARES * np.array([[counts.finite - 1.0] for counts in each]) + 0.5
+    draw(
+        *_joined([counts.bins for counts in each], [counts.counts for counts in each]),
+        *_joined([part.bins for part in linear], [part.counts for part in linear]),
+        np.array([part.exponent for part in linear]),
+        *(lower_edges(grid), grid.top, np.array([counts.moments for counts in each])),
+        *(edges, found, values, _ANYWHERE, numbers),
     )
-    return (edges[: number + 1], found[:number], values) if number else plain.shown(counts, bins)
+    return [
+        (edges[k, : shown + 1], found[k, :shown], values[k]) if shown else None
+        for k, shown in enumerate(numbers.tolist())
+    ]
+
+
+_NOTHING = Linear(0, np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def _joined(bins: list[NDArray[np.int64]], counts: list[NDArray[np.int64]]) -> tuple[NDArray[np.int64], ...]:
+    """All bins (K,), their counts (K,), and where those of each begin and end (T+1,)."""
+    starts = np.array(list(accumulate(map(len, bins), initial=0)))
+    return (bins[0], counts[0], starts) if len(bins) == 1 else (np.concatenate(bins), np.concatenate(counts), starts)
 
 
 @compiled("boolean(float64, float64, int64, boolean, float64[::1])")
@@ -108,28 +135,49 @@ def interpolate(bounds, ranks, low, high, least):  # type: ignore[no-untyped-def
         ranks[i] = min(max(value, low), high)
 
 
+_COUNTED = "int64[::1], int64[::1], int64[::1]"
+
+
 @compiled(
-    """int64(int64[::1], int64[::1], int64[::1], int64[::1], boolean, float64[::1], int64, int64, float64, float64,
-    float64[::1], float64[::1], float64[::1], float64[:, ::1])"""
+    f"""void({_COUNTED}, {_COUNTED}, int64[::1], float64[::1], int64, float64[:, ::1], float64[:, ::1], float64[:, ::1],
+    float64[:, ::1], float64[:, ::1], int64[::1])"""
 )
 def draw(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    bins, counts, linear_bins, linear_counts, on_grid, ends, top, exponent, low, high, edges, found, ranks, bounds
-):
-    """All of it in one call; returns how many bins are shown, 0 where there are none whose edges can be told apart.
+    bins, counts, starts, linear_bins, linear_counts, linear_starts, exponents, ends, top,
+    moments, edges, found, ranks, anywhere, numbers,
+):  # fmt: skip
+    """All of it for T tensors, in one call.
 
     Args:
-        linear_bins, linear_counts: as `bins` and `counts` where there are none (`on_grid` is false).
-        edges, found: take the edges and the counts between them.
-        ranks: turn into the values at them. bounds: (4, N), as `_ANYWHERE`; scratch.
+        bins, counts: (K,) of all tensors, one behind the other, from `starts` (T+1,) on; `linear_…` likewise, of those
+            that have such.
+        exponents: (T,) of the linear ones' width.
+        moments: (T, 4), each tensor's.
+        edges, found: (T, B+1) and (T, B), take the edges and the counts between them.
+        ranks: (T, N), turn into the values at them.
+        anywhere: (4, N), `_ANYWHERE`.
+        numbers: (T,), takes how many bins are shown: 0 where there are none whose edges can be told apart.
     """
-    number = found.size
-    while number and not draw_edges(low, high, exponent, on_grid, edges[: number + 1]):
-        number //= 2
-    if number:
-        at, between = edges[: number + 1], found[:number]
-        count_between(linear_bins, linear_counts, ends, top, exponent, on_grid, low, high, at, between)
-        narrow(bins, counts, ends, top, exponent, False, low, high, ranks, bounds)
+    bounds = np.empty_like(anywhere)
+    for t in range(numbers.size):
+        low, high = moments[t, 0], moments[t, 1]
+        mine, those = bins[starts[t] : starts[t + 1]], counts[starts[t] : starts[t + 1]]
+        on_linear = linear_bins[linear_starts[t] : linear_starts[t + 1]]
+        of_linear = linear_counts[linear_starts[t] : linear_starts[t + 1]]
+        on_grid, exponent = on_linear.size > 0, exponents[t]
+        number = edges.shape[1] - 1 if low < high else 0
+        while number and not draw_edges(low, high, exponent, on_grid, edges[t, : number + 1]):
+            number //= 2
+        numbers[t] = number
+        if not number:
+            continue
+        at, between = edges[t, : number + 1], found[t, :number]
+        bounds[:] = anywhere
         if on_grid:
-            narrow(linear_bins, linear_counts, ends, top, exponent, True, low, high, ranks, bounds)
-        interpolate(bounds, ranks, low, high, ends[top + 1])
-    return number
+            count_between(on_linear, of_linear, ends, top, exponent, True, low, high, at, between)
+        else:
+            count_between(mine, those, ends, top, exponent, False, low, high, at, between)
+        narrow(mine, those, ends, top, exponent, False, low, high, ranks[t], bounds)
+        if on_grid:
+            narrow(on_linear, of_linear, ends, top, exponent, True, low, high, ranks[t], bounds)
+        interpolate(bounds, ranks[t], low, high, ends[top + 1])

@@ -17,7 +17,7 @@ from vizlog.capture import Call, Outputs, Request, Survey, device_of, is_compili
 from vizlog.compute.bits import Uncollected
 from vizlog.compute.bits_cuda import alive_by_kernel, can_count
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
-from vizlog.compute.histogram import BitCounts, Counts, Uncountable, count_bits, histogram, prepare
+from vizlog.compute.histogram import BitCounts, Counts, Uncountable, count_bits, histograms, prepare
 from vizlog.messages import LOG
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.records import Record
@@ -152,8 +152,9 @@ class ActivationHistograms(Probe):
             where = "live forward of this step" if forwards == 1 else f"{forwards} live forwards of this step"
         skipped = [f"{name}: {seen.skipped}" for name, seen in layers.items() if seen.skipped]
         left_out = f"; {len(skipped)} layers skipped ({skipped[0]})" if skipped else ""
-        for name in chosen:
-            yield histogram(f"activations/{name}", counts[name], caption=f"output of {name}, {where}{left_out}")
+        yield from histograms(
+            [(f"activations/{name}", counts[name], f"output of {name}, {where}{left_out}") for name in chosen]
+        )
         yield from _figures(counted, counts, where)
 
     def _wanted(self, layer: str, module: nn.Module | None) -> bool:

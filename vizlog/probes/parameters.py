@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vizlog.capture import Gradients, Request, Survey, Weights, device_of
-from vizlog.compute.histogram import BitCounts, Counts, Uncountable, count_each, histogram, prepare
+from vizlog.compute.histogram import BitCounts, Counts, Uncountable, count_each, histograms, prepare
 from vizlog.probes.base import Figures, Probe
 from vizlog.probes.health import layer_of
 from vizlog.records import Record
@@ -63,8 +63,7 @@ class ParameterHistograms(Probe):
         left_out = f"; {len(skipped)} skipped ({next(iter(skipped.values()))})" if skipped else ""
         drawn = self._choose(list(counts))
         left_out += f"; {len(drawn)} of {len(counts)} tensors are drawn" if len(drawn) < len(counts) else ""
-        for name in drawn:
-            yield histogram(f"{self.kind}/{name}", counts[name], caption=self.caption(name) + left_out)
+        yield from histograms([(f"{self.kind}/{name}", counts[name], self.caption(name) + left_out) for name in drawn])
         yield from self.figures(counts)
 
     def caption(self, name: str) -> str:
