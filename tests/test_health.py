@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from vizlog.compute import health
 from vizlog.compute.health import LIMITS, alive, dead_units, saturated, saturated_rows, unit_dim
+
+
+@pytest.fixture(params=["numba", "torch"], autouse=True)
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to look for units that are alive."""
+    if request.param == "torch":
+        monkeypatch.setattr(health, "_find_alive", lambda: None)
+    else:
+        pytest.importorskip("numba")
 
 
 def test_a_unit_is_dead_if_it_is_zero_for_every_example_and_position() -> None:
@@ -71,6 +81,8 @@ def test_channels_last_memory_gives_the_same_flags() -> None:
     output = torch.randn(2, 6, 4, 4).relu()
     output[:, 3] = 0
     assert torch.equal(alive(output.to(memory_format=torch.channels_last), 1), alive(output, 1))
+    assert alive(output[::2, ::2, 1:], 1).tolist() == [True, True, True]
+    assert alive(output[:1, 2:4].expand(5, 2, 4, 4), 1).tolist() == [True, False]
 
 
 def test_saturated_is_within_two_percent_of_the_range_of_either_limit() -> None:

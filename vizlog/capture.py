@@ -326,7 +326,8 @@ class Capture:
                 if isinstance(request, Outputs) and not request.matches(call.layer, call.module):
                     continue
                 began = time.perf_counter()
-                with torch.no_grad(), torch._C.DisableTorchFunction():
+                # In this order: to switch gradients off is a torch function too.
+                with torch._C.DisableTorchFunction(), torch.no_grad():
                     result = request.reduce(call)
                 self.seconds[key] += time.perf_counter() - began
             except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own

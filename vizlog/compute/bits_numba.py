@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import carray, types
+from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic as typed_intrinsic
 from numba.extending import models, register_model
 from numpy.typing import NDArray
@@ -272,15 +272,14 @@ def _scan_block(values, unsigned, center, shift, tables):  # type: ignore[no-unt
     return lowest, highest, total, squares
 
 
-@_compiled("Tuple((int64, int64))(int32[::1], int32)", "Tuple((int64, int64))(int64[::1], int64)")
-def _zeros(signed, negative_zero):  # type: ignore[no-untyped-def]
-    """How many elements are +0.0, and how many −0.0."""
-    positive = negative = np.int32(0)
+@_compiled("int64(int32[::1], int32)", "int64(int64[::1], int64)")
+def _count_equal(signed, pattern):  # type: ignore[no-untyped-def]
+    """How many elements have this bit pattern."""
+    number = np.int32(0)
     for j in range(signed.size):
         # numba adds 32-bit numbers as 64-bit ones, half as many in a vector, unless told that the sum has 32 again.
-        positive = np.int32(positive + np.int32(signed[j] == 0))
-        negative = np.int32(negative + np.int32(signed[j] == negative_zero))
-    return positive, negative
+        number = np.int32(number + np.int32(signed[j] == pattern))
+    return number
 
 
 @_compiled("void(float64[::1], int64, float64, float64, float64)")
@@ -328,20 +327,23 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
     """
     first_negative = (tables.shape[1] - PAD) // 2
     at_zero, below_zero = tables[:, 0], tables[:, first_negative]
+    zero = negative_zero ^ negative_zero
     for start in range(0, values.size, BLOCK):
         stop = min(values.size, start + BLOCK)
         block, ints = values[start:stop], signed[start:stop]
         n = stop - start
         finite = np.float64(tallies[0] - tallies[2] - tallies[3] - tallies[4])
         center = moments[2] / finite if finite > 0 else np.float64(block[0])
-        before = at_zero.sum() + below_zero.sum()
+        at_zero_before, below_zero_before = at_zero.sum(), below_zero.sum()
         lowest, highest, total, squares = _scan_block(block, unsigned[start:stop], center, shift, tables)
-        if at_zero.sum() + below_zero.sum() != before:
-            positive, negative = _zeros(ints, negative_zero)
-            at_zero[0] -= np.uint32(positive)
-            below_zero[0] -= np.uint32(negative)
-            tallies[1] += positive + negative
-
+        if at_zero.sum() != at_zero_before:
+            zeros = _count_equal(ints, zero)
+            at_zero[0] -= np.uint32(zeros)
+            tallies[1] += zeros
+        if below_zero.sum() != below_zero_before:
+            zeros = _count_equal(ints, negative_zero)
+            below_zero[0] -= np.uint32(zeros)
+            tallies[1] += zeros
         if not np.isfinite(squares):  # nor where squares of finite values are too large for a float64
             _block_with_nonfinite(block, tallies, moments)
             continue

@@ -5,11 +5,16 @@ Each function counts what adds up or can be or-ed over calls, so that many calls
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vizlog.compute.bits_cuda import beyond_by_kernel, can_count
@@ -59,6 +64,10 @@ def alive(output: Tensor, channel_dim: int = -1) -> Tensor:
         return torch.zeros(output.shape[channel_dim], dtype=torch.bool, device=output.device)
     if output.device.type != "cpu":  # asking would wait for it
         return _any(output, others)
+    if (values := _in_memory(output, channel_dim % output.dim())) is not None and (find := _find_alive()) is not None:
+        flags = np.zeros(values.shape[1], bool)
+        find(values, flags)
+        return torch.from_numpy(flags)
     found = _any(_first(output, others), others)
     unseen = (~found).nonzero().flatten()
     if 2 * len(unseen) > len(found):
@@ -66,6 +75,29 @@ def alive(output: Tensor, channel_dim: int = -1) -> Tensor:
     if len(unseen):
         found[unseen] = _any(output.index_select(channel_dim, unseen), others)
     return found
+
+
+def _in_memory(output: Tensor, dim: int) -> NDArray[np.floating[Any]] | None:
+    """The values as they lie, (before, units, behind) the units; None where they do not lie in one piece."""
+    if output.dtype not in (torch.float32, torch.float64) or type(output) is not Tensor or output.is_neg():
+        return None
+    if not output.is_contiguous():
+        order = sorted(range(output.dim()), key=output.stride, reverse=True)
+        output, dim = output.permute(order), order.index(dim)
+        if not output.is_contiguous():
+            return None
+    shape = output.shape
+    return output.numpy().reshape(math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :]))
+
+
+@functools.cache
+def _find_alive() -> Callable[[NDArray[np.floating[Any]], NDArray[np.bool_]], None] | None:
+    """Compiled, where numba is installed."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    from vizlog.compute.health_numba import find_alive
+
+    return find_alive
 
 
 def _first(output: Tensor, dims: list[int]) -> Tensor:

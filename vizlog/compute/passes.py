@@ -41,9 +41,8 @@ class Pass(ABC):
         return [self._count_place(*place) for place in places]
 
     def _count_place(self, address: int, number: int) -> BitCounts:
-        values = np.frombuffer(
-            (ctypes.c_char * (number * self._grid.real(0).itemsize)).from_address(address), self._grid.real
-        )
+        memory = (ctypes.c_char * (number * self._grid.real(0).itemsize)).from_address(address)
+        values = np.frombuffer(memoryview(memory), self._grid.real)
         return self.count_pieces(lambda: (values,), always_linear=number <= ALWAYS_LINEAR)
 
     def count_pieces(self, chunks: Callable[[], Chunks], *, always_linear: bool) -> BitCounts:

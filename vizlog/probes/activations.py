@@ -37,7 +37,7 @@ class _Seen:
     Args:
         counts: of its values, `BitCounts` once they are on the host; None where they cannot be counted, for the reason
             in `skipped`.
-        alive: (units,) bool, which units were ever other than zero.
+        alive: (units,) bool, which units were ever other than zero; True: all of them; None: it has no units.
         saturated: how many of `could_saturate` values (of a softmax: rows) were, or None for a layer without limits.
     """
 
@@ -52,10 +52,19 @@ class _Seen:
             return other if self.counts is None else self
         return _Seen(
             self.counts + other.counts,
-            self.alive | other.alive if self.alive.shape == other.alive.shape else self.alive,
+            _either(self.alive, other.alive),
             self.saturated + other.saturated if self.saturated is not None else None,
             self.could_saturate + other.could_saturate,
         )
+
+
+def _either(alive: Tensor | Literal[True] | None, other: Tensor | Literal[True] | None) -> Any:
+    """Which units were alive in one of two calls."""
+    if alive is True or other is True:
+        return True
+    if alive is None or other is None:
+        return alive if other is None else other
+    return alive | other if alive.shape == other.shape else alive
 
 
 class ActivationHistograms(Probe):
@@ -185,8 +194,7 @@ class _Reduction:
         except Uncountable as reason:
             return _Seen(None, skipped=str(reason))
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
-            no_units = torch.ones(0, dtype=torch.bool, device="cpu")  # it has values, but no units to tell apart
-            return _Seen(counts, no_units)
+            return _Seen(counts)  # it has values, but no units to tell apart
         return _Seen(counts, _alive(call, tensor, counts), *_saturation(call, tensor))
 
     def _counted(self, call: Call, tensor: Tensor) -> Counts:
@@ -200,10 +208,10 @@ class _Reduction:
         return self._counts
 
 
-def _alive(call: Call, tensor: Tensor, counts: Counts) -> Tensor:
+def _alive(call: Call, tensor: Tensor, counts: Counts) -> Tensor | Literal[True]:
     # Without a zero no unit is dead: most layers need no second look. On a device only a kernel can ask.
-    if isinstance(counts, BitCounts) and tensor.dim() and not counts.zeros:
-        return torch.ones(tensor.shape[call.channel_dim], dtype=torch.bool, device="cpu")
+    if isinstance(counts, BitCounts) and not counts.zeros:
+        return True
     values = tensor.detach()
     in_order = values.is_contiguous() or values.stride(call.channel_dim) == 1
     if isinstance(counts, Uncollected) and values.dim() and in_order and can_count(values):
@@ -237,7 +245,11 @@ def _given(call: Call, name: str, place: int, default: Any = None) -> Any:
 
 
 def _figures(layers: Mapping[str, _Seen], counts: Mapping[str, BitCounts], where: str) -> Iterable[Figures]:
-    dead = {name: 1 - float(seen.alive.float().mean()) for name, seen in layers.items() if seen.alive.numel()}
+    dead = {
+        name: 0.0 if seen.alive is True else 1 - float(seen.alive.float().mean())
+        for name, seen in layers.items()
+        if seen.alive is not None
+    }
     zeros = {name: count.zeros / count.count for name, count in counts.items()}
     nonfinite = {name: count.nonfinite / count.count for name, count in counts.items()}
     saturation = {
