@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -22,9 +23,10 @@ from vizlog.compute import histogram as module
 from vizlog.compute.bits import GRIDS, interpolation_error
 from vizlog.compute.bits_numpy import PlainPass
 from vizlog.compute.bits_torch import count_on_device
-from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, count_each, fine, histogram
+from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, count_each, fine, histogram, histograms
 from vizlog.compute.shown import shown
 from vizlog.compute.transfer import to_host
+from vizlog.records import Histogram
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 INTS = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool]
@@ -250,6 +252,44 @@ def test_compiled_code_shows_to_the_last_bit_what_numpy_does(n: int) -> None:
         assert compiled([], bins) == []
 
 
+def test_histograms_made_together_are_those_made_one_by_one() -> None:
+    tensors = [make(n) for make in DISTRIBUTIONS.values() for n in (1, 300, 40_000)]
+    tensors += [everything(dtype) for dtype in FLOATS] + [torch.empty(0), torch.tensor([NAN, INF])]
+    named = [(f"weights/{k}", counts, f"caption {k}") for k, counts in enumerate(count_each(tensors))]
+    for (tag, counts, caption), found in zip(named, histograms(named), strict=True):
+        one = histogram(tag, counts, caption=caption)
+        checked = Histogram(**vars(found))
+        for field in dataclasses.fields(Histogram):
+            for other in (one, checked):
+                np.testing.assert_equal(getattr(found, field.name), getattr(other, field.name))
+        assert (found.mean, found.std) == pytest.approx((counts.mean, counts.std), nan_ok=True)
+        assert sum(found.counts) == pytest.approx(counts.finite)
+    with pytest.raises(ValueError, match="a record needs a tag"):
+        histograms([("", named[0][1], "")])
+
+
+@pytest.mark.parametrize("room", [1 << 19, 3000, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_counts_of_many_are_those_of_each_wherever_memory_ends(
+    monkeypatch: pytest.MonkeyPatch, room: int, dtype: torch.dtype
+) -> None:
+    compiled = pytest.importorskip("vizlog.compute.bits_numba")
+    magnitudes = [10.0 ** torch.randint(-20, 20, (n,)) for n in (1, 7, 300, 20_000, 16_384, 16_385, 5)]
+    tensors = [(torch.randn(len(scale)) * scale).to(dtype) for scale in magnitudes]
+    tensors += [
+        torch.empty(0, dtype=dtype),
+        torch.randn(40, 30, dtype=dtype).t(),
+        torch.randn(2, 3, 4, 5, dtype=dtype)[..., ::2],
+    ]
+    monkeypatch.setattr(module, "_of_this_thread", threading.local())
+    monkeypatch.setattr(compiled, "SLAB", room)
+    together = count_each(tensors * 2)
+    monkeypatch.setattr(module, "_of_this_thread", threading.local())
+    monkeypatch.setattr(module, "_new_pass", PlainPass)
+    for found, alone in zip(together, count_each(tensors * 2), strict=True):
+        assert_equal_counts(found, alone)
+
+
 @pytest.mark.parametrize("n", [1_000, 20_000, 400_000])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_shown_bins_are_within_one_percent_of_numpys(name: str, n: int) -> None:
@@ -295,7 +335,7 @@ def test_quantiles_among_zeros_are_zero_and_not_nearly(n: int) -> None:
     mostly[:2], mostly[2:4] = 1.0, -1.0
     for tensor in (mostly, mostly.double(), mostly.clamp_min(0)):
         assert set(histogram("activations/relu", count_bits(tensor)).quantiles.values()) == {0.0}
-        *_, values = shown(count_bits(tensor), 64)
+        [(*_, values)] = shown([count_bits(tensor)], 64)
         assert set(values) == {0.0}
 
 
