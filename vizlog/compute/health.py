@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vizlog.compute.bits_cuda import beyond_by_kernel, can_count
 
-__all__ = ["LIMITS", "alive", "dead_units", "saturated", "saturated_rows", "unit_dim"]
+__all__ = ["LIMITS", "alive", "dead_units", "prepare", "saturated", "saturated_rows", "unit_dim"]
 
 LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -39,6 +39,11 @@ CERTAIN = 0.98
 
 _ONE_THREAD = (1 << 15) - 1
 """Of more elements torch shares the work out to threads, and waits for each: long, where the processor is busy."""
+
+
+def prepare() -> None:
+    """Loads what is compiled, or compiles it, so that the first forward that is looked at waits for nothing."""
+    _find_alive()
 
 
 def unit_dim(output: Tensor, *, convolution: bool) -> int:

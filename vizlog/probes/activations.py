@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.capture import Call, Outputs, Request, Survey, device_of, is_compiling
+from vizlog.compute import health
 from vizlog.compute.bits import Uncollected
 from vizlog.compute.bits_cuda import alive_by_kernel, can_count
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
@@ -115,6 +116,7 @@ class ActivationHistograms(Probe):
         self._live = self._source == "live" or survey is None
         self._examples = survey.batch.chunk if survey is not None else 0
         prepare(device_of(models))
+        health.prepare()
         modules = named_modules(models)
         if survey is None or self._live:
             found = [name for name, module in modules.items() if self._matches(name, module)]
