@@ -569,9 +569,9 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             spans[t, 0] = -1
             return t + 1
         for row in range(4):
-            length = bins if row < 2 else linear_bins
-            slab[at : at + length] = found[row, :length]
-            at += length
+            for k in range(bins if row < 2 else linear_bins):
+                slab[at] = found[row, k]
+                at += 1
     return len(places)
 
 

@@ -20,8 +20,6 @@ __all__ = ["shown"]
 
 LARGEST = np.float64(np.finfo(np.float32).max)
 
-_ANYWHERE = np.repeat([[-np.inf], [np.inf], [0.0], [0.0]], len(plain.SHARES), axis=1)
-
 
 def shown(each: Sequence[BitCounts], bins: int) -> list[plain.Shown]:
     """As `vizlog.compute.shown.shown`."""
@@ -46,7 +44,7 @@ def _shown(grid: Grid, each: Sequence[BitCounts], bins: int) -> list[plain.Shown
         *_joined([part.bins for part in linear], [part.counts for part in linear]),
         np.array([part.exponent for part in linear]),
         *(lower_edges(grid), grid.top, np.array([counts.moments for counts in each])),
-        *(edges, found, values, _ANYWHERE, numbers),
+        *(edges, found, values, numbers),
     )
     return [
         (edges[k, : shown + 1], found[k, :shown], values[k]) if shown else None
@@ -140,11 +138,11 @@ _COUNTED = "int64[::1], int64[::1], int64[::1]"
 
 @compiled(
     f"""void({_COUNTED}, {_COUNTED}, int64[::1], float64[::1], int64, float64[:, ::1], float64[:, ::1], float64[:, ::1],
-    float64[:, ::1], float64[:, ::1], int64[::1])"""
+    float64[:, ::1], int64[::1])"""
 )
 def draw(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     bins, counts, starts, linear_bins, linear_counts, linear_starts, exponents, ends, top,
-    moments, edges, found, ranks, anywhere, numbers,
+    moments, edges, found, ranks, numbers,
 ):  # fmt: skip
     """All of it for T tensors, in one call.
 
@@ -155,10 +153,9 @@ def draw(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         moments: (T, 4), each tensor's.
         edges, found: (T, B+1) and (T, B), take the edges and the counts between them.
         ranks: (T, N), turn into the values at them.
-        anywhere: (4, N), `_ANYWHERE`.
         numbers: (T,), takes how many bins are shown: 0 where there are none whose edges can be told apart.
     """
-    bounds = np.empty_like(anywhere)
+    bounds = np.empty((4, ranks.shape[1]))
     for t in range(numbers.size):
         low, high = moments[t, 0], moments[t, 1]
         mine, those = bins[starts[t] : starts[t + 1]], counts[starts[t] : starts[t + 1]]
@@ -171,12 +168,11 @@ def draw(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         numbers[t] = number
         if not number:
             continue
+        for j in range(ranks.shape[1]):
+            bounds[0, j], bounds[1, j], bounds[2, j], bounds[3, j] = -np.inf, np.inf, 0.0, 0.0
+        known, of_known = (on_linear, of_linear) if on_grid else (mine, those)
         at, between = edges[t, : number + 1], found[t, :number]
-        bounds[:] = anywhere
-        if on_grid:
-            count_between(on_linear, of_linear, ends, top, exponent, True, low, high, at, between)
-        else:
-            count_between(mine, those, ends, top, exponent, False, low, high, at, between)
+        count_between(known, of_known, ends, top, exponent, on_grid, low, high, at, between)
         narrow(mine, those, ends, top, exponent, False, low, high, ranks[t], bounds)
         if on_grid:
             narrow(on_linear, of_linear, ends, top, exponent, True, low, high, ranks[t], bounds)
