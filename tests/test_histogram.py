@@ -626,12 +626,17 @@ def test_a_device_counts_more_than_32_bits_hold(monkeypatch: pytest.MonkeyPatch)
     assert_equal_counts(count_bits(tensor), replace(moved, linear=count_bits(tensor).linear))
 
 
+@pytest.mark.parametrize("left", [0, 20])
+@pytest.mark.parametrize("start", [0, 10])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_has_no_memory_any_more_is_said(dtype: torch.dtype) -> None:
-    tensor = torch.ones(5, dtype=dtype)
-    tensor.untyped_storage().resize_(0)
-    with pytest.raises(Uncountable, match="given up"):
-        count_bits(tensor)
+def test_what_has_no_memory_any_more_is_said(dtype: torch.dtype, start: int, left: int) -> None:
+    flat = torch.ones(40, dtype=dtype)
+    tensors = flat[start:], flat[start:].view(-1, 2).t(), flat[start::3]
+    flat.untyped_storage().resize_(left)
+    for tensor in tensors:
+        with pytest.raises(Uncountable, match="given up"):
+            count_bits(tensor)
+    assert count_bits(flat[: left // 4]).count == left // 4
 
 
 def test_edges_number_the_bins_they_bound() -> None:

@@ -257,6 +257,8 @@ def test_numbers_of_many_histograms_are_those_of_each() -> None:
             assert len(edges) - 1 == len(counts) <= most
             assert sum(counts) == pytest.approx(record.count, rel=1e-4)
             assert {type(count) for count in counts} == {int if record.counts.dtype == np.int64 else float}
+    ((counts, _),) = short_histograms([record_of(np.arange(3.0), np.array([1e30, 2.0]))], 64)
+    assert counts == [1e30, 2.0]
 
 
 def record_of(edges: np.ndarray, counts: np.ndarray) -> Histogram:

@@ -111,7 +111,7 @@ class Histogram(_Tagged):
 
     @classmethod
     def unchecked(cls, tag: str, caption: str, **fields: Any) -> Histogram:
-        """One whose fields, all of them, hold what is checked else: a due step makes hundreds, and that took the most.
+        """One whose fields, all of them given, are known to be right: to check them took longer than to find them.
 
         Raises:
             ValueError: it has no tag.

@@ -52,7 +52,7 @@ def _short_edges(edges: NDArray[np.float64]) -> list[list[float]]:
 
 def _short_counts(counts: NDArray[np.float64]) -> list[list[float]]:
     """Whole counts (T, B) as they are; where some of a histogram were interpolated, all of its to 5 digits."""
-    whole = (np.rint(counts) == counts).all(axis=1)
+    whole = ((np.rint(counts) == counts) & (counts < 1 << 53)).all(axis=1)
     as_they_are, rounded = iter(counts[whole].astype(np.int64).tolist()), iter(short(counts[~whole]).tolist())
     return [next(as_they_are if each else rounded) for each in whole.tolist()]
 

@@ -104,7 +104,7 @@ def _plain(tensor: Tensor) -> Tensor:
         raise Uncountable("a meta tensor has no values")
     tensor = tensor.detach()
     # A subclass that wraps others has none of its own, but operations that tell its values.
-    if type(tensor) is Tensor and tensor.layout == torch.strided and tensor.numel() and not tensor.data_ptr():
+    if type(tensor) is Tensor and tensor.layout == torch.strided and not _has_memory(tensor):
         raise Uncountable("its memory has been given up")
     return tensor
 
@@ -171,7 +171,21 @@ def _lies(tensor: Tensor) -> bool:
     if tensor.layout is not torch.strided or tensor.is_neg() or not 0 < tensor.numel() <= MOST:
         return False
     in_order = tensor.is_contiguous() or in_memory_order(tensor).is_contiguous()
-    return in_order and tensor.data_ptr() != 0
+    return in_order and _reaches(tensor, tensor.numel())
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether all of its values are there."""
+    if tensor.is_nested or not tensor.numel():
+        return True
+    return _reaches(
+        tensor, 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    )
+
+
+def _reaches(tensor: Tensor, number: int) -> bool:
+    """Whether its storage has so many elements from its first on: a sharded parameter's is empty between its uses."""
+    return tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + number) * tensor.element_size()
 
 
 def _count_lying(tensors: Sequence[Tensor]) -> list[BitCounts]:
