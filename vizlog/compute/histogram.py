@@ -170,8 +170,9 @@ def _lies(tensor: Tensor) -> bool:
         return False
     if tensor.layout is not torch.strided or tensor.is_neg() or not 0 < tensor.numel() <= MOST:
         return False
-    in_order = tensor.is_contiguous() or in_memory_order(tensor).is_contiguous()
-    return in_order and _reaches(tensor, tensor.numel())
+    if tensor.is_contiguous():
+        return _reaches(tensor, tensor.numel())
+    return _has_memory(tensor) and in_memory_order(tensor).is_contiguous()
 
 
 def _has_memory(tensor: Tensor) -> bool:
