@@ -40,6 +40,34 @@ def test_what_shows_itself_late_in_a_large_output_is_alive(shape: tuple[int, ...
     assert alive(torch.from_numpy(output), dim).tolist() == [True, True, True, False, True, True]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("shape", [(100, 600), (37, 30, 5), (7, 300, 3, 3), (1, 20)])
+@pytest.mark.parametrize("dim", [1, -1])
+def test_dead_units_are_numpys(shape: tuple[int, ...], dim: int, share: float) -> None:
+    generator = np.random.default_rng(0)
+    values = np.where(generator.random(shape) < 0.05, generator.normal(size=shape), 0.0)
+    at = [1] * len(shape)
+    at[dim] = shape[dim]
+    values *= generator.random(at) >= share
+    others = tuple(other for other in range(len(shape)) if other != dim % len(shape))
+    for dtype in (torch.float32, torch.float64):
+        output = torch.from_numpy(values).to(dtype)
+        expected = (values != 0).any(axis=others).tolist()
+        assert alive(output, dim).tolist() == expected
+        assert alive(output.transpose(0, -1).contiguous().transpose(0, -1), dim).tolist() == expected
+
+
+def test_units_are_found_inside_a_transformation() -> None:
+    found = []
+
+    def loss(output: torch.Tensor) -> torch.Tensor:
+        found.append(alive(output).sum())
+        return output.sum()
+
+    torch.func.grad(loss)(torch.tensor([[0.0, 1.0, 2.0]]))
+    assert int(found[0]) == 2
+
+
 def test_units_of_a_transformer_are_the_entries_of_its_last_dimension() -> None:
     output = torch.zeros(2, 5, 3)
     output[1, 4, 1] = 2.0

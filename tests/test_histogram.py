@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vizlog.compute import bits_torch
 from vizlog.compute import histogram as module
-from vizlog.compute.bits import GRIDS, interpolation_error
+from vizlog.compute.bits import GRIDS, Grid, interpolation_error
 from vizlog.compute.bits_numpy import PlainPass
 from vizlog.compute.bits_torch import count_on_device
 from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, count_each, fine, histogram, histograms
@@ -283,11 +284,50 @@ def test_counts_of_many_are_those_of_each_wherever_memory_ends(
     ]
     monkeypatch.setattr(module, "_of_this_thread", threading.local())
     monkeypatch.setattr(compiled, "SLAB", room)
+    monkeypatch.setattr(compiled, "AT_ONCE", 10 * room)
     together = count_each(tensors * 2)
     monkeypatch.setattr(module, "_of_this_thread", threading.local())
     monkeypatch.setattr(module, "_new_pass", PlainPass)
     for found, alone in zip(together, count_each(tensors * 2), strict=True):
         assert_equal_counts(found, alone)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_values_that_change_between_two_passes_are_not_counted(passes: None, grid: Grid) -> None:
+    values = iter([np.arange(5.0), np.arange(5.0) * 10])
+    with pytest.raises(RuntimeError, match="changed while they were counted"):
+        module._new_pass(grid).count_pieces(lambda: [next(values).astype(grid.real)], always_linear=True)
+
+
+def test_what_another_thread_writes_meanwhile_is_counted_rightly_or_not_at_all() -> None:
+    shared, others, done = torch.zeros(1 << 16), torch.randn(1 << 16), threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            shared.copy_(others)
+            shared.zero_()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(500):
+            with contextlib.suppress(Uncountable):
+                counts = count_bits(shared)
+                assert counts.counts.sum() == counts.finite == 1 << 16
+                assert sum(histogram("weights/a", counts).counts) == pytest.approx(1 << 16)
+    finally:
+        done.set()
+        writer.join()
+    for found, alone in zip(count_each([others, shared]), [others, shared], strict=True):
+        assert_equal_counts(found, PlainPass(GRIDS["float32"]).count_places([(alone.data_ptr(), alone.numel())])[0])
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantised_channels_are_counted_dequantised() -> None:
+    weights = torch.quantize_per_channel(
+        torch.randn(4, 50), torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.zeros(4), 0, torch.qint8
+    )
+    assert_equal_counts(count_bits(weights), count_bits(weights.dequantize()))
 
 
 @pytest.mark.parametrize("n", [1_000, 20_000, 400_000])

@@ -111,13 +111,13 @@ class Histogram(_Tagged):
 
     @classmethod
     def unchecked(cls, tag: str, caption: str, **fields: Any) -> Histogram:
-        """One whose fields, all of them given, are known to be right: to check them took longer than to find them.
+        """One of counts that were seen to add up: to check them once more took longer than to draw them.
 
         Raises:
             ValueError: it has no tag.
         """
         record = object.__new__(cls)
-        vars(record).update(fields, tag=tag, caption=caption)  # a frozen class has no other way round its own init
+        vars(record).update(fields, tag=tag, caption=caption)
         _Tagged.__post_init__(record)
         return record
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear, linear_exponent
 from vizlog.compute.compiled import compiled
-from vizlog.compute.passes import ALWAYS_LINEAR, TOLERABLE_ERROR, Chunks, Pass, Place
+from vizlog.compute.passes import ALWAYS_LINEAR, CHANGED, TOLERABLE_ERROR, Chunks, Pass, Place
 
 __all__ = ["CompiledPass"]
 
@@ -52,6 +52,9 @@ SLAB = 1 << 19
 
 Arrays of their own, some 20 KB a tensor, would cost a page fault for each 4 KB of them.
 """
+
+AT_ONCE = 1 << 26
+"""Values of several tensors that are counted in one call: some 50 ms."""
 
 PAD = 768
 """Counters between two tables, so that those of one bin do not compete for one set of the first-level cache."""
@@ -327,7 +330,7 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
     """
     first_negative = (tables.shape[1] - PAD) // 2
     at_zero, below_zero = tables[:, 0], tables[:, first_negative]
-    zero = negative_zero ^ negative_zero
+    zero = negative_zero ^ negative_zero  # of the same type
     for start in range(0, values.size, BLOCK):
         stop = min(values.size, start + BLOCK)
         block, ints = values[start:stop], signed[start:stop]
@@ -473,11 +476,11 @@ def jumps(low, high, edge, pattern, shift, first_negative, bins, counts):  # typ
     "void(float32[::1], float64, float64, int32[::1], uint32[:, ::1])",
     "void(float64[::1], float64, float64, int32[::1], uint32[:, ::1])",
 )
-def scan_linear(values, scale, first, places, tables):  # type: ignore[no-untyped-def]
+def scan_linear(values, scale, first, scratch, tables):  # type: ignore[no-untyped-def]
     """Adds to the tables how many values lie in each [k, k+1)/scale, k from `first`; the last entry takes the rest.
 
     Args:
-        scale: a power of two. places: (LINEAR_BLOCK,) scratch. tables: (2, bins + 1).
+        scale: a power of two. scratch: (LINEAR_BLOCK,). tables: (2, bins + 1).
     """
     outside = np.float64(tables.shape[1] - 1)
     even, odd = tables[0], tables[1]
@@ -486,14 +489,14 @@ def scan_linear(values, scale, first, places, tables):  # type: ignore[no-untype
         for j in range(block.size):
             place = np.floor(np.float64(block[j]) * scale) - first
             place = place if place >= 0 else outside  # NaN too
-            places[j] = np.int32(min(place, outside))
+            scratch[j] = np.int32(min(place, outside))
         half = block.size // 2
-        left, right = places[:half], places[half : 2 * half]
+        left, right = scratch[:half], scratch[half : 2 * half]
         for j in range(half):
             even[np.uint32(left[j])] += np.uint32(1)
             odd[np.uint32(right[j])] += np.uint32(1)
         if block.size % 2:
-            even[np.uint32(places[block.size - 1])] += np.uint32(1)
+            even[np.uint32(scratch[block.size - 1])] += np.uint32(1)
 
 
 @_compiled("int64(uint32[:, ::1], int64, int64[::1], int64[::1])")
@@ -540,7 +543,8 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
 
     Returns:
         How many tensors were counted: fewer than all where the slab is full. Then it begins at −1 of the last of them,
-        which stands in `found` alone.
+        which stands in `found` alone. −1 where the values of one did not stay as they were while they were counted:
+        then nothing of all this can be used again.
     """
     at = np.int64(0)
     for t in range(len(places)):
@@ -558,12 +562,20 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             occupied, counts = found[0, :bins], found[1, :bins]
             expected = jumps(low, high, edge, pattern, shift, merged.size // 2, occupied, counts) / 8 / finite
             needed = expected > tolerable_error
+        counted = np.int64(0)
+        for k in range(bins):
+            counted += found[1, k]
         linear_bins = exponent = np.int64(0)
-        if finite and needed:
+        if finite and needed and counted == finite:
             exponent = _linear_exponent(low, high)
             first = math.floor(math.ldexp(low, -exponent))
             scan_linear(values, math.ldexp(1.0, -exponent), np.float64(first), scratch, linear)
             linear_bins = extract_linear(linear, np.int64(first), found[2], found[3])
+            counted = np.int64(0)
+            for k in range(linear_bins):
+                counted += found[3, k]
+        if counted != finite:
+            return -1
         spans[t, 0], spans[t, 1], spans[t, 2], spans[t, 3] = at, bins, linear_bins, exponent
         if slab.size - at < 2 * (bins + linear_bins):
             spans[t, 0] = -1
@@ -593,7 +605,7 @@ class CompiledPass(Pass):
     def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
         counted: list[BitCounts] = []
         while len(counted) < len(places):
-            counted += self._count_some(places[len(counted) :])
+            counted += self._count_some(_first(places[len(counted) :]))
         return counted
 
     def _count_some(self, places: Sequence[Place]) -> list[BitCounts]:
@@ -607,6 +619,8 @@ class CompiledPass(Pass):
             *(self._negative_zero, self._shift, self._tables, self._merged, *self._scratch, *self._linear),
             *(self._found, tallies, moments, spans, slab, ALWAYS_LINEAR, TOLERABLE_ERROR),
         )
+        if number < 0:
+            raise RuntimeError(CHANGED)
         name, counted = self._grid.name, []
         for k, (start, bins, linear_bins, exponent) in enumerate(spans[:number].tolist()):
             if start < 0:
@@ -637,9 +651,9 @@ class CompiledPass(Pass):
         return float(found) / 8 / counts.finite
 
     def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
-        (tables, places), found = self._linear, self._found
+        (tables, scratch), found = self._linear, self._found
         for values in chunks:
-            scan_linear(values, math.ldexp(1.0, -exponent), float(first), places, tables)
+            scan_linear(values, math.ldexp(1.0, -exponent), float(first), scratch, tables)
         bins = extract_linear(tables, first, found[2], found[3])
         return Linear(exponent, *self._kept(found[2:, :bins]))
 
@@ -650,6 +664,16 @@ class CompiledPass(Pass):
         kept, self._slab = self._slab[: found.size].reshape(found.shape), self._slab[found.size :]
         kept[...] = found
         return kept[0], kept[1]
+
+
+def _first(places: Sequence[Place]) -> Sequence[Place]:
+    """As many as are counted in one call, which no interrupt reaches: `AT_ONCE` values, or one tensor."""
+    total = 0
+    for k, (_, number) in enumerate(places):
+        total += number
+        if total > AT_ONCE:
+            return places[: max(k, 1)]
+    return places
 
 
 _NO_MOMENTS = np.array([np.inf, -np.inf, 0.0, 0.0])

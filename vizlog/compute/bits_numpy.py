@@ -46,7 +46,9 @@ class PlainPass(Pass):
         table = np.zeros(LINEAR_BINS, np.int64)
         for values in _blocks(chunks):
             finite = values[np.isfinite(values)].astype(np.float64)
-            table += np.bincount((np.floor(finite * scale) - first).astype(np.intp), minlength=LINEAR_BINS)
+            at = np.floor(finite * scale) - first
+            inside = at[(at >= 0) & (at < LINEAR_BINS)]  # all, but where another thread writes into them
+            table += np.bincount(inside.astype(np.intp), minlength=LINEAR_BINS)
         places = np.flatnonzero(table)
         return Linear(exponent, places + first, table[places])
 

@@ -69,7 +69,8 @@ def alive(output: Tensor, channel_dim: int = -1) -> Tensor:
         return torch.zeros(output.shape[channel_dim], dtype=torch.bool, device=output.device)
     if output.device.type != "cpu":  # asking would wait for it
         return _any(output, others)
-    if (values := _in_memory(output, channel_dim % output.dim())) is not None and (find := _find_alive()) is not None:
+    find, values = _find_alive(), _in_memory(output, channel_dim % output.dim())
+    if find is not None and values is not None:
         flags = np.zeros(values.shape[1], bool)
         find(values, flags)
         return torch.from_numpy(flags)
@@ -92,7 +93,11 @@ def _in_memory(output: Tensor, dim: int) -> NDArray[np.floating[Any]] | None:
         if not output.is_contiguous():
             return None
     shape = output.shape
-    return output.numpy().reshape(math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :]))
+    try:
+        values = output.numpy()
+    except RuntimeError:  # inside a transformation of torch.func
+        return None
+    return values.reshape(math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :]))
 
 
 @functools.cache

@@ -63,7 +63,7 @@ def count_bits(tensor: Tensor) -> Counts:
 
 
 def count_each(tensors: Sequence[Tensor]) -> list[Counts]:
-    """`count_bits` of each; on a CUDA device in few launches.
+    """`count_bits` of each, in one call or a few launches for all of a type.
 
     Raises:
         Uncountable: one of them cannot be counted.
@@ -196,7 +196,7 @@ def _count_lying(tensors: Sequence[Tensor]) -> list[BitCounts]:
 
 
 def _counted_by(grid: Grid, count: Callable[[Pass], T]) -> T:
-    # Out of its place while in use: what an interrupt leaves half counted is never used again.
+    # Out of its place while in use: what an interrupt or an error leaves half counted is never used again.
     counting = _of_this_thread.__dict__.pop(grid.name, None) or _new_pass(grid)
     counted = count(counting)
     _of_this_thread.__dict__[grid.name] = counting
@@ -213,6 +213,8 @@ def _count_on_cpu(tensor: Tensor) -> BitCounts:
         return _sum([_count_on_cpu(half) for half in tensor.tensor_split(2, longest)])
     if not tensor.is_cpu:
         tensor = tensor.cpu()
+    if tensor.is_quantized and tensor.qscheme() != torch.per_tensor_affine:  # whose channels cannot be laid flat
+        tensor = tensor.dequantize()
     # Values of the other types are so coarse that they sit on few points of a bin, where nothing can be interpolated.
     always_linear = tensor.dtype not in _IN_PLACE or tensor.numel() <= ALWAYS_LINEAR
     counts = _counted_by(
@@ -270,7 +272,10 @@ def histogram(tag: str, counts: BitCounts, *, caption: str = "", bins: int = 64)
 
 
 def histograms(each: Sequence[tuple[str, BitCounts, str]], *, bins: int = 64) -> list[Histogram]:
-    """`histogram` of each (tag, counts, caption), in a fraction of the time where there are many."""
+    """`histogram` of each (tag, counts, caption), in a fraction of the time where there are many.
+
+    Their arrays are rows of common ones.
+    """
     drawn = _shown()([counts for _, counts, _ in each], bins)
     return [_record(tag, counts, caption, shown) for (tag, counts, caption), shown in zip(each, drawn, strict=True)]
 

@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 
 from vizlog.compute.bits import BitCounts, Grid, Linear, linear_exponent
 
-__all__ = ["ALWAYS_LINEAR", "TOLERABLE_ERROR", "Chunks", "Pass", "Place"]
+__all__ = ["ALWAYS_LINEAR", "CHANGED", "TOLERABLE_ERROR", "Chunks", "Pass", "Place"]
 
 ALWAYS_LINEAR = 1 << 14
 """Elements up to which the second pass is always made: interpolated bins would show the noise of few values each."""
 
 TOLERABLE_ERROR = 0.005
 """Total variation that interpolation may be expected to cost before the second pass is made."""
+
+CHANGED = "they changed while they were counted"
+"""What is said where counts do not add up: another thread or process trains on the same memory."""
 
 Chunks: TypeAlias = "Iterable[NDArray[Any]]"
 """Float32 or float64 (n,) each: the values of one tensor."""
@@ -37,11 +40,15 @@ class Pass(ABC):
         self._grid = grid
 
     def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
-        """Of tensors whose values are of the grid's own type; they must stay where they are meanwhile."""
+        """Of tensors whose values are of the grid's own type; they must stay where they are meanwhile.
+
+        Raises:
+            RuntimeError: they did not stay as they are.
+        """
         return [self._count_place(*place) for place in places]
 
     def _count_place(self, address: int, number: int) -> BitCounts:
-        memory = (ctypes.c_char * (number * self._grid.real(0).itemsize)).from_address(address)
+        memory = (ctypes.c_char * (number * np.dtype(self._grid.real).itemsize)).from_address(address)
         values = np.frombuffer(memoryview(memory), self._grid.real)
         return self.count_pieces(lambda: (values,), always_linear=number <= ALWAYS_LINEAR)
 
@@ -50,13 +57,18 @@ class Pass(ABC):
 
         Args:
             always_linear: whether the second pass is always made.
+
+        Raises:
+            RuntimeError: the values did not stay as they are; this pass cannot be used again.
         """
         counts = self.count(chunks())
+        _check_sum(counts.counts, counts)
         if counts.finite and (always_linear or self.interpolation_error(counts) > TOLERABLE_ERROR):
             low, high = counts.moments[:2].tolist()
             exponent = linear_exponent(low, high)
             first = math.floor(math.ldexp(low, -exponent))
             counts = replace(counts, linear=self.count_linear(chunks(), exponent, first))
+            _check_sum(counts.linear.counts, counts)  # type: ignore[union-attr]
         return counts
 
     @abstractmethod
@@ -70,3 +82,8 @@ class Pass(ABC):
     @abstractmethod
     def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
         """The finite values all lie in `LINEAR_BINS` bins of width 2**exponent, numbered from `first`."""
+
+
+def _check_sum(found: NDArray[np.int64], counts: BitCounts) -> None:
+    if found.sum() != counts.finite:
+        raise RuntimeError(CHANGED)
