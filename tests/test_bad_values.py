@@ -38,7 +38,7 @@ NARROW = torch.zeros(8, dtype=torch.uint8)
 ALL_TYPES = sorted({kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}, key=str)
 READ = (
     "bfloat16 bool complex32 complex64 complex128 float16 float32 float64 float8_e4m3fn float8_e4m3fnuz float8_e5m2 "
-    "float8_e5m2fnuz float8_e8m0fnu int8 int16 int32 int64 qint8 qint32 quint8 uint8 uint16 uint32 uint64"
+    "float8_e5m2fnuz float8_e8m0fnu int8 int16 int32 int64 qint8 qint32 quint4x2 quint8 uint8 uint16 uint32 uint64"
 ).split()
 """The others are sizes of 1 to 7 bits, and raw bits: torch has nothing that reads them."""
 
@@ -59,6 +59,8 @@ def of_type(kind: torch.dtype) -> Tensor:
 
 def as_numpy(tensor: Tensor) -> np.ndarray:
     """Every value in float64, without the code under test."""
+    if tensor.dtype == torch.quint4x2:
+        return (BASE.double() / 0.5).round().clamp(0, 15).numpy() * 0.5
     if tensor.is_quantized:
         tensor = tensor.int_repr().double() * tensor.q_scale()
     if tensor.is_complex():
