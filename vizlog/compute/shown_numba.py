@@ -47,8 +47,8 @@ def _shown(grid: Grid, each: Sequence[BitCounts], bins: int) -> list[plain.Shown
         *(edges, found, values, numbers),
     )
     return [
-        (edges[k, : shown + 1], found[k, :shown], values[k]) if shown else None
-        for k, shown in enumerate(numbers.tolist())
+        (edges[k, : drawn + 1], found[k, :drawn], values[k]) if drawn else None
+        for k, drawn in enumerate(numbers.tolist())
     ]
 
 
