@@ -75,7 +75,7 @@ def _beside_writer(work: Workload) -> dict[str, float]:
             loop.log(0)
 
         works = {"vizlog": logged, "vizlog's worker": monitor.flush, "plain": work.step, "writer": by_writer}
-        seconds = once_in_turns(works)
+        seconds = once_in_turns(works, at_once="vizlog's worker")
         monitor.close()
     return seconds | {"vizlog, written": seconds["vizlog"] + seconds["vizlog's worker"]}
 
@@ -108,7 +108,7 @@ def _beside_watch(make: Callable[[], Workload]) -> dict[str, float]:
             "vizlog's worker": monitor.flush,
             "watch": _twice(watched),
         }
-        seconds = once_in_turns(works)
+        seconds = once_in_turns(works, at_once="vizlog's worker")
         wandb.unwatch(theirs.model)
     return seconds
 

@@ -21,6 +21,10 @@ __all__ = [
 
 _SHORTEST, _LONG = 2e-3, 0.1
 
+_REST = 0.2
+"""Seconds before what is measured by itself: threads of numpy's BLAS, which `add_histogram` calls, go on spinning for a
+tenth of a second and would take a core from what comes next."""
+
 
 def in_turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 7) -> dict[str, float]:
     """Median seconds of each, run one after the other `repeats` times; a first round is not counted.
@@ -39,10 +43,18 @@ def in_turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 7) -> 
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def once_in_turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 9) -> dict[str, float]:
-    """As `in_turns`, of works that lean on the one before and so are run once a round."""
-    rounds = [{name: _seconds(work, 1) for name, work in works.items()} for _ in range(1 + repeats)]
-    return {name: statistics.median(found[name] for found in rounds[1:]) for name in works}
+def once_in_turns(works: Mapping[str, Callable[[], object]], *, at_once: str, repeats: int = 9) -> dict[str, float]:
+    """As `in_turns`, of works that lean on the one before, and so are run once a round.
+
+    There is a rest before each but `at_once`, which has to do with what the one before left behind.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(1 + repeats):
+        for name, work in works.items():
+            if name != at_once:
+                time.sleep(_REST)
+            times[name].append(_seconds(work, 1))
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
 def _seconds(work: Callable[[], object], loops: int) -> float:

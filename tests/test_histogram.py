@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -136,7 +138,8 @@ def assert_equal_counts(a: BitCounts, b: BitCounts) -> None:
     rounding = 1e-13 * max(abs(a.min), abs(a.max)) * a.count if a.finite else 0
     np.testing.assert_allclose(np.asarray(a.moments)[:2], np.asarray(b.moments)[:2], rtol=0)
     np.testing.assert_allclose(np.asarray(a.moments)[2], np.asarray(b.moments)[2], rtol=0, atol=rounding)
-    np.testing.assert_allclose(np.asarray(a.moments)[3], np.asarray(b.moments)[3], rtol=1e-9)
+    squared = 1e-26 * max(a.min**2, a.max**2) * a.count if a.finite else 0
+    np.testing.assert_allclose(np.asarray(a.moments)[3], np.asarray(b.moments)[3], rtol=1e-9, atol=squared)
     assert (a.linear is None) == (b.linear is None)
     if a.linear is not None and b.linear is not None:
         assert a.linear.exponent == b.linear.exponent
@@ -573,6 +576,84 @@ print(kilobytes("VmHWM") - before)
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert int(done.stdout) < 64 * 1024
+
+
+# Several threads on one tensor
+
+
+def counted_by(number: int, tensors: Sequence[Tensor]) -> list[BitCounts]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        return count_each(tensors)  # type: ignore[return-value]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_number_of_threads_counts_the_same_to_the_last_bit(dtype: torch.dtype) -> None:
+    """More threads than there are tables for, too; sizes around those from which a tensor is counted in parts."""
+    sizes = (1, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, 100_001, 1_000_003)
+    tensors = [(torch.randn(n) * 3 + 1).to(dtype) for n in sizes]
+    tensors += [make(200_000).to(dtype) for make in DISTRIBUTIONS.values()] + [everything(dtype, 300_000)]
+    tensors += [torch.full((100_000,), value, dtype=dtype) for value in (0.0, -0.0, NAN, INF, 3.0, 1e-40)]
+    by_one = counted_by(1, tensors)
+    for number in (2, 3, 20):
+        for found, alone in zip(counted_by(number, tensors), by_one, strict=True):
+            np.testing.assert_array_equal(found.moments, alone.moments)
+            assert_equal_counts(found, alone)
+    for tensor, found in zip(tensors, by_one, strict=True):
+        plain = PlainPass(GRIDS[found.grid]).count_places([(tensor.data_ptr(), tensor.numel())])[0]
+        assert_equal_counts(found, plain)
+
+
+def test_threads_of_torch_take_part() -> None:
+    """Where torch has them: elsewhere a tensor is counted by one."""
+    team = pytest.importorskip("vizlog.compute.team")
+    compiled = importlib.import_module("vizlog.compute.bits_numba")
+    if not team.openmp():
+        pytest.skip("this torch is not linked to an OpenMP library with GNU's entry point")
+    values = torch.randn(5_000_000)
+    counting = compiled.CompiledPass(GRIDS["float32"])
+    before = torch.get_num_threads()
+    try:
+        for number in (1, 2, 4):
+            torch.set_num_threads(number)
+            counting.count_places([(values.data_ptr(), values.numel())])
+            assert counting._task["seated"] == number
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_forked_process_counts_alone() -> None:
+    """Its parent's threads have stayed behind; the library would wait for them for ever."""
+    code = """
+import os, signal, sys, torch
+from vizlog.compute.histogram import count_bits
+torch.set_num_threads(2)
+tensor = torch.randn(1_000_000)
+before = count_bits(tensor)
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    os._exit(0 if (count_bits(tensor).counts == before.counts).all() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_torch_without_openmp_has_no_team(monkeypatch: pytest.MonkeyPatch) -> None:
+    team = pytest.importorskip("vizlog.compute.team")
+    tensor = torch.randn(200_000)
+    expected = count_bits(tensor)
+    for missing in (OSError("no such file"), None):
+        library = Mock(side_effect=missing, return_value=object())
+        monkeypatch.setattr(team.ctypes, "CDLL", library)
+        assert team._find() == 0
+    monkeypatch.setattr(team, "_openmp", 0)
+    assert team.members() == 1
+    assert_equal_counts(count_bits(tensor), expected)
 
 
 # On a device

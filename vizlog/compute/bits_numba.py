@@ -4,6 +4,9 @@ Counting costs one addition to memory an element, which is what bounds the whole
 Extremes and sums are vector arithmetic between the additions, in groups so small that the processor computes the next
 while it still stores the last. Moments are settled block by block, about the mean so far.
 
+Parts of a large tensor are counted by the threads that torch computes with, each into tables of its own: counts are
+integers, and moments are added up in the parts' order, so that nothing depends on who took what, or on how many took.
+
 numba keeps machine code until the text of this file changes, whatever else is compiled into it: constants and
 `linear_exponent` of `vizlog.compute.bits`. Who changes those changes this file too.
 """
@@ -23,8 +26,9 @@ from numba.extending import models, register_model
 from numpy.typing import NDArray
 
 from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear, linear_exponent
-from vizlog.compute.compiled import compiled
+from vizlog.compute.compiled import called_back, compiled
 from vizlog.compute.passes import ALWAYS_LINEAR, CHANGED, TOLERABLE_ERROR, Chunks, Pass, Place
+from vizlog.compute.team import address, alone, fetch_add, members, on_each, openmp, pointer
 
 __all__ = ["CompiledPass"]
 
@@ -58,6 +62,16 @@ AT_ONCE = 1 << 26
 
 PAD = 768
 """Counters between two tables, so that those of one bin do not compete for one set of the first-level cache."""
+
+
+PARTS = 1 << 10
+"""Parts of a tensor at most, of a block or more: threads take one after the other."""
+
+SHARED = 1 << 16
+"""Values of a tensor from which it is counted in parts, by all threads: fewer take less than it takes to wake them."""
+
+SEATS = 8
+"""Threads that take part at most: memory has not much more to give."""
 
 
 def _compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -149,16 +163,6 @@ def upper_bits_of_two(typing_context, patterns, start):  # type: ignore[no-untyp
 
     pair = types.UniTuple(types.uint64, 2)  # type: ignore[no-untyped-call]
     return pair(patterns, types.uint64), generate
-
-
-@intrinsic
-def pointer(typing_context, address):  # type: ignore[no-untyped-def]
-    """The address as a pointer, to make an array of."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.voidptr(address), generate
 
 
 @intrinsic
@@ -362,7 +366,7 @@ def _gather_octave(tables, start, octave, merged):  # type: ignore[no-untyped-de
     """Moves one octave's counters from the tables to `merged`; returns how many values they hold."""
     total = np.int64(0)
     into = merged[start : start + octave]
-    for t in range(TABLES):
+    for t in range(len(tables)):
         counters = tables[t, start : start + octave]
         for k in range(counters.size):
             total += np.int64(counters[k])
@@ -505,11 +509,14 @@ def extract_linear(tables, first, bins, counts):  # type: ignore[no-untyped-def]
     found = np.uint64(0)
     for start in range(0, LINEAR_BINS, STRETCH):
         seen = np.uint32(0)
-        for k in range(start, start + STRETCH):
-            seen |= tables[0, k] | tables[1, k]
+        for row in range(len(tables)):
+            for k in range(start, start + STRETCH):
+                seen |= tables[row, k]
         if seen:
             for k in range(start, start + STRETCH):
-                n = np.int64(tables[0, k]) + np.int64(tables[1, k])
+                n = np.int64(0)
+                for row in range(len(tables)):
+                    n += np.int64(tables[row, k])
                 bins[found], counts[found] = first + k, n
                 found += np.uint64(n != 0)
             tables[:, start : start + STRETCH] = 0
@@ -520,25 +527,117 @@ def extract_linear(tables, first, bins, counts):  # type: ignore[no-untyped-def]
 _linear_exponent = _compiled("int64(float64, float64)")(linear_exponent)
 
 
-_COUNT_PLACES = """int64(int64[:, ::1], {1}, u{1}, uint32[:, ::1], uint32[::1], {0}[::1], {1}[::1], u{1}[::1],
-    uint32[:, ::1], int32[::1], int64[:, ::1], int64[:, ::1], float64[:, ::1], int64[:, ::1], int64[::1], int64, float64
-)"""
+# tensors where they lie, large ones by several threads
+
+TASK = np.dtype(
+    [
+        *[(name, np.int64) for name in ("taken", "seated", "address", "number", "size", "linear", "exponent", "first")],
+        *[(name, np.int64) for name in ("negative_zero", "shift", "table_size", "most", "take", "openmp", "members")],
+        *[(name, np.int64) for name in ("tables", "merged", "linear_tables", "scratch", "tallies", "moments", "found")],
+    ]
+)
+"""What compiled loops and the threads of the team are told; it stays where it is.
+
+taken, seated: how many parts were taken and how many threads have come, which they count themselves. address, number,
+size: a tensor's values, and how many of them make a part. linear, exponent, first: whether they go into linear bins,
+and into which. negative_zero, shift: as for `scan`. table_size: bins + PAD. most: of finite values, as many bins.
+take, openmp, members: where the function is that threads call, and the team. The others: where memory is for counts.
+"""
 
 
-@_compiled(_COUNT_PLACES.format("float32", "int32"), _COUNT_PLACES.format("float64", "int64"))
+@_compiled(
+    "void(int64, float32[::1], int32[::1], uint32[::1], int32, uint32)",
+    "void(int64, float64[::1], int64[::1], uint64[::1], int64, uint64)",
+)
+def take_parts(task_at, values, signed, unsigned, negative_zero, shift):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """What each thread does: adds one part after the other to tables of its own, as long as there are any."""
+    task, words = carray(pointer(task_at), (1,), TASK)[0], carray(pointer(task_at), (2,), np.int64)
+    seat = fetch_add(words, 1)
+    if seat >= SEATS:
+        return
+    tables = carray(pointer(task.tables), (SEATS, TABLES, task.table_size), np.uint32)[seat]
+    tallies = carray(pointer(task.tallies), (PARTS, 5), np.int64)
+    moments = carray(pointer(task.moments), (PARTS, 4), np.float64)
+    linear = carray(pointer(task.linear_tables), (SEATS, 2, LINEAR_BINS + 1), np.uint32)[seat]
+    scratch = carray(pointer(task.scratch), (SEATS, LINEAR_BLOCK), np.int32)[seat]
+    while True:
+        part = fetch_add(words, 0)
+        start = part * task.size
+        if start >= values.size:
+            return
+        stop = min(values.size, start + task.size)
+        if task.linear:
+            scan_linear(values[start:stop], math.ldexp(1.0, -task.exponent), np.float64(task.first), scratch, linear)
+            continue
+        tallies[part] = 0
+        moments[part, 0], moments[part, 1], moments[part, 2], moments[part, 3] = np.inf, -np.inf, 0.0, 0.0
+        ints, patterns = signed[start:stop], unsigned[start:stop]
+        scan(values[start:stop], ints, patterns, negative_zero, shift, tables, tallies[part], moments[part])
+
+
+@called_back
+def _take_float32(task_at):  # type: ignore[no-untyped-def]
+    task = carray(task_at, (1,), TASK)[0]
+    at, n = pointer(task.address), (task.number,)
+    values, signed, unsigned = carray(at, n, np.float32), carray(at, n, np.int32), carray(at, n, np.uint32)
+    take_parts(address(task_at), values, signed, unsigned, np.int32(task.negative_zero), np.uint32(task.shift))
+
+
+@called_back
+def _take_float64(task_at):  # type: ignore[no-untyped-def]
+    task = carray(task_at, (1,), TASK)[0]
+    at, n = pointer(task.address), (task.number,)
+    values, signed, unsigned = carray(at, n, np.float64), carray(at, n, np.int64), carray(at, n, np.uint64)
+    take_parts(address(task_at), values, signed, unsigned, np.int64(task.negative_zero), np.uint64(task.shift))
+
+
+@_compiled("int64(int64)")
+def _share(task_at):  # type: ignore[no-untyped-def]
+    """Has the task done, by the team where there are several parts; returns how many threads took any."""
+    task = carray(pointer(task_at), (1,), TASK)[0]
+    task.taken, task.seated = 0, 0
+    if task.members > 1 and task.number > task.size:
+        on_each(task.openmp, task.members, task.take, task_at)
+    else:
+        alone(task.take, task_at)
+    return min(task.seated, SEATS)
+
+
+@_compiled("void(int64[:, ::1], float64[:, ::1], int64[::1], float64[::1])")
+def _add_parts(part_tallies, part_moments, tallies, moments):  # type: ignore[no-untyped-def]
+    """Adds those of the parts to those of the tensor, in their order, whichever thread counted them."""
+    for part in range(len(part_tallies)):
+        theirs, its = part_tallies[part], part_moments[part]
+        finite = theirs[0] - theirs[2] - theirs[3] - theirs[4]
+        before = tallies[0] - tallies[2] - tallies[3] - tallies[4]
+        if finite:
+            moments[0], moments[1] = min(moments[0], its[0]), max(moments[1], its[1])
+            _add_moments(moments, finite, its[2] / finite, its[3], np.float64(before))
+        for k in range(5):
+            tallies[k] += theirs[k]
+
+
+OUTCOME = 15
+"""Numbers about a tensor: where it lies and how many values it has; tallies and moments, as for `scan`, of which the
+second are floats; where in the slab its bins begin, how many there are, of linear ones too, and these' exponent."""
+
+TALLIES, MOMENTS, SPANS = slice(2, 7), slice(7, 11), slice(11, 15)
+
+
+@_compiled(
+    "int64(int64, float32[::1], uint32[::1], uint32, int64[:, ::1], float64[:, ::1], int64[::1], int64, float64)",
+    "int64(int64, float64[::1], uint64[::1], uint64, int64[:, ::1], float64[:, ::1], int64[::1], int64, float64)",
+)
 def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    places, negative_zero, shift, tables, merged, edge, signed, pattern, linear, scratch, found,
-    tallies, moments, spans, slab, always_linear, tolerable_error,
-):  # fmt: skip
+    task_at, edge, pattern, shift, outcomes, as_floats, slab, always_linear, tolerable_error
+):
     """What `Pass.count_pieces` does, of T tensors, in one call.
 
     Args:
-        places: (T, 2) address and number.
-        edge, signed, pattern: (1,) scratch, three views of the same memory.
-        found: (4, N) scratch: occupied bins and their counts, linear bins and their counts.
-        tallies, moments: (T, 5) and (T, 4), as for `scan`.
-        spans: (T, 4), takes of each tensor where in the slab its bins begin, how many there are, of linear ones too,
-            and the exponent of these. Counts stand behind bins.
+        task_at: where the task is, all told that is the same for each tensor.
+        edge, pattern: (1,) scratch, two views of the same memory.
+        outcomes, as_floats: (T, OUTCOME), two views of the same memory; the first two numbers of each are given.
+        slab: takes bins, their counts, linear bins and theirs, of one tensor after the other.
         always_linear: up to how many elements there is a second pass anyway.
 
     Returns:
@@ -546,14 +645,22 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         which stands in `found` alone. −1 where the values of one did not stay as they were while they were counted:
         then nothing of all this can be used again.
     """
+    task = carray(pointer(task_at), (1,), TASK)[0]
+    merged = carray(pointer(task.merged), (task.table_size - PAD,), np.uint32)
+    found = carray(pointer(task.found), (4, task.most), np.int64)
     at = np.int64(0)
-    for t in range(len(places)):
-        n = places[t, 1]
-        values = carray(pointer(places[t, 0]), (n,), edge.dtype)
-        unsigned = carray(pointer(places[t, 0]), (n,), pattern.dtype)
-        ints = carray(pointer(places[t, 0]), (n,), signed.dtype)
-        mine, its = tallies[t], moments[t]
-        scan(values, ints, unsigned, negative_zero, shift, tables, mine, its)
+    for t in range(len(outcomes)):
+        n = outcomes[t, 1]
+        task.address, task.number, task.linear = outcomes[t, 0], n, 0
+        task.size = n if n < SHARED else (n // PARTS // BLOCK + 1) * BLOCK
+        threads = _share(task_at)
+        mine, its, span = outcomes[t, TALLIES], as_floats[t, MOMENTS], outcomes[t, SPANS]
+        mine[:], its[:] = 0, 0.0
+        its[0], its[1] = np.inf, -np.inf
+        parts = (n + task.size - 1) // task.size
+        part_tallies, part_moments = pointer(task.tallies), pointer(task.moments)
+        _add_parts(carray(part_tallies, (parts, 5), np.int64), carray(part_moments, (parts, 4), np.float64), mine, its)
+        tables = carray(pointer(task.tables), (threads * TABLES, task.table_size), np.uint32)
         bins = settle(tables, mine, its, 1 << MANTISSA_BITS, merged, found[0], found[1])
         finite = mine[0] - mine[2] - mine[3] - mine[4]
         low, high = its[0], its[1]
@@ -568,23 +675,25 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         linear_bins = exponent = np.int64(0)
         if finite and needed and counted == finite:
             exponent = _linear_exponent(low, high)
-            first = math.floor(math.ldexp(low, -exponent))
-            scan_linear(values, math.ldexp(1.0, -exponent), np.float64(first), scratch, linear)
-            linear_bins = extract_linear(linear, np.int64(first), found[2], found[3])
+            first = np.int64(math.floor(math.ldexp(low, -exponent)))
+            task.linear, task.exponent, task.first = 1, exponent, first
+            threads = _share(task_at)
+            linear = carray(pointer(task.linear_tables), (threads * 2, LINEAR_BINS + 1), np.uint32)
+            linear_bins = extract_linear(linear, first, found[2], found[3])
             counted = np.int64(0)
             for k in range(linear_bins):
                 counted += found[3, k]
         if counted != finite:
             return -1
-        spans[t, 0], spans[t, 1], spans[t, 2], spans[t, 3] = at, bins, linear_bins, exponent
+        span[0], span[1], span[2], span[3] = at, bins, linear_bins, exponent
         if slab.size - at < 2 * (bins + linear_bins):
-            spans[t, 0] = -1
+            span[0] = -1
             return t + 1
         for row in range(4):
             for k in range(bins if row < 2 else linear_bins):
                 slab[at] = found[row, k]
                 at += 1
-    return len(places)
+    return len(outcomes)
 
 
 class CompiledPass(Pass):
@@ -593,36 +702,44 @@ class CompiledPass(Pass):
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
         merged, edge = np.zeros(2 * grid.first_negative, np.uint32), np.empty(1, grid.real)
-        shift, negative_zero = grid.unsigned(grid.shift), np.array(-0.0, grid.real).view(grid.signed)[()]
-        self._tables = np.zeros((TABLES, merged.size + PAD), np.uint32)
-        self._merged = merged
-        self._shift, self._negative_zero = shift, negative_zero
-        self._scratch = edge, edge.view(grid.signed), edge.view(grid.unsigned)
-        self._linear = np.zeros((2, LINEAR_BINS + 1), np.uint32), np.empty(LINEAR_BLOCK, np.int32)
+        self._shift, self._negative_zero = grid.unsigned(grid.shift), np.array(-0.0, grid.real).view(grid.signed)[()]
+        self._merged, self._edge = merged, (edge, edge.view(grid.unsigned))
+        # Of seats that nobody takes the memory is never touched, so there is none.
+        self._tables = np.zeros((SEATS * TABLES, merged.size + PAD), np.uint32)
+        self._linear = np.zeros((SEATS * 2, LINEAR_BINS + 1), np.uint32)
+        self._scratch = np.empty((SEATS, LINEAR_BLOCK), np.int32)
+        self._parts = np.empty((PARTS, 5), np.int64), np.empty((PARTS, 4))
         self._found = np.empty((4, 2 * grid.top + 1), np.int64)
         self._slab = np.empty(0, np.int64)
+        self._task = np.zeros(1, TASK)
+        names = "tables", "merged", "linear_tables", "scratch", "tallies", "moments", "found"
+        arrays: tuple[NDArray[Any], ...] = self._tables, merged, self._linear, self._scratch, *self._parts, self._found
+        for name, array in zip(names, arrays, strict=True):
+            self._task[name] = array.ctypes.data
+        self._task["negative_zero"], self._task["shift"] = self._negative_zero, self._shift
+        self._task["table_size"], self._task["most"] = self._tables.shape[1], self._found.shape[1]
+        self._task["take"] = (_take_float32 if grid.real is np.float32 else _take_float64).address
+        self._task_at = self._task.ctypes.data
 
     def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
         counted: list[BitCounts] = []
+        self._task["openmp"], self._task["members"] = openmp(), members()
         while len(counted) < len(places):
             counted += self._count_some(_first(places[len(counted) :]))
         return counted
 
     def _count_some(self, places: Sequence[Place]) -> list[BitCounts]:
         """Of as many of them as there is room for what is found."""
-        number, slab = len(places), self._slab
-        tallies, moments = np.zeros((number, 5), np.int64), np.empty((number, 4))
-        moments[:] = _NO_MOMENTS
-        spans = np.empty((number, 4), np.int64)
+        slab, outcomes = self._slab, np.empty((len(places), OUTCOME), np.int64)
+        outcomes[:, :2] = places
+        as_floats = outcomes.view(np.float64)
         number = count_places(
-            np.array(places, np.int64),
-            *(self._negative_zero, self._shift, self._tables, self._merged, *self._scratch, *self._linear),
-            *(self._found, tallies, moments, spans, slab, ALWAYS_LINEAR, TOLERABLE_ERROR),
+            *(self._task_at, *self._edge, self._shift, outcomes, as_floats, slab, ALWAYS_LINEAR, TOLERABLE_ERROR)
         )
         if number < 0:
             raise RuntimeError(CHANGED)
         name, counted = self._grid.name, []
-        for k, (start, bins, linear_bins, exponent) in enumerate(spans[:number].tolist()):
+        for k, (start, bins, linear_bins, exponent) in enumerate(outcomes[:number, SPANS].tolist()):
             if start < 0:
                 mine, those = self._kept(self._found[:2, :bins])
                 on_linear, of_linear = self._kept(self._found[2:, :linear_bins])
@@ -632,7 +749,7 @@ class CompiledPass(Pass):
                 on_linear, of_linear = slab[ends[1] : ends[2]], slab[ends[2] : ends[3]]
                 self._slab = slab[ends[3] :]
             linear = Linear(exponent, on_linear, of_linear) if linear_bins else None
-            counted.append(BitCounts(name, tallies[k], moments[k], mine, those, linear))
+            counted.append(BitCounts(name, outcomes[k, TALLIES], as_floats[k, MOMENTS], mine, those, linear))
         return counted
 
     def count(self, chunks: Chunks) -> BitCounts:
@@ -640,18 +757,18 @@ class CompiledPass(Pass):
         tallies, moments = np.zeros(5, np.int64), _NO_MOMENTS.copy()
         for values in chunks:
             signed, unsigned = values.view(grid.signed), values.view(grid.unsigned)
-            scan(values, signed, unsigned, self._negative_zero, self._shift, self._tables, tallies, moments)
-        bins = settle(self._tables, tallies, moments, 1 << MANTISSA_BITS, self._merged, found[0], found[1])
+            scan(values, signed, unsigned, self._negative_zero, self._shift, self._tables[:TABLES], tallies, moments)
+        bins = settle(self._tables[:TABLES], tallies, moments, 1 << MANTISSA_BITS, self._merged, found[0], found[1])
         return BitCounts(grid.name, tallies, moments, *self._kept(found[:2, :bins]))
 
     def interpolation_error(self, counts: BitCounts) -> float:
         grid, (low, high) = self._grid, counts.moments[:2]
-        edge, _, pattern = self._scratch
+        edge, pattern = self._edge
         found = jumps(low, high, edge, pattern, self._shift, grid.first_negative, counts.bins, counts.counts)
         return float(found) / 8 / counts.finite
 
     def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
-        (tables, scratch), found = self._linear, self._found
+        tables, scratch, found = self._linear[:2], self._scratch[0], self._found
         for values in chunks:
             scan_linear(values, math.ldexp(1.0, -exponent), float(first), scratch, tables)
         bins = extract_linear(tables, first, found[2], found[3])

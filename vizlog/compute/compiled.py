@@ -7,7 +7,7 @@ from typing import Any
 
 import numba
 
-__all__ = ["compiled"]
+__all__ = ["called_back", "compiled"]
 
 
 def compiled(*signatures: str, fastmath: set[str] | bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -25,3 +25,11 @@ def compiled(*signatures: str, fastmath: set[str] | bool = False) -> Callable[[C
             return numba.njit(list(signatures), **options)(function)
 
     return compile_
+
+
+def called_back(function: Callable[..., Any]) -> Any:
+    """Compiles a function of one pointer for other compiled code to call, by its `address`, on any thread."""
+    try:
+        return numba.cfunc("void(voidptr)", cache=True)(function)
+    except RuntimeError:
+        return numba.cfunc("void(voidptr)")(function)
