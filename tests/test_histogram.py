@@ -138,7 +138,7 @@ def assert_equal_counts(a: BitCounts, b: BitCounts) -> None:
     rounding = 1e-13 * max(abs(a.min), abs(a.max)) * a.count if a.finite else 0
     np.testing.assert_allclose(np.asarray(a.moments)[:2], np.asarray(b.moments)[:2], rtol=0)
     np.testing.assert_allclose(np.asarray(a.moments)[2], np.asarray(b.moments)[2], rtol=0, atol=rounding)
-    squared = 1e-26 * max(a.min**2, a.max**2) * a.count if a.finite else 0
+    squared = min(rounding * rounding, sys.float_info.max)
     np.testing.assert_allclose(np.asarray(a.moments)[3], np.asarray(b.moments)[3], rtol=1e-9, atol=squared)
     assert (a.linear is None) == (b.linear is None)
     if a.linear is not None and b.linear is not None:
