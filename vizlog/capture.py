@@ -8,7 +8,7 @@ import sys
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from torch._ops import HigherOrderOperator
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
 from vizlog.channel import RanksApart
@@ -126,7 +127,7 @@ class AttentionCalls:
 Request: TypeAlias = Weights | Gradients | Updates | Outputs | AttentionCalls
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)  # a frozen one takes several times as long to make
 class Call:
     """One call of a module or function, seen from inside the forward.
 
@@ -209,14 +210,15 @@ class Capture:
 
     def attach(self, stack: ExitStack) -> None:
         """Hooks the modules until `stack` closes."""
+        handles: list[RemovableHandle] = []
+        stack.callback(_remove, handles)
         for name, module in named_modules(self.models).items():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
                 continue
-            for handle in (
+            handles += (
                 module.register_forward_pre_hook(_Hook(self._enter, name, self.failed), with_kwargs=True),
                 module.register_forward_hook(_Hook(self._leave, name, self.failed), with_kwargs=True, always_call=True),
-            ):
-                stack.callback(handle.remove)
+            )
 
     def attach_live(self, stack: ExitStack) -> None:
         """Looks at the training's own forwards until `stack` closes.
@@ -273,8 +275,13 @@ class Capture:
                 self._forget_forward()
         if not name and is_leaf(module):
             name = type(module).__name__  # a model that is one layer has no other name
+        if name and not is_recording():
+            with torch._C.DisableTorchFunction():  # as to ask a tensor for its shape is one
+                self._returned(name, module, args, kwargs, output)
+
+    def _returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         tensor = first_tensor(output)  # None too of a forward that raised
-        if tensor is None or not name or is_recording():
+        if tensor is None:
             return
         dim = self._channel_dim(module, tensor)
         layer = self._numbered(name)
@@ -326,8 +333,7 @@ class Capture:
                 if isinstance(request, Outputs) and not request.matches(call.layer, call.module):
                     continue
                 began = time.perf_counter()
-                # In this order: to switch gradients off is a torch function too.
-                with torch._C.DisableTorchFunction(), torch.no_grad():
+                with torch.no_grad():
                     result = request.reduce(call)
                 self.seconds[key] += time.perf_counter() - began
             except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
@@ -379,6 +385,11 @@ def _here(tensor: Tensor, output: Any) -> Any:
         return whole(tensor)
 
 
+def _remove(handles: Iterable[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
 class _Functions(TorchFunctionMode):
     """Tells a capture of every torch function the forward calls; what those call themselves is not seen."""
 
@@ -391,7 +402,8 @@ class _Functions(TorchFunctionMode):
         output = func(*args, **kwargs)
         if func in _WATCHED or isinstance(func, HigherOrderOperator):
             try:
-                self._capture.function_called(func, args, kwargs, output)
+                with torch._C.DisableTorchFunction():  # of subclasses too
+                    self._capture.function_called(func, args, kwargs, output)
             except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
                 self._capture.failed(error)
         return output

@@ -739,7 +739,10 @@ class CompiledPass(Pass):
         if number < 0:
             raise RuntimeError(CHANGED)
         name, counted = self._grid.name, []
-        for k, (start, bins, linear_bins, exponent) in enumerate(outcomes[:number, SPANS].tolist()):
+        numbers = zip(
+            outcomes[:number, TALLIES], as_floats[:number, MOMENTS], outcomes[:number, SPANS].tolist(), strict=True
+        )
+        for tallies, moments, (start, bins, linear_bins, exponent) in numbers:
             if start < 0:
                 mine, those = self._kept(self._found[:2, :bins])
                 on_linear, of_linear = self._kept(self._found[2:, :linear_bins])
@@ -749,7 +752,7 @@ class CompiledPass(Pass):
                 on_linear, of_linear = slab[ends[1] : ends[2]], slab[ends[2] : ends[3]]
                 self._slab = slab[ends[3] :]
             linear = Linear(exponent, on_linear, of_linear) if linear_bins else None
-            counted.append(BitCounts(name, outcomes[k, TALLIES], as_floats[k, MOMENTS], mine, those, linear))
+            counted.append(BitCounts(name, tallies, moments, mine, those, linear))
         return counted
 
     def count(self, chunks: Chunks) -> BitCounts:
@@ -785,6 +788,8 @@ class CompiledPass(Pass):
 
 def _first(places: Sequence[Place]) -> Sequence[Place]:
     """As many as are counted in one call, which no interrupt reaches: `AT_ONCE` values, or one tensor."""
+    if len(places) == 1:
+        return places
     total = 0
     for k, (_, number) in enumerate(places):
         total += number

@@ -63,25 +63,28 @@ def count_bits(tensor: Tensor) -> Counts:
     return count_each([tensor])[0]
 
 
-def count_each(tensors: Sequence[Tensor]) -> list[Counts]:
+def count_each(tensors: Sequence[Tensor]) -> Sequence[Counts]:
     """`count_bits` of each, in one call or a few launches for all of a type.
 
     Raises:
         Uncountable: one of them cannot be counted.
     """
-    alike: dict[torch.dtype | None, list[int]] = {}
-    found: dict[int, Counts] = {}
     try:
-        for k, tensor in enumerate(tensors):
-            alike.setdefault(tensor.dtype if _lies(tensor) else None, []).append(k)
-        for dtype, places in alike.items():
-            some = [tensors[k] for k in places]
-            counted = _count_others(list(map(_plain, some))) if dtype is None else _count_lying(some)
-            found.update(zip(places, counted, strict=True))
+        kinds = [tensor.dtype if _lies(tensor) else None for tensor in tensors]
+        if len(different := set(kinds)) == 1:
+            return _count_alike(kinds[0], tensors)
+        found: dict[int, Counts] = {}
+        for kind in different:
+            places = [k for k, its in enumerate(kinds) if its is kind]
+            found.update(zip(places, _count_alike(kind, [tensors[k] for k in places]), strict=True))
+        return [found[k] for k in range(len(tensors))]
     except (RuntimeError, TypeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0][:200]  # torch lists every kernel it has, and this goes into captions
         raise Uncountable(f"no way to read the values: {reason}") from error
-    return [found[k] for k in range(len(tensors))]
+
+
+def _count_alike(kind: torch.dtype | None, tensors: Sequence[Tensor]) -> Sequence[Counts]:
+    return _count_others(list(map(_plain, tensors))) if kind is None else _count_lying(tensors)
 
 
 def prepare(device: torch.device | None = None) -> None:

@@ -31,7 +31,7 @@ _HAND_ON = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, n
 """Layers that may return their input, as it is."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class _Seen:
     """A layer's output, reduced; several calls (chunks, micro-batches) add up.
 
