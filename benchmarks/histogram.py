@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,42 +19,60 @@ SMALL = (10, 100, 1000, 10_000, 100_000)
 
 
 def run() -> Found:
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     prepare()
     with tempfile.TemporaryDirectory() as folder, offline_run(), SummaryWriter(folder) as writer:
-        large = {size: in_turns(_beside(torch.randn(size), writer), repeats=3 if size > 10**7 else 7) for size in SIZES}
+        large = {size: _beside_peers(torch.randn(size), writer) for size in SIZES}
+    one_thread = {size: _on_one_thread(torch.randn(size)) for size in SIZES}
     shapes = {name: in_turns(_alone(tensor)) for name, tensor in _other_shapes().items()}
     small = {size: in_turns(_alone(torch.randn(size)), repeats=15) for size in SMALL}
     rows = [
         at_least("faster than SummaryWriter.add_histogram, least of 10⁶ to 10⁸", 30, _least(large, "SummaryWriter")),
         at_least("faster than what wandb.watch does per tensor, least of 10⁶ to 10⁸", 8, _least(large, "wandb")),
         at_most(
-            "counted, beside a torch.sum on one thread, most of 10⁶ to 10⁸", 8, 1 / _least(large, "sum", "count"), "x"
+            "both on one thread: counted, beside a torch.sum, most of 10⁶ to 10⁸",
+            8,
+            1 / _least(one_thread, "torch.sum", "count"),
+            "x",
         ),
         told("drawn from the counts: 64 bins and quantiles, whatever the size", 1e6 * small[1000]["record"], "µs"),
         at_most("a tensor of up to 10⁵, training thread", 60, 1e6 * max(t["count"] for t in small.values()), "µs"),
     ]
+    lines = {name: [large[size][name] for size in SIZES] for name in large[SIZES[0]]}
+    lines |= {f"{name}, one thread": [one_thread[size][name] for size in SIZES] for name in ("vizlog", "torch.sum")}
     plot = Plot(
         "one histogram",
-        "Seconds for one histogram of a float32 tensor, and for one torch.sum of it, on one thread",
+        f"Seconds for one histogram of a float32 tensor; torch has {torch.get_num_threads()} threads",
         "elements",
         "seconds",
         list(SIZES),
-        {name: [large[size][name] for size in SIZES] for name in large[SIZES[0]]},
+        lines,
     )
-    return Found(rows, {"large": large, "shapes of 10⁶": shapes, "small": small}, [plot])
+    numbers = {"large": large, "one thread": one_thread, "shapes of 10⁶": shapes, "small": small}
+    return Found(rows, numbers, [plot])
 
 
-def _beside(tensor: Tensor, writer: SummaryWriter) -> dict[str, Callable[[], object]]:
+def _beside_peers(tensor: Tensor, writer: SummaryWriter) -> dict[str, float]:
     watch = wandb_counts()
-    return {
-        "count": lambda: count_bits(tensor),
+    works = {
         "vizlog": lambda: histogram("weights/a", count_bits(tensor)),
         "SummaryWriter": lambda: writer.add_histogram("weights/a", tensor, 0),
         "wandb": lambda: watch(tensor),
-        "sum": lambda: torch.sum(tensor),
     }
+    return in_turns(works, repeats=_repeats(tensor), rests=True)
+
+
+def _on_one_thread(tensor: Tensor) -> dict[str, float]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return in_turns(_alone(tensor), repeats=_repeats(tensor))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _repeats(tensor: Tensor) -> int:
+    return 3 if tensor.numel() > 10**7 else 7
 
 
 def _alone(tensor: Tensor) -> dict[str, Callable[[], object]]:
@@ -63,7 +81,7 @@ def _alone(tensor: Tensor) -> dict[str, Callable[[], object]]:
         "vizlog": lambda: histogram("weights/a", count_bits(tensor)),
         "count": lambda: count_bits(tensor),
         "record": lambda: histogram("weights/a", counts),
-        "sum": lambda: torch.sum(tensor),
+        "torch.sum": lambda: torch.sum(tensor),
     }
 
 
@@ -80,5 +98,5 @@ def _other_shapes() -> dict[str, Tensor]:
     }
 
 
-def _least(times: dict[int, dict[str, float]], peer: str, ours: str = "vizlog") -> float:
+def _least(times: Mapping[int, Mapping[str, float]], peer: str, ours: str = "vizlog") -> float:
     return min(found[peer] / found[ours] for found in times.values())

@@ -22,14 +22,15 @@ __all__ = [
 _SHORTEST, _LONG = 2e-3, 0.1
 
 _REST = 0.2
-"""Seconds before what is measured by itself: threads of numpy's BLAS, which `add_histogram` calls, go on spinning for a
-tenth of a second and would take a core from what comes next."""
+"""Seconds: threads of numpy's BLAS, which `add_histogram` calls, go on spinning for a tenth of one, and would take a core
+from what is measured next."""
 
 
-def in_turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 7) -> dict[str, float]:
+def in_turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 7, rests: bool = False) -> dict[str, float]:
     """Median seconds of each, run one after the other `repeats` times; a first round is not counted.
 
-    What takes under two milliseconds is run as often in a row as makes two.
+    What takes under two milliseconds is run as often in a row as makes two. With `rests`, threads that one left behind
+    are waited for before the next.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     loops: dict[str, int] = {}
@@ -39,6 +40,8 @@ def in_turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 7) -> 
         loops[name] = max(1, round(_SHORTEST / max(again, 1e-7)))
     for _ in range(repeats):
         for name, work in works.items():
+            if rests:
+                time.sleep(_REST)
             times[name].append(_seconds(work, loops[name]) / loops[name])
     return {name: statistics.median(found) for name, found in times.items()}
 

@@ -64,8 +64,14 @@ PAD = 768
 """Counters between two tables, so that those of one bin do not compete for one set of the first-level cache."""
 
 
+PART = 1 << 13
+"""Values that a thread takes at a time, or a multiple, so that there are at most `PARTS` of them."""
+
 PARTS = 1 << 10
-"""Parts of a tensor at most, of a block or more: threads take one after the other."""
+
+APART = 16
+"""Numbers from one part's results to the next's: two cache lines, so that threads do not wait for one another there."""
+
 
 SHARED = 1 << 16
 """Values of a tensor from which it is counted in parts, by all threads: fewer take less than it takes to wake them."""
@@ -375,29 +381,41 @@ def _gather_octave(tables, start, octave, merged):  # type: ignore[no-untyped-de
     return total
 
 
-@_compiled("int64(uint32[:, ::1], int64, int64, int64, uint32[::1])")
-def _gather(tables, highest, octave, number, merged):  # type: ignore[no-untyped-def]
-    """Moves all counters of finite values to `merged` (bins,); returns where the lowest octave that has any starts.
+@_compiled("void(uint32[:, ::1], int64[::1], float64[::1], int64, uint32[::1], int64[::1])")
+def gather(tables, tallies, moments, octave, merged, span):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """Moves the counters of finite values from the tables of `scan` to `merged` (bins,); the tables are empty then.
 
-    From the highest octave down to where all values are found: the rest of the tables, most of them, is never read.
+    From the octave of the largest magnitude down to where all values are found: the rest of the tables, most of them,
+    is never read.
 
     Args:
-        highest: where the octave of the largest magnitude starts.
-        octave: how many bins it has.
-        number: finite values other than zero.
+        octave: how many bins a power of two has.
+        span: (2,) takes from where to before where all of them lie, signs aside.
     """
     negative = merged.size // 2
-    lowest = highest
+    top = negative - octave
+    nonfinite = tallies[2] + tallies[3] + tallies[4]
+    if nonfinite:
+        tables[:, top:negative] = 0
+        tables[:, negative + top : 2 * negative] = 0
+    number = tallies[0] - tallies[1] - nonfinite
+    span[0] = span[1] = 0
+    if number == 0:
+        return
+    exponent = math.frexp(max(-moments[0], moments[1]))[1] - 1 + top // octave // 2
+    lowest = max(0, exponent) * octave
+    span[1] = lowest + octave
     while True:
         number -= _gather_octave(tables, lowest, octave, merged)
         number -= _gather_octave(tables, negative + lowest, octave, merged)
+        span[0] = lowest
         if number <= 0 or lowest == 0:
-            return lowest
+            return
         lowest -= octave
 
 
 @_compiled("int64(uint32[::1], int64, int64, int64, int64[::1], int64[::1])")
-def _extract(merged, lowest, end, zeros, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def extract(merged, lowest, end, zeros, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Writes the occupied bins, rising, and their counts; empties `merged`; returns how many there were.
 
     Args:
@@ -423,35 +441,12 @@ def _extract(merged, lowest, end, zeros, bins, counts):  # type: ignore[no-untyp
     return np.int64(found)
 
 
-@_compiled("int64(uint32[:, ::1], int64[::1], float64[::1], int64, uint32[::1], int64[::1], int64[::1])")
-def settle(tables, tallies, moments, octave, merged, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    """Empties the tables of `scan` into the occupied bins, rising, and their counts; returns how many there are.
-
-    Args:
-        octave: how many bins a power of two has.
-        merged: (bins,) zeros, and again so afterwards.
-        bins, counts: at least as long as there are bins of finite values.
-    """
-    negative = merged.size // 2
-    top = negative - octave
-    nonfinite = tallies[2] + tallies[3] + tallies[4]
-    if nonfinite:
-        tables[:, top:negative] = 0
-        tables[:, negative + top : 2 * negative] = 0
-    number = tallies[0] - tallies[1] - nonfinite
-    if number == 0:
-        bins[0], counts[0] = 0, tallies[1]
-        return np.int64(tallies[1] > 0)
-    exponent = math.frexp(max(-moments[0], moments[1]))[1] - 1 + top // octave // 2
-    highest = max(0, exponent) * octave
-    lowest = _gather(tables, highest, octave, number, merged)
-    return _extract(merged, lowest, highest + octave, tallies[1], bins, counts)
-
-
-@_compiled("int64(int64[::1], int64[::1], int64)")
-def _count_of(bins, counts, wanted):  # type: ignore[no-untyped-def]
-    place = np.searchsorted(bins, wanted)
-    return counts[place] if place < bins.size and bins[place] == wanted else 0
+@_compiled("Tuple((int64, int64))(int64[::1], int64[::1], int64, int64)")
+def _count_of(bins, counts, at, wanted):  # type: ignore[no-untyped-def]
+    """The count of a bin, and where it would stand, looked for from `at` on."""
+    while at < bins.size and bins[at] < wanted:
+        at += 1
+    return (counts[at] if at < bins.size and bins[at] == wanted else 0), at
 
 
 @_compiled(
@@ -464,15 +459,18 @@ def jumps(low, high, edge, pattern, shift, first_negative, bins, counts):  # typ
     Args:
         edge, pattern: (1,) scratch, two views of the same memory.
     """
-    total = 0
+    total = at = np.int64(0)
     for j in range(1, 64):
         edge[0] = (low / 2 + j * ((high / 2 - low / 2) / 64)) * 2
         upper_bits = np.int64(pattern[0] >> shift)
         middle = upper_bits + 1 if upper_bits < first_negative else first_negative - 1 - upper_bits
         if edge[0] == 0:
             middle = 0
-        here = _count_of(bins, counts, middle)
-        total += max(abs(here - _count_of(bins, counts, middle - 1)), abs(_count_of(bins, counts, middle + 1) - here))
+        # Edges rise, and so do bins; two edges may share one.
+        before, at = _count_of(bins, counts, at, middle - 1)
+        here, beyond = _count_of(bins, counts, at, middle)
+        after, beyond = _count_of(bins, counts, beyond, middle + 1)
+        total += max(abs(here - before), abs(after - here))
     return float(total)
 
 
@@ -503,24 +501,31 @@ def scan_linear(values, scale, first, scratch, tables):  # type: ignore[no-untyp
             even[np.uint32(scratch[block.size - 1])] += np.uint32(1)
 
 
-@_compiled("int64(uint32[:, ::1], int64, int64[::1], int64[::1])")
+@_compiled("void(uint32[:, ::1])")
+def gather_linear(tables):  # type: ignore[no-untyped-def]
+    """Moves all counters of `scan_linear` to the first of its tables."""
+    tables[0] += tables[1]
+    tables[1] = 0
+
+
+@_compiled("int64(uint32[:, :, ::1], int64, int64[::1], int64[::1])")
 def extract_linear(tables, first, bins, counts):  # type: ignore[no-untyped-def]
-    """As `_extract`, from the tables of `scan_linear`, which it empties."""
+    """As `extract`, from the tables (threads, 2, bins + 1) of `gather_linear`."""
     found = np.uint64(0)
     for start in range(0, LINEAR_BINS, STRETCH):
         seen = np.uint32(0)
-        for row in range(len(tables)):
+        for seat in range(len(tables)):
             for k in range(start, start + STRETCH):
-                seen |= tables[row, k]
+                seen |= tables[seat, 0, k]
         if seen:
             for k in range(start, start + STRETCH):
                 n = np.int64(0)
-                for row in range(len(tables)):
-                    n += np.int64(tables[row, k])
+                for seat in range(len(tables)):
+                    n += np.int64(tables[seat, 0, k])
                 bins[found], counts[found] = first + k, n
                 found += np.uint64(n != 0)
-            tables[:, start : start + STRETCH] = 0
-    tables[:, LINEAR_BINS] = 0
+            tables[:, 0, start : start + STRETCH] = 0
+    tables[:, 0, LINEAR_BINS] = 0
     return np.int64(found)
 
 
@@ -556,23 +561,35 @@ def take_parts(task_at, values, signed, unsigned, negative_zero, shift):  # type
     if seat >= SEATS:
         return
     tables = carray(pointer(task.tables), (SEATS, TABLES, task.table_size), np.uint32)[seat]
-    tallies = carray(pointer(task.tallies), (PARTS, 5), np.int64)
-    moments = carray(pointer(task.moments), (PARTS, 4), np.float64)
+    tallies = carray(pointer(task.tallies), (PARTS + SEATS, APART), np.int64)
+    moments = carray(pointer(task.moments), (PARTS + SEATS, APART), np.float64)
+    merged = carray(pointer(task.merged), (SEATS, task.table_size - PAD), np.uint32)[seat]
     linear = carray(pointer(task.linear_tables), (SEATS, 2, LINEAR_BINS + 1), np.uint32)[seat]
     scratch = carray(pointer(task.scratch), (SEATS, LINEAR_BLOCK), np.int32)[seat]
+    # Read once: the numbers beside these change with every part that anybody takes.
+    size, to_linear, scale, first = task.size, task.linear, math.ldexp(1.0, -task.exponent), np.float64(task.first)
+    own, own_moments, span = tallies[PARTS + seat, :5], moments[PARTS + seat, :4], tallies[PARTS + seat, 5:7]
+    own[:], own_moments[0], own_moments[1] = 0, np.inf, -np.inf
     while True:
         part = fetch_add(words, 0)
-        start = part * task.size
+        start = part * size
         if start >= values.size:
-            return
-        stop = min(values.size, start + task.size)
-        if task.linear:
-            scan_linear(values[start:stop], math.ldexp(1.0, -task.exponent), np.float64(task.first), scratch, linear)
+            break
+        stop = min(values.size, start + size)
+        if to_linear:
+            scan_linear(values[start:stop], scale, first, scratch, linear)
             continue
-        tallies[part] = 0
-        moments[part, 0], moments[part, 1], moments[part, 2], moments[part, 3] = np.inf, -np.inf, 0.0, 0.0
-        ints, patterns = signed[start:stop], unsigned[start:stop]
-        scan(values[start:stop], ints, patterns, negative_zero, shift, tables, tallies[part], moments[part])
+        mine, its = tallies[part, :5], moments[part, :4]
+        mine[:], its[:] = 0, 0.0
+        its[0], its[1] = np.inf, -np.inf
+        scan(values[start:stop], signed[start:stop], unsigned[start:stop], negative_zero, shift, tables, mine, its)
+        own += mine
+        own_moments[0], own_moments[1] = min(own_moments[0], its[0]), max(own_moments[1], its[1])
+    # By the thread that counted, in whose core's cache its tables are.
+    if to_linear:
+        gather_linear(linear)
+    else:
+        gather(tables, own, own_moments, 1 << MANTISSA_BITS, merged, span)
 
 
 @called_back
@@ -605,7 +622,7 @@ def _share(task_at):  # type: ignore[no-untyped-def]
 
 @_compiled("void(int64[:, ::1], float64[:, ::1], int64[::1], float64[::1])")
 def _add_parts(part_tallies, part_moments, tallies, moments):  # type: ignore[no-untyped-def]
-    """Adds those of the parts to those of the tensor, in their order, whichever thread counted them."""
+    """Adds the parts' to the tensor's, in their order, whichever thread counted them."""
     for part in range(len(part_tallies)):
         theirs, its = part_tallies[part], part_moments[part]
         finite = theirs[0] - theirs[2] - theirs[3] - theirs[4]
@@ -615,6 +632,25 @@ def _add_parts(part_tallies, part_moments, tallies, moments):  # type: ignore[no
             _add_moments(moments, finite, its[2] / finite, its[3], np.float64(before))
         for k in range(5):
             tallies[k] += theirs[k]
+
+
+@_compiled("UniTuple(int64, 2)(uint32[:, ::1], int64[:, ::1])")
+def _add_seats(merged, tallies):  # type: ignore[no-untyped-def]
+    """Moves what all threads gathered to the first row of `merged`; returns from where to before where that lies."""
+    negative = merged.shape[1] // 2
+    lowest, end = tallies[0, 5], tallies[0, 6]
+    for seat in range(1, len(merged)):
+        its_lowest, its_end = tallies[seat, 5], tallies[seat, 6]
+        if its_end == 0:
+            continue
+        for sign in (0, negative):
+            counters = merged[seat, sign + its_lowest : sign + its_end]
+            into = merged[0, sign + its_lowest : sign + its_end]
+            for k in range(counters.size):
+                into[k] += counters[k]
+                counters[k] = 0
+        lowest, end = its_lowest if end == 0 else min(lowest, its_lowest), max(end, its_end)
+    return lowest, end
 
 
 OUTCOME = 15
@@ -646,28 +682,29 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         then nothing of all this can be used again.
     """
     task = carray(pointer(task_at), (1,), TASK)[0]
-    merged = carray(pointer(task.merged), (task.table_size - PAD,), np.uint32)
+    merged = carray(pointer(task.merged), (SEATS, task.table_size - PAD), np.uint32)
+    part_tallies = carray(pointer(task.tallies), (PARTS + SEATS, APART), np.int64)
+    part_moments = carray(pointer(task.moments), (PARTS + SEATS, APART), np.float64)
     found = carray(pointer(task.found), (4, task.most), np.int64)
     at = np.int64(0)
     for t in range(len(outcomes)):
         n = outcomes[t, 1]
         task.address, task.number, task.linear = outcomes[t, 0], n, 0
-        task.size = n if n < SHARED else (n // PARTS // BLOCK + 1) * BLOCK
+        task.size = n if n < SHARED else (n // PARTS // PART + 1) * PART
         threads = _share(task_at)
         mine, its, span = outcomes[t, TALLIES], as_floats[t, MOMENTS], outcomes[t, SPANS]
         mine[:], its[:] = 0, 0.0
         its[0], its[1] = np.inf, -np.inf
         parts = (n + task.size - 1) // task.size
-        part_tallies, part_moments = pointer(task.tallies), pointer(task.moments)
-        _add_parts(carray(part_tallies, (parts, 5), np.int64), carray(part_moments, (parts, 4), np.float64), mine, its)
-        tables = carray(pointer(task.tables), (threads * TABLES, task.table_size), np.uint32)
-        bins = settle(tables, mine, its, 1 << MANTISSA_BITS, merged, found[0], found[1])
+        _add_parts(part_tallies[:parts], part_moments[:parts], mine, its)
+        lowest, end = _add_seats(merged[:threads], part_tallies[PARTS : PARTS + threads])
+        bins = extract(merged[0], lowest, end, mine[1], found[0], found[1])
         finite = mine[0] - mine[2] - mine[3] - mine[4]
         low, high = its[0], its[1]
         needed = n <= always_linear
         if finite and not needed:
             occupied, counts = found[0, :bins], found[1, :bins]
-            expected = jumps(low, high, edge, pattern, shift, merged.size // 2, occupied, counts) / 8 / finite
+            expected = jumps(low, high, edge, pattern, shift, merged.shape[1] // 2, occupied, counts) / 8 / finite
             needed = expected > tolerable_error
         counted = np.int64(0)
         for k in range(bins):
@@ -678,7 +715,7 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             first = np.int64(math.floor(math.ldexp(low, -exponent)))
             task.linear, task.exponent, task.first = 1, exponent, first
             threads = _share(task_at)
-            linear = carray(pointer(task.linear_tables), (threads * 2, LINEAR_BINS + 1), np.uint32)
+            linear = carray(pointer(task.linear_tables), (threads, 2, LINEAR_BINS + 1), np.uint32)
             linear_bins = extract_linear(linear, first, found[2], found[3])
             counted = np.int64(0)
             for k in range(linear_bins):
@@ -701,14 +738,14 @@ class CompiledPass(Pass):
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
-        merged, edge = np.zeros(2 * grid.first_negative, np.uint32), np.empty(1, grid.real)
+        merged, edge = np.zeros((SEATS, 2 * grid.first_negative), np.uint32), np.empty(1, grid.real)
         self._shift, self._negative_zero = grid.unsigned(grid.shift), np.array(-0.0, grid.real).view(grid.signed)[()]
         self._merged, self._edge = merged, (edge, edge.view(grid.unsigned))
         # Of seats that nobody takes the memory is never touched, so there is none.
-        self._tables = np.zeros((SEATS * TABLES, merged.size + PAD), np.uint32)
-        self._linear = np.zeros((SEATS * 2, LINEAR_BINS + 1), np.uint32)
+        self._tables = np.zeros((SEATS, TABLES, merged.shape[1] + PAD), np.uint32)
+        self._linear = np.zeros((SEATS, 2, LINEAR_BINS + 1), np.uint32)
         self._scratch = np.empty((SEATS, LINEAR_BLOCK), np.int32)
-        self._parts = np.empty((PARTS, 5), np.int64), np.empty((PARTS, 4))
+        self._parts = np.empty((PARTS + SEATS, APART), np.int64), np.empty((PARTS + SEATS, APART))
         self._found = np.empty((4, 2 * grid.top + 1), np.int64)
         self._slab = np.empty(0, np.int64)
         self._task = np.zeros(1, TASK)
@@ -717,7 +754,7 @@ class CompiledPass(Pass):
         for name, array in zip(names, arrays, strict=True):
             self._task[name] = array.ctypes.data
         self._task["negative_zero"], self._task["shift"] = self._negative_zero, self._shift
-        self._task["table_size"], self._task["most"] = self._tables.shape[1], self._found.shape[1]
+        self._task["table_size"], self._task["most"] = self._tables.shape[2], self._found.shape[1]
         self._task["take"] = (_take_float32 if grid.real is np.float32 else _take_float64).address
         self._task_at = self._task.ctypes.data
 
@@ -760,8 +797,10 @@ class CompiledPass(Pass):
         tallies, moments = np.zeros(5, np.int64), _NO_MOMENTS.copy()
         for values in chunks:
             signed, unsigned = values.view(grid.signed), values.view(grid.unsigned)
-            scan(values, signed, unsigned, self._negative_zero, self._shift, self._tables[:TABLES], tallies, moments)
-        bins = settle(self._tables[:TABLES], tallies, moments, 1 << MANTISSA_BITS, self._merged, found[0], found[1])
+            scan(values, signed, unsigned, self._negative_zero, self._shift, self._tables[0], tallies, moments)
+        merged, span = self._merged[0], np.empty(2, np.int64)
+        gather(self._tables[0], tallies, moments, 1 << MANTISSA_BITS, merged, span)
+        bins = extract(merged, *span, tallies[1], found[0], found[1])
         return BitCounts(grid.name, tallies, moments, *self._kept(found[:2, :bins]))
 
     def interpolation_error(self, counts: BitCounts) -> float:
@@ -771,10 +810,11 @@ class CompiledPass(Pass):
         return float(found) / 8 / counts.finite
 
     def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
-        tables, scratch, found = self._linear[:2], self._scratch[0], self._found
+        tables, scratch, found = self._linear[0], self._scratch[0], self._found
         for values in chunks:
             scan_linear(values, math.ldexp(1.0, -exponent), float(first), scratch, tables)
-        bins = extract_linear(tables, first, found[2], found[3])
+        gather_linear(tables)
+        bins = extract_linear(self._linear[:1], first, found[2], found[3])
         return Linear(exponent, *self._kept(found[2:, :bins]))
 
     def _kept(self, found: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
