@@ -22,8 +22,8 @@ __all__ = [
 _SHORTEST, _LONG = 2e-3, 0.1
 
 _REST = 0.2
-"""Seconds: threads of numpy's BLAS, which `add_histogram` calls, go on spinning for a tenth of one, and would take a core
-from what is measured next."""
+"""Seconds. Threads of numpy's BLAS, which `add_histogram` calls, go on spinning for a tenth of one, on a core that what
+is measured next would have."""
 
 
 def in_turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 7, rests: bool = False) -> dict[str, float]:

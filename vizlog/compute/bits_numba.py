@@ -546,7 +546,9 @@ TASK = np.dtype(
 taken, seated: how many parts were taken and how many threads have come, which they count themselves. address, number,
 size: a tensor's values, and how many of them make a part. linear, exponent, first: whether they go into linear bins,
 and into which. negative_zero, shift: as for `scan`. table_size: bins + PAD. most: of finite values, as many bins.
-take, openmp, members: where the function is that threads call, and the team. The others: where memory is for counts.
+take, openmp, members: where the function is that threads call, and the team. The others: where memory is for what they
+find: tables and all that is made of them for each thread; tallies and moments (PARTS + SEATS, APART) for each part, and
+then for each thread, where the span that `gather` tells comes behind the tallies.
 """
 
 
@@ -659,18 +661,18 @@ second are floats; where in the slab its bins begin, how many there are, of line
 
 TALLIES, MOMENTS, SPANS = slice(2, 7), slice(7, 11), slice(11, 15)
 
+_COUNT_PLACES = """int64(int64, int64, int64, {0}[::1], {1}[::1], {1}, int64[:, ::1], float64[:, ::1], int64[::1],
+    int64, float64)"""
 
-@_compiled(
-    "int64(int64, float32[::1], uint32[::1], uint32, int64[:, ::1], float64[:, ::1], int64[::1], int64, float64)",
-    "int64(int64, float64[::1], uint64[::1], uint64, int64[:, ::1], float64[:, ::1], int64[::1], int64, float64)",
-)
+
+@_compiled(_COUNT_PLACES.format("float32", "uint32"), _COUNT_PLACES.format("float64", "uint64"))
 def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    task_at, edge, pattern, shift, outcomes, as_floats, slab, always_linear, tolerable_error
+    task_at, openmp, members, edge, pattern, shift, outcomes, as_floats, slab, always_linear, tolerable_error
 ):
     """What `Pass.count_pieces` does, of T tensors, in one call.
 
     Args:
-        task_at: where the task is, all told that is the same for each tensor.
+        task_at: where the task is, all told that is the same for each tensor, but for the team.
         edge, pattern: (1,) scratch, two views of the same memory.
         outcomes, as_floats: (T, OUTCOME), two views of the same memory; the first two numbers of each are given.
         slab: takes bins, their counts, linear bins and theirs, of one tensor after the other.
@@ -682,6 +684,7 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         then nothing of all this can be used again.
     """
     task = carray(pointer(task_at), (1,), TASK)[0]
+    task.openmp, task.members = openmp, members
     merged = carray(pointer(task.merged), (SEATS, task.table_size - PAD), np.uint32)
     part_tallies = carray(pointer(task.tallies), (PARTS + SEATS, APART), np.int64)
     part_moments = carray(pointer(task.moments), (PARTS + SEATS, APART), np.float64)
@@ -760,7 +763,6 @@ class CompiledPass(Pass):
 
     def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
         counted: list[BitCounts] = []
-        self._task["openmp"], self._task["members"] = openmp(), members()
         while len(counted) < len(places):
             counted += self._count_some(_first(places[len(counted) :]))
         return counted
@@ -771,7 +773,8 @@ class CompiledPass(Pass):
         outcomes[:, :2] = places
         as_floats = outcomes.view(np.float64)
         number = count_places(
-            *(self._task_at, *self._edge, self._shift, outcomes, as_floats, slab, ALWAYS_LINEAR, TOLERABLE_ERROR)
+            *(self._task_at, openmp(), members(), *self._edge, self._shift, outcomes, as_floats, slab),
+            *(ALWAYS_LINEAR, TOLERABLE_ERROR),
         )
         if number < 0:
             raise RuntimeError(CHANGED)
