@@ -34,7 +34,7 @@ __all__ = ["CompiledPass"]
 
 BLOCK = 1 << 14
 LINEAR_BLOCK = 1 << 12
-STRETCH = 32
+STRETCH = 8
 """Linear bins that are looked at together: of few values most are empty."""
 SHIFTS = {32: 17, 64: 46}
 """Bits of a pattern -> how many low ones a bin ignores, as in `GRIDS`."""
@@ -369,16 +369,17 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
 
 @_compiled("int64(uint32[:, ::1], int64, int64, uint32[::1])")
 def _gather_octave(tables, start, octave, merged):  # type: ignore[no-untyped-def]
-    """Moves one octave's counters from the tables to `merged`; returns how many values they hold."""
-    total = np.int64(0)
-    into = merged[start : start + octave]
-    for t in range(len(tables)):
-        counters = tables[t, start : start + octave]
-        for k in range(counters.size):
-            total += np.int64(counters[k])
-            into[k] += counters[k]
-        counters[:] = 0
-    return total
+    """Moves one octave's counters from the tables to `merged`, where none were; returns how many values they hold."""
+    total = np.uint32(0)
+    end = start + octave
+    a, b, c, d = tables[0, start:end], tables[1, start:end], tables[2, start:end], tables[3, start:end]
+    into = merged[start:end]
+    for k in range(into.size):
+        n = np.uint32(np.uint32(a[k] + b[k]) + np.uint32(c[k] + d[k]))  # numba adds them as 64-bit ones
+        into[k] = n
+        total = np.uint32(total + n)
+        a[k] = b[k] = c[k] = d[k] = 0
+    return np.int64(total)
 
 
 @_compiled("void(uint32[:, ::1], int64[::1], float64[::1], int64, uint32[::1], int64[::1])")
@@ -501,31 +502,28 @@ def scan_linear(values, scale, first, scratch, tables):  # type: ignore[no-untyp
             even[np.uint32(scratch[block.size - 1])] += np.uint32(1)
 
 
-@_compiled("void(uint32[:, ::1])")
-def gather_linear(tables):  # type: ignore[no-untyped-def]
-    """Moves all counters of `scan_linear` to the first of its tables."""
-    tables[0] += tables[1]
-    tables[1] = 0
+@_compiled("void(uint32[::1], uint32[::1])")
+def move(counters, into):  # type: ignore[no-untyped-def]
+    """Adds counters to others, and empties them."""
+    for k in range(into.size):
+        into[k] += counters[k]
+        counters[k] = 0
 
 
-@_compiled("int64(uint32[:, :, ::1], int64, int64[::1], int64[::1])")
-def extract_linear(tables, first, bins, counts):  # type: ignore[no-untyped-def]
-    """As `extract`, from the tables (threads, 2, bins + 1) of `gather_linear`."""
+@_compiled("int64(uint32[::1], int64, int64[::1], int64[::1])")
+def extract_linear(counters, first, bins, counts):  # type: ignore[no-untyped-def]
+    """As `extract`, from the counters (bins + 1,) of `scan_linear`, moved to one table."""
     found = np.uint64(0)
     for start in range(0, LINEAR_BINS, STRETCH):
         seen = np.uint32(0)
-        for seat in range(len(tables)):
-            for k in range(start, start + STRETCH):
-                seen |= tables[seat, 0, k]
+        for k in range(start, start + STRETCH):
+            seen |= counters[k]
         if seen:
             for k in range(start, start + STRETCH):
-                n = np.int64(0)
-                for seat in range(len(tables)):
-                    n += np.int64(tables[seat, 0, k])
+                n = counters[k]
                 bins[found], counts[found] = first + k, n
                 found += np.uint64(n != 0)
-            tables[:, 0, start : start + STRETCH] = 0
-    tables[:, 0, LINEAR_BINS] = 0
+    counters[:] = 0
     return np.int64(found)
 
 
@@ -589,7 +587,7 @@ def take_parts(task_at, values, signed, unsigned, negative_zero, shift):  # type
         own_moments[0], own_moments[1] = min(own_moments[0], its[0]), max(own_moments[1], its[1])
     # By the thread that counted, in whose core's cache its tables are.
     if to_linear:
-        gather_linear(linear)
+        move(linear[1], linear[0])
     else:
         gather(tables, own, own_moments, 1 << MANTISSA_BITS, merged, span)
 
@@ -646,11 +644,8 @@ def _add_seats(merged, tallies):  # type: ignore[no-untyped-def]
         if its_end == 0:
             continue
         for sign in (0, negative):
-            counters = merged[seat, sign + its_lowest : sign + its_end]
-            into = merged[0, sign + its_lowest : sign + its_end]
-            for k in range(counters.size):
-                into[k] += counters[k]
-                counters[k] = 0
+            here = slice(sign + its_lowest, sign + its_end)
+            move(merged[seat, here], merged[0, here])
         lowest, end = its_lowest if end == 0 else min(lowest, its_lowest), max(end, its_end)
     return lowest, end
 
@@ -667,8 +662,8 @@ _COUNT_PLACES = """int64(int64, int64, int64, {0}[::1], {1}[::1], {1}, int64[:, 
 
 @_compiled(_COUNT_PLACES.format("float32", "uint32"), _COUNT_PLACES.format("float64", "uint64"))
 def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    task_at, openmp, members, edge, pattern, shift, outcomes, as_floats, slab, always_linear, tolerable_error
-):
+    task_at, openmp, members, edge, pattern, shift, outcomes, as_floats, slab, always_linear, tolerable_error,
+):  # fmt: skip
     """What `Pass.count_pieces` does, of T tensors, in one call.
 
     Args:
@@ -719,7 +714,9 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             task.linear, task.exponent, task.first = 1, exponent, first
             threads = _share(task_at)
             linear = carray(pointer(task.linear_tables), (threads, 2, LINEAR_BINS + 1), np.uint32)
-            linear_bins = extract_linear(linear, first, found[2], found[3])
+            for seat in range(1, threads):
+                move(linear[seat, 0], linear[0, 0])
+            linear_bins = extract_linear(linear[0, 0], first, found[2], found[3])
             counted = np.int64(0)
             for k in range(linear_bins):
                 counted += found[3, k]
@@ -816,8 +813,8 @@ class CompiledPass(Pass):
         tables, scratch, found = self._linear[0], self._scratch[0], self._found
         for values in chunks:
             scan_linear(values, math.ldexp(1.0, -exponent), float(first), scratch, tables)
-        gather_linear(tables)
-        bins = extract_linear(self._linear[:1], first, found[2], found[3])
+        move(tables[1], tables[0])
+        bins = extract_linear(tables[0], first, found[2], found[3])
         return Linear(exponent, *self._kept(found[2:, :bins]))
 
     def _kept(self, found: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
