@@ -333,8 +333,7 @@ class Capture:
                 if isinstance(request, Outputs) and not request.matches(call.layer, call.module):
                     continue
                 began = time.perf_counter()
-                with torch.no_grad():
-                    result = request.reduce(call)
+                result = _without_gradients(request.reduce, call)
                 self.seconds[key] += time.perf_counter() - began
             except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
                 self.errors[key] = error
@@ -383,6 +382,16 @@ def _here(tensor: Tensor, output: Any) -> Any:
         return output
     with torch.no_grad():
         return whole(tensor)
+
+
+def _without_gradients(reduce: Callable[[Call], Any], call: Call) -> Any:
+    # As torch.no_grad() does, which takes twice as long; this is called for each layer.
+    graded = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    try:
+        return reduce(call)
+    finally:
+        torch.set_grad_enabled(graded)
 
 
 def _remove(handles: Iterable[RemovableHandle]) -> None:

@@ -57,6 +57,9 @@ SLAB = 1 << 19
 Arrays of their own, some 20 KB a tensor, would cost a page fault for each 4 KB of them.
 """
 
+ROWS = 1 << 10
+"""Tensors whose numbers stand in one array."""
+
 AT_ONCE = 1 << 26
 """Values of several tensors that are counted in one call: some 50 ms."""
 
@@ -650,28 +653,43 @@ def _add_seats(merged, tallies):  # type: ignore[no-untyped-def]
     return lowest, end
 
 
-OUTCOME = 15
-"""Numbers about a tensor: where it lies and how many values it has; tallies and moments, as for `scan`, of which the
+@_compiled("UniTuple(int64, 2)(int64, float64, float64, int64[:, ::1])")
+def _count_linear(task_at, low, high, found):  # type: ignore[no-untyped-def]
+    """The second pass over the tensor of the task; returns the exponent and how many bins are occupied."""
+    task = carray(pointer(task_at), (1,), TASK)[0]
+    exponent = _linear_exponent(low, high)
+    first = np.int64(math.floor(math.ldexp(low, -exponent)))
+    task.linear, task.exponent, task.first = 1, exponent, first
+    threads = _share(task_at)
+    tables = carray(pointer(task.linear_tables), (threads, 2, LINEAR_BINS + 1), np.uint32)
+    for seat in range(1, threads):
+        move(tables[seat, 0], tables[0, 0])
+    return exponent, extract_linear(tables[0, 0], first, found[2], found[3])
+
+
+COLUMNS = 15
+"""What is told of a tensor: where it lies and how many values it has; tallies and moments, as for `scan`, of which the
 second are floats; where in the slab its bins begin, how many there are, of linear ones too, and these' exponent."""
 
-TALLIES, MOMENTS, SPANS = slice(2, 7), slice(7, 11), slice(11, 15)
+TALLIES, MOMENTS, SPAN = slice(2, 7), slice(7, 11), slice(11, 15)
 
-_COUNT_PLACES = """int64(int64, int64, int64, {0}[::1], {1}[::1], {1}, int64[:, ::1], float64[:, ::1], int64[::1],
-    int64, float64)"""
+_COUNT_PLACES = """int64(int64, int64, int64, {0}[::1], {1}[::1], {1}, int64[:, ::1], float64[:, ::1], int64, int64,
+    int64[::1], int64, int64, float64)"""
 
 
 @_compiled(_COUNT_PLACES.format("float32", "uint32"), _COUNT_PLACES.format("float64", "uint64"))
 def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    task_at, openmp, members, edge, pattern, shift, outcomes, as_floats, slab, always_linear, tolerable_error,
+    task_at, openmp, members, edge, pattern, shift, rows, floats, first_row, number, slab, at, always_linear, tolerable,
 ):  # fmt: skip
-    """What `Pass.count_pieces` does, of T tensors, in one call.
+    """What `Pass.count_pieces` does, of several tensors, in one call.
 
     Args:
         task_at: where the task is, all told that is the same for each tensor, but for the team.
         edge, pattern: (1,) scratch, two views of the same memory.
-        outcomes, as_floats: (T, OUTCOME), two views of the same memory; the first two numbers of each are given.
-        slab: takes bins, their counts, linear bins and theirs, of one tensor after the other.
+        rows, floats: (N, COLUMNS), two views of the same memory; the first two columns are given of so many rows.
+        slab: takes bins, their counts, linear bins and theirs, of one tensor after the other, from `at` on.
         always_linear: up to how many elements there is a second pass anyway.
+        tolerable: the share of values that interpolation may be expected to misplace before it is made.
 
     Returns:
         How many tensors were counted: fewer than all where the slab is full. Then it begins at −1 of the last of them,
@@ -684,13 +702,13 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     part_tallies = carray(pointer(task.tallies), (PARTS + SEATS, APART), np.int64)
     part_moments = carray(pointer(task.moments), (PARTS + SEATS, APART), np.float64)
     found = carray(pointer(task.found), (4, task.most), np.int64)
-    at = np.int64(0)
-    for t in range(len(outcomes)):
-        n = outcomes[t, 1]
-        task.address, task.number, task.linear = outcomes[t, 0], n, 0
+    for t in range(number):
+        row = rows[first_row + t]
+        n = row[1]
+        task.address, task.number, task.linear = row[0], n, 0
         task.size = n if n < SHARED else (n // PARTS // PART + 1) * PART
         threads = _share(task_at)
-        mine, its, span = outcomes[t, TALLIES], as_floats[t, MOMENTS], outcomes[t, SPANS]
+        mine, its, span = row[TALLIES], floats[first_row + t, MOMENTS], row[SPAN]
         mine[:], its[:] = 0, 0.0
         its[0], its[1] = np.inf, -np.inf
         parts = (n + task.size - 1) // task.size
@@ -703,23 +721,12 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         if finite and not needed:
             occupied, counts = found[0, :bins], found[1, :bins]
             expected = jumps(low, high, edge, pattern, shift, merged.shape[1] // 2, occupied, counts) / 8 / finite
-            needed = expected > tolerable_error
-        counted = np.int64(0)
-        for k in range(bins):
-            counted += found[1, k]
+            needed = expected > tolerable
+        counted = found[1, :bins].sum()
         linear_bins = exponent = np.int64(0)
         if finite and needed and counted == finite:
-            exponent = _linear_exponent(low, high)
-            first = np.int64(math.floor(math.ldexp(low, -exponent)))
-            task.linear, task.exponent, task.first = 1, exponent, first
-            threads = _share(task_at)
-            linear = carray(pointer(task.linear_tables), (threads, 2, LINEAR_BINS + 1), np.uint32)
-            for seat in range(1, threads):
-                move(linear[seat, 0], linear[0, 0])
-            linear_bins = extract_linear(linear[0, 0], first, found[2], found[3])
-            counted = np.int64(0)
-            for k in range(linear_bins):
-                counted += found[3, k]
+            exponent, linear_bins = _count_linear(task_at, low, high, found)
+            counted = found[3, :linear_bins].sum()
         if counted != finite:
             return -1
         span[0], span[1], span[2], span[3] = at, bins, linear_bins, exponent
@@ -730,7 +737,7 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             for k in range(bins if row < 2 else linear_bins):
                 slab[at] = found[row, k]
                 at += 1
-    return len(outcomes)
+    return number
 
 
 class CompiledPass(Pass):
@@ -747,7 +754,9 @@ class CompiledPass(Pass):
         self._scratch = np.empty((SEATS, LINEAR_BLOCK), np.int32)
         self._parts = np.empty((PARTS + SEATS, APART), np.int64), np.empty((PARTS + SEATS, APART))
         self._found = np.empty((4, 2 * grid.top + 1), np.int64)
-        self._slab = np.empty(0, np.int64)
+        self._slab, self._at = np.empty(0, np.int64), 0
+        self._rows, self._row = np.empty((0, COLUMNS), np.int64), 0
+        self._floats = self._rows.view(np.float64)
         self._task = np.zeros(1, TASK)
         names = "tables", "merged", "linear_tables", "scratch", "tallies", "moments", "found"
         arrays: tuple[NDArray[Any], ...] = self._tables, merged, self._linear, self._scratch, *self._parts, self._found
@@ -765,21 +774,29 @@ class CompiledPass(Pass):
         return counted
 
     def _count_some(self, places: Sequence[Place]) -> list[BitCounts]:
-        """Of as many of them as there is room for what is found."""
-        slab, outcomes = self._slab, np.empty((len(places), OUTCOME), np.int64)
-        outcomes[:, :2] = places
-        as_floats = outcomes.view(np.float64)
+        """Of as many of them as there is room for what is found.
+
+        Few and simple operations: each takes several microseconds after the caches have seen a large tensor.
+        """
+        number = len(places)
+        if self._row + number > len(self._rows):
+            self._rows, self._row = np.empty((max(ROWS, number), COLUMNS), np.int64), 0
+            self._floats = self._rows.view(np.float64)
+        rows, floats, first, slab = self._rows, self._floats, self._row, self._slab
+        if number == 1:
+            rows[first, 0], rows[first, 1] = places[0]
+        else:
+            rows[first : first + number, :2] = places
         number = count_places(
-            *(self._task_at, openmp(), members(), *self._edge, self._shift, outcomes, as_floats, slab),
-            *(ALWAYS_LINEAR, TOLERABLE_ERROR),
+            *(self._task_at, openmp(), members(), *self._edge, self._shift, rows, floats, first, number),
+            *(slab, self._at, ALWAYS_LINEAR, TOLERABLE_ERROR),
         )
         if number < 0:
             raise RuntimeError(CHANGED)
-        name, counted = self._grid.name, []
-        numbers = zip(
-            outcomes[:number, TALLIES], as_floats[:number, MOMENTS], outcomes[:number, SPANS].tolist(), strict=True
-        )
-        for tallies, moments, (start, bins, linear_bins, exponent) in numbers:
+        self._row += number
+        name, counted = self.grid.name, []
+        for row, numbers in enumerate(rows[first : self._row].tolist(), first):
+            start, bins, linear_bins, exponent = numbers[SPAN]
             if start < 0:
                 mine, those = self._kept(self._found[:2, :bins])
                 on_linear, of_linear = self._kept(self._found[2:, :linear_bins])
@@ -787,13 +804,13 @@ class CompiledPass(Pass):
                 ends = start + bins, start + 2 * bins, start + 2 * bins + linear_bins, start + 2 * (bins + linear_bins)
                 mine, those = slab[start : ends[0]], slab[ends[0] : ends[1]]
                 on_linear, of_linear = slab[ends[1] : ends[2]], slab[ends[2] : ends[3]]
-                self._slab = slab[ends[3] :]
+                self._at = ends[3]
             linear = Linear(exponent, on_linear, of_linear) if linear_bins else None
-            counted.append(BitCounts(name, tallies, moments, mine, those, linear))
+            counted.append(BitCounts(name, rows[row, TALLIES], floats[row, MOMENTS], mine, those, linear))
         return counted
 
     def count(self, chunks: Chunks) -> BitCounts:
-        grid, found = self._grid, self._found
+        grid, found = self.grid, self._found
         tallies, moments = np.zeros(5, np.int64), _NO_MOMENTS.copy()
         for values in chunks:
             signed, unsigned = values.view(grid.signed), values.view(grid.unsigned)
@@ -804,7 +821,7 @@ class CompiledPass(Pass):
         return BitCounts(grid.name, tallies, moments, *self._kept(found[:2, :bins]))
 
     def interpolation_error(self, counts: BitCounts) -> float:
-        grid, (low, high) = self._grid, counts.moments[:2]
+        grid, (low, high) = self.grid, counts.moments[:2]
         edge, pattern = self._edge
         found = jumps(low, high, edge, pattern, self._shift, grid.first_negative, counts.bins, counts.counts)
         return float(found) / 8 / counts.finite
@@ -819,9 +836,10 @@ class CompiledPass(Pass):
 
     def _kept(self, found: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A copy of these two rows, where nothing is ever written again."""
-        if self._slab.size < found.size:
-            self._slab = np.empty(max(SLAB, found.size), np.int64)
-        kept, self._slab = self._slab[: found.size].reshape(found.shape), self._slab[found.size :]
+        if self._slab.size - self._at < found.size:
+            self._slab, self._at = np.empty(max(SLAB, found.size), np.int64), 0
+        kept = self._slab[self._at : self._at + found.size].reshape(found.shape)
+        self._at += found.size
         kept[...] = found
         return kept[0], kept[1]
 

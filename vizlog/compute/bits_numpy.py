@@ -21,7 +21,7 @@ class PlainPass(Pass):
     """Counts one tensor after another, from chunks of float32 or float64."""
 
     def count(self, chunks: Chunks) -> BitCounts:
-        table = np.zeros(2 * self._grid.first_negative, np.int64)
+        table = np.zeros(2 * self.grid.first_negative, np.int64)
         tallies, moments = np.zeros(5, np.int64), np.array([np.inf, -np.inf, 0.0, 0.0])
         for values in _blocks(chunks):
             finite = np.isfinite(values)
@@ -32,11 +32,11 @@ class PlainPass(Pass):
             tallies[1] += len(values) - np.count_nonzero(values)
             if not everything_finite:
                 tallies[2:] += np.isnan(values).sum(), np.isposinf(values).sum(), np.isneginf(values).sum()
-            patterns = kept[kept != 0].view(self._grid.unsigned)
-            upper_bits = (patterns >> self._grid.unsigned(self._grid.shift)).astype(np.intp)
+            patterns = kept[kept != 0].view(self.grid.unsigned)
+            upper_bits = (patterns >> self.grid.unsigned(self.grid.shift)).astype(np.intp)
             table += np.bincount(upper_bits, minlength=len(table))
-        bins, counts = self._grid.occupied(table, int(tallies[1]))
-        return BitCounts(self._grid.name, tallies, moments, bins, counts)
+        bins, counts = self.grid.occupied(table, int(tallies[1]))
+        return BitCounts(self.grid.name, tallies, moments, bins, counts)
 
     def interpolation_error(self, counts: BitCounts) -> float:
         return interpolation_error(counts)

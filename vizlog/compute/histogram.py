@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -37,8 +37,6 @@ __all__ = [
 CHUNK = 1 << 17
 """Elements converted or copied at a time: at most 1 MB of each form."""
 
-
-T = TypeVar("T")
 
 Counts: TypeAlias = BitCounts | Uncollected
 """Of a tensor on a device they are collected once they have come to the host: see `vizlog.compute.transfer`."""
@@ -195,16 +193,20 @@ def _reaches(tensor: Tensor, number: int) -> bool:
 
 def _count_lying(tensors: Sequence[Tensor]) -> list[BitCounts]:
     """Of one type, all in one call: small tensors take less than a call does."""
-    places = [(tensor.data_ptr(), tensor.numel()) for tensor in tensors]
-    return _counted_by(grid_of(tensors[0].dtype), lambda counting: counting.count_places(places))
-
-
-def _counted_by(grid: Grid, count: Callable[[Pass], T]) -> T:
-    # Out of its place while in use: what an interrupt or an error leaves half counted is never used again.
-    counting = _of_this_thread.__dict__.pop(grid.name, None) or _new_pass(grid)
-    counted = count(counting)
-    _of_this_thread.__dict__[grid.name] = counting
+    counting = _taken(grid_of(tensors[0].dtype))
+    counted = counting.count_places([(tensor.data_ptr(), tensor.numel()) for tensor in tensors])
+    _give_back(counting)
     return counted
+
+
+def _taken(grid: Grid) -> Pass:
+    """This thread's own, out of its place while in use: what an error leaves half counted is never used again."""
+    counting: Pass | None = _of_this_thread.__dict__.pop(grid.name, None)
+    return counting or _new_pass(grid)
+
+
+def _give_back(counting: Pass) -> None:
+    _of_this_thread.__dict__[counting.grid.name] = counting
 
 
 def _count_on_cpu(tensor: Tensor) -> BitCounts:
@@ -221,10 +223,9 @@ def _count_on_cpu(tensor: Tensor) -> BitCounts:
         tensor = tensor.dequantize()
     # Values of the other types are so coarse that they sit on few points of a bin, where nothing can be interpolated.
     always_linear = tensor.dtype not in _IN_PLACE or tensor.numel() <= ALWAYS_LINEAR
-    counts = _counted_by(
-        grid_of(tensor.dtype),
-        lambda counting: counting.count_pieces(lambda: _chunks(tensor), always_linear=always_linear),
-    )
+    counting = _taken(grid_of(tensor.dtype))
+    counts = counting.count_pieces(lambda: _chunks(tensor), always_linear=always_linear)
+    _give_back(counting)
     return replace(counts, note="magnitudes of complex values") if tensor.is_complex() else counts
 
 

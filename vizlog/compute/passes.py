@@ -37,7 +37,7 @@ class Pass(ABC):
     """Counts one tensor after another; keeps what it counts in for the next. Not to be shared by threads."""
 
     def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+        self.grid = grid
 
     def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
         """Of tensors whose values are of the grid's own type; they must stay where they are meanwhile.
@@ -48,8 +48,8 @@ class Pass(ABC):
         return [self._count_place(*place) for place in places]
 
     def _count_place(self, address: int, number: int) -> BitCounts:
-        memory = (ctypes.c_char * (number * np.dtype(self._grid.real).itemsize)).from_address(address)
-        values = np.frombuffer(memoryview(memory), self._grid.real)
+        memory = (ctypes.c_char * (number * np.dtype(self.grid.real).itemsize)).from_address(address)
+        values = np.frombuffer(memoryview(memory), self.grid.real)
         return self.count_pieces(lambda: (values,), always_linear=number <= ALWAYS_LINEAR)
 
     def count_pieces(self, chunks: Callable[[], Chunks], *, always_linear: bool) -> BitCounts:
