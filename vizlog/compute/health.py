@@ -10,7 +10,6 @@ import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,11 +68,9 @@ def alive(output: Tensor, channel_dim: int = -1) -> Tensor:
         return torch.zeros(output.shape[channel_dim], dtype=torch.bool, device=output.device)
     if output.device.type != "cpu":  # asking would wait for it
         return _any(output, others)
-    find, values = _find_alive(), _in_memory(output, channel_dim % output.dim())
-    if find is not None and values is not None:
-        flags = np.zeros(values.shape[1], bool)
-        find(values, flags)
-        return torch.from_numpy(flags)
+    find, place = _find_alive(), _in_memory(output, channel_dim % output.dim())
+    if find is not None and place is not None:
+        return torch.from_numpy(find(*place, wide=output.dtype == torch.float64))
     found = _any(_first(output, others), others)
     unseen = (~found).nonzero().flatten()
     if 2 * len(unseen) > len(found):
@@ -83,8 +80,8 @@ def alive(output: Tensor, channel_dim: int = -1) -> Tensor:
     return found
 
 
-def _in_memory(output: Tensor, dim: int) -> NDArray[np.floating[Any]] | None:
-    """The values as they lie, (before, units, behind) the units; None where they do not lie in one piece."""
+def _in_memory(output: Tensor, dim: int) -> tuple[int, tuple[int, int, int]] | None:
+    """Where the values lie, and how many before, of and behind the units; None where they do not lie in one piece."""
     if output.dtype not in (torch.float32, torch.float64) or type(output) is not Tensor or output.is_neg():
         return None
     if not output.is_contiguous():
@@ -94,14 +91,14 @@ def _in_memory(output: Tensor, dim: int) -> NDArray[np.floating[Any]] | None:
             return None
     shape = output.shape
     try:
-        values = output.numpy()
+        address = output.data_ptr()
     except RuntimeError:  # inside a transformation of torch.func
         return None
-    return values.reshape(math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :]))
+    return address, (math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :]))
 
 
 @functools.cache
-def _find_alive() -> Callable[[NDArray[np.floating[Any]], NDArray[np.bool_]], None] | None:
+def _find_alive() -> Callable[..., NDArray[np.bool_]] | None:
     """Compiled, where numba is installed."""
     if importlib.util.find_spec("numba") is None:
         return None

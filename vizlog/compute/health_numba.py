@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import carray  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from vizlog.compute.compiled import compiled
+from vizlog.compute.team import pointer
 
 __all__ = ["find_alive"]
 
@@ -17,18 +19,6 @@ ROWS = 16
 
 MANY = 8
 """One unit in so many is worth to read a row whole: a processor compares that many values at once."""
-
-
-def find_alive(values: NDArray[np.floating], found: NDArray[np.bool_]) -> None:
-    """Sets `found[u]`, all of which are False, where `values[:, u]` (A, U, B) holds anything but zeros.
-
-    In the order of memory, and of each unit not much further than to the first such value: only a dead unit is read to
-    its end.
-    """
-    if values.shape[2] == 1:
-        _find_entries(values[:, :, 0], found)
-    else:
-        _find_channels(values, found)
 
 
 @compiled("boolean(float32[::1])", "boolean(float64[::1])")
@@ -76,3 +66,33 @@ def _find_entries(rows, found):  # type: ignore[no-untyped-def]
             left[still] = left[k]
             still += not found[left[k]]
         number, start = still, stop
+
+
+@compiled("void(float32[:, :, ::1], boolean[::1])", "void(float64[:, :, ::1], boolean[::1])")
+def _find(values, found):  # type: ignore[no-untyped-def]
+    if values.shape[2] == 1:
+        _find_entries(values.reshape(values.shape[:2]), found)
+    else:
+        _find_channels(values, found)
+
+
+@compiled("void(int64, int64, int64, int64, boolean, boolean[::1])")
+def _find_at(address, before, units, behind, wide, found):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    if wide:
+        _find(carray(pointer(address), (before, units, behind), np.float64), found)
+    else:
+        _find(carray(pointer(address), (before, units, behind), np.float32), found)
+
+
+def find_alive(address: int, shape: tuple[int, int, int], *, wide: bool) -> NDArray[np.bool_]:
+    """Which of the units u have anything but zeros in `values[:, u]`, where values (A, U, B) lie at this address.
+
+    They are read in the order of memory, and of each unit not much further than to the first such value: only a dead
+    unit is read to its end.
+
+    Args:
+        wide: whether they are float64, else float32.
+    """
+    found = np.zeros(shape[1], bool)
+    _find_at(address, *shape, wide, found)
+    return found
