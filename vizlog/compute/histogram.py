@@ -49,11 +49,11 @@ class Uncountable(ValueError):
 def count_bits(tensor: Tensor) -> Counts:
     """Counts the values of one tensor of any type, shape and memory layout, without changing or keeping it.
 
-    On a CPU one pass, and a second one where bins of equal width are needed to show the distribution well, by as many
-    threads as torch computes with (`torch.set_num_threads`) where the tensor is large. On a CUDA device small tensors
-    come back and nothing waits for the device. Complex values are counted by magnitude, quantised ones dequantised, of a
-    sparse tensor the implicit zeros too, of a DTensor this rank's shard. At most 64 MB of memory beside the tensor, but
-    for one that is quantised by channel, which is dequantised whole.
+    On a CPU one pass, and a second one where bins of equal width are needed to show the distribution well; of a large
+    tensor by as many threads as torch computes with (`torch.set_num_threads`). On a CUDA device small tensors come back
+    and nothing waits for the device. Complex values are counted by magnitude, quantised ones dequantised, of a sparse
+    tensor the implicit zeros too, of a DTensor this rank's shard. At most 64 MB of memory beside the tensor, but for
+    one that is quantised by channel, which is dequantised whole.
 
     Raises:
         Uncountable: there is nothing to count (meta, fake, uninitialised, memory given up), no way to read it, or
