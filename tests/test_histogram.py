@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import importlib
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -323,6 +325,27 @@ def test_what_another_thread_writes_meanwhile_is_counted_rightly_or_not_at_all()
         writer.join()
     for found, alone in zip(count_each([others, shared]), [others, shared], strict=True):
         assert_equal_counts(found, PlainPass(GRIDS["float32"]).count_places([(alone.data_ptr(), alone.numel())])[0])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [([8, 9, 8.5, 0.25, 0], [8, 9, 8.5, 0, 0]), ([8, NAN, 8.5, 0.25, 3], [8, NAN, 8.5, NAN, 3])]
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_is_written_while_a_block_is_counted_leaves_nothing_for_the_next(
+    before: list[float], after: list[float], *, swapped: bool
+) -> None:
+    """The block is read several times: here first as it was before another thread wrote, and then as it was after."""
+    compiled = pytest.importorskip("vizlog.compute.bits_numba")
+    then, now = (np.array(values, np.float32) for values in ((after, before) if swapped else (before, after)))
+    counting = compiled.CompiledPass(GRIDS["float32"])
+    tables, merged, span = counting._tables[0], counting._merged[0], np.empty(2, np.int64)
+    tallies, moments = np.zeros(5, np.int64), compiled._NO_MOMENTS.copy()
+    shift, negative_zero = counting._shift, counting._negative_zero
+    compiled.scan(now, now.view(np.int32), then.view(np.uint32), negative_zero, shift, tables, tallies, moments)
+    compiled.gather(tables, tallies, moments, 64, merged, span)
+    found = compiled.extract(merged, *span, tallies[1], *counting._found[:2])
+    accepted = counting._found[1, :found].sum() == tallies[0] - tallies[2:].sum()
+    assert not accepted or not tables.any()  # what is not accepted is thrown away with its tables
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
@@ -641,6 +664,31 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("n", [5000, (1 << 16) - 1, 100_000])
+def test_a_sum_near_the_largest_number_is_finite(n: int) -> None:
+    tensor = torch.zeros(n, dtype=torch.float64)
+    tensor[-1] = torch.finfo(torch.float64).max
+    assert count_bits(tensor).mean == float(tensor[-1]) / n
+
+
+def test_the_team_is_the_one_that_torch_is_linked_to() -> None:
+    team = pytest.importorskip("vizlog.compute.team")
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if not team.openmp() or "LD_PRELOAD" in os.environ:
+        pytest.skip("this torch is not linked to an OpenMP library with GNU's entry point, or it is a preloaded one")
+    entry = ctypes.CDLL(str(library)).GOMP_parallel
+    assert team.openmp() == ctypes.cast(entry, ctypes.c_void_p).value
+
+
+def test_what_is_only_recorded_has_no_values_to_count() -> None:
+    def counts(x: Tensor) -> Tensor:
+        with pytest.raises(Uncountable, match="has no memory"):
+            count_bits(x)
+        return x * 2
+
+    torch.func.functionalize(counts)(torch.randn(100))
 
 
 def test_a_torch_without_openmp_has_no_team(monkeypatch: pytest.MonkeyPatch) -> None:

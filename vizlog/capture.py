@@ -8,7 +8,7 @@ import sys
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,7 +22,6 @@ from torch._ops import HigherOrderOperator
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
 from vizlog.channel import RanksApart
@@ -210,15 +209,14 @@ class Capture:
 
     def attach(self, stack: ExitStack) -> None:
         """Hooks the modules until `stack` closes."""
-        handles: list[RemovableHandle] = []
-        stack.callback(_remove, handles)
         for name, module in named_modules(self.models).items():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
                 continue
-            handles += (
+            for handle in (
                 module.register_forward_pre_hook(_Hook(self._enter, name, self.failed), with_kwargs=True),
                 module.register_forward_hook(_Hook(self._leave, name, self.failed), with_kwargs=True, always_call=True),
-            )
+            ):
+                stack.callback(handle.remove)
 
     def attach_live(self, stack: ExitStack) -> None:
         """Looks at the training's own forwards until `stack` closes.
@@ -387,16 +385,11 @@ def _here(tensor: Tensor, output: Any) -> Any:
 def _without_gradients(reduce: Callable[[Call], Any], call: Call) -> Any:
     # As torch.no_grad() does, which takes twice as long; this is called for each layer.
     graded = torch.is_grad_enabled()
-    torch.set_grad_enabled(False)
     try:
+        torch.set_grad_enabled(False)
         return reduce(call)
     finally:
         torch.set_grad_enabled(graded)
-
-
-def _remove(handles: Iterable[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
 
 
 class _Functions(TorchFunctionMode):

@@ -77,7 +77,7 @@ APART = 16
 
 
 SHARED = 1 << 16
-"""Values of a tensor from which it is counted in parts, by all threads: fewer take less than it takes to wake them."""
+"""Values of a tensor from which it is counted in parts, by all threads: fewer take less than it takes to wake two."""
 
 SEATS = 8
 """Threads that take part at most: memory has not much more to give."""
@@ -352,12 +352,15 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
         center = moments[2] / finite if finite > 0 else np.float64(block[0])
         at_zero_before, below_zero_before = at_zero.sum(), below_zero.sum()
         lowest, highest, total, squares = _scan_block(block, unsigned[start:stop], center, shift, tables)
-        if at_zero.sum() != at_zero_before:
-            zeros = _count_equal(ints, zero)
+        # At most as many as were counted there, whatever another thread has written since.
+        near_zero = np.uint32(at_zero.sum() - at_zero_before)  # single counters may have run below zero
+        near_below = np.uint32(below_zero.sum() - below_zero_before)
+        if near_zero:
+            zeros = min(_count_equal(ints, zero), np.int64(near_zero))
             at_zero[0] -= np.uint32(zeros)
             tallies[1] += zeros
-        if below_zero.sum() != below_zero_before:
-            zeros = _count_equal(ints, negative_zero)
+        if near_below:
+            zeros = min(_count_equal(ints, negative_zero), np.int64(near_below))
             below_zero[0] -= np.uint32(zeros)
             tallies[1] += zeros
         if not np.isfinite(squares):  # nor where squares of finite values are too large for a float64
@@ -398,11 +401,12 @@ def gather(tables, tallies, moments, octave, merged, span):  # type: ignore[no-u
     """
     negative = merged.size // 2
     top = negative - octave
-    nonfinite = tallies[2] + tallies[3] + tallies[4]
-    if nonfinite:
-        tables[:, top:negative] = 0
-        tables[:, negative + top : 2 * negative] = 0
-    number = tallies[0] - tallies[1] - nonfinite
+    number = tallies[0] - tallies[1]
+    if tallies[2] + tallies[3] + tallies[4]:
+        # As many as were counted, not as were told: another thread may have written between the two.
+        for start in (top, negative + top):
+            number -= np.int64(tables[:, start : start + octave].sum())
+            tables[:, start : start + octave] = 0
     span[0] = span[1] = 0
     if number == 0:
         return
@@ -542,7 +546,7 @@ TASK = np.dtype(
         *[(name, np.int64) for name in ("tables", "merged", "linear_tables", "scratch", "tallies", "moments", "found")],
     ]
 )
-"""What compiled loops and the threads of the team are told; it stays where it is.
+"""What compiled loops and the threads of the team are told, (22,) int64; it stays where it is.
 
 taken, seated: how many parts were taken and how many threads have come, which they count themselves. address, number,
 size: a tensor's values, and how many of them make a part. linear, exponent, first: whether they go into linear bins,
@@ -552,6 +556,9 @@ find: tables and all that is made of them for each thread; tallies and moments (
 then for each thread, where the span that `gather` tells comes behind the tallies.
 """
 
+TAKEN, SEATED = 0, 1
+"""Where in it these are."""
+
 
 @_compiled(
     "void(int64, float32[::1], int32[::1], uint32[::1], int32, uint32)",
@@ -560,7 +567,7 @@ then for each thread, where the span that `gather` tells comes behind the tallie
 def take_parts(task_at, values, signed, unsigned, negative_zero, shift):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """What each thread does: adds one part after the other to tables of its own, as long as there are any."""
     task, words = carray(pointer(task_at), (1,), TASK)[0], carray(pointer(task_at), (2,), np.int64)
-    seat = fetch_add(words, 1)
+    seat = fetch_add(words, SEATED)
     if seat >= SEATS:
         return
     tables = carray(pointer(task.tables), (SEATS, TABLES, task.table_size), np.uint32)[seat]
@@ -574,7 +581,7 @@ def take_parts(task_at, values, signed, unsigned, negative_zero, shift):  # type
     own, own_moments, span = tallies[PARTS + seat, :5], moments[PARTS + seat, :4], tallies[PARTS + seat, 5:7]
     own[:], own_moments[0], own_moments[1] = 0, np.inf, -np.inf
     while True:
-        part = fetch_add(words, 0)
+        part = fetch_add(words, TAKEN)
         start = part * size
         if start >= values.size:
             break
@@ -632,7 +639,9 @@ def _add_parts(part_tallies, part_moments, tallies, moments):  # type: ignore[no
         before = tallies[0] - tallies[2] - tallies[3] - tallies[4]
         if finite:
             moments[0], moments[1] = min(moments[0], its[0]), max(moments[1], its[1])
+            total = moments[2] + its[2]
             _add_moments(moments, finite, its[2] / finite, its[3], np.float64(before))
+            moments[2] = total  # a mean times its number may round to more than there can be
         for k in range(5):
             tallies[k] += theirs[k]
 

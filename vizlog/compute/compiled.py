@@ -21,7 +21,7 @@ def compiled(*signatures: str, fastmath: set[str] | bool = False) -> Callable[[C
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
         try:
             return numba.njit(list(signatures), cache=True, **options)(function)
-        except RuntimeError:  # no folder that numba can write its cache to
+        except (RuntimeError, OSError):  # no folder that numba can write its cache to, or no room there
             return numba.njit(list(signatures), **options)(function)
 
     return compile_
@@ -31,5 +31,5 @@ def called_back(function: Callable[..., Any]) -> Any:
     """Compiles a function of one pointer for other compiled code to call, by its `address`, on any thread."""
     try:
         return numba.cfunc("void(voidptr)", cache=True)(function)
-    except RuntimeError:
+    except (RuntimeError, OSError):
         return numba.cfunc("void(voidptr)")(function)

@@ -108,7 +108,7 @@ def _plain(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     # A subclass that wraps others has none of its own, but operations that tell its values.
     if type(tensor) is Tensor and tensor.layout == torch.strided and not _has_memory(tensor):
-        raise Uncountable("its memory has been given up")
+        raise Uncountable("it has no memory, or that has been given up")
     return tensor
 
 
@@ -188,8 +188,12 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def _reaches(tensor: Tensor, number: int) -> bool:
-    """Whether its storage has so many elements from its first on: a sharded parameter's is empty between its uses."""
-    return tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + number) * tensor.element_size()
+    """Whether its storage has so many elements from its first on: a sharded parameter's is empty between its uses.
+
+    Where an operation is only recorded (`torch.func.functionalize`) it says that it has, but lies nowhere.
+    """
+    has = tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + number) * tensor.element_size()
+    return has and tensor.data_ptr() != 0
 
 
 def _count_lying(tensors: Sequence[Tensor]) -> list[BitCounts]:

@@ -30,11 +30,13 @@ def _find() -> int:
 
     It is what GCC makes of `#pragma omp parallel`: (function, its argument, number of threads, flags).
     """
-    try:
-        torch_has = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return ctypes.cast(torch_has.GOMP_parallel, ctypes.c_void_p).value or 0
-    except (OSError, AttributeError):
-        return 0
+    # In the order in which torch was bound to it: what LD_PRELOAD put before comes first.
+    for library in (None, str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")):
+        try:
+            return ctypes.cast(ctypes.CDLL(library).GOMP_parallel, ctypes.c_void_p).value or 0
+        except (OSError, TypeError, AttributeError):  # TypeError: Windows has no library of that name
+            continue
+    return 0
 
 
 _openmp = _find()
