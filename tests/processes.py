@@ -26,7 +26,7 @@ START = 120.0
 
 
 class Processes:
-    """Ranks of one gloo group that stay up between tests, and are replaced where they hang."""
+    """Ranks of one gloo group that stay up between tests, and are replaced where they hang or die."""
 
     def __init__(self, world: int, folder: Path) -> None:
         self._world, self._folder = world, folder
@@ -45,7 +45,11 @@ class Processes:
             if not pipe.poll(patience):
                 self.stop()
                 pytest.fail(f"rank {rank} did not come back from {function.__name__}: the ranks wait for each other")
-            answers.append(pipe.recv())
+            try:
+                answers.append(pipe.recv())
+            except EOFError:
+                self.stop()  # the next test gets others
+                pytest.fail(f"rank {rank} died in {function.__name__}")
         for rank, (error, _) in enumerate(answers):
             assert not error, f"rank {rank}:\n{error}"
         return [answer for _, answer in answers]
