@@ -66,15 +66,11 @@ AT_ONCE = 1 << 26
 PAD = 768
 """Counters between two tables, so that those of one bin do not compete for one set of the first-level cache."""
 
-
-PART = 1 << 13
-"""Values that a thread takes at a time, or a multiple, so that there are at most `PARTS` of them."""
-
-PARTS = 1 << 10
+PART, PARTS = 1 << 13, 1 << 10
+"""Values that a thread takes at a time, or a multiple: so many that there are at most so many parts."""
 
 APART = 16
 """Numbers from one part's results to the next's: two cache lines, so that threads do not wait for one another there."""
-
 
 SHARED = 1 << 16
 """Values of a tensor from which it is counted in parts, by all threads: fewer take less than it takes to wake two."""
@@ -557,7 +553,7 @@ then for each thread, where the span that `gather` tells comes behind the tallie
 """
 
 TAKEN, SEATED = 0, 1
-"""Where in it these are."""
+"""Where in a task these stand."""
 
 
 @_compiled(

@@ -26,7 +26,7 @@ intrinsic: Any = typed_intrinsic  # it takes a function of types and gives one o
 
 
 def _find() -> int:
-    """The address of OpenMP's `GOMP_parallel`, as torch has it (GNU's library, and LLVM's on Linux); 0 if it has none.
+    """The address of `GOMP_parallel`, as torch has it from GNU's OpenMP library or one like it; 0 if it has none.
 
     It is what GCC makes of `#pragma omp parallel`: (function, its argument, number of threads, flags).
     """
