@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import sys
 import time
@@ -261,11 +262,13 @@ class Capture:
             if self._passed_by is module:
                 self._passed_by = self._frame = None
             return
-        if not any(entered is module for _, entered in self._stack):
+        if self._stack and self._stack[-1][1] is module:
+            self._stack.pop()
+        elif any(entered is module for _, entered in self._stack):
+            while self._stack.pop()[1] is not module:  # a forward that raised leaves entries above this one
+                pass
+        else:
             return  # of a forward that is not looked at
-        # A forward that raised leaves entries above this one.
-        while self._stack.pop()[1] is not module:
-            pass
         if self._live is not None and not self._stack:
             self._live.close()
             self._frame = None
@@ -402,13 +405,19 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if func in _WATCHED or isinstance(func, HigherOrderOperator):
+        if func in _WATCHED or _is_operator(type(func)):
             try:
                 with torch._C.DisableTorchFunction():  # of subclasses too
                     self._capture.function_called(func, args, kwargs, output)
             except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
                 self._capture.failed(error)
         return output
+
+
+@functools.cache
+def _is_operator(kind: type) -> bool:
+    # Once for each type: to ask an abstract class takes as long as a small operation.
+    return issubclass(kind, HigherOrderOperator)
 
 
 class _Hook:

@@ -1,4 +1,4 @@
-// The histogram's two passes over tensors on a device, and two of the health figures of a layer's output.
+// The histogram's two passes over tensors on a device; the second one sees to two health figures of a layer's output too.
 //
 // A program (a block) reads a stretch of one tensor and counts it in shared memory: one addition to global memory for
 // each value would wait for the few addresses that most values have. Counts are whole numbers, so the order in which
@@ -19,7 +19,7 @@ const int SHOWN_BINS = 64;
 
 // Values of 64 octaves are counted in shared memory, up to 8 above the largest of the first ones; others, which are
 // rare, in global memory.
-const int OCTAVES = 64;
+const int OCTAVES = 64;  // 32 where they have twice as many bins
 const int ROOM = 8;
 const int WINDOW = OCTAVES << MANTISSA_BITS;
 const int USUAL_EXPONENT = 127;
@@ -28,43 +28,58 @@ const int WARPS = THREADS / 32;
 const int FINISHERS = 128;  // threads that add up what the programs found
 
 // What is counted: one tensor, or those that `numbers` lists. It holds their addresses (T), types (T) and sizes (T), and
-// the number of each one's first program (T + 1). They have the slots from `slot` on of `memory`.
+// the number of each one's first program (T + 1). They have the slots from `slot` on of `memory`. bits_cuda.py has the
+// same layout.
 struct Given {
   const i64* numbers;
-  i64 address, size;
-  int type, tensors;
-  int length;  // of a stretch: a multiple of 8
-  int slot, slots;
+  i64 address;
   i64* memory;
   i64* partly;  // what each program found: tallies (5, P) and moments (4, P)
+  u32* odd;     // (2 * FIRST_NEGATIVE), zero: of one bfloat16 tensor, those of its upper bits that have a 1 behind them
+  int size, type, tensors;
+  int length;  // of a stretch: a multiple of 8
+  int slot, slots;
+  int room;          // for flags of units, in each slot
+  u32 units, inner;  // element i is of unit (i / inner) % units; 0: nothing is asked of units
+  float low, high;   // count what is at most or at least this,
+  int limited;       // if anything is asked of limits
 };
 
-// As `bits.Together` has it.
+// As `uncollected.Together` has it.
 struct Memory {
   i64* tallies;             // (5, slots): elements, zeros, NaNs, +infs, -infs
   double* moments;          // (4, slots): minimum, maximum, sum, sum of squares about the mean
   i64 *exponents, *firsts;  // (slots): of the bins of equal width
   u64* done;                // (slots): programs that are done
-  i64* needed;              // (slots): whether bins of equal width are
+  i64* needed;              // (slots): how bins of equal width are counted
+  u64* beyond;              // (slots): values at the limits or beyond
   u32* table;               // (slots, 2 * FIRST_NEGATIVE): by upper bits, without zeros
   u32* linear;              // (slots, LINEAR_BINS)
+  unsigned char* alive;     // (slots, room): 1 for each unit that has a value other than zero
 
-  __device__ Memory(i64* memory, int slots) {
-    tallies = memory;
+  __device__ Memory(const Given& given) {
+    const i64 slots = given.slots;
+    tallies = given.memory;
     moments = (double*)(tallies + 5 * slots);
     exponents = (i64*)(moments + 4 * slots);
     firsts = exponents + slots;
     done = (u64*)(firsts + slots);
     needed = (i64*)(done + slots);
-    table = (u32*)(needed + slots);
-    linear = table + (i64)slots * 2 * FIRST_NEGATIVE;
+    beyond = (u64*)(needed + slots);
+    table = (u32*)(beyond + slots);
+    linear = table + slots * 2 * FIRST_NEGATIVE;
+    alive = (unsigned char*)(linear + slots * LINEAR_BINS);
   }
 };
+
+// Whether bins of equal width are counted in a second pass, or from the counts of upper bits.
+enum { NOT_NEEDED, BY_VALUES, BY_UPPER_BITS };
 
 // What this program counts.
 struct Stretch {
   int slot, type, first_program, programs, n;
   i64 size;
+  bool exact;  // all bits of its values are counted
   const char* values;
 
   __device__ Stretch(const Given& given) {
@@ -94,6 +109,7 @@ struct Stretch {
     const i64 start = (i64)(blockIdx.x - first_program) * given.length;
     n = (int)min((i64)given.length, size - start);
     values = (const char*)address + start * (type == FLOAT32 ? 4 : 2);
+    exact = type == BFLOAT16 && given.odd;
   }
 };
 
@@ -276,15 +292,20 @@ __device__ __noinline__ void write(const Finishing& shared, const Stretch& stret
   for (int k = 0; k < 4; k++) memory.moments[k * slots + slot] = moments[k];
   const int exponent = all.n ? linear_exponent(all.low, all.high) : 0;
   const bool always = stretch.type != FLOAT32 || stretch.size <= ALWAYS_LINEAR;
+  const bool wanted = all.n && (always || shared.jumps[0] / 8 / all.n > TOLERABLE_ERROR);
   memory.exponents[slot] = exponent;
   memory.firsts[slot] = all.n ? (i64)floor(ldexp(all.low, -exponent)) : 0;
-  memory.needed[slot] = all.n && (always || shared.jumps[0] / 8 / all.n > TOLERABLE_ERROR);
+  memory.needed[slot] = stretch.exact ? BY_UPPER_BITS : wanted ? BY_VALUES : NOT_NEEDED;
+  if (wanted && all.low == all.high) {  // which leaves nothing to find out
+    memory.linear[(i64)slot * LINEAR_BINS] = (u32)all.n;
+    memory.needed[slot] = stretch.exact ? BY_UPPER_BITS : NOT_NEEDED;
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) scan(const Given given) {
   __shared__ Shared shared;
   const Stretch stretch(given);
-  const Memory memory(given.memory, given.slots);
+  const Memory memory(given);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   u32* table = memory.table + (i64)stretch.slot * 2 * FIRST_NEGATIVE;
 
@@ -302,7 +323,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan(const Given given)
   // Deviations from one of the values lose nothing where the mean is far larger than the spread.
   const double pivot = __uint_as_float(shared.largest >> 1 | shared.largest << 31);
   const int exponent = shared.largest ? (int)(shared.largest >> 24) : USUAL_EXPONENT;
-  const u32 first = (min(max(exponent + ROOM, OCTAVES - 1), 254) - OCTAVES + 1) << MANTISSA_BITS;
+  // All 16 bits of a bfloat16 are counted: bins of any kind can be made of that without reading the values again.
+  const int more = stretch.exact;
+  const int octaves = OCTAVES >> more, shift = SHIFT - more;
+  const u32 first = (min(max(exponent + ROOM, octaves - 1), 254) - octaves + 1) << (MANTISSA_BITS + more);
+  auto add = [&](u32 upper_bits, u32 sign, u32 count) {  // to global memory
+    const u32 place = (upper_bits >> more) + sign * FIRST_NEGATIVE;
+    atomicAdd(&table[place], count);
+    if (upper_bits & more) atomicAdd(&given.odd[place], count);
+  };
 
   float low = __uint_as_float(INFINITE), high = -low;
   double total = 0, squares = 0;
@@ -322,11 +351,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan(const Given given)
       zeros++;
       return;
     }
-    const u32 place = (magnitude >> SHIFT) - first;
+    const u32 upper_bits = magnitude >> shift, place = upper_bits - first;
     if (place < WINDOW)
       atomicAdd(&shared.counts[place + sign * WINDOW], 1u);
     else
-      atomicAdd(&table[(magnitude >> SHIFT) + sign * FIRST_NEGATIVE], 1u);
+      add(upper_bits, sign, 1);
   });
 
   for (int step = 16; step; step /= 2) {
@@ -346,7 +375,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan(const Given given)
   __syncthreads();
   for (int i = threadIdx.x; i < 2 * WINDOW; i += THREADS) {
     const u32 count = shared.counts[i];
-    if (count) atomicAdd(&table[first + (i < WINDOW ? i : i - WINDOW + FIRST_NEGATIVE)], count);
+    if (count) add(first + i % WINDOW, i / WINDOW, count);
   }
   if (threadIdx.x == 0) {
     for (int w = 1; w < WARPS; w++) {
@@ -375,32 +404,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan(const Given given)
 }
 
 // Finite values in [k, k + 1) * 2**exponent, k from the tensor's first bin.
-extern "C" __global__ void __launch_bounds__(THREADS) linear(const Given given) {
-  __shared__ u32 counts[LINEAR_BINS];
-  const Stretch stretch(given);
-  const Memory memory(given.memory, given.slots);
-  if (!memory.needed[stretch.slot]) return;
-  const int first = (int)memory.firsts[stretch.slot];
-  const double scale = ldexp(1.0, -(int)memory.exponents[stretch.slot]);
+struct Linear {
+  int first;
+  double scale;
+
+  __device__ Linear(const Memory& memory, int slot) {
+    first = (int)memory.firsts[slot];
+    scale = ldexp(1.0, -(int)memory.exponents[slot]);
+  }
+
+  __device__ int bin(float x) const { return min(max(__double2int_rd(x * scale) - first, 0), LINEAR_BINS - 1); }
+};
+
+__device__ __forceinline__ void count_linear(u32* counts, const Stretch& stretch, const Memory& memory) {
+  const Linear linear(memory, stretch.slot);
   for (int i = threadIdx.x; i < LINEAR_BINS; i += THREADS) counts[i] = 0;
   __syncthreads();
   each_of(stretch, [&](float x) {
-    if ((__float_as_uint(x) & 0x7FFFFFFFu) >= INFINITE) return;
-    atomicAdd(&counts[min(max(__double2int_rd(x * scale) - first, 0), LINEAR_BINS - 1)], 1u);
+    if ((__float_as_uint(x) & 0x7FFFFFFFu) < INFINITE) atomicAdd(&counts[linear.bin(x)], 1u);
   });
   __syncthreads();
   for (int i = threadIdx.x; i < LINEAR_BINS; i += THREADS)
     if (counts[i]) atomicAdd(&memory.linear[(i64)stretch.slot * LINEAR_BINS + i], counts[i]);
 }
 
-// flags (units), which were zero: 1 for each unit that has a value other than zero. Element i is of unit
-// (i / inner) % units. Without a zero, no unit has to be looked at.
-extern "C" __global__ void __launch_bounds__(THREADS)
-alive(const Given given, u32 units, u32 inner, unsigned char* flags) {
-  const Stretch stretch(given);
-  const bool any_zeros = Memory(given.memory, given.slots).tallies[given.slots + stretch.slot];
-  if (!any_zeros) {
-    for (u32 unit = blockIdx.x * THREADS + threadIdx.x; unit < units; unit += gridDim.x * THREADS) flags[unit] = 1;
+// The same of one bfloat16 tensor, from how often each of its values occurs; and `odd` is zero again.
+__device__ __forceinline__ void sort_linear(const Given& given, const Stretch& stretch, const Memory& memory) {
+  const Linear linear(memory, stretch.slot);
+  const u32* table = memory.table + (i64)stretch.slot * 2 * FIRST_NEGATIVE;
+  u32* counts = memory.linear + (i64)stretch.slot * LINEAR_BINS;
+  const bool sorted = memory.moments[stretch.slot] == memory.moments[given.slots + stretch.slot];  // all are equal
+  const u32 own = blockIdx.x * THREADS + threadIdx.x;
+  for (u32 i = own; i < 2 * FIRST_NEGATIVE; i += gridDim.x * THREADS) {
+    const u32 all = table[i], odd = given.odd[i];
+    if (!all) continue;
+    if (odd) given.odd[i] = 0;
+    if (sorted) continue;
+    const u32 bits = (i / FIRST_NEGATIVE) << 31 | (i % FIRST_NEGATIVE) << SHIFT;
+    if (all > odd) atomicAdd(&counts[linear.bin(__uint_as_float(bits))], all - odd);
+    if (odd) atomicAdd(&counts[linear.bin(__uint_as_float(bits | 1u << (SHIFT - 1)))], odd);
+  }
+  const u32 zeros = (u32)memory.tallies[given.slots + stretch.slot];
+  if (own == 0 && zeros && !sorted) atomicAdd(&counts[linear.bin(0.0f)], zeros);
+}
+
+// Without a zero, no unit has to be looked at.
+__device__ __forceinline__ void find_alive(const Given& given, const Stretch& stretch, const Memory& memory) {
+  unsigned char* flags = memory.alive + (i64)stretch.slot * given.room;
+  if (!memory.tallies[given.slots + stretch.slot]) {
+    for (u32 unit = blockIdx.x * THREADS + threadIdx.x; unit < given.units; unit += gridDim.x * THREADS) flags[unit] = 1;
     return;
   }
   const u32 start = blockIdx.x * (u32)given.length;
@@ -408,21 +460,26 @@ alive(const Given given, u32 units, u32 inner, unsigned char* flags) {
     const u32 bits = stretch.type == FLOAT32 ? ((const u32*)stretch.values)[i] << 1
                                              : (u32)((const unsigned short*)stretch.values)[i] << 17;
     if (!bits) continue;
-    const u32 unit = (start + i) / inner % units;
+    const u32 unit = (start + i) / given.inner % given.units;
     if (!flags[unit]) flags[unit] = 1;
   }
 }
 
-// How many values are at most `low` or at least `high`, added to `found`.
-extern "C" __global__ void __launch_bounds__(THREADS)
-beyond(const Given given, float low, float high, u64* found) {
-  __shared__ u32 counted;
-  if (threadIdx.x == 0) counted = 0;
-  __syncthreads();
+__device__ __forceinline__ void count_beyond(const Given& given, const Stretch& stretch, const Memory& memory) {
   u32 own = 0;
-  each_of(Stretch(given), [&](float x) { own += x <= low || x >= high; });
+  each_of(stretch, [&](float x) { own += x <= given.low || x >= given.high; });
   for (int step = 16; step; step /= 2) own += __shfl_xor_sync(0xFFFFFFFFu, own, step);
-  if (threadIdx.x % 32 == 0 && own) atomicAdd(&counted, own);
-  __syncthreads();
-  if (threadIdx.x == 0 && counted) atomicAdd(found, (u64)counted);
+  if (threadIdx.x % 32 == 0 && own) atomicAdd(&memory.beyond[stretch.slot], (u64)own);
+}
+
+// What could not be told in the first pass; units and limits only of a tensor that is counted by itself.
+extern "C" __global__ void __launch_bounds__(THREADS) again(const Given given) {
+  __shared__ u32 counts[LINEAR_BINS];
+  const Stretch stretch(given);
+  const Memory memory(given);
+  const i64 needed = memory.needed[stretch.slot];
+  if (needed == BY_VALUES) count_linear(counts, stretch, memory);
+  if (needed == BY_UPPER_BITS) sort_linear(given, stretch, memory);
+  if (given.units) find_alive(given, stretch, memory);
+  if (given.limited) count_beyond(given, stretch, memory);
 }

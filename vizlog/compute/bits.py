@@ -10,13 +10,10 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "GRIDS",
@@ -27,8 +24,6 @@ __all__ = [
     "BitCounts",
     "Grid",
     "Linear",
-    "Together",
-    "Uncollected",
     "added_moments",
     "fine",
     "interpolation_error",
@@ -233,97 +228,6 @@ class BitCounts:
             linear=_added_linear(a, b),
             note=a.note or b.note,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Together:
-    """The counts of up to T tensors on one grid, as they were made on a device: one piece of memory, for one copy.
-
-    Args:
-        tensors: T.
-        memory: (n,) int64, what `pieces` shows.
-        wide: whether counters have 64 bits.
-    """
-
-    grid: Literal["float32", "float64"]
-    tensors: int
-    memory: torch.Tensor
-    wide: bool = False
-
-    @classmethod
-    def empty(cls, grid: Grid, tensors: int, device: torch.device, *, wide: bool = False) -> Together:
-        """Nothing counted yet: all parts are zero."""
-        import torch
-
-        words = sum(map(_words, _parts(grid, tensors, wide=wide).values()))
-        return cls(grid.name, tensors, torch.zeros(words, dtype=torch.int64, device=device), wide)
-
-    def pieces(self) -> dict[str, torch.Tensor]:
-        """Views of the memory.
-
-        tallies (5, T) and moments (4, T) are those of `BitCounts`; exponents (T,) and firsts (T,), the number of the
-        first bin, are of the counts in bins of equal width, linear (T, LINEAR_BINS), all zero where these were not
-        needed; table (T, 2·first_negative) is by upper bits, without zeros. done (T,) and needed (T,) are for kernels.
-        """
-        import torch
-
-        start, pieces = 0, {}
-        for name, part in _parts(GRIDS[self.grid], self.tensors, wide=self.wide).items():
-            shape, dtype = part
-            stop = start + _words(part)
-            pieces[name] = self.memory[start:stop].view(getattr(torch, np.dtype(dtype).name)).view(shape)
-            start = stop
-        return pieces
-
-    @functools.cached_property
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The same as arrays, once the memory lies on the host."""
-        return {name: piece.numpy() for name, piece in self.pieces().items()}
-
-
-_Part: TypeAlias = "tuple[tuple[int, ...], type[np.generic]]"
-
-
-def _parts(grid: Grid, tensors: int, *, wide: bool) -> dict[str, _Part]:
-    """Shapes and types."""
-    counter = np.int64 if wide else np.int32
-    return {
-        "tallies": ((5, tensors), np.int64),
-        "moments": ((4, tensors), np.float64),
-        "exponents": ((tensors,), np.int64),
-        "firsts": ((tensors,), np.int64),
-        "done": ((tensors,), np.int64),
-        "needed": ((tensors,), np.int64),
-        "table": ((tensors, 2 * grid.first_negative), counter),
-        "linear": ((tensors, LINEAR_BINS), counter),
-    }
-
-
-def _words(part: _Part) -> int:
-    """The 8 bytes each that a part takes; 32-bit counters are an even number."""
-    shape, dtype = part
-    return math.prod(shape) * np.dtype(dtype).itemsize // 8
-
-
-@dataclass(frozen=True, eq=False)
-class Uncollected:
-    """The counts of one of the tensors that were counted together on a device."""
-
-    together: Together
-    index: int
-    note: str = ""
-
-    def collected(self) -> BitCounts:
-        """The same in arrays of their own, once they lie on the host."""
-        parts, i = self.together.arrays, self.index
-        tallies, moments = parts["tallies"][:, i].copy(), parts["moments"][:, i].copy()
-        bins, counts = GRIDS[self.together.grid].occupied(parts["table"][i], int(tallies[1]))
-        places = np.flatnonzero(parts["linear"][i] != 0)
-        linear = None
-        if len(places):
-            found = parts["linear"][i][places].astype(np.int64)
-            linear = Linear(int(parts["exponents"][i]), places + int(parts["firsts"][i]), found)
-        return BitCounts(self.together.grid, tallies, moments, bins, counts, linear, self.note)
 
 
 def fine(counts: BitCounts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

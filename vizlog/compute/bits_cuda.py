@@ -5,35 +5,27 @@ Where they cannot be compiled, `bits_torch` counts with torch's own operations, 
 
 from __future__ import annotations
 
-import ctypes
 import functools
+import struct
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from dataclasses import dataclass
 from importlib import resources
 from itertools import accumulate
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vizlog.compute import nvrtc
-from vizlog.compute.bits import GRIDS, LINEAR_BITS, MANTISSA_BITS, MOST, Together, Uncollected
+from vizlog.compute.bits import GRIDS, LINEAR_BITS, MANTISSA_BITS, MOST
 from vizlog.compute.chunks import in_memory_order
 from vizlog.compute.passes import ALWAYS_LINEAR, TOLERABLE_ERROR
+from vizlog.compute.uncollected import Together, Uncollected, UncollectedAlive, UncollectedBeyond
 from vizlog.messages import LOG, told
 
-__all__ = [
-    "TOGETHER",
-    "alive_by_kernel",
-    "beyond_by_kernel",
-    "can_count",
-    "count_by_kernel",
-    "count_one_by_kernel",
-    "load",
-]
+__all__ = ["TOGETHER", "Looked", "can_count", "count_by_kernel", "count_one_by_kernel", "load", "look_by_kernel"]
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """What the kernels read, and their names for it."""
@@ -43,6 +35,9 @@ TOGETHER = 512
 
 ONE_AFTER_THE_OTHER = 16
 """Tensors that are counted by themselves, as layers put them out, and travel together."""
+
+UNITS = 8192
+"""Units of each of these for which there is room; a tensor with more of them travels by itself."""
 
 THREADS = 512
 UNROLL = 4
@@ -58,15 +53,19 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def can_count(tensor: Tensor) -> bool:
     """Whether the kernels can count a tensor, and could be compiled for its device."""
     # What is negated when it is read lies in memory as it was before; a subclass may have its values elsewhere.
-    plain = tensor.is_cuda and type(tensor) in _PLAIN and not tensor.is_neg()
-    if not (plain and tensor.dtype in TYPES and tensor.numel() < MOST and in_memory_order(tensor).is_contiguous()):
+    if not (tensor.is_cuda and type(tensor) in _PLAIN and tensor.dtype in TYPES) or tensor.is_neg():
         return False
-    return _kernels(tensor.device) is not None
+    number = tensor.numel()
+    if number >= MOST or not (tensor.is_contiguous() or in_memory_order(tensor).is_contiguous()):
+        return False
+    if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + number) * tensor.element_size():
+        return False  # its memory has been given up
+    return _kernels(tensor.get_device()) is not None
 
 
 def load(device: torch.device) -> None:
     """Compiles the kernels for a device, or loads them, if that can be done."""
-    _kernels(device)
+    _kernels(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def count_by_kernel(tensors: Sequence[Tensor]) -> Together:
@@ -79,55 +78,63 @@ def count_by_kernel(tensors: Sequence[Tensor]) -> Together:
     numbers = torch.tensor([*addresses, *types, *sizes, *first_programs], device="cpu", pin_memory=True)
     numbers = numbers.to(device, non_blocking=True)
     together = Together.empty(GRIDS["float32"], len(tensors), device)
-    given = _Given(numbers=numbers.data_ptr(), tensors=len(tensors), length=length, slots=len(tensors))
-    kernels.count(first_programs[-1], given, together)
+    partly = torch.empty(PARTLY * first_programs[-1], dtype=torch.int64, device=device)
+    which = (numbers.data_ptr(), 0, together.memory.data_ptr(), partly.data_ptr(), 0, 0, 0)
+    kernels.launch(first_programs[-1], *which, len(tensors), length, 0, len(tensors), *_NOTHING_MORE)
     return together
 
 
 def count_one_by_kernel(tensor: Tensor) -> Uncollected:
     """Counts one that `can_count`, in the least time on the host."""
-    return _of(tensor).count_one(tensor)
+    return look_by_kernel(tensor).counts
 
 
-def alive_by_kernel(tensor: Tensor, channel_dim: int, counts: Uncollected) -> Tensor:
-    """As `health.alive`, of a tensor that was counted by itself; where it has no zeros it is not read again.
+@dataclass(eq=False, slots=True)
+class Looked:
+    """What was found of one tensor, as far as it was asked for."""
 
-    It is contiguous, or `channel_dim` is the innermost in memory, as in what torch calls channels last.
+    counts: Uncollected
+    alive: UncollectedAlive | None
+    beyond: UncollectedBeyond | None
+
+
+def look_by_kernel(tensor: Tensor, channel_dim: int | None = None, limits: tuple[float, float] | None = None) -> Looked:
+    """Counts one that `can_count`, and what can be told of its units and its limits, in two launches.
+
+    Args:
+        channel_dim: which dimension holds the units, for `health.alive`; the tensor is contiguous, or this dimension is
+            the innermost in memory, as in what torch calls channels last.
+        limits: to count how many values are at most the first or at least the second.
     """
-    return _of(tensor).alive(tensor, channel_dim % tensor.ndim, counts)
+    return _of(tensor).look(tensor, channel_dim, limits)
 
 
-def beyond_by_kernel(tensor: Tensor, low: float, high: float) -> Tensor:
-    """0-d int64: how many values of a tensor that `can_count` are at most `low` or at least `high`."""
-    return _of(tensor).beyond(tensor, low, high)
+_GIVEN = struct.Struct("@5Q7i2I2fi")
+"""`Given` in bits.cu."""
+
+_NOTHING_MORE = (0, 0, 0, 0.0, 0.0, 0)
+"""Its last fields, where nothing is asked of units and limits."""
+
+PARTLY = 9
+"""Numbers that each program leaves for the last one."""
 
 
-class _Given(ctypes.Structure):
-    """As bits.cu has it."""
-
-    _fields_ = (
-        ("numbers", ctypes.c_void_p),
-        ("address", ctypes.c_int64),
-        ("size", ctypes.c_int64),
-        ("type", ctypes.c_int),
-        ("tensors", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("slot", ctypes.c_int),
-        ("slots", ctypes.c_int),
-        ("memory", ctypes.c_void_p),
-        ("partly", ctypes.c_void_p),
-    )
+@functools.lru_cache(64)
+def _rounded(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """As torch does before it compares values of this type."""
+    low, high = torch.tensor([low, high], dtype=dtype, device="cpu").tolist()
+    return low, high
 
 
 def _of(tensor: Tensor) -> _Kernels:
-    kernels = _kernels(tensor.device)
+    kernels = _kernels(tensor.get_device())
     assert kernels is not None
     return kernels
 
 
 @functools.cache
-def _kernels(device: torch.device) -> _Kernels | None:
-    """Those of a device, or None where they cannot be had."""
+def _kernels(device: int) -> _Kernels | None:
+    """Those of a device, by its number, or None where they cannot be had."""
     if torch.version.hip:
         return None
     try:
@@ -137,11 +144,21 @@ def _kernels(device: torch.device) -> _Kernels | None:
         return None
 
 
+@dataclass
+class _Room:
+    """Of one stream: where the next tensor is counted, and what its programs leave for the last of them."""
+
+    together: Callable[[], Together | None]  # a weak reference: it goes once it has been sent to the host
+    taken: int
+    partly: Tensor
+    odd: Tensor
+
+
 class _Kernels:
     """The kernels of bits.cu, compiled and loaded for one device."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: int) -> None:
+        self._device, self._number = torch.device("cuda", device), device
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count
         constants = {
             "THREADS": THREADS,
@@ -154,12 +171,12 @@ class _Kernels:
         source = resources.files("vizlog.compute").joinpath("bits.cu").read_text(encoding="utf-8")
         image = nvrtc.compiled(source, constants, torch.cuda.get_device_capability(device))
         with torch.cuda.device(device):
-            torch.zeros(1, device=device)  # what is loaded belongs to the device's context, which there may not be yet
+            torch.zeros(1, device=self._device)  # what is loaded belongs to the device's context, which may be none yet
             self._module = nvrtc.Module(image)
-        kernels = map(self._launcher, ("scan", "linear", "alive", "beyond"))
-        self._scan, self._linear, self._alive, self._beyond = kernels
+        self._scan, self._again = self._module.function("scan"), self._module.function("again")
         self._lock = threading.Lock()
-        self._latest: dict[int, tuple[weakref.ref[Together], int]] = {}
+        self._given = nvrtc.Argument(_GIVEN)
+        self._rooms: dict[int, _Room] = {}
         self._met = threading.local()
 
     def length(self, size: int) -> int:
@@ -167,66 +184,64 @@ class _Kernels:
         length = max(SHORTEST, -(-size // (PROGRAMS * self._processors)))
         return min(-(-length // 8) * 8, MOST // 2)
 
-    def count(self, programs: int, given: _Given, together: Together) -> None:
-        partly = torch.empty(9 * programs, dtype=torch.int64, device=self._device)
-        given.memory, given.partly = together.memory.data_ptr(), partly.data_ptr()
-        self._scan(programs, given)
-        self._linear(programs, given)
-
-    def count_one(self, tensor: Tensor) -> Uncollected:
-        together, slot = self._room()
-        given, programs = self._given(tensor, together, slot)
-        self.count(programs, given, together)
-        return Uncollected(together, slot)
-
-    def alive(self, tensor: Tensor, channel_dim: int, counts: Uncollected) -> Tensor:
-        inner = prod(tensor.shape[channel_dim + 1 :]) if tensor.is_contiguous() else 1
-        units = tensor.shape[channel_dim]
-        flags = torch.zeros(units, dtype=torch.bool, device=self._device)
-        given, programs = self._given(tensor, counts.together, counts.index)
-        given.memory = counts.together.memory.data_ptr()
-        self._alive(programs, given, ctypes.c_int(units), ctypes.c_int(inner), ctypes.c_void_p(flags.data_ptr()))
-        return flags
-
-    def beyond(self, tensor: Tensor, low: float, high: float) -> Tensor:
-        found = torch.zeros((), dtype=torch.int64, device=self._device)
-        given, programs = self._given(tensor)
-        limits = ctypes.c_float(low), ctypes.c_float(high)
-        self._beyond(programs, given, *limits, ctypes.c_void_p(found.data_ptr()))
-        return found
-
-    def _given(self, tensor: Tensor, together: Together | None = None, slot: int = 0) -> tuple[_Given, int]:
-        """What the kernels are given for one tensor, and in how many programs."""
+    def look(self, tensor: Tensor, channel_dim: int | None, limits: tuple[float, float] | None) -> Looked:
         size = tensor.numel()
         length = self.length(size)
-        slots = together.tensors if together is not None else 0
-        given = _Given(None, tensor.data_ptr(), size, TYPES[tensor.dtype], 1, length, slot, slots)
-        return given, max(1, -(-size // length))
+        units = inner = 0
+        if channel_dim is not None:
+            shape, dim = tensor.shape, channel_dim % tensor.dim()
+            units, inner = shape[dim], prod(shape[dim + 1 :]) if tensor.is_contiguous() else 1
+        low, high = _rounded(*limits, tensor.dtype) if limits is not None else (0.0, 0.0)
+        with self._lock:  # what one program leaves for the next must not get between another tensor's
+            room = self._room()
+            together, slot = self._place(room, units)
+            where = (together.memory.data_ptr(), room.partly.data_ptr(), room.odd.data_ptr())
+            which = (size, TYPES[tensor.dtype], 1, length, slot, together.tensors, together.units)
+            asked = (units, inner, low, high, limits is not None)
+            self._launch(max(1, -(-size // length)), (0, tensor.data_ptr(), *where, *which, *asked))
+        return Looked(
+            Uncollected(together, slot),
+            UncollectedAlive(together, slot, units) if channel_dim is not None else None,
+            UncollectedBeyond(together, slot) if limits is not None else None,
+        )
 
-    def _room(self) -> tuple[Together, int]:
-        """Where one more tensor can be counted that the current stream has made."""
-        stream = self._current_stream()
+    def launch(self, programs: int, *given: float) -> None:
+        """Counts what `given` says (see `_GIVEN`)."""
         with self._lock:
-            found, taken = self._latest.get(stream, (lambda: None, 0))
-            together = found()
-            if together is None or taken == ONE_AFTER_THE_OTHER:
-                together, taken = Together.empty(GRIDS["float32"], ONE_AFTER_THE_OTHER, self._device), 0
-            self._latest[stream] = weakref.ref(together), taken + 1
-            return together, taken
+            self._launch(programs, given)
 
-    def _launcher(self, name: str) -> Callable[..., None]:
-        function = self._module.function(name)
+    def _launch(self, programs: int, given: Sequence[float]) -> None:
+        if torch.cuda.current_device() != self._number:
+            with torch.cuda.device(self._device):
+                self._launch(programs, given)
+            return
+        if not hasattr(self._met, "thread"):  # a thread has the device's context once it has used the device
+            torch.zeros(1, device=self._device)
+            self._met.thread = True
+        self._given.put(*given)
+        stream = self._current_stream()
+        for function in (self._scan, self._again):
+            nvrtc.launch(function, programs, THREADS, stream, self._given)
 
-        def launch(programs: int, *arguments: Any) -> None:
-            here = torch.cuda.current_device() == self._device.index
-            with nullcontext() if here else torch.cuda.device(self._device):
-                if not hasattr(self._met, "thread"):  # a thread has the device's context once it has used the device
-                    torch.zeros(1, device=self._device)
-                    self._met.thread = True
-                nvrtc.launch(function, programs, THREADS, self._current_stream(), arguments)
+    def _room(self) -> _Room:
+        stream = self._current_stream()
+        if stream not in self._rooms:
+            partly = torch.empty(PARTLY * (PROGRAMS * self._processors + 1), dtype=torch.int64, device=self._device)
+            odd = torch.zeros(2 * GRIDS["float32"].first_negative, dtype=torch.int32, device=self._device)
+            self._rooms[stream] = _Room(lambda: None, ONE_AFTER_THE_OTHER, partly, odd)
+        return self._rooms[stream]
 
-        return launch
+    def _place(self, room: _Room, units: int) -> tuple[Together, int]:
+        """Where one more tensor can be counted, and its number there."""
+        if units > UNITS:
+            return Together.empty(GRIDS["float32"], 1, self._device, units=-(-units // 8) * 8), 0
+        together = room.together()
+        if together is None or room.taken == ONE_AFTER_THE_OTHER:
+            together = Together.empty(GRIDS["float32"], ONE_AFTER_THE_OTHER, self._device, units=UNITS)
+            room.together, room.taken = weakref.ref(together), 0
+        room.taken += 1
+        return together, room.taken - 1
 
     def _current_stream(self) -> int:
         # As `torch.cuda.current_stream(device).cuda_stream`, which makes a stream's object each time.
-        return int(torch._C._cuda_getCurrentRawStream(self._device.index))  # noqa: SLF001
+        return int(torch._C._cuda_getCurrentRawStream(self._number))  # noqa: SLF001

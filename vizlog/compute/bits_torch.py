@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import LINEAR_BINS, MOST, Grid, Together, Uncollected
+from vizlog.compute.bits import LINEAR_BINS, MOST, Grid
 from vizlog.compute.bits_cuda import TOGETHER, can_count, count_by_kernel, count_one_by_kernel
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of
+from vizlog.compute.uncollected import Together, Uncollected
 
 __all__ = ["count_on_device"]
 

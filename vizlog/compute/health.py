@@ -16,8 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vizlog.compute.bits_cuda import beyond_by_kernel, can_count
-
 __all__ = ["LIMITS", "alive", "dead_units", "prepare", "saturated", "saturated_rows", "unit_dim"]
 
 LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -137,13 +135,15 @@ def saturated(output: Tensor, low: float, high: float) -> Tensor:
     """
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"saturated needs finite limits with low < high, got {low} and {high}")
-    margin = MARGIN * (high - low)
+    low, high = stuck(low, high)
     output = output.detach()
-    if can_count(output):
-        # Compared in the output's own type, as torch does.
-        limits = torch.tensor([low + margin, high - margin], dtype=output.dtype, device="cpu")
-        return beyond_by_kernel(output, *limits.tolist())
-    return torch.count_nonzero(output <= low + margin) + torch.count_nonzero(output >= high - margin)
+    return torch.count_nonzero(output <= low) + torch.count_nonzero(output >= high)
+
+
+def stuck(low: float, high: float) -> tuple[float, float]:
+    """From where on a value counts as stuck at one of these limits."""
+    margin = MARGIN * (high - low)
+    return low + margin, high - margin
 
 
 def saturated_rows(probabilities: Tensor, dim: int = -1) -> Tensor:

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import MOST, BitCounts, Grid, Linear, Uncollected, fine, linear_exponent
+from vizlog.compute.bits import MOST, BitCounts, Grid, Linear, fine, linear_exponent
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of, in_memory_order
 from vizlog.compute.passes import ALWAYS_LINEAR, Chunks, Pass
 from vizlog.compute.shown import Shown
+from vizlog.compute.uncollected import Uncollected
 from vizlog.messages import LOG
 from vizlog.records import QUANTILES, Histogram
 

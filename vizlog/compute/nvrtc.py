@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["Module", "beside_a_capture", "compiled", "launch"]
+__all__ = ["Argument", "Module", "beside_a_capture", "compiled", "launch"]
 
 
 def compiled(source: str, constants: Mapping[str, float], capability: tuple[int, int]) -> bytes:
@@ -49,11 +50,31 @@ class Module:
         return found
 
 
-def launch(function: ctypes.c_void_p, blocks: int, threads: int, stream: int, arguments: Sequence[Any]) -> None:
-    """Starts a kernel on a stream of the current device; arguments are ctypes' objects, by value."""
-    pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-    on = ctypes.c_void_p(stream)
-    _check(_driver().cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, on, pointers, None))
+class Argument:
+    """The one argument of kernels that take a struct, laid out as `layout` says. Not to be shared by threads."""
+
+    def __init__(self, layout: struct.Struct) -> None:
+        self._layout, self._memory = layout, ctypes.create_string_buffer(layout.size)
+        self.pointers = (ctypes.c_void_p * 1)(ctypes.addressof(self._memory))
+
+    def put(self, *values: float) -> None:
+        """What the kernels launched from now on are given."""
+        self._layout.pack_into(self._memory, 0, *values)
+
+
+def launch(function: ctypes.c_void_p, blocks: int, threads: int, stream: int, argument: Argument) -> None:
+    """Starts a kernel on a stream of the current device; what the argument holds now is copied."""
+    code = _launch_kernel()(function, blocks, 1, 1, threads, 1, 1, 0, stream, argument.pointers, None)
+    if code:
+        _check(code)
+
+
+@functools.cache
+def _launch_kernel() -> Any:
+    function = _driver().cuLaunchKernel
+    number, pointer = ctypes.c_uint, ctypes.c_void_p
+    function.argtypes = (pointer, *(number,) * 7, pointer, pointer, pointer)  # else each call would look at each type
+    return function
 
 
 @contextmanager

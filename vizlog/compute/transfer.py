@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import BitCounts, Together, Uncollected
+from vizlog.compute.bits import BitCounts
 from vizlog.compute.nvrtc import beside_a_capture
+from vizlog.compute.uncollected import Together, Uncollected, UncollectedAlive, UncollectedBeyond
 
 __all__ = ["Pending", "to_host"]
 
@@ -31,11 +32,11 @@ class Pending:
         arrived: dict[int, Together] = {}
 
         def land(leaf: Any) -> Any:
-            if isinstance(leaf, Uncollected):
+            if isinstance(leaf, _UNCOLLECTED):
                 slot: Any = leaf.together.memory
                 if slot.number not in arrived:
                     arrived[slot.number] = replace(leaf.together, memory=self._landing[slot.number])
-                return Uncollected(arrived[slot.number], leaf.index, leaf.note).collected()
+                return replace(leaf, together=arrived[slot.number]).collected()
             return self._landing[leaf.number] if isinstance(leaf, _Slot) else leaf
 
         return _map(land, self._tree if part is None else self._tree[part])
@@ -68,12 +69,12 @@ def to_host(tree: Any) -> Pending:
         return _Slot(len(landing) - 1)
 
     def leave(leaf: Any) -> Any:
-        if isinstance(leaf, Uncollected):
+        if isinstance(leaf, _UNCOLLECTED):
             together = leaf.together
             if id(together) not in leaving:
                 memory: Any = slot(together.memory)
                 leaving[id(together)] = replace(together, memory=memory)
-            return Uncollected(leaving[id(together)], leaf.index, leaf.note)
+            return replace(leaf, together=leaving[id(together)])
         if isinstance(leaf, np.ndarray):
             return leaf if leaf.flags.owndata else leaf.copy()
         return slot(leaf) if isinstance(leaf, Tensor) else leaf
@@ -140,7 +141,8 @@ def _map(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 _PLAIN = {str, int, float, bool, type(None)}
-_LEAVES = {Tensor, np.ndarray, _Slot, Uncollected}
+_UNCOLLECTED = (Uncollected, UncollectedAlive, UncollectedBeyond)
+_LEAVES = {Tensor, np.ndarray, _Slot, *_UNCOLLECTED}
 
 
 @functools.cache

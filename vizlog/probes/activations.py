@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from vizlog.capture import Call, Outputs, Request, Survey, device_of, is_compiling
 from vizlog.compute import health
-from vizlog.compute.bits import Uncollected
-from vizlog.compute.bits_cuda import alive_by_kernel, can_count
-from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
-from vizlog.compute.histogram import BitCounts, Counts, Uncountable, count_bits, histograms, prepare
+from vizlog.compute.bits_cuda import can_count, look_by_kernel
+from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows, stuck
+from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histograms, prepare
 from vizlog.messages import LOG
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.records import Record
@@ -178,65 +177,81 @@ def _leaf_or_function(name: str, module: Any) -> bool:
 
 
 class _Reduction:
-    """Reduces one output after another; what a layer hands on as it is has been counted already."""
+    """Reduces one output after another; what a layer hands on as it is has been reduced already."""
 
     def __init__(self) -> None:
         self._latest: Callable[[], Tensor | None] = lambda: None
         self._version: float = 0
-        self._counts: Counts | None = None
+        self._dim = 0
+        self._seen = _Seen(None)
 
     def __call__(self, call: Call) -> _Seen | None:
         tensor = call.tensor
         if tensor is None:
             return None
-        if tensor.numel() == 0:
-            return _Seen(None, skipped="it has no elements")
-        try:
-            counts = self._counted(call, tensor)
-        except Uncountable as reason:
-            return _Seen(None, skipped=str(reason))
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
-            return _Seen(counts)  # it has values, but no units to tell apart
-        return _Seen(counts, _alive(call, tensor, counts), *_saturation(call, tensor))
-
-    def _counted(self, call: Call, tensor: Tensor) -> Counts:
-        # Of other layers one cannot know: a kernel of one's own writes in place and changes no version.
-        handed_on = type(call.module) in _HAND_ON and self._latest() is tensor
         # NaN is like no version, not even itself: inference tensors have none.
         version = math.nan if tensor.is_inference() else tensor._version  # noqa: SLF001
-        if self._counts is None or not handed_on or version != self._version:
-            self._counts = count_bits(tensor)
-            self._latest, self._version = weakref.ref(tensor), version
-        return self._counts
+        # Of other layers one cannot know: a kernel of one's own writes in place and changes no version.
+        handed_on = type(call.module) in _HAND_ON and self._latest() is tensor
+        if handed_on and version == self._version and call.channel_dim == self._dim:
+            return _Seen(self._seen.counts, self._seen.alive, skipped=self._seen.skipped)
+        seen = _reduced(call, tensor)
+        self._latest, self._version, self._dim, self._seen = weakref.ref(tensor), version, call.channel_dim, seen
+        return seen
 
 
-def _alive(call: Call, tensor: Tensor, counts: Counts) -> Tensor | Literal[True]:
-    # Without a zero no unit is dead: most layers need no second look. On a device only a kernel can ask.
-    if isinstance(counts, BitCounts) and not counts.zeros:
-        return True
+def _reduced(call: Call, tensor: Tensor) -> _Seen:
+    size = tensor.numel()
+    if size == 0:
+        return _Seen(None, skipped="it has no elements")
     values = tensor.detach()
-    in_order = values.is_contiguous() or values.stride(call.channel_dim) == 1
-    if isinstance(counts, Uncollected) and values.dim() and in_order and can_count(values):
-        return alive_by_kernel(values, call.channel_dim, counts)
-    return alive(values, call.channel_dim)
+    try:
+        if can_count(values):
+            return _looked(call, values)
+        counts = count_bits(values)
+    except Uncountable as reason:
+        return _Seen(None, skipped=str(reason))
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        return _Seen(counts)  # it has values, but no units to tell apart
+    # Without a zero no unit is dead: most layers need no second look.
+    no_zeros = isinstance(counts, BitCounts) and not counts.zeros
+    units = True if no_zeros else alive(values, call.channel_dim)
+    limits = _limits(call, values)
+    if limits is not None:
+        return _Seen(counts, units, saturated(values, *limits), size)
+    return _Seen(counts, units, *_saturated_rows(call, values))
 
 
-def _saturation(call: Call, tensor: Tensor) -> tuple[Tensor | None, int]:
-    """How many values were saturated, and of how many."""
-    if not tensor.is_floating_point() or tensor.element_size() < 2:
-        return None, 0  # floats of 8 bits cannot be compared
+def _looked(call: Call, values: Tensor) -> _Seen:
+    """The same on a device, all at once."""
+    in_order = values.dim() and (values.is_contiguous() or values.stride(call.channel_dim) == 1)
+    limits = _limits(call, values)
+    looked = look_by_kernel(values, call.channel_dim if in_order else None, limits and stuck(*limits))
+    units = looked.alive if in_order else alive(values, call.channel_dim)
+    if limits is not None:
+        return _Seen(looked.counts, units, looked.beyond, values.numel())
+    return _Seen(looked.counts, units, *_saturated_rows(call, values))
+
+
+def _limits(call: Call, values: Tensor) -> tuple[float, float] | None:
+    """Where this activation saturates."""
     kind = call.kind.lower()
-    if kind == "softmax":
-        dim = _given(call, "dim", 1)
-        if dim is None:  # torch's own choice where nobody says
-            dim = 0 if tensor.ndim in (0, 1, 3) else 1
-        return saturated_rows(tensor, dim), tensor.numel() // max(tensor.shape[dim], 1) if tensor.ndim else 1
-    if kind not in LIMITS:
-        return None, 0
+    if kind not in LIMITS or not values.is_floating_point() or values.element_size() < 2:
+        return None  # floats of 8 bits cannot be compared
     low, high = LIMITS[kind]
     if kind == "hardtanh":
         low, high = _given(call, "min_val", 1, low), _given(call, "max_val", 2, high)
-    return saturated(tensor, low, high), tensor.numel()
+    return (low, high) if math.isfinite(high - low) and low < high else None
+
+
+def _saturated_rows(call: Call, values: Tensor) -> tuple[Tensor | None, int]:
+    """Of a softmax: how many rows were saturated, and of how many."""
+    if call.kind.lower() != "softmax" or not values.is_floating_point() or values.element_size() < 2:
+        return None, 0
+    dim = _given(call, "dim", 1)
+    if dim is None:  # torch's own choice where nobody says
+        dim = 0 if values.ndim in (0, 1, 3) else 1
+    return saturated_rows(values, dim), values.numel() // max(values.shape[dim], 1) if values.ndim else 1
 
 
 def _given(call: Call, name: str, place: int, default: Any = None) -> Any:
