@@ -210,14 +210,15 @@ class Capture:
 
     def attach(self, stack: ExitStack) -> None:
         """Hooks the modules until `stack` closes."""
+        handles: list[Any] = []
+        stack.callback(_remove, handles)
+        enter, leave, failed = self._enter, self._leave, self.failed
         for name, module in named_modules(self.models).items():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
                 continue
-            for handle in (
-                module.register_forward_pre_hook(_Hook(self._enter, name, self.failed), with_kwargs=True),
-                module.register_forward_hook(_Hook(self._leave, name, self.failed), with_kwargs=True, always_call=True),
-            ):
-                stack.callback(handle.remove)
+            handles.append(module.register_forward_pre_hook(_Hook(enter, name, failed)))
+            left = _Hook(leave, name, failed)
+            handles.append(module.register_forward_hook(left, with_kwargs=True, always_call=True))
 
     def attach_live(self, stack: ExitStack) -> None:
         """Looks at the training's own forwards until `stack` closes.
@@ -239,8 +240,13 @@ class Capture:
         for key in self.results:
             self.errors.setdefault(key, error)
 
-    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._frame is not None and not self._is_running():
+    # What follows runs for each layer, between operations that have emptied the processor's caches of it: a function
+    # that is called there takes microseconds.
+
+    def _enter(self, name: str, module: nn.Module, _args: Any) -> None:
+        # A part of what was entered last is within it, and the forward goes on.
+        within = name and self._stack and name.startswith(self._stack[-1][0])
+        if self._frame is not None and not within and not self._is_running():
             self._give_up_forward()
         if self._passed_by is not None:
             return
@@ -281,11 +287,10 @@ class Capture:
                 self._returned(name, module, args, kwargs, output)
 
     def _returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        tensor = first_tensor(output)  # None too of a forward that raised
-        if tensor is None:
+        tensor = output if isinstance(output, Tensor) else first_tensor(output)
+        if tensor is None:  # as of a forward that raised
             return
-        dim = self._channel_dim(module, tensor)
-        layer = self._numbered(name)
+        dim, layer = self._channel_dim(module, tensor), self._numbered(name)
         if tensor is self._last_functional() and is_leaf(module):
             return  # a module that only calls a function: its output was seen there
         self._reduce(self._outputs, Call(layer, module, None, args, kwargs, _here(tensor, output), dim))
@@ -327,25 +332,36 @@ class Capture:
         self._reduce(self._outputs, Call(layer, None, function, args, kwargs, _here(output, output), dim))
 
     def _reduce(self, requests: Mapping[Any, Outputs | AttentionCalls], call: Call) -> None:
-        for key, request in requests.items():
-            if key in self.errors:
-                continue
-            try:
-                if isinstance(request, Outputs) and not request.matches(call.layer, call.module):
-                    continue
-                began = time.perf_counter()
-                result = _without_gradients(request.reduce, call)
-                self.seconds[key] += time.perf_counter() - began
-            except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
-                self.errors[key] = error
-                continue
-            if result is not None:
-                layer = call.layer if isinstance(request, Outputs) else self._numbered_attention(key, call.layer)
-                self.results[key].setdefault(layer, []).append(result)
+        graded = torch.is_grad_enabled()
+        if graded:  # as torch.no_grad() does, which takes twice as long
+            torch.set_grad_enabled(False)
+        try:
+            for key, request in requests.items():
+                if key not in self.errors:
+                    self._reduce_for(key, request, call)
+        finally:
+            if graded:
+                torch.set_grad_enabled(True)
+
+    def _reduce_for(self, key: Any, request: Outputs | AttentionCalls, call: Call) -> None:
+        layer = call.layer
+        try:
+            if isinstance(request, Outputs) and not request.matches(layer, call.module):
+                return
+            began = time.perf_counter()
+            result = request.reduce(call)
+            self.seconds[key] += time.perf_counter() - began
+        except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
+            self.errors[key] = error
+            return
+        if result is not None:
+            if isinstance(request, AttentionCalls):
+                layer = self._numbered_attention(key, layer)
+            self.results[key].setdefault(layer, []).append(result)
 
     def _numbered(self, name: str) -> str:
-        self._calls[name] += 1
-        return name if self._calls[name] == 1 else f"{name}@{self._calls[name]}"
+        number = self._calls[name] = self._calls[name] + 1
+        return name if number == 1 else f"{name}@{number}"
 
     def _numbered_attention(self, key: Any, name: str) -> str:
         number = self._calls[f"attention {id(key)} {name}"] = self._calls[f"attention {id(key)} {name}"] + 1
@@ -379,20 +395,10 @@ class Capture:
 
 def _here(tensor: Tensor, output: Any) -> Any:
     """What to look at of an output: where other ranks hold parts of its first tensor, that one, put together."""
-    if not is_elsewhere(tensor):
+    if type(tensor) is Tensor or not is_elsewhere(tensor):
         return output
     with torch.no_grad():
         return whole(tensor)
-
-
-def _without_gradients(reduce: Callable[[Call], Any], call: Call) -> Any:
-    # As torch.no_grad() does, which takes twice as long; this is called for each layer.
-    graded = torch.is_grad_enabled()
-    try:
-        torch.set_grad_enabled(False)
-        return reduce(call)
-    finally:
-        torch.set_grad_enabled(graded)
 
 
 class _Functions(TorchFunctionMode):
@@ -405,7 +411,8 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if func in _WATCHED or _is_operator(type(func)):
+        kind: Any = type(func)
+        if func in _WATCHED or _is_operator(kind):
             try:
                 with torch._C.DisableTorchFunction():  # of subclasses too
                     self._capture.function_called(func, args, kwargs, output)
@@ -415,7 +422,7 @@ class _Functions(TorchFunctionMode):
 
 
 @functools.cache
-def _is_operator(kind: type) -> bool:
+def _is_operator(kind: Any) -> bool:
     # Once for each type: to ask an abstract class takes as long as a small operation.
     return issubclass(kind, HigherOrderOperator)
 
@@ -430,7 +437,7 @@ class _Hook:
         self._function, self._name, self._failed = function, name, failed
 
     def __call__(self, *args: Any) -> None:
-        if torch.compiler.is_compiling():
+        if _is_traced():
             return  # inert inside a graph
         try:
             self._function(self._name, *args)
@@ -487,6 +494,14 @@ class AutocastSeen:
             self.known = True
             self._enabled = torch.is_autocast_enabled(self._device)
             self._dtype = torch.get_autocast_dtype(self._device)
+
+
+_is_traced = torch.compiler.is_compiling
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether it computes its output itself: it has no parts but those that make its parameters."""
-    return set(module._modules.keys()) <= {"parametrizations"}
+    return not module._modules or module._modules.keys() <= {"parametrizations"}
 
 
 def named_models(model: Any) -> dict[str, nn.Module]:

@@ -132,7 +132,7 @@ class ActivationHistograms(Probe):
                 "source='live', which runs the steps looked at eagerly"
             )
             return {}
-        return {"seen": Outputs(self._wanted, _Reduction(), examples=self._examples, live=self._live)}
+        return {"seen": Outputs(self._matches, _Reduction(), examples=self._examples, live=self._live)}
 
     @only_arranges
     def measure(self, context: Context) -> Any:
@@ -167,13 +167,12 @@ class ActivationHistograms(Probe):
         )
         yield from _figures(counted, counts, where)
 
-    def _wanted(self, layer: str, module: nn.Module | None) -> bool:
-        return self._matches(layer, module)
-
 
 def _leaf_or_function(name: str, module: Any) -> bool:
     # What makes a parameter (a spectral norm) puts out weights, and no activations.
-    return (module is None or is_leaf(module)) and "parametrizations" not in name.split(".")
+    return (module is None or is_leaf(module)) and not (
+        "parametrizations" in name and "parametrizations" in name.split(".")
+    )
 
 
 class _Reduction:
