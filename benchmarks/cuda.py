@@ -14,7 +14,7 @@ from benchmarks.results import Found, Row, at_least, at_most, told
 from vizlog.compute.histogram import count_bits, count_each
 
 ELEMENTS = 100_000_000
-AHEAD = 3_000_000
+AHEAD = 20_000_000
 """Cycles for which the device is kept busy before it is timed, so that it need not wait for the host."""
 
 MIDST = 10_000

@@ -66,7 +66,7 @@ def total_variation(record: Any, values: NDArray[np.float64]) -> float:
 @pytest.fixture(params=["numba", "numpy"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to count on a CPU."""
-    monkeypatch.setattr(module, "_of_this_thread", threading.local())
+    monkeypatch.setattr(module, "_idle", {name: [] for name in GRIDS})
     if request.param == "numpy":
         monkeypatch.setattr(module, "_new_pass", PlainPass)
     else:
@@ -127,7 +127,7 @@ def test_without_numba_the_counts_are_equal(monkeypatch: pytest.MonkeyPatch, dty
     pytest.importorskip("numba")
     tensors = [everything(dtype), everything(dtype, 1000)]
     compiled = count_each(tensors)
-    monkeypatch.setattr(module, "_of_this_thread", threading.local())
+    monkeypatch.setattr(module, "_idle", {name: [] for name in GRIDS})
     monkeypatch.setattr(module, "_new_pass", PlainPass)
     for a, b in zip(compiled, count_each(tensors), strict=True):
         assert_equal_counts(a, b)
@@ -287,11 +287,11 @@ def test_counts_of_many_are_those_of_each_wherever_memory_ends(
         torch.randn(40, 30, dtype=dtype).t(),
         torch.randn(2, 3, 4, 5, dtype=dtype)[..., ::2],
     ]
-    monkeypatch.setattr(module, "_of_this_thread", threading.local())
+    monkeypatch.setattr(module, "_idle", {name: [] for name in GRIDS})
     monkeypatch.setattr(compiled, "SLAB", room)
     monkeypatch.setattr(compiled, "AT_ONCE", 10 * room)
     together = count_each(tensors * 2)
-    monkeypatch.setattr(module, "_of_this_thread", threading.local())
+    monkeypatch.setattr(module, "_idle", {name: [] for name in GRIDS})
     monkeypatch.setattr(module, "_new_pass", PlainPass)
     for found, alone in zip(together, count_each(tensors * 2), strict=True):
         assert_equal_counts(found, alone)

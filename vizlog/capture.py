@@ -8,7 +8,6 @@ import operator
 import sys
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -18,7 +17,8 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch._C import DisableTorchFunction, _set_grad_enabled
 from torch._ops import HigherOrderOperator
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
@@ -192,7 +192,7 @@ class Capture:
         self._attention = {key: request for key, request in requests.items() if isinstance(request, AttentionCalls)}
         self._stack: list[tuple[str, nn.Module]] = []
         self._passed_by: nn.Module | None = None  # whose forward is none of the training's
-        self._calls: Counter[str] = Counter()
+        self._calls: dict[str, int] = {}
         self._channel_dims: dict[tuple[int, ...], int] = {}
         self._last_functional: Callable[[], Any] = lambda: None  # a weak reference
         self._kept: dict[Any, dict[str, int]] = {}  # how many results there were when a live forward began
@@ -283,7 +283,7 @@ class Capture:
         if not name and is_leaf(module):
             name = type(module).__name__  # a model that is one layer has no other name
         if name and not is_recording():
-            with torch._C.DisableTorchFunction():  # as to ask a tensor for its shape is one
+            with DisableTorchFunction():  # as to ask a tensor for its shape is one
                 self._returned(name, module, args, kwargs, output)
 
     def _returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -332,49 +332,42 @@ class Capture:
         self._reduce(self._outputs, Call(layer, None, function, args, kwargs, _here(output, output), dim))
 
     def _reduce(self, requests: Mapping[Any, Outputs | AttentionCalls], call: Call) -> None:
-        graded = torch.is_grad_enabled()
-        if graded:  # as torch.no_grad() does, which takes twice as long
-            torch.set_grad_enabled(False)
-        try:
-            for key, request in requests.items():
-                if key not in self.errors:
-                    self._reduce_for(key, request, call)
-        finally:
-            if graded:
-                torch.set_grad_enabled(True)
-
-    def _reduce_for(self, key: Any, request: Outputs | AttentionCalls, call: Call) -> None:
         layer = call.layer
-        try:
-            if isinstance(request, Outputs) and not request.matches(layer, call.module):
-                return
-            began = time.perf_counter()
-            result = request.reduce(call)
-            self.seconds[key] += time.perf_counter() - began
-        except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
-            self.errors[key] = error
-            return
-        if result is not None:
-            if isinstance(request, AttentionCalls):
-                layer = self._numbered_attention(key, layer)
-            self.results[key].setdefault(layer, []).append(result)
+        for key, request in requests.items():
+            if key in self.errors:
+                continue
+            try:
+                if isinstance(request, Outputs) and not request.matches(layer, call.module):
+                    continue
+                began, graded = time.perf_counter(), is_grad_enabled()
+                try:  # as torch.no_grad() does, which takes several times as long
+                    _set_grad_enabled(False)
+                    result = request.reduce(call)
+                finally:
+                    _set_grad_enabled(graded)
+                self.seconds[key] += time.perf_counter() - began
+            except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
+                self.errors[key] = error
+                continue
+            if result is not None:
+                name = layer if isinstance(request, Outputs) else self._numbered_attention(key, layer)
+                self.results[key].setdefault(name, []).append(result)
 
     def _numbered(self, name: str) -> str:
-        number = self._calls[name] = self._calls[name] + 1
+        number = self._calls[name] = self._calls.get(name, 0) + 1
         return name if number == 1 else f"{name}@{number}"
 
     def _numbered_attention(self, key: Any, name: str) -> str:
-        number = self._calls[f"attention {id(key)} {name}"] = self._calls[f"attention {id(key)} {name}"] + 1
+        counted = f"attention {id(key)} {name}"
+        number = self._calls[counted] = self._calls.get(counted, 0) + 1
         name = name or "attention"
         return name if number == 1 else f"{name}@{number}"
 
     def _channel_dim(self, module: nn.Module | None, tensor: Tensor) -> int:
         shape = shape_of(tensor)
-        if isinstance(module, _CHANNELS_FIRST) and tensor.ndim > 2:
-            dim = 1
-        elif isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding)):
-            dim = -1
-        else:
+        kind: Any = type(module)
+        dim = _units_lie(kind)
+        if dim is None or (dim == 1 and len(shape) < 3):
             dim = self._dim_before(shape)
         self._channel_dims.pop(shape, None)  # the last comes last
         self._channel_dims[shape] = dim
@@ -414,7 +407,7 @@ class _Functions(TorchFunctionMode):
         kind: Any = type(func)
         if func in _WATCHED or _is_operator(kind):
             try:
-                with torch._C.DisableTorchFunction():  # of subclasses too
+                with DisableTorchFunction():  # of subclasses too
                     self._capture.function_called(func, args, kwargs, output)
             except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
                 self._capture.failed(error)
@@ -723,6 +716,15 @@ _CHANNELS_FIRST = (
     nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd,
 )
+
+
+@functools.cache
+def _units_lie(kind: Any) -> int | None:
+    """In which dimension of its output a module of this class has its units; None where that depends on the input."""
+    if issubclass(kind, _CHANNELS_FIRST):
+        return 1
+    return -1 if issubclass(kind, (nn.Linear, nn.LayerNorm, nn.Embedding)) else None
+
 
 _NAMES = (
     "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish hardswish "

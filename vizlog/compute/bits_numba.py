@@ -540,16 +540,21 @@ TASK = np.dtype(
         *[(name, np.int64) for name in ("taken", "seated", "address", "number", "size", "linear", "exponent", "first")],
         *[(name, np.int64) for name in ("negative_zero", "shift", "table_size", "most", "take", "openmp", "members")],
         *[(name, np.int64) for name in ("tables", "merged", "linear_tables", "scratch", "tallies", "moments", "found")],
+        *[(name, np.int64) for name in ("edge", "rows", "slab", "slab_size", "always_linear")],
+        ("tolerable", np.float64),
     ]
 )
-"""What compiled loops and the threads of the team are told, (22,) int64; it stays where it is.
+"""What compiled loops and the threads of the team are told, 8 bytes each; it stays where it is.
 
 taken, seated: how many parts were taken and how many threads have come, which they count themselves. address, number,
 size: a tensor's values, and how many of them make a part. linear, exponent, first: whether they go into linear bins,
 and into which. negative_zero, shift: as for `scan`. table_size: bins + PAD. most: of finite values, as many bins.
-take, openmp, members: where the function is that threads call, and the team. The others: where memory is for what they
-find: tables and all that is made of them for each thread; tallies and moments (PARTS + SEATS, APART) for each part, and
-then for each thread, where the span that `gather` tells comes behind the tallies.
+take, openmp, members: where the function is that threads call, and the team. tables to found: where memory is for what
+they find: tables and all that is made of them for each thread; tallies and moments (PARTS + SEATS, APART) for each
+part, and then for each thread, where the span that `gather` tells comes behind the tallies. edge: where 8 bytes of
+scratch are. rows, slab: where what `count_places` tells goes, and slab_size: how many numbers the slab takes.
+always_linear: up to how many elements there is a second pass anyway; tolerable: the share of values that interpolation
+may be expected to misplace before it is made.
 """
 
 TAKEN, SEATED = 0, 1
@@ -678,23 +683,20 @@ second are floats; where in the slab its bins begin, how many there are, of line
 
 TALLIES, MOMENTS, SPAN = slice(2, 7), slice(7, 11), slice(11, 15)
 
-_COUNT_PLACES = """int64(int64, int64, int64, {0}[::1], {1}[::1], {1}, int64[:, ::1], float64[:, ::1], int64, int64,
-    int64[::1], int64, int64, float64)"""
+_COUNT_PLACES = "int64(int64, int64, int64, int64, int64, int64, {0}[::1], {1}[::1], {1})"
 
 
 @_compiled(_COUNT_PLACES.format("float32", "uint32"), _COUNT_PLACES.format("float64", "uint64"))
 def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    task_at, openmp, members, edge, pattern, shift, rows, floats, first_row, number, slab, at, always_linear, tolerable,
-):  # fmt: skip
+    task_at, openmp, members, first_row, number, at, edge, pattern, shift
+):
     """What `Pass.count_pieces` does, of several tensors, in one call.
 
     Args:
         task_at: where the task is, all told that is the same for each tensor, but for the team.
+        first_row, number: which rows (COLUMNS,) there are to fill, of which the first two columns are given.
+        at: from where on the slab takes bins, their counts, linear bins and theirs, of one tensor after the other.
         edge, pattern: (1,) scratch, two views of the same memory.
-        rows, floats: (N, COLUMNS), two views of the same memory; the first two columns are given of so many rows.
-        slab: takes bins, their counts, linear bins and theirs, of one tensor after the other, from `at` on.
-        always_linear: up to how many elements there is a second pass anyway.
-        tolerable: the share of values that interpolation may be expected to misplace before it is made.
 
     Returns:
         How many tensors were counted: fewer than all where the slab is full. Then it begins at −1 of the last of them,
@@ -707,6 +709,9 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     part_tallies = carray(pointer(task.tallies), (PARTS + SEATS, APART), np.int64)
     part_moments = carray(pointer(task.moments), (PARTS + SEATS, APART), np.float64)
     found = carray(pointer(task.found), (4, task.most), np.int64)
+    rows = carray(pointer(task.rows), (first_row + number, COLUMNS), np.int64)
+    floats = carray(pointer(task.rows), (first_row + number, COLUMNS), np.float64)
+    slab = carray(pointer(task.slab), (task.slab_size,), np.int64)
     for t in range(number):
         row = rows[first_row + t]
         n = row[1]
@@ -722,11 +727,11 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         bins = extract(merged[0], lowest, end, mine[1], found[0], found[1])
         finite = mine[0] - mine[2] - mine[3] - mine[4]
         low, high = its[0], its[1]
-        needed = n <= always_linear
+        needed = n <= task.always_linear
         if finite and not needed:
             occupied, counts = found[0, :bins], found[1, :bins]
             expected = jumps(low, high, edge, pattern, shift, merged.shape[1] // 2, occupied, counts) / 8 / finite
-            needed = expected > tolerable
+            needed = expected > task.tolerable
         counted = found[1, :bins].sum()
         linear_bins = exponent = np.int64(0)
         if finite and needed and counted == finite:
@@ -745,6 +750,23 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     return number
 
 
+# Given numbers alone: to look at an array that comes from Python takes microseconds where the caches are empty.
+
+
+@_compiled("int64(int64, int64, int64, int64, int64, int64)")
+def _count_float32(task_at, openmp, members, first_row, number, at):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    task = carray(pointer(task_at), (1,), TASK)[0]
+    edge, pattern = carray(pointer(task.edge), (1,), np.float32), carray(pointer(task.edge), (1,), np.uint32)
+    return count_places(task_at, openmp, members, first_row, number, at, edge, pattern, np.uint32(task.shift))
+
+
+@_compiled("int64(int64, int64, int64, int64, int64, int64)")
+def _count_float64(task_at, openmp, members, first_row, number, at):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    task = carray(pointer(task_at), (1,), TASK)[0]
+    edge, pattern = carray(pointer(task.edge), (1,), np.float64), carray(pointer(task.edge), (1,), np.uint64)
+    return count_places(task_at, openmp, members, first_row, number, at, edge, pattern, np.uint64(task.shift))
+
+
 class CompiledPass(Pass):
     """Counts one tensor after another, from chunks of float32 or float64, of fewer than 2**32 values in all."""
 
@@ -759,18 +781,28 @@ class CompiledPass(Pass):
         self._scratch = np.empty((SEATS, LINEAR_BLOCK), np.int32)
         self._parts = np.empty((PARTS + SEATS, APART), np.int64), np.empty((PARTS + SEATS, APART))
         self._found = np.empty((4, 2 * grid.top + 1), np.int64)
-        self._slab, self._at = np.empty(0, np.int64), 0
-        self._rows, self._row = np.empty((0, COLUMNS), np.int64), 0
-        self._floats = self._rows.view(np.float64)
         self._task = np.zeros(1, TASK)
-        names = "tables", "merged", "linear_tables", "scratch", "tallies", "moments", "found"
-        arrays: tuple[NDArray[Any], ...] = self._tables, merged, self._linear, self._scratch, *self._parts, self._found
+        self._at = self._row = 0
+        self._new_slab(0)
+        self._new_rows(0)
+        names = "tables", "merged", "linear_tables", "scratch", "tallies", "moments", "found", "edge"
+        arrays: list[NDArray[Any]] = [
+            self._tables,
+            merged,
+            self._linear,
+            self._scratch,
+            *self._parts,
+            self._found,
+            edge,
+        ]
         for name, array in zip(names, arrays, strict=True):
             self._task[name] = array.ctypes.data
         self._task["negative_zero"], self._task["shift"] = self._negative_zero, self._shift
         self._task["table_size"], self._task["most"] = self._tables.shape[2], self._found.shape[1]
-        self._task["take"] = (_take_float32 if grid.real is np.float32 else _take_float64).address
-        self._task_at = self._task.ctypes.data
+        self._task["always_linear"], self._task["tolerable"] = ALWAYS_LINEAR, TOLERABLE_ERROR
+        single = grid.real is np.float32
+        self._task["take"] = (_take_float32 if single else _take_float64).address
+        self._count, self._task_at = _count_float32 if single else _count_float64, self._task.ctypes.data
 
     def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
         counted: list[BitCounts] = []
@@ -785,17 +817,13 @@ class CompiledPass(Pass):
         """
         number = len(places)
         if self._row + number > len(self._rows):
-            self._rows, self._row = np.empty((max(ROWS, number), COLUMNS), np.int64), 0
-            self._floats = self._rows.view(np.float64)
+            self._new_rows(max(ROWS, number))
         rows, floats, first, slab = self._rows, self._floats, self._row, self._slab
         if number == 1:
             rows[first, 0], rows[first, 1] = places[0]
         else:
             rows[first : first + number, :2] = places
-        number = count_places(
-            *(self._task_at, openmp(), members(), *self._edge, self._shift, rows, floats, first, number),
-            *(slab, self._at, ALWAYS_LINEAR, TOLERABLE_ERROR),
-        )
+        number = self._count(self._task_at, openmp(), members(), first, number, self._at)
         if number < 0:
             raise RuntimeError(CHANGED)
         self._row += number
@@ -839,10 +867,19 @@ class CompiledPass(Pass):
         bins = extract_linear(tables[0], first, found[2], found[3])
         return Linear(exponent, *self._kept(found[2:, :bins]))
 
+    def _new_rows(self, number: int) -> None:
+        self._rows, self._row = np.empty((number, COLUMNS), np.int64), 0
+        self._floats = self._rows.view(np.float64)
+        self._task["rows"] = self._rows.ctypes.data
+
+    def _new_slab(self, size: int) -> None:
+        self._slab, self._at = np.empty(size, np.int64), 0
+        self._task["slab"], self._task["slab_size"] = self._slab.ctypes.data, size
+
     def _kept(self, found: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A copy of these two rows, where nothing is ever written again."""
         if self._slab.size - self._at < found.size:
-            self._slab, self._at = np.empty(max(SLAB, found.size), np.int64), 0
+            self._new_slab(max(SLAB, found.size))
         kept = self._slab[self._at : self._at + found.size].reshape(found.shape)
         self._at += found.size
         kept[...] = found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import MOST, BitCounts, Grid, Linear, fine, linear_exponent
+from vizlog.compute.bits import GRIDS, MOST, BitCounts, Grid, Linear, fine, linear_exponent
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of, in_memory_order
-from vizlog.compute.passes import ALWAYS_LINEAR, Chunks, Pass
+from vizlog.compute.passes import ALWAYS_LINEAR, Chunks, Pass, Place
 from vizlog.compute.shown import Shown
 from vizlog.compute.uncollected import Uncollected
 from vizlog.messages import LOG
@@ -70,23 +69,27 @@ def count_each(tensors: Sequence[Tensor]) -> Sequence[Counts]:
         Uncountable: one of them cannot be counted.
     """
     try:
-        if len(tensors) == 1 and _lies(tensors[0]):  # as a layer's output, where each step more counts
-            return _count_lying(tensors)
-        kinds = [tensor.dtype if _lies(tensor) else None for tensor in tensors]
+        places = [_place(tensor) for tensor in tensors]
+        kinds = [tensor.dtype if place else None for tensor, place in zip(tensors, places, strict=True)]
         if len(different := set(kinds)) == 1:
-            return _count_alike(kinds[0], tensors)
+            return _count_alike(kinds[0], tensors, places)
         found: dict[int, Counts] = {}
         for kind in different:
-            places = [k for k, its in enumerate(kinds) if its is kind]
-            found.update(zip(places, _count_alike(kind, [tensors[k] for k in places]), strict=True))
+            those = [k for k, its in enumerate(kinds) if its is kind]
+            counted = _count_alike(kind, [tensors[k] for k in those], [places[k] for k in those])
+            found.update(zip(those, counted, strict=True))
         return [found[k] for k in range(len(tensors))]
     except (RuntimeError, TypeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0][:200]  # torch lists every kernel it has, and this goes into captions
         raise Uncountable(f"no way to read the values: {reason}") from error
 
 
-def _count_alike(kind: torch.dtype | None, tensors: Sequence[Tensor]) -> Sequence[Counts]:
-    return _count_others(list(map(_plain, tensors))) if kind is None else _count_lying(tensors)
+def _count_alike(
+    kind: torch.dtype | None, tensors: Sequence[Tensor], places: Sequence[Place | None]
+) -> Sequence[Counts]:
+    if kind is None:
+        return _count_others(list(map(_plain, tensors)))
+    return _count_lying(kind, [place for place in places if place])
 
 
 def prepare(device: torch.device | None = None) -> None:
@@ -145,10 +148,11 @@ def _count_others(tensors: Sequence[Tensor]) -> Sequence[Counts]:
 # on a CPU
 
 
-_of_this_thread = threading.local()
+_idle: dict[str, list[Pass]] = {name: [] for name in GRIDS}
+"""Those that no thread uses, by their grids."""
 
-_IN_PLACE = (torch.float32, torch.float64)
-"""Types whose values are counted where they lie."""
+_IN_PLACE = {torch.float32: 4, torch.float64: 8}
+"""Types whose values are counted where they lie, and how many bytes one takes."""
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 """Classes whose memory holds their values; one that wraps another has none of its own."""
@@ -170,15 +174,22 @@ def _new_pass(grid: Grid) -> Pass:
     return PlainPass(grid)
 
 
-def _lies(tensor: Tensor) -> bool:
-    """Whether its values are counted where they lie: a piece of the host's memory holds them and nothing else."""
-    if tensor.dtype not in _IN_PLACE or type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.is_nested:
-        return False
-    if tensor.layout is not torch.strided or tensor.is_neg() or not 0 < tensor.numel() <= MOST:
-        return False
-    if tensor.is_contiguous():
-        return _reaches(tensor, tensor.numel())
-    return _has_memory(tensor) and in_memory_order(tensor).is_contiguous()
+def _place(tensor: Tensor) -> Place | None:
+    """Where its values are counted as they lie: a piece of the host's memory that holds them and nothing else."""
+    size = _IN_PLACE.get(tensor.dtype)
+    if size is None or type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.is_neg() or tensor.is_nested:
+        return None
+    number = tensor.numel()
+    if not 0 < number <= MOST:
+        return None
+    try:
+        if not (tensor.is_contiguous() or (_has_memory(tensor) and in_memory_order(tensor).is_contiguous())):
+            return None
+        address = tensor.data_ptr()
+        has = tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + number) * size
+    except RuntimeError:  # of a layout that is no such piece
+        return None
+    return (address, number) if has and address else None
 
 
 def _has_memory(tensor: Tensor) -> bool:
@@ -199,27 +210,29 @@ def _reaches(tensor: Tensor, number: int) -> bool:
     return has and tensor.data_ptr() != 0
 
 
-def _count_lying(tensors: Sequence[Tensor]) -> list[BitCounts]:
+def _count_lying(dtype: torch.dtype, places: Sequence[Place]) -> list[BitCounts]:
     """Of one type, all in one call: small tensors take less than a call does."""
-    counting = _taken(grid_of(tensors[0].dtype))
-    counted = counting.count_places([(tensor.data_ptr(), tensor.numel()) for tensor in tensors])
+    counting = _taken(grid_of(dtype))
+    counted = counting.count_places(places)
     _give_back(counting)
     return counted
 
 
 def _taken(grid: Grid) -> Pass:
-    """This thread's own, out of its place while in use: what an error leaves half counted is never used again."""
-    counting: Pass | None = _of_this_thread.__dict__.pop(grid.name, None)
-    return counting or _new_pass(grid)
+    """One for this thread alone while in use: what an error leaves half counted is never used again."""
+    try:
+        return _idle[grid.name].pop()
+    except IndexError:
+        return _new_pass(grid)
 
 
 def _give_back(counting: Pass) -> None:
-    _of_this_thread.__dict__[counting.grid.name] = counting
+    _idle[counting.grid.name].append(counting)
 
 
 def _count_on_cpu(tensor: Tensor) -> BitCounts:
-    if _lies(tensor):
-        return _count_lying([tensor])[0]
+    if place := _place(tensor):
+        return _count_lying(tensor.dtype, [place])[0]
     if tensor.layout != torch.strided or tensor.is_nested:
         return _count_parts(tensor)
     if tensor.numel() > MOST:

@@ -200,42 +200,41 @@ class _Reduction:
 
 
 def _reduced(call: Call, tensor: Tensor) -> _Seen:
-    size = tensor.numel()
-    if size == 0:
+    if tensor.numel() == 0:
         return _Seen(None, skipped="it has no elements")
-    values = tensor.detach()
     try:
-        if can_count(values):
-            return _looked(call, values)
-        counts = count_bits(values)
+        if can_count(tensor):
+            return _looked(call, tensor)
+        counts = count_bits(tensor)
     except Uncountable as reason:
         return _Seen(None, skipped=str(reason))
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
         return _Seen(counts)  # it has values, but no units to tell apart
     # Without a zero no unit is dead: most layers need no second look.
     no_zeros = isinstance(counts, BitCounts) and not counts.zeros
-    units = True if no_zeros else alive(values, call.channel_dim)
-    limits = _limits(call, values)
-    if limits is not None:
-        return _Seen(counts, units, saturated(values, *limits), size)
-    return _Seen(counts, units, *_saturated_rows(call, values))
+    seen = _Seen(counts, True if no_zeros else alive(tensor, call.channel_dim))
+    if limits := _limits(call, tensor):
+        seen.saturated, seen.could_saturate = saturated(tensor, *limits), tensor.numel()
+    _add_rows(seen, call, tensor)
+    return seen
 
 
-def _looked(call: Call, values: Tensor) -> _Seen:
+def _looked(call: Call, tensor: Tensor) -> _Seen:
     """The same on a device, all at once."""
-    in_order = values.dim() and (values.is_contiguous() or values.stride(call.channel_dim) == 1)
-    limits = _limits(call, values)
-    looked = look_by_kernel(values, call.channel_dim if in_order else None, limits and stuck(*limits))
-    units = looked.alive if in_order else alive(values, call.channel_dim)
-    if limits is not None:
-        return _Seen(looked.counts, units, looked.beyond, values.numel())
-    return _Seen(looked.counts, units, *_saturated_rows(call, values))
+    in_order = bool(tensor.dim()) and (tensor.is_contiguous() or tensor.stride(call.channel_dim) == 1)
+    limits = _limits(call, tensor)
+    looked = look_by_kernel(tensor, call.channel_dim if in_order else None, limits and stuck(*limits))
+    seen = _Seen(looked.counts, looked.alive if in_order else alive(tensor, call.channel_dim))
+    if limits:
+        seen.saturated, seen.could_saturate = looked.beyond, tensor.numel()
+    _add_rows(seen, call, tensor)
+    return seen
 
 
-def _limits(call: Call, values: Tensor) -> tuple[float, float] | None:
+def _limits(call: Call, tensor: Tensor) -> tuple[float, float] | None:
     """Where this activation saturates."""
     kind = call.kind.lower()
-    if kind not in LIMITS or not values.is_floating_point() or values.element_size() < 2:
+    if kind not in LIMITS or not tensor.is_floating_point() or tensor.element_size() < 2:
         return None  # floats of 8 bits cannot be compared
     low, high = LIMITS[kind]
     if kind == "hardtanh":
@@ -243,14 +242,15 @@ def _limits(call: Call, values: Tensor) -> tuple[float, float] | None:
     return (low, high) if math.isfinite(high - low) and low < high else None
 
 
-def _saturated_rows(call: Call, values: Tensor) -> tuple[Tensor | None, int]:
+def _add_rows(seen: _Seen, call: Call, tensor: Tensor) -> None:
     """Of a softmax: how many rows were saturated, and of how many."""
-    if call.kind.lower() != "softmax" or not values.is_floating_point() or values.element_size() < 2:
-        return None, 0
+    if call.kind.lower() != "softmax" or not tensor.is_floating_point() or tensor.element_size() < 2:
+        return
     dim = _given(call, "dim", 1)
     if dim is None:  # torch's own choice where nobody says
-        dim = 0 if values.ndim in (0, 1, 3) else 1
-    return saturated_rows(values, dim), values.numel() // max(values.shape[dim], 1) if values.ndim else 1
+        dim = 0 if tensor.ndim in (0, 1, 3) else 1
+    seen.saturated = saturated_rows(tensor, dim)
+    seen.could_saturate = tensor.numel() // max(tensor.shape[dim], 1) if tensor.ndim else 1
 
 
 def _given(call: Call, name: str, place: int, default: Any = None) -> Any:
