@@ -117,6 +117,12 @@ def test_saturation_is_as_counted_by_hand() -> None:
     assert curve(memory, "saturated")["0"] == pytest.approx(1 / 3)  # one row of three has nearly all on one entry
 
 
+def test_an_activation_with_one_limit_alone_has_no_share_that_is_saturated() -> None:
+    memory = seen(nn.Sequential(nn.Hardtanh(0.0, math.inf)), vizlog.ActivationHistograms(), batch=torch.randn(5, 3))
+    assert only(memory, "activations/0").count == 15
+    assert not memory.of("health/saturated")
+
+
 def test_what_a_layer_hands_on_as_it_is_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
     count = activations.count_bits

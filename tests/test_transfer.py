@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vizlog.compute.bits import GRIDS
 from vizlog.compute.transfer import to_host
+from vizlog.compute.uncollected import Together, Uncollected, UncollectedAlive, UncollectedBeyond
 
 Pair = namedtuple("Pair", "left right")
 
@@ -63,3 +65,26 @@ def test_one_part_is_waited_for_without_the_others() -> None:
 def test_it_can_be_waited_for_twice() -> None:
     pending = to_host({"a": torch.ones(2)})
     assert torch.equal(pending.wait()["a"], pending.wait()["a"])
+
+
+def test_what_was_found_of_tensors_together_lands_as_one_copy_and_comes_apart() -> None:
+    grid = GRIDS["float32"]
+    together = Together.empty(grid, 2, torch.device("cpu"), units=8)
+    pieces = together.pieces()
+    pieces["tallies"][:, 1] = torch.tensor([9, 2, 1, 0, 0])
+    pieces["moments"][:, 1] = torch.tensor([-1.0, 1.0, 2.0, 6.0])
+    one = 127 << 6  # the upper bits of 1.0
+    pieces["table"][1, one], pieces["table"][1, grid.first_negative + one] = 4, 2
+    pieces["exponents"][1], pieces["firsts"][1], pieces["linear"][1, 5] = -3, -8, 8
+    pieces["alive"][1, 2], pieces["beyond"][1] = 1, 7
+    parts = [Uncollected(together, 1, "a note"), UncollectedAlive(together, 1, 4), UncollectedBeyond(together, 1)]
+    pending = to_host([*parts, Uncollected(together, 0)])
+    together.memory.zero_()
+    counts, alive, beyond, nothing = pending.wait()
+    assert (counts.count, counts.zeros, counts.nans, counts.min, counts.max, counts.total) == (9, 2, 1, -1.0, 1.0, 2.0)
+    assert (counts.bins.tolist(), counts.counts.tolist()) == ([-1 - one, 0, 1 + one], [2, 2, 4])
+    assert (counts.linear.exponent, counts.linear.bins.tolist(), counts.linear.counts.tolist()) == (-3, [-3], [8])
+    assert counts.note == "a note"
+    assert alive.tolist() == [False, False, True, False]
+    assert beyond.item() == 7
+    assert (nothing.count, nothing.linear) == (0, None)
