@@ -634,7 +634,7 @@ def test_threads_of_torch_take_part() -> None:
     """Where torch has them: elsewhere a tensor is counted by one."""
     team = pytest.importorskip("vizlog.compute.team")
     compiled = importlib.import_module("vizlog.compute.bits_numba")
-    if not team.openmp():
+    if not team.team()[0]:
         pytest.skip("this torch is not linked to an OpenMP library with GNU's entry point")
     values = torch.randn(5_000_000)
     counting = compiled.CompiledPass(GRIDS["float32"])
@@ -676,10 +676,10 @@ def test_a_sum_near_the_largest_number_is_finite(n: int) -> None:
 def test_the_team_is_the_one_that_torch_is_linked_to() -> None:
     team = pytest.importorskip("vizlog.compute.team")
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    if not team.openmp() or "LD_PRELOAD" in os.environ:
+    if not team.team()[0] or "LD_PRELOAD" in os.environ:
         pytest.skip("this torch is not linked to an OpenMP library with GNU's entry point, or it is a preloaded one")
     entry = ctypes.CDLL(str(library)).GOMP_parallel
-    assert team.openmp() == ctypes.cast(entry, ctypes.c_void_p).value
+    assert team.team()[0] == ctypes.cast(entry, ctypes.c_void_p).value
 
 
 def test_what_is_only_recorded_has_no_values_to_count() -> None:
@@ -700,7 +700,7 @@ def test_a_torch_without_openmp_has_no_team(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(team.ctypes, "CDLL", library)
         assert team._find() == 0
     monkeypatch.setattr(team, "_openmp", 0)
-    assert team.members() == 1
+    assert team.team() == (0, 1)
     assert_equal_counts(count_bits(tensor), expected)
 
 

@@ -293,7 +293,8 @@ class Capture:
         dim, layer = self._channel_dim(module, tensor), self._numbered(name)
         if tensor is self._last_functional() and is_leaf(module):
             return  # a module that only calls a function: its output was seen there
-        self._reduce(self._outputs, Call(layer, module, None, args, kwargs, _here(tensor, output), dim))
+        here = output if type(tensor) is Tensor else _here(tensor, output)
+        self._reduce(self._outputs, Call(layer, module, None, args, kwargs, here, dim))
 
     def _is_running(self) -> bool:
         """Whether the outermost forward goes on; of one that Ctrl-C has ended torch tells no hook."""
@@ -388,7 +389,7 @@ class Capture:
 
 def _here(tensor: Tensor, output: Any) -> Any:
     """What to look at of an output: where other ranks hold parts of its first tensor, that one, put together."""
-    if type(tensor) is Tensor or not is_elsewhere(tensor):
+    if not is_elsewhere(tensor):
         return output
     with torch.no_grad():
         return whole(tensor)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear, linear_exponent
 from vizlog.compute.compiled import called_back, compiled
 from vizlog.compute.passes import ALWAYS_LINEAR, CHANGED, TOLERABLE_ERROR, Chunks, Pass, Place
-from vizlog.compute.team import address, alone, fetch_add, members, on_each, openmp, pointer
+from vizlog.compute.team import address, alone, fetch_add, on_each, pointer, team
 
 __all__ = ["CompiledPass"]
 
@@ -805,6 +805,8 @@ class CompiledPass(Pass):
         self._count, self._task_at = _count_float32 if single else _count_float64, self._task.ctypes.data
 
     def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
+        if len(places) == 1:
+            return self._count_some(places)
         counted: list[BitCounts] = []
         while len(counted) < len(places):
             counted += self._count_some(_first(places[len(counted) :]))
@@ -823,7 +825,7 @@ class CompiledPass(Pass):
             rows[first, 0], rows[first, 1] = places[0]
         else:
             rows[first : first + number, :2] = places
-        number = self._count(self._task_at, openmp(), members(), first, number, self._at)
+        number = self._count(self._task_at, *team(), first, number, self._at)
         if number < 0:
             raise RuntimeError(CHANGED)
         self._row += number
@@ -888,8 +890,6 @@ class CompiledPass(Pass):
 
 def _first(places: Sequence[Place]) -> Sequence[Place]:
     """As many as are counted in one call, which no interrupt reaches: `AT_ONCE` values, or one tensor."""
-    if len(places) == 1:
-        return places
     total = 0
     for k, (_, number) in enumerate(places):
         total += number

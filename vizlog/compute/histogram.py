@@ -59,7 +59,12 @@ def count_bits(tensor: Tensor) -> Counts:
         Uncountable: there is nothing to count (meta, fake, uninitialised, memory given up), no way to read it, or
             another thread wrote into it meanwhile.
     """
-    return count_each([tensor])[0]
+    try:  # in few calls: of a layer's output, what surrounds the loops takes as long as the loops
+        if place := _place(tensor):
+            return _count_lying(tensor.dtype, [place])[0]
+        return _count_others([_plain(tensor)])[0]
+    except _UNREADABLE as error:
+        raise _uncountable(error) from error
 
 
 def count_each(tensors: Sequence[Tensor]) -> Sequence[Counts]:
@@ -79,9 +84,17 @@ def count_each(tensors: Sequence[Tensor]) -> Sequence[Counts]:
             counted = _count_alike(kind, [tensors[k] for k in those], [places[k] for k in those])
             found.update(zip(those, counted, strict=True))
         return [found[k] for k in range(len(tensors))]
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0][:200]  # torch lists every kernel it has, and this goes into captions
-        raise Uncountable(f"no way to read the values: {reason}") from error
+    except _UNREADABLE as error:
+        raise _uncountable(error) from error
+
+
+_UNREADABLE = (RuntimeError, TypeError, NotImplementedError)
+"""What torch raises where a tensor cannot be read."""
+
+
+def _uncountable(error: Exception) -> Uncountable:
+    reason = str(error).partition("\n")[0][:200]  # torch lists every kernel it has, and this goes into captions
+    return Uncountable(f"no way to read the values: {reason}")
 
 
 def _count_alike(

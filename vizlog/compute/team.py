@@ -20,7 +20,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic as typed_intrinsic
 
-__all__ = ["address", "alone", "fetch_add", "members", "on_each", "openmp", "pointer"]
+__all__ = ["address", "alone", "fetch_add", "on_each", "pointer", "team"]
 
 intrinsic: Any = typed_intrinsic  # it takes a function of types and gives one of values, which no annotation says
 
@@ -52,14 +52,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-def openmp() -> int:
-    """What `on_each` needs; 0 where there is no team."""
-    return _openmp
-
-
-def members() -> int:
-    """How many threads torch computes with, called from this thread; 1 where there is no team."""
-    return torch.get_num_threads() if _openmp else 1
+def team() -> tuple[int, int]:
+    """What `on_each` needs, 0 where there is no team; and how many threads torch computes with, called from here."""
+    return (_openmp, torch.get_num_threads()) if _openmp else (0, 1)
 
 
 @intrinsic

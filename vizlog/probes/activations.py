@@ -213,29 +213,32 @@ def _reduced(call: Call, tensor: Tensor) -> _Seen:
     # Without a zero no unit is dead: most layers need no second look.
     no_zeros = isinstance(counts, BitCounts) and not counts.zeros
     seen = _Seen(counts, True if no_zeros else alive(tensor, call.channel_dim))
-    if limits := _limits(call, tensor):
+    kind = call.kind.lower()
+    if limits := _limits(kind, call, tensor):
         seen.saturated, seen.could_saturate = saturated(tensor, *limits), tensor.numel()
-    _add_rows(seen, call, tensor)
+    elif kind == "softmax":
+        _add_rows(seen, call, tensor)
     return seen
 
 
 def _looked(call: Call, tensor: Tensor) -> _Seen:
     """The same on a device, all at once."""
     in_order = bool(tensor.dim()) and (tensor.is_contiguous() or tensor.stride(call.channel_dim) == 1)
-    limits = _limits(call, tensor)
+    kind = call.kind.lower()
+    limits = _limits(kind, call, tensor)
     looked = look_by_kernel(tensor, call.channel_dim if in_order else None, limits and stuck(*limits))
     seen = _Seen(looked.counts, looked.alive if in_order else alive(tensor, call.channel_dim))
     if limits:
         seen.saturated, seen.could_saturate = looked.beyond, tensor.numel()
-    _add_rows(seen, call, tensor)
+    elif kind == "softmax":
+        _add_rows(seen, call, tensor)
     return seen
 
 
-def _limits(call: Call, tensor: Tensor) -> tuple[float, float] | None:
-    """Where this activation saturates."""
-    kind = call.kind.lower()
-    if kind not in LIMITS or not tensor.is_floating_point() or tensor.element_size() < 2:
-        return None  # floats of 8 bits cannot be compared
+def _limits(kind: str, call: Call, tensor: Tensor) -> tuple[float, float] | None:
+    """Where an activation of this kind saturates."""
+    if kind not in LIMITS or not _compares(tensor):
+        return None
     low, high = LIMITS[kind]
     if kind == "hardtanh":
         low, high = _given(call, "min_val", 1, low), _given(call, "max_val", 2, high)
@@ -244,13 +247,17 @@ def _limits(call: Call, tensor: Tensor) -> tuple[float, float] | None:
 
 def _add_rows(seen: _Seen, call: Call, tensor: Tensor) -> None:
     """Of a softmax: how many rows were saturated, and of how many."""
-    if call.kind.lower() != "softmax" or not tensor.is_floating_point() or tensor.element_size() < 2:
+    if not _compares(tensor):
         return
     dim = _given(call, "dim", 1)
     if dim is None:  # torch's own choice where nobody says
         dim = 0 if tensor.ndim in (0, 1, 3) else 1
     seen.saturated = saturated_rows(tensor, dim)
     seen.could_saturate = tensor.numel() // max(tensor.shape[dim], 1) if tensor.ndim else 1
+
+
+def _compares(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.element_size() > 1  # floats of 8 bits cannot be compared
 
 
 def _given(call: Call, name: str, place: int, default: Any = None) -> Any:
