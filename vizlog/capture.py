@@ -244,7 +244,8 @@ class Capture:
     # that is called there takes microseconds.
 
     def _enter(self, name: str, module: nn.Module, _args: Any) -> None:
-        # A part of what was entered last is within it, and the forward goes on.
+        # A part of what was entered last is within it, and the forward goes on: to look takes long. Only a part that is
+        # called by itself after its whole was interrupted is taken for one within.
         within = name and self._stack and name.startswith(self._stack[-1][0])
         if self._frame is not None and not within and not self._is_running():
             self._give_up_forward()

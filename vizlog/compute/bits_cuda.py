@@ -192,13 +192,15 @@ class _Kernels:
             shape, dim = tensor.shape, channel_dim % tensor.dim()
             units, inner = shape[dim], prod(shape[dim + 1 :]) if tensor.is_contiguous() else 1
         low, high = _rounded(*limits, tensor.dtype) if limits is not None else (0.0, 0.0)
-        with self._lock:  # what one program leaves for the next must not get between another tensor's
-            room = self._room()
+        with self._lock:  # what the first launch leaves for the second is not to be had by another tensor's
+            stream = self._current_stream()
+            room = self._rooms.pop(stream, None) or self._new_room()
             together, slot = self._place(room, units)
             where = (together.memory.data_ptr(), room.partly.data_ptr(), room.odd.data_ptr())
             which = (size, TYPES[tensor.dtype], 1, length, slot, together.tensors, together.units)
             asked = (units, inner, low, high, limits is not None)
             self._launch(max(1, -(-size // length)), (0, tensor.data_ptr(), *where, *which, *asked))
+            self._rooms[stream] = room  # after an error it is not used again: the second may not have cleared it
         return Looked(
             Uncollected(together, slot),
             UncollectedAlive(together, slot, units) if channel_dim is not None else None,
@@ -223,13 +225,10 @@ class _Kernels:
         for function in (self._scan, self._again):
             nvrtc.launch(function, programs, THREADS, stream, self._given)
 
-    def _room(self) -> _Room:
-        stream = self._current_stream()
-        if stream not in self._rooms:
-            partly = torch.empty(PARTLY * (PROGRAMS * self._processors + 1), dtype=torch.int64, device=self._device)
-            odd = torch.zeros(2 * GRIDS["float32"].first_negative, dtype=torch.int32, device=self._device)
-            self._rooms[stream] = _Room(lambda: None, ONE_AFTER_THE_OTHER, partly, odd)
-        return self._rooms[stream]
+    def _new_room(self) -> _Room:
+        partly = torch.empty(PARTLY * (PROGRAMS * self._processors + 1), dtype=torch.int64, device=self._device)
+        odd = torch.zeros(2 * GRIDS["float32"].first_negative, dtype=torch.int32, device=self._device)
+        return _Room(lambda: None, ONE_AFTER_THE_OTHER, partly, odd)
 
     def _place(self, room: _Room, units: int) -> tuple[Together, int]:
         """Where one more tensor can be counted, and its number there."""
