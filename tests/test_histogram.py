@@ -642,10 +642,35 @@ def test_threads_of_torch_take_part() -> None:
     try:
         for number in (1, 2, 4):
             torch.set_num_threads(number)
+            counting._task["rest"] = 0  # on a busy machine one may have come too late
             counting.count_places([(values.data_ptr(), values.numel())])
             assert counting._task["seated"] == number
     finally:
         torch.set_num_threads(before)
+
+
+def test_after_a_thread_came_too_late_tensors_are_counted_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    team = pytest.importorskip("vizlog.compute.team")
+    compiled = importlib.import_module("vizlog.compute.bits_numba")
+    asked = []
+    entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+
+    @entry
+    def one_after_the_other(function: int, argument: int, number: int, _flags: int) -> None:
+        asked.append(number)
+        for _ in range(number):  # the first takes all there is
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(argument)
+
+    monkeypatch.setattr(team, "_openmp", ctypes.cast(one_after_the_other, ctypes.c_void_p).value)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for number, times in ((200_000, [2, 2]), (100_000, [2] * (compiled.REST + 2))):  # of a few parts one tells nothing
+        asked.clear()
+        counting, tensor = compiled.CompiledPass(GRIDS["float32"]), torch.randn(number)
+        place = tensor.data_ptr(), number
+        expected = PlainPass(GRIDS["float32"]).count_places([place])[0]
+        for _ in range(compiled.REST + 2):
+            assert_equal_counts(counting.count_places([place])[0], expected)
+        assert asked == times
 
 
 def test_a_forked_process_counts_alone() -> None:

@@ -78,6 +78,12 @@ SHARED = 1 << 16
 SEATS = 8
 """Threads that take part at most: memory has not much more to give."""
 
+PLENTY = 8
+"""Parts for each thread of which one that comes in time gets some: they take several times as long as it takes to wake."""
+
+REST = 64
+"""Large tensors that are counted alone after a thread came too late: on a busy machine all wait for the last one."""
+
 
 def _compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     # Reassociation lets sums be vectorised; NaN and inf must keep their meaning, so no more of fastmath than that.
@@ -540,7 +546,7 @@ TASK = np.dtype(
         *[(name, np.int64) for name in ("taken", "seated", "address", "number", "size", "linear", "exponent", "first")],
         *[(name, np.int64) for name in ("negative_zero", "shift", "table_size", "most", "take", "openmp", "members")],
         *[(name, np.int64) for name in ("tables", "merged", "linear_tables", "scratch", "tallies", "moments", "found")],
-        *[(name, np.int64) for name in ("edge", "rows", "slab", "slab_size", "always_linear")],
+        *[(name, np.int64) for name in ("edge", "rows", "slab", "slab_size", "always_linear", "rest")],
         ("tolerable", np.float64),
     ]
 )
@@ -553,8 +559,8 @@ take, openmp, members: where the function is that threads call, and the team. ta
 they find: tables and all that is made of them for each thread; tallies and moments (PARTS + SEATS, APART) for each
 part, and then for each thread, where the span that `gather` tells comes behind the tallies. edge: where 8 bytes of
 scratch are. rows, slab: where what `count_places` tells goes, and slab_size: how many numbers the slab takes.
-always_linear: up to how many elements there is a second pass anyway; tolerable: the share of values that interpolation
-may be expected to misplace before it is made.
+always_linear: up to how many elements there is a second pass anyway; rest: how many large tensors the team does not
+count; tolerable: the share of values that interpolation may be expected to misplace before there is a second pass.
 """
 
 TAKEN, SEATED = 0, 1
@@ -624,11 +630,19 @@ def _share(task_at):  # type: ignore[no-untyped-def]
     """Has the task done, by the team where there are several parts; returns how many threads took any."""
     task = carray(pointer(task_at), (1,), TASK)[0]
     task.taken, task.seated = 0, 0
-    if task.members > 1 and task.number > task.size:
-        on_each(task.openmp, task.members, task.take, task_at)
-    else:
+    large = task.members > 1 and task.number > task.size
+    if not large or task.rest:
         alone(task.take, task_at)
-    return min(task.seated, SEATS)
+        task.rest -= large and not task.linear
+        return 1
+    on_each(task.openmp, task.members, task.take, task_at)
+    threads = min(task.seated, SEATS)
+    if not task.linear and task.number > PLENTY * threads * task.size:
+        tallies = carray(pointer(task.tallies), (PARTS + SEATS, APART), np.int64)
+        for seat in range(threads):
+            if tallies[PARTS + seat, 0] == 0:
+                task.rest = REST
+    return threads
 
 
 @_compiled("void(int64[:, ::1], float64[:, ::1], int64[::1], float64[::1])")
