@@ -79,7 +79,7 @@ SEATS = 8
 """Threads that take part at most: memory has not much more to give."""
 
 PLENTY = 8
-"""Parts for each thread of which one that comes in time gets some: they take several times as long as it takes to wake."""
+"""Parts for each thread of which one that comes in time gets some: they take several times as long as a wake-up."""
 
 REST = 64
 """Large tensors that are counted alone after a thread came too late: on a busy machine all wait for the last one."""
