@@ -82,7 +82,9 @@ PLENTY = 8
 """Parts for each thread of which one that comes in time gets some: they take several times as long as a wake-up."""
 
 REST = 64
-"""Large tensors that are counted alone after a thread came too late: on a busy machine all wait for the last one."""
+"""Large tensors that are counted alone at most after a thread came too late: 1, 2, 4 … for each time in a row that one
+did. On a busy machine all wait for the last; one that has slept is late once.
+"""
 
 
 def _compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -546,7 +548,7 @@ TASK = np.dtype(
         *[(name, np.int64) for name in ("taken", "seated", "address", "number", "size", "linear", "exponent", "first")],
         *[(name, np.int64) for name in ("negative_zero", "shift", "table_size", "most", "take", "openmp", "members")],
         *[(name, np.int64) for name in ("tables", "merged", "linear_tables", "scratch", "tallies", "moments", "found")],
-        *[(name, np.int64) for name in ("edge", "rows", "slab", "slab_size", "always_linear", "rest")],
+        *[(name, np.int64) for name in ("edge", "rows", "slab", "slab_size", "always_linear", "rest", "late")],
         ("tolerable", np.float64),
     ]
 )
@@ -560,7 +562,8 @@ they find: tables and all that is made of them for each thread; tallies and mome
 part, and then for each thread, where the span that `gather` tells comes behind the tallies. edge: where 8 bytes of
 scratch are. rows, slab: where what `count_places` tells goes, and slab_size: how many numbers the slab takes.
 always_linear: up to how many elements there is a second pass anyway; rest: how many large tensors the team does not
-count; tolerable: the share of values that interpolation may be expected to misplace before there is a second pass.
+count; late: how many it last did not, because a thread came too late; tolerable: the share of values that interpolation
+may be expected to misplace before there is a second pass.
 """
 
 TAKEN, SEATED = 0, 1
@@ -639,9 +642,10 @@ def _share(task_at):  # type: ignore[no-untyped-def]
     threads = min(task.seated, SEATS)
     if not task.linear and task.number > PLENTY * threads * task.size:
         tallies = carray(pointer(task.tallies), (PARTS + SEATS, APART), np.int64)
+        in_time = True
         for seat in range(threads):
-            if tallies[PARTS + seat, 0] == 0:
-                task.rest = REST
+            in_time &= tallies[PARTS + seat, 0] > 0
+        task.rest = task.late = 0 if in_time else min(max(1, 2 * task.late), REST)
     return threads
 
 
