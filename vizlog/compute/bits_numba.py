@@ -66,8 +66,11 @@ AT_ONCE = 1 << 26
 PAD = 768
 """Counters between two tables, so that those of one bin do not compete for one set of the first-level cache."""
 
-PART, PARTS = 1 << 13, 1 << 10
-"""Values that a thread takes at a time, or a multiple: so many that there are at most so many parts."""
+PART, PARTS = 1 << 13, 1 << 7
+"""Values that a thread takes at a time, or a multiple: so many that there are at most so many parts.
+
+More parts wait less for the last one, and what is asked for ahead is more often some other thread's.
+"""
 
 APART = 16
 """Numbers from one part's results to the next's: two cache lines, so that threads do not wait for one another there."""
@@ -453,36 +456,37 @@ def extract(merged, lowest, end, zeros, bins, counts):  # type: ignore[no-untype
     return np.int64(found)
 
 
-@_compiled("Tuple((int64, int64))(int64[::1], int64[::1], int64, int64)")
-def _count_of(bins, counts, at, wanted):  # type: ignore[no-untyped-def]
-    """The count of a bin, and where it would stand, looked for from `at` on."""
-    while at < bins.size and bins[at] < wanted:
-        at += 1
-    return (counts[at] if at < bins.size and bins[at] == wanted else 0), at
+@_compiled("int64(uint32[::1], int64, int64)")
+def _height(merged, zeros, k):  # type: ignore[no-untyped-def]
+    """The count of bin k."""
+    if k == 0:
+        return zeros
+    return np.int64(merged[k - 1 if k > 0 else merged.size // 2 - 1 - k])
 
 
 @_compiled(
-    "float64(float64, float64, float32[::1], uint32[::1], uint32, int64, int64[::1], int64[::1])",
-    "float64(float64, float64, float64[::1], uint64[::1], uint64, int64, int64[::1], int64[::1])",
+    "float64(float64, float64, float32[::1], uint32[::1], uint32, uint32[::1], int64)",
+    "float64(float64, float64, float64[::1], uint64[::1], uint64, uint32[::1], int64)",
 )
-def jumps(low, high, edge, pattern, shift, first_negative, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def jumps(low, high, edge, pattern, shift, merged, zeros):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """The sum over 63 inner edges of the larger difference between the edge's fine bin and either neighbour.
 
     Args:
         edge, pattern: (1,) scratch, two views of the same memory.
+        merged: (bins,) counts by upper bits, as of `gather`. zeros: the count of bin 0.
     """
-    total = at = np.int64(0)
+    total, negative = np.int64(0), merged.size // 2
     for j in range(1, 64):
         edge[0] = (low / 2 + j * ((high / 2 - low / 2) / 64)) * 2
         upper_bits = np.int64(pattern[0] >> shift)
-        middle = upper_bits + 1 if upper_bits < first_negative else first_negative - 1 - upper_bits
+        middle = upper_bits + 1 if upper_bits < negative else negative - 1 - upper_bits
         if edge[0] == 0:
             middle = 0
-        # Edges rise, and so do bins; two edges may share one.
-        before, at = _count_of(bins, counts, at, middle - 1)
-        here, beyond = _count_of(bins, counts, at, middle)
-        after, beyond = _count_of(bins, counts, beyond, middle + 1)
-        total += max(abs(here - before), abs(after - here))
+        here = _height(merged, zeros, middle)
+        total += max(
+            abs(here - _height(merged, zeros, middle - 1)),
+            abs(_height(merged, zeros, middle + 1) - here),
+        )
     return float(total)
 
 
@@ -742,14 +746,12 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         parts = (n + task.size - 1) // task.size
         _add_parts(part_tallies[:parts], part_moments[:parts], mine, its)
         lowest, end = _add_seats(merged[:threads], part_tallies[PARTS : PARTS + threads])
-        bins = extract(merged[0], lowest, end, mine[1], found[0], found[1])
         finite = mine[0] - mine[2] - mine[3] - mine[4]
         low, high = its[0], its[1]
         needed = n <= task.always_linear
         if finite and not needed:
-            occupied, counts = found[0, :bins], found[1, :bins]
-            expected = jumps(low, high, edge, pattern, shift, merged.shape[1] // 2, occupied, counts) / 8 / finite
-            needed = expected > task.tolerable
+            needed = jumps(low, high, edge, pattern, shift, merged[0], mine[1]) / 8 / finite > task.tolerable
+        bins = extract(merged[0], lowest, end, mine[1], found[0], found[1])
         counted = found[1, :bins].sum()
         linear_bins = exponent = np.int64(0)
         if finite and needed and counted == finite:
@@ -761,10 +763,10 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         if slab.size - at < 2 * (bins + linear_bins):
             span[0] = -1
             return t + 1
-        for row in range(4):
-            for k in range(bins if row < 2 else linear_bins):
-                slab[at] = found[row, k]
-                at += 1
+        for kind in range(4):
+            length = bins if kind < 2 else linear_bins
+            slab[at : at + length] = found[kind, :length]
+            at += length
     return number
 
 
@@ -872,12 +874,6 @@ class CompiledPass(Pass):
         gather(self._tables[0], tallies, moments, 1 << MANTISSA_BITS, merged, span)
         bins = extract(merged, *span, tallies[1], found[0], found[1])
         return BitCounts(grid.name, tallies, moments, *self._kept(found[:2, :bins]))
-
-    def interpolation_error(self, counts: BitCounts) -> float:
-        grid, (low, high) = self.grid, counts.moments[:2]
-        edge, pattern = self._edge
-        found = jumps(low, high, edge, pattern, self._shift, grid.first_negative, counts.bins, counts.counts)
-        return float(found) / 8 / counts.finite
 
     def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
         tables, scratch, found = self._linear[0], self._scratch[0], self._found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vizlog.compute.bits import LINEAR_BINS, BitCounts, Linear, added_moments, interpolation_error
+from vizlog.compute.bits import LINEAR_BINS, BitCounts, Linear, added_moments
 from vizlog.compute.passes import Chunks, Pass
 
 __all__ = ["PlainPass"]
@@ -37,9 +37,6 @@ class PlainPass(Pass):
             table += np.bincount(upper_bits, minlength=len(table))
         bins, counts = self.grid.occupied(table, int(tallies[1]))
         return BitCounts(self.grid.name, tallies, moments, bins, counts)
-
-    def interpolation_error(self, counts: BitCounts) -> float:
-        return interpolation_error(counts)
 
     def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
         scale = math.ldexp(1.0, -exponent)

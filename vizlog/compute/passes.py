@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vizlog.compute.bits import BitCounts, Grid, Linear, linear_exponent
+from vizlog.compute.bits import BitCounts, Grid, Linear, interpolation_error, linear_exponent
 
 __all__ = ["ALWAYS_LINEAR", "CHANGED", "TOLERABLE_ERROR", "Chunks", "Pass", "Place"]
 
@@ -63,7 +63,7 @@ class Pass(ABC):
         """
         counts = self.count(chunks())
         _check_sum(counts.counts, counts)
-        if counts.finite and (always_linear or self.interpolation_error(counts) > TOLERABLE_ERROR):
+        if counts.finite and (always_linear or interpolation_error(counts) > TOLERABLE_ERROR):
             low, high = counts.moments[:2].tolist()
             exponent = linear_exponent(low, high)
             first = math.floor(math.ldexp(low, -exponent))
@@ -74,10 +74,6 @@ class Pass(ABC):
     @abstractmethod
     def count(self, chunks: Chunks) -> BitCounts:
         """By the upper bits alone."""
-
-    @abstractmethod
-    def interpolation_error(self, counts: BitCounts) -> float:
-        """As `vizlog.compute.bits.interpolation_error`."""
 
     @abstractmethod
     def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
