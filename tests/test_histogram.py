@@ -149,6 +149,25 @@ def assert_equal_counts(a: BitCounts, b: BitCounts) -> None:
         np.testing.assert_array_equal(a.linear.counts, b.linear.counts)
 
 
+@pytest.mark.parametrize("power", [-44, -38, -30, -8, -3, 0, 3, 4, 8, 30, 38])
+def test_linear_bins_are_exact_at_any_width(power: int) -> None:
+    """Beside numpy's: widths below and above one, numbers at a bin's edge, next to it, and just below zero."""
+    pytest.importorskip("numba")
+    values = (torch.randn(4000, dtype=torch.float64) * 10.0**power).clamp(-3e38, 3e38).float()
+    width = 2.0 ** count_bits(values).linear.exponent  # type: ignore[union-attr]
+    edges = (torch.arange(-1000, 1000) * width).float().numpy()
+    beside = [np.nextafter(edges, np.float32(way)) for way in (-np.inf, np.inf)]
+    near = torch.from_numpy(np.concatenate([edges, *beside, np.float32([-1e-45, -1e-38, 1e-45, -0.0])]))
+    for some in (torch.cat([values, near]), torch.cat([values, near]) + values[0]):
+        plain = PlainPass(GRIDS["float32"]).count_places([(some.data_ptr(), some.numel())])[0]
+        assert_equal_counts(count_bits(some), plain)
+        finite = some[some.isfinite()].double().numpy()
+        exponent = plain.linear.exponent  # type: ignore[union-attr]
+        found, counts = np.unique(np.floor(np.ldexp(finite, -exponent)), return_counts=True)
+        np.testing.assert_array_equal(plain.linear.bins, found)  # type: ignore[union-attr]
+        np.testing.assert_array_equal(plain.linear.counts, counts)  # type: ignore[union-attr]
+
+
 # Adding
 
 
@@ -622,7 +641,7 @@ def counted_by(number: int, tensors: Sequence[Tensor]) -> list[BitCounts]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_number_of_threads_counts_the_same_to_the_last_bit(dtype: torch.dtype) -> None:
     """More threads than there are tables for, too; sizes around those from which a tensor is counted in parts."""
-    sizes = (1, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, 100_001, 1_000_003)
+    sizes = (1, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 100_001, 1_000_003)
     tensors = [(torch.randn(n) * 3 + 1).to(dtype) for n in sizes]
     tensors += [make(200_000).to(dtype) for make in DISTRIBUTIONS.values()] + [everything(dtype, 300_000)]
     tensors += [torch.full((100_000,), value, dtype=dtype) for value in (0.0, -0.0, NAN, INF, 3.0, 1e-40)]

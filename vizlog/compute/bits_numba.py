@@ -15,6 +15,7 @@ numba keeps machine code until the text of this file changes, whatever else is c
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ BLOCK = 1 << 14
 LINEAR_BLOCK = 1 << 12
 STRETCH = 8
 """Linear bins that are looked at together: of few values most are empty."""
+_REALS = "float32", "float64"
 SHIFTS = {32: 17, 64: 46}
 """Bits of a pattern -> how many low ones a bin ignores, as in `GRIDS`."""
 
@@ -75,7 +77,7 @@ More parts wait less for the last one, and what is asked for ahead is more often
 APART = 16
 """Numbers from one part's results to the next's: two cache lines, so that threads do not wait for one another there."""
 
-SHARED = 1 << 16
+SHARED = 1 << 15
 """Values of a tensor from which it is counted in parts, by all threads: fewer take less than it takes to wake two."""
 
 SEATS = 8
@@ -490,6 +492,18 @@ def jumps(low, high, edge, pattern, shift, merged, zeros):  # type: ignore[no-un
     return float(total)
 
 
+_LINEAR_PLACES = "void({0}[::1], {1}, {1}, {1}, int32[::1])"
+
+
+@_compiled(*[_LINEAR_PLACES.format(real, of_scale) for real in _REALS for of_scale in _REALS])
+def _linear_places(values, scale, first, outside, places):  # type: ignore[no-untyped-def]
+    """Writes which [k, k+1)/scale each value lies in, counted from `first`; `outside` where in none below that."""
+    for j in range(values.size):
+        place = np.floor(values[j] * scale) - first
+        place = place if place >= 0 else outside  # NaN too
+        places[j] = np.int32(min(place, outside))
+
+
 @_compiled(
     "void(float32[::1], float64, float64, int32[::1], uint32[:, ::1])",
     "void(float64[::1], float64, float64, int32[::1], uint32[:, ::1])",
@@ -502,12 +516,15 @@ def scan_linear(values, scale, first, scratch, tables):  # type: ignore[no-untyp
     """
     outside = np.float64(tables.shape[1] - 1)
     even, odd = tables[0], tables[1]
+    # Twice as many in a vector, and exact: nothing is lost below that a number is multiplied by one or more, nothing
+    # above as bins are numbered within ±2**31, and what is subtracted leaves whole numbers of few bits.
+    single = values.itemsize == 4 and 1 <= scale <= 2.0**127 and np.float64(np.float32(first)) == first
     for start in range(0, values.size, LINEAR_BLOCK):
         block = values[start : start + LINEAR_BLOCK]
-        for j in range(block.size):
-            place = np.floor(np.float64(block[j]) * scale) - first
-            place = place if place >= 0 else outside  # NaN too
-            scratch[j] = np.int32(min(place, outside))
+        if single:
+            _linear_places(block, np.float32(scale), np.float32(first), np.float32(outside), scratch)
+        else:
+            _linear_places(block, scale, first, outside, scratch)
         half = block.size // 2
         left, right = scratch[:half], scratch[half : 2 * half]
         for j in range(half):
@@ -705,6 +722,9 @@ second are floats; where in the slab its bins begin, how many there are, of line
 
 TALLIES, MOMENTS, SPAN = slice(2, 7), slice(7, 11), slice(11, 15)
 
+# Where a row and its span begin, for Python, to which they are bytes: each number of an array would be an object there.
+_BYTES, _SPAN_AT, _PLACE, _SPAN = 8 * COLUMNS, 8 * SPAN.start, struct.Struct("2q"), struct.Struct("4q")
+
 _COUNT_PLACES = "int64(int64, int64, int64, int64, int64, int64, {0}[::1], {1}[::1], {1})"
 
 
@@ -840,27 +860,27 @@ class CompiledPass(Pass):
         number = len(places)
         if self._row + number > len(self._rows):
             self._new_rows(max(ROWS, number))
-        rows, floats, first, slab = self._rows, self._floats, self._row, self._slab
-        if number == 1:
-            rows[first, 0], rows[first, 1] = places[0]
-        else:
-            rows[first : first + number, :2] = places
+        first, memory, slab = self._row, self._memory, self._slab
+        for row, place in enumerate(places, first):
+            _PLACE.pack_into(memory, row * _BYTES, *place)
         number = self._count(self._task_at, *team(), first, number, self._at)
         if number < 0:
             raise RuntimeError(CHANGED)
         self._row += number
-        name, counted = self.grid.name, []
-        for row, numbers in enumerate(rows[first : self._row].tolist(), first):
-            start, bins, linear_bins, exponent = numbers[SPAN]
+        name, rows, floats, counted = self.grid.name, self._rows, self._floats, []
+        for row in range(first, first + number):
+            start, bins, linear_bins, exponent = _SPAN.unpack_from(memory, row * _BYTES + _SPAN_AT)
             if start < 0:
-                mine, those = self._kept(self._found[:2, :bins])
-                on_linear, of_linear = self._kept(self._found[2:, :linear_bins])
+                found = self._found
+                mine, those = self._kept(found[:2, :bins])
+                linear = Linear(exponent, *self._kept(found[2:, :linear_bins])) if linear_bins else None
             else:
-                ends = start + bins, start + 2 * bins, start + 2 * bins + linear_bins, start + 2 * (bins + linear_bins)
-                mine, those = slab[start : ends[0]], slab[ends[0] : ends[1]]
-                on_linear, of_linear = slab[ends[1] : ends[2]], slab[ends[2] : ends[3]]
-                self._at = ends[3]
-            linear = Linear(exponent, on_linear, of_linear) if linear_bins else None
+                middle, end = start + bins, start + 2 * bins
+                mine, those, linear = slab[start:middle], slab[middle:end], None
+                if linear_bins:
+                    start, middle, end = end, end + linear_bins, end + 2 * linear_bins
+                    linear = Linear(exponent, slab[start:middle], slab[middle:end])
+                self._at = end
             counted.append(BitCounts(name, rows[row, TALLIES], floats[row, MOMENTS], mine, those, linear))
         return counted
 
@@ -885,7 +905,7 @@ class CompiledPass(Pass):
 
     def _new_rows(self, number: int) -> None:
         self._rows, self._row = np.empty((number, COLUMNS), np.int64), 0
-        self._floats = self._rows.view(np.float64)
+        self._floats, self._memory = self._rows.view(np.float64), self._rows.view(np.uint8).data
         self._task["rows"] = self._rows.ctypes.data
 
     def _new_slab(self, size: int) -> None:
