@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -33,6 +34,14 @@ LONGEST_FIRST = (
 """Files whose tests take the longest, each on one worker: were one of them the last, the other would wait for it."""
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: to go through it takes a quarter of a second each time that garbage is looked for."""
+    import hypothesis  # noqa: F401 -- it must see by whom random generators are held
+
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}.py": place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
@@ -56,7 +65,10 @@ def _one_process_draws() -> Iterator[None]:
 def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 -- what a person's own training code draws from
-    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.manual_seed(0)
+    else:
+        torch.default_generator.manual_seed(0)  # the other writes down who calls it, for each device there might be
 
 
 @pytest.fixture(autouse=True)
@@ -80,9 +92,7 @@ def _own_wandb(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     for kind in ("DIR", "CONFIG_DIR", "CACHE_DIR", "DATA_DIR", "ARTIFACT_DIR"):
-        folder = home / kind.lower()
-        folder.mkdir()
-        monkeypatch.setenv(f"WANDB_{kind}", str(folder))
+        monkeypatch.setenv(f"WANDB_{kind}", str(home))
     monkeypatch.setenv("NETRC", str(home / "netrc"))
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_MODE", "offline")

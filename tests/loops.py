@@ -1,12 +1,10 @@
-"""The loops of the README's table, each with exactly the lines that stand there; torchrun starts this file too."""
+"""The loops of the README's table, each with exactly the lines that stand there."""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -217,23 +215,18 @@ def here(folder: Path) -> None:
     os.chdir(folder)
 
 
-def main(folder: Path) -> None:
-    """On each of torchrun's ranks: every loop of several processes, with vizlog and without."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    for number, loop in enumerate(LOOPS):
-        if loop in SEVERAL:
-            here(folder / str(number))
-            with_it = run(loop, watched=True, rank=rank, world=world)
-            here(folder / "without")
-            without = run(loop, watched=False, rank=rank, world=world)
-            assert all(torch.equal(a, b) for a, b in zip(with_it, without, strict=True)), loop
-            torch.save(with_it, folder / str(number) / f"weights-{rank}.pt")
-    torch.distributed.destroy_process_group()
+def on_each_rank(rank: int, loop: str, folder: Path) -> list[Tensor]:
+    """With vizlog in `folder`, and without, to the same weights, which are returned."""
+    before, world = Path.cwd(), torch.distributed.get_world_size()
+    try:
+        here(folder)
+        with_it = run(loop, watched=True, rank=rank, world=world)
+        here(folder / "without")
+        without = run(loop, watched=False, rank=rank, world=world)
+    finally:
+        os.chdir(before)
+    assert all(torch.equal(a, b) for a, b in zip(with_it, without, strict=True))
+    return with_it
 
 
 SEVERAL = ("Accelerate", "DDP (torchrun), on every rank", "FSDP2 (torchrun), on every rank")
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import loops
 import numpy as np
 import pytest
 import torch
+from processes import Processes
 from tensorboard.util import tensor_util
 from tensorboard_run import values
-
-PATIENCE = 120
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -59,25 +56,15 @@ def test_a_loop_of_one_process(loop: str, tmp_path: Path) -> None:
     assert_seen(tmp_path / "with" / "runs" / "a", norms, first=1 if loop == "Hugging Face Trainer" else 0)
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("torchrun")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", loops.__file__]
-    done = subprocess.run([*command, folder], capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
 @pytest.mark.parametrize("loop", loops.SEVERAL)
-def test_a_loop_of_two_ranks(loop: str, two_ranks: Path) -> None:
+def test_a_loop_of_two_ranks(loop: str, ranks: Processes, tmp_path: Path) -> None:
     norms, weights = loops.reference(torch.optim.AdamW if "FSDP2" in loop else loops.SGD)
-    folder = two_ranks / str(list(loops.LOOPS).index(loop))
-    for rank in range(2):
-        for a, b in zip(torch.load(folder / f"weights-{rank}.pt"), weights, strict=True):
+    for trained in ranks.run(loops.on_each_rank, loop, tmp_path):
+        for a, b in zip(trained, weights, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    assert [path.name for path in (folder / "runs").iterdir()] == ["a"]
-    assert len(list((folder / "runs" / "a").glob("*tfevents*"))) == 1
-    assert_seen(folder / "runs" / "a", norms)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a"]
+    assert len(list((tmp_path / "runs" / "a").glob("*tfevents*"))) == 1
+    assert_seen(tmp_path / "runs" / "a", norms)
 
 
 def test_every_row_of_the_table_is_tested() -> None:
