@@ -37,7 +37,6 @@ BLOCK = 1 << 14
 LINEAR_BLOCK = 1 << 12
 STRETCH = 8
 """Linear bins that are looked at together: of few values most are empty."""
-_REALS = "float32", "float64"
 SHIFTS = {32: 17, 64: 46}
 """Bits of a pattern -> how many low ones a bin ignores, as in `GRIDS`."""
 
@@ -492,6 +491,7 @@ def jumps(low, high, edge, pattern, shift, merged, zeros):  # type: ignore[no-un
     return float(total)
 
 
+_REALS = "float32", "float64"
 _LINEAR_PLACES = "void({0}[::1], {1}, {1}, {1}, int32[::1])"
 
 
