@@ -570,6 +570,7 @@ def test_a_writer_that_has_found_its_folder_deleted_is_gone_on_with_beside_it(
     assert [value.tag for event in written for value in event.summary.value] == ["a", "b"]
     (message,) = said()
     assert "was deleted" in message
+    writer.file_writer.event_writer.close()  # its thread would outlive the folder
 
 
 def test_a_writer_that_is_closed_while_we_write_loses_nothing(run: Path) -> None:
