@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import hashlib
 import html
 import importlib
@@ -542,6 +543,7 @@ def _is_finished(run: wandb.Run) -> bool:
     return bool(getattr(run, "_is_finished", False))
 
 
+@functools.lru_cache(1 << 16)  # the same at every due step
 def _key(tag: str) -> str:
     """A tag as W&B takes it: dots nest there, a star is a wildcard, and media files are called after their key."""
     return _cut(without_surrogates(tag).translate({ord("."): "/", ord("*"): "_", 0: "_"}), _LONGEST_KEY)

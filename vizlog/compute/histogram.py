@@ -324,8 +324,6 @@ def _record(tag: str, counts: BitCounts, caption: str, shown: Shown) -> Histogra
     count, zeros, nans, pos_infs, neg_infs = counts.tallies.tolist()
     finite = count - nans - pos_infs - neg_infs
     low, high, total, squares = counts.moments.tolist() if finite else [math.nan] * 4
-    if counts.linear is not None or low == high:
-        found = np.rint(found).astype(np.int64)
     return Histogram.unchecked(
         tag,
         f"{caption}; {counts.note}" if caption and counts.note else caption or counts.note,

@@ -13,8 +13,9 @@ from vizlog.records import QUANTILES
 
 __all__ = ["LARGEST", "SHARES", "Shown", "shown", "shown_one"]
 
-Shown = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-"""Edges (B+1,), counts (B,) and the values at `QUANTILES`, of which there are none where no value is finite."""
+Shown = tuple[NDArray[np.float64], NDArray[np.float64] | NDArray[np.int64], NDArray[np.float64]]
+"""Edges (B+1,), counts (B,), whole numbers where they are exact, and the values at `QUANTILES`, of which there are none
+where no value is finite."""
 
 SHARES = np.array(QUANTILES)
 LARGEST = float(np.finfo(np.float32).max)
@@ -36,7 +37,13 @@ def shown_one(counts: BitCounts, bins: int) -> Shown:
     below = known[-1].below(edges)
     below[0], below[-1] = 0, finite
     least = GRIDS[counts.grid].lower_edges(np.array(1))
-    return edges, below[1:] - below[:-1], _values_at(known, finite, low, high, least)
+    found = below[1:] - below[:-1]
+    exact = counts.linear is not None or low == high
+    return (
+        edges,
+        np.rint(found).astype(np.int64) if exact else found,
+        _values_at(known, finite, low, high, least),
+    )
 
 
 class _Known:

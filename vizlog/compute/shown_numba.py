@@ -25,8 +25,7 @@ def shown(each: Sequence[BitCounts], bins: int) -> list[plain.Shown]:
     """As `vizlog.compute.shown.shown`."""
     alike: dict[str, list[int]] = {}
     for k, counts in enumerate(each):
-        if counts.finite:
-            alike.setdefault(counts.grid, []).append(k)
+        alike.setdefault(counts.grid, []).append(k)
     found: dict[int, plain.Shown | None] = {}
     for name, places in alike.items():
         found |= zip(places, _shown(GRIDS[name], [each[k] for k in places], bins), strict=True)
@@ -34,11 +33,13 @@ def shown(each: Sequence[BitCounts], bins: int) -> list[plain.Shown]:
 
 
 def _shown(grid: Grid, each: Sequence[BitCounts], bins: int) -> list[plain.Shown | None]:
-    """Of counts on one grid; None where numpy has to: all values are equal, or too close for edges between them."""
+    """Of counts on one grid; None where numpy has to: none is finite, all are equal, or too close for edges between."""
     number = len(each)
     linear = [_NOTHING if counts.linear is None else counts.linear for counts in each]
-    edges, found, numbers = np.empty((number, bins + 1)), np.empty((number, bins)), np.empty(number, np.int64)
-    values = plain.SHARES * np.array([[counts.finite - 1.0] for counts in each]) + 0.5
+    edges, found, numbers = np.empty((number, bins + 1)), np.zeros((number, bins)), np.empty(number, np.int64)
+    tallies = np.array([counts.tallies for counts in each])
+    finite = tallies[:, 0] - tallies[:, 2:].sum(1)
+    values = plain.SHARES * (finite[:, np.newaxis] - 1.0) + 0.5
     draw(
         *_joined([counts.bins for counts in each], [counts.counts for counts in each]),
         *_joined([part.bins for part in linear], [part.counts for part in linear]),
@@ -46,9 +47,10 @@ def _shown(grid: Grid, each: Sequence[BitCounts], bins: int) -> list[plain.Shown
         *(lower_edges(grid), grid.top, np.array([counts.moments for counts in each])),
         *(edges, found, values, numbers),
     )
+    whole = np.rint(found).astype(np.int64)
     return [
-        (edges[k, : drawn + 1], found[k, :drawn], values[k]) if drawn else None
-        for k, drawn in enumerate(numbers.tolist())
+        (edges[k, : drawn + 1], (found if part is _NOTHING else whole)[k, :drawn], values[k]) if drawn else None
+        for k, (drawn, part) in enumerate(zip(numbers.tolist(), linear, strict=True))
     ]
 
 
@@ -61,14 +63,14 @@ def _joined(bins: list[NDArray[np.int64]], counts: list[NDArray[np.int64]]) -> t
     return (bins[0], counts[0], starts) if len(bins) == 1 else (np.concatenate(bins), np.concatenate(counts), starts)
 
 
-@compiled("boolean(float64, float64, int64, boolean, float64[::1])")
-def draw_edges(low, high, exponent, on_grid, edges):  # type: ignore[no-untyped-def]
-    """Writes the edges, which stand on multiples of 2**exponent if `on_grid`; whether they rise."""
+@compiled("boolean(float64, float64, float64, float64[::1])")
+def draw_edges(low, high, width, edges):  # type: ignore[no-untyped-def]
+    """Writes the edges, which stand on multiples of the `width`, a power of two, unless that is 0; whether they rise."""
     number = edges.size - 1
     for i in range(number + 1):
         fraction = i * (1.0 / number)
         edge = low * (1 - fraction) + high * fraction
-        edges[i] = math.ldexp(np.rint(math.ldexp(edge, -exponent)), exponent) if on_grid else edge
+        edges[i] = np.rint(edge / width) * width if width else edge
     edges[0], edges[number] = low, high
     in_single = max(-low, high) <= LARGEST
     for i in range(number):
@@ -77,26 +79,26 @@ def draw_edges(low, high, exponent, on_grid, edges):  # type: ignore[no-untyped-
     return True
 
 
-@compiled("float64(int64, float64[::1], int64, int64, boolean, float64, float64)")
-def _end(k, edges, top, exponent, on_grid, low, high):  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    """The lower end of bin k, within the range."""
-    return min(max(math.ldexp(np.float64(k), exponent) if on_grid else edges[k + top], low), high)
+@compiled("float64(int64, float64[::1], int64, float64, float64, float64)")
+def _end(k, edges, top, width, low, high):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """The lower end of bin k, of those of equal width if there is one, within the range."""
+    return min(max(np.float64(k) * width if width else edges[k + top], low), high)
 
 
-_KNOWN = "int64[::1], int64[::1], float64[::1], int64, int64, boolean, float64, float64"
+_KNOWN = "int64[::1], int64[::1], float64[::1], int64, float64, float64, float64"
 
 
 @compiled(f"void({_KNOWN}, float64[::1], float64[::1])")
-def count_between(bins, counts, edges, top, exponent, on_grid, low, high, at, found):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def count_between(bins, counts, edges, top, width, low, high, at, found):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Writes how many of the counted values lie between one of `at` and the next: the first and last have all."""
     k, after = 0, counts[0]
     before = 0.0
     for i in range(1, at.size):
-        while k + 1 < bins.size and _end(bins[k + 1], edges, top, exponent, on_grid, low, high) <= at[i]:
+        while k + 1 < bins.size and _end(bins[k + 1], edges, top, width, low, high) <= at[i]:
             k += 1
             after += counts[k]
-        start = _end(bins[k], edges, top, exponent, on_grid, low, high)
-        stop = _end(bins[k] + 1, edges, top, exponent, on_grid, low, high)
+        start = _end(bins[k], edges, top, width, low, high)
+        stop = _end(bins[k] + 1, edges, top, width, low, high)
         inside = 0.0
         if at[i] >= start:
             inside = (at[i] - start) / (stop - start) if at[i] < stop else 1.0
@@ -108,15 +110,15 @@ def count_between(bins, counts, edges, top, exponent, on_grid, low, high, at, fo
 
 
 @compiled(f"void({_KNOWN}, float64[::1], float64[:, ::1])")
-def narrow(bins, counts, edges, top, exponent, on_grid, low, high, ranks, bounds):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def narrow(bins, counts, edges, top, width, low, high, ranks, bounds):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Narrows `bounds` (4, N), start, stop, and how many values lie below either, to the bin that holds each rank."""
     k, after = 0, counts[0]
     for i in range(ranks.size):
         while k + 1 < bins.size and after <= ranks[i]:
             k += 1
             after += counts[k]
-        start = _end(bins[k], edges, top, exponent, on_grid, low, high)
-        stop = _end(bins[k] + 1, edges, top, exponent, on_grid, low, high)
+        start = _end(bins[k], edges, top, width, low, high)
+        stop = _end(bins[k] + 1, edges, top, width, low, high)
         if start > bounds[0, i]:
             bounds[0, i], bounds[2, i] = start, after - counts[k]
         if stop < bounds[1, i]:
@@ -161,19 +163,19 @@ def draw(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         mine, those = bins[starts[t] : starts[t + 1]], counts[starts[t] : starts[t + 1]]
         on_linear = linear_bins[linear_starts[t] : linear_starts[t + 1]]
         of_linear = linear_counts[linear_starts[t] : linear_starts[t + 1]]
-        on_grid, exponent = on_linear.size > 0, exponents[t]
+        width = math.ldexp(1.0, exponents[t]) if on_linear.size else 0.0
         number = edges.shape[1] - 1 if low < high else 0
-        while number and not draw_edges(low, high, exponent, on_grid, edges[t, : number + 1]):
+        while number and not draw_edges(low, high, width, edges[t, : number + 1]):
             number //= 2
         numbers[t] = number
         if not number:
             continue
         for j in range(ranks.shape[1]):
             bounds[0, j], bounds[1, j], bounds[2, j], bounds[3, j] = -np.inf, np.inf, 0.0, 0.0
-        known, of_known = (on_linear, of_linear) if on_grid else (mine, those)
+        known, of_known = (on_linear, of_linear) if width else (mine, those)
         at, between = edges[t, : number + 1], found[t, :number]
-        count_between(known, of_known, ends, top, exponent, on_grid, low, high, at, between)
-        narrow(mine, those, ends, top, exponent, False, low, high, ranks[t], bounds)
-        if on_grid:
-            narrow(on_linear, of_linear, ends, top, exponent, True, low, high, ranks[t], bounds)
+        count_between(known, of_known, ends, top, width, low, high, at, between)
+        narrow(mine, those, ends, top, 0.0, low, high, ranks[t], bounds)
+        if width:
+            narrow(on_linear, of_linear, ends, top, width, low, high, ranks[t], bounds)
         interpolate(bounds, ranks[t], low, high, ends[top + 1])
