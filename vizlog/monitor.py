@@ -393,19 +393,26 @@ class Monitor:
     # The optimizer's step ---------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer) -> bool:
-        if self._is_recorded():
+        if is_recording() and self._is_recorded():
             return False
         self._state_only = None
-        with self._contained("the optimizer's rates"):
-            self._state_only = id(optimizer) if makes_state_only(optimizer) else None
-        if self._state_only is not None:
-            return False
+        # `try`, which costs nothing: with two contexts more a step with nothing due takes a quarter longer.
+        try:
+            if makes_state_only(optimizer):
+                self._state_only = id(optimizer)
+                return False
+        except BaseException as error:
+            if not self._survive("the optimizer's rates", error):
+                raise
         # A person's own numbers say more exactly where a step begins.
         if self._rounds is not None and (self._rounds.starts(optimizer) or self._sources[0] is not None):
-            with self._contained("the start of a step"):
+            try:
                 step, epoch = self._sources
                 self._begin(step() if step else self._count, epoch() if epoch else None, forward_passed=True)
                 self._forward_done()
+            except BaseException as error:
+                if not self._survive("the start of a step", error):
+                    raise
         due = self._due
         if due is None or id(optimizer) not in due.waiting:
             return False
@@ -419,7 +426,7 @@ class Monitor:
                 self._due.read_gradients(owned(optimizer))
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        if self._state_only == id(optimizer) or self._is_recorded():
+        if self._state_only == id(optimizer) or (is_recording() and self._is_recorded()):
             return
         if self._rounds is not None:
             self._rounds.stepped(optimizer)
