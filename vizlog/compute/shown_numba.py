@@ -65,7 +65,7 @@ def _joined(bins: list[NDArray[np.int64]], counts: list[NDArray[np.int64]]) -> t
 
 @compiled("boolean(float64, float64, float64, float64[::1])")
 def draw_edges(low, high, width, edges):  # type: ignore[no-untyped-def]
-    """Writes the edges, which stand on multiples of the `width`, a power of two, unless that is 0; whether they rise."""
+    """Writes the edges, on multiples of the `width`, a power of two, unless that is 0; returns whether they rise."""
     number = edges.size - 1
     for i in range(number + 1):
         fraction = i * (1.0 / number)
