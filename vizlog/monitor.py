@@ -396,7 +396,7 @@ class Monitor:
         if is_recording() and self._is_recorded():
             return False
         self._state_only = None
-        # `try`, which costs nothing: with two contexts more a step with nothing due takes a quarter longer.
+        # `try`, and `is_recording` before what says so: contexts and calls are what a step with nothing due costs.
         try:
             if makes_state_only(optimizer):
                 self._state_only = id(optimizer)
