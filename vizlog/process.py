@@ -173,7 +173,7 @@ class _Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, request: bytes, timeout: float) -> bytes:
+    def ask(self, request: bytes, timeout: float) -> bytearray:
         """The pickled answer to a pickled request."""
         expired = threading.Event()
 
@@ -245,20 +245,20 @@ def _write_frame(pipe: FileIO, payload: bytes) -> None:
         rest = rest[pipe.write(rest) :]
 
 
-def _read_frame(pipe: FileIO) -> bytes | None:
+def _read_frame(pipe: FileIO) -> bytearray | None:
     """The next frame, or None where the other side has closed."""
     head = _read(pipe, _LENGTH.size)
     return None if head is None else _read(pipe, _LENGTH.unpack(head)[0])
 
 
-def _read(pipe: FileIO, length: int) -> bytes | None:
-    found = bytearray()
-    while len(found) < length:
-        part = pipe.read(min(length - len(found), 1 << 20))
-        if not part:
+def _read(pipe: FileIO, length: int) -> bytearray | None:
+    found = bytearray(length)
+    rest = memoryview(found)
+    while rest:
+        if not (number := pipe.readinto(rest)):
             return None
-        found += part
-    return bytes(found)
+        rest = rest[number:]
+    return found
 
 
 def _serve() -> None:
@@ -275,7 +275,7 @@ def _serve() -> None:
         _write_frame(answers, _answer(request))
 
 
-def _answer(request: bytes) -> bytes:
+def _answer(request: bytearray) -> bytes:
     try:
         function, arguments = pickle.loads(request)  # noqa: S301 (from our own parent)
         return pickle.dumps((True, function(*arguments), ""), protocol=pickle.HIGHEST_PROTOCOL)
