@@ -52,10 +52,10 @@ class _Tagged:
     def __post_init__(self) -> None:
         if not (isinstance(self.tag, str) and self.tag.strip()):
             raise ValueError(f"a record needs a tag such as 'weights/conv1', got {self.tag!r}")
-        for name in ("tag", "caption"):
-            text = getattr(self, name)
-            if type(text) is not str or not text.isascii():
-                object.__setattr__(self, name, without_surrogates(text))
+        if type(self.tag) is not str or not self.tag.isascii():
+            object.__setattr__(self, "tag", without_surrogates(self.tag))
+        if type(self.caption) is not str or not self.caption.isascii():
+            object.__setattr__(self, "caption", without_surrogates(self.caption))
 
 
 def without_surrogates(text: str) -> str:
@@ -110,14 +110,17 @@ class Histogram(_Tagged):
     quantiles: Mapping[float, float]
 
     @classmethod
-    def unchecked(cls, tag: str, caption: str, **fields: Any) -> Histogram:
+    def unchecked(cls, **fields: Any) -> Histogram:
         """One of counts that were seen to add up: to check them once more took longer than to draw them.
+
+        Args:
+            fields: all of them.
 
         Raises:
             ValueError: it has no tag.
         """
         record = object.__new__(cls)
-        vars(record).update(fields, tag=tag, caption=caption)
+        object.__setattr__(record, "__dict__", fields)
         _Tagged.__post_init__(record)
         return record
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Summaries", "bins", "is_drawn"]
 
+_Table: TypeAlias = "NDArray[np.float32]"
 _Plugin: TypeAlias = Literal["scalars", "histograms", "images", "text"]
 _LARGEST = float(np.finfo(np.float32).max)
 _DT_FLOAT, _DT_STRING = 1, 7  # tensorboard/compat/proto/types.proto
@@ -40,6 +41,15 @@ class Summaries:
         self._had_nonfinite: set[str] = set()
         self._tags: set[str] = set()
         self._said: set[str] = set()
+        self._empty: dict[str, Summary] = {}  # of each histogram's tag, without bins
+        self._tables: dict[int, _Table] = {}
+
+    def expect(self, records: Sequence[Record]) -> None:
+        """Bins all histograms among the records that come next: numpy takes as long for few as for many."""
+        try:
+            self._tables = _tables([record for record in records if isinstance(record, Histogram)])
+        except Exception:  # noqa: BLE001 -- with one among them that cannot be drawn, each by itself, to find which
+            self._tables = {}
 
     def of(self, record: Record) -> Summary:
         """The summary of one record: one value, and a second where a histogram has had non-finite values."""
@@ -62,14 +72,29 @@ class Summaries:
                 text = record.text.encode()
                 _set_strings(self._add(summary, "text", record.tag, record.caption), text)
             case Histogram():
-                table = bins(record)
-                _set_floats(self._add(summary, "histograms", record.tag, record.caption), table)
+                table = self._tables.get(id(record))
+                self._add_histogram(summary, record, bins(record) if table is None else table)
                 self._add_nonfinite(summary, record)
             case Images() | Heatmaps() | Attention() | Curves() | Surface() | Embedding():
                 picture = self._pictures.of(record)
                 _set_picture(self._add(summary, "images", record.tag, record.caption), picture)
             case _:
                 assert_never(record)
+
+    def _add_histogram(self, summary: Summary, record: Histogram, table: _Table) -> None:
+        empty = self._empty.get(record.tag)
+        if empty is None or record.tag not in self._captioned:
+            _set_floats(self._add(summary, "histograms", record.tag, record.caption), table)
+            # What is the same at every step is copied in a fraction of the time that it takes to make it.
+            empty = self._empty[record.tag] = type(summary)()
+            empty.CopyFrom(summary)
+            empty.value[0].metadata.ClearField("summary_description")
+            empty.value[0].tensor.ClearField("tensor_content")
+            return
+        summary.CopyFrom(empty)
+        tensor = summary.value[0].tensor
+        tensor.tensor_shape.dim[0].size = len(table)
+        tensor.tensor_content = table.tobytes()
 
     def _add_nonfinite(self, summary: Summary, record: Histogram) -> None:
         """How many values are not finite; at every step from the first such on: the curve must come down too."""
@@ -106,7 +131,20 @@ def is_drawn(record: Record) -> bool:
     return not isinstance(record, (Scalar, Histogram, Text))
 
 
-def bins(record: Histogram) -> NDArray[np.float32]:
+def _tables(records: Sequence[Histogram]) -> dict[int, _Table]:
+    """As `bins`, by id, of those that have as many as the first, and such that float32 can tell them apart."""
+    if not records:
+        return {}
+    alike = [record for record in records if len(record.counts) == len(records[0].counts)]
+    edges = np.array([record.edges for record in alike], np.float64).clip(-_LARGEST, _LARGEST)
+    tables = np.empty((len(alike), len(records[0].counts), 3), "<f4")
+    tables[..., 0], tables[..., 1] = edges[:, :-1], edges[:, 1:]
+    tables[..., 2] = [record.counts for record in alike]
+    rise = (tables[..., 1] > tables[..., 0]).all(axis=1).tolist()
+    return {id(record): table for record, table, rises in zip(alike, tables, rise, strict=True) if rises}
+
+
+def bins(record: Histogram) -> _Table:
     """(B, 3) float32: left edge, right edge, count. Bins that float32 cannot tell apart are joined."""
     edges, counts = np.asarray(record.edges), np.asarray(record.counts)
     if edges[0] < -_LARGEST or edges[-1] > _LARGEST:
@@ -121,7 +159,7 @@ def bins(record: Histogram) -> NDArray[np.float32]:
     return _table(edges, np.add.reduceat(counts, first[:-1]))
 
 
-def _table(edges: NDArray[Any], counts: NDArray[Any]) -> NDArray[np.float32]:
+def _table(edges: NDArray[Any], counts: NDArray[Any]) -> _Table:
     table = np.empty((len(counts), 3), "<f4")
     table[:, 0], table[:, 1], table[:, 2] = edges[:-1], edges[1:], counts
     return table

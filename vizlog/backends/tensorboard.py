@@ -24,6 +24,7 @@ from vizlog.messages import LOG, told
 from vizlog.records import Embedding, Record, Scalar, Text
 
 if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
 __all__ = ["TensorBoard"]
@@ -106,6 +107,7 @@ class TensorBoard:
                 self._summary_written = {}
             opening = self._hparams.start if self._hparams is not None and not self._opened else []
             numbers = [*(record for record in records if not is_drawn(record)), *self._changed()]
+            self._summaries.expect(numbers)
             self._sink.add(step, [*opening, *self._drawable.each(self._summaries.of, numbers)])
             self._opened = True
             self._summary_written = dict(self._summary)
@@ -209,18 +211,25 @@ class _Directory:
         return False
 
     def add(self, step: int, summaries: Sequence[Summary]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-
         if self._file is None:
             self.directory.mkdir(parents=True, exist_ok=True)  # it may have been deleted since it was found writable
             self.directory = _free_directory(self.directory, self._earlier, step)
             self._file = EventFile(self.directory)
-        now = time.time()
-        self._file.append(Event(wall_time=now, step=step, summary=summary) for summary in summaries)
+        self._file.append(_events(step, summaries))
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _events(step: int, summaries: Sequence[Summary]) -> Iterator[Event]:
+    """One event, again and again, with one summary after the other: a new one for each takes as long as all the rest."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    event = Event(wall_time=time.time(), step=step)
+    for summary in summaries:
+        event.summary.CopyFrom(summary)
+        yield event
 
 
 class _Writer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -21,10 +21,14 @@ __all__ = [
     "LINEAR_BITS",
     "MANTISSA_BITS",
     "MOST",
+    "NO_MOMENTS",
     "BitCounts",
     "Grid",
     "Linear",
+    "Moments",
+    "Tallies",
     "added_moments",
+    "added_tallies",
     "fine",
     "interpolation_error",
     "linear_exponent",
@@ -39,7 +43,11 @@ MOST = 1 << 31
 """Elements counted in one table of 32-bit counters."""
 
 Whole: TypeAlias = "NDArray[np.int64]"
-Real: TypeAlias = "NDArray[np.float64]"
+Tallies: TypeAlias = tuple[int, int, int, int, int]
+Moments: TypeAlias = tuple[float, float, float, float]
+
+NO_MOMENTS: Moments = (math.inf, -math.inf, 0.0, 0.0)
+"""Of no values."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +131,8 @@ class BitCounts:
 
     Args:
         grid: whose bins these are.
-        tallies: (5,) int64: elements, zeros, NaNs, +infs, −infs.
-        moments: (4,) float64, of the finite values: minimum, maximum, sum, sum of squares about the mean.
+        tallies: numbers of elements, zeros, NaNs, +infs, −infs.
+        moments: of the finite values: minimum, maximum, sum, sum of squares about the mean.
         bins: (K,) int64, rising, the occupied ones.
         counts: (K,) int64.
         linear: None where bins alone show the distribution well.
@@ -132,8 +140,8 @@ class BitCounts:
     """
 
     grid: Literal["float32", "float64"]
-    tallies: Whole
-    moments: Real
+    tallies: Tallies
+    moments: Moments
     bins: Whole
     counts: Whole
     linear: Linear | None = None
@@ -142,44 +150,43 @@ class BitCounts:
     @property
     def count(self) -> int:
         """Elements, non-finite ones too."""
-        return int(self.tallies[0])
+        return self.tallies[0]
 
     @property
     def zeros(self) -> int:
         """Elements equal to 0, −0.0 too."""
-        return int(self.tallies[1])
+        return self.tallies[1]
 
     @property
     def nans(self) -> int:
-        return int(self.tallies[2])
+        return self.tallies[2]
 
     @property
     def pos_infs(self) -> int:
-        return int(self.tallies[3])
+        return self.tallies[3]
 
     @property
     def neg_infs(self) -> int:
-        return int(self.tallies[4])
+        return self.tallies[4]
 
     @property
     def nonfinite(self) -> int:
         """Elements that are NaN or infinite."""
-        _, _, nans, pos_infs, neg_infs = self.tallies.tolist()
-        return int(nans + pos_infs + neg_infs)
+        _, _, nans, pos_infs, neg_infs = self.tallies
+        return nans + pos_infs + neg_infs
 
     @property
     def finite(self) -> int:
-        count, _, nans, pos_infs, neg_infs = self.tallies.tolist()
-        return int(count - nans - pos_infs - neg_infs)
+        return self.tallies[0] - self.nonfinite
 
     @property
     def min(self) -> float:
         """Of the finite elements, as are `max`, `mean` and `std`; NaN where there are none."""
-        return float(self.moments[0]) if self.finite else math.nan
+        return self.moments[0] if self.finite else math.nan
 
     @property
     def max(self) -> float:
-        return float(self.moments[1]) if self.finite else math.nan
+        return self.moments[1] if self.finite else math.nan
 
     @property
     def mean(self) -> float:
@@ -188,17 +195,17 @@ class BitCounts:
     @property
     def std(self) -> float:
         """Population standard deviation."""
-        return math.sqrt(float(self.moments[3]) / self.finite) if self.finite else math.nan
+        return math.sqrt(self.moments[3] / self.finite) if self.finite else math.nan
 
     @property
     def total(self) -> float:
         """Sum of the finite elements."""
-        return float(self.moments[2])
+        return self.moments[2]
 
     @property
     def squares(self) -> float:
         """Sum of squares of the finite elements."""
-        return float(self.moments[3]) + self.total * self.mean if self.finite else 0.0
+        return self.moments[3] + self.total * self.mean if self.finite else 0.0
 
     @property
     def norm(self) -> float:
@@ -218,15 +225,13 @@ class BitCounts:
             return self if other.count == 0 else other
         if self.grid != other.grid:
             raise ValueError(f"counts of {self.grid} and of {other.grid} have different bins and cannot be added")
-        bins, counts = _merged(a.bins, a.counts, b.bins, b.counts)
-        return replace(
-            a,
-            tallies=a.tallies + b.tallies,
-            moments=added_moments(a.finite, a.moments, b.finite, b.moments),
-            bins=bins,
-            counts=counts,
-            linear=_added_linear(a, b),
-            note=a.note or b.note,
+        return BitCounts(
+            a.grid,
+            added_tallies(a.tallies, b.tallies),
+            added_moments(a.finite, a.moments, b.finite, b.moments),
+            *_merged(a.bins, a.counts, b.bins, b.counts),
+            _added_linear(a, b),
+            a.note or b.note,
         )
 
 
@@ -282,18 +287,23 @@ def _summed(bins: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray
     return bins[starts], np.add.reduceat(counts, starts) if len(starts) else counts
 
 
-def added_moments(n_a: int, a: Real, n_b: int, b: Real) -> NDArray[np.float64]:
-    """(4,) minimum, maximum, sum and sum of squares about the mean of n_a and n_b values together.
+def added_tallies(a: Tallies, b: Tallies) -> Tallies:
+    """Each number of both together."""
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4]
+
+
+def added_moments(n_a: int, a: Moments, n_b: int, b: Moments) -> Moments:
+    """Minimum, maximum, sum and sum of squares about the mean of n_a and n_b values together.
 
     Chan, Golub and LeVeque 1979, eq. 2.1.
     """
     if not (n_a and n_b):
-        return np.asarray(a if n_a else b)
-    low_a, high_a, total_a, squares_a = (float(moment) for moment in a)
-    low_b, high_b, total_b, squares_b = (float(moment) for moment in b)
+        return a if n_a else b
+    low_a, high_a, total_a, squares_a = a
+    low_b, high_b, total_b, squares_b = b
     delta = total_b / n_b - total_a / n_a
     squares = squares_a + squares_b + delta * delta * (n_a * (n_b / (n_a + n_b)))
-    return np.array([min(low_a, low_b), max(high_a, high_b), total_a + total_b, squares])
+    return min(low_a, low_b), max(high_a, high_b), total_a + total_b, squares
 
 
 def _added_linear(a: BitCounts, b: BitCounts) -> Linear | None:

@@ -8,14 +8,13 @@ Parts of a large tensor are counted by the threads that torch computes with, eac
 integers, and moments are added up in the parts' order, so that nothing depends on who took what, or on how many took.
 
 numba keeps machine code until the text of this file changes, whatever else is compiled into it: constants and
-`linear_exponent` of `vizlog.compute.bits`. Who changes those changes this file too.
+`linear_exponent` of `vizlog.compute.bits`, constants of `vizlog.compute.kept`. Who changes those changes this file too.
 """
 # ruff: noqa: ARG001 -- an intrinsic is called with all it may need
 
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,8 +25,17 @@ from numba.extending import intrinsic as typed_intrinsic
 from numba.extending import models, register_model
 from numpy.typing import NDArray
 
-from vizlog.compute.bits import LINEAR_BINS, MANTISSA_BITS, BitCounts, Grid, Linear, linear_exponent
+from vizlog.compute.bits import (
+    LINEAR_BINS,
+    MANTISSA_BITS,
+    NO_MOMENTS,
+    BitCounts,
+    Grid,
+    Linear,
+    linear_exponent,
+)
 from vizlog.compute.compiled import called_back, compiled
+from vizlog.compute.kept import COLUMNS, MOMENTS, SPAN, TALLIES, Kept, Rows
 from vizlog.compute.passes import ALWAYS_LINEAR, CHANGED, TOLERABLE_ERROR, Chunks, Pass, Place
 from vizlog.compute.team import address, alone, fetch_add, on_each, pointer, team
 
@@ -36,7 +44,10 @@ __all__ = ["CompiledPass"]
 BLOCK = 1 << 14
 LINEAR_BLOCK = 1 << 12
 STRETCH = 8
-"""Linear bins that are looked at together: of few values most are empty."""
+"""Bins that are looked at together: of few values most are empty."""
+
+FEW = 1 << 12
+"""Values up to which one table is faster than several."""
 SHIFTS = {32: 17, 64: 46}
 """Bits of a pattern -> how many low ones a bin ignores, as in `GRIDS`."""
 
@@ -253,7 +264,8 @@ def _scan_vectors(values, unsigned, center, tables):  # type: ignore[no-untyped-
 
     Where one is NaN so are the sums, and the extremes mean nothing.
     """
-    a, b, c, d = tables[0], tables[1], tables[2], tables[3]
+    last = len(tables) - 1  # all may be one
+    a, b, c, d = tables[0], tables[last // 3], tables[2 * last // 3], tables[last]
     lowest, highest = splat(values[0]), splat(values[0])
     centers, totals, squares = splat(center), splat(0.0), splat(0.0)
     for start in range(np.uint64(0), np.uint64(values.size), np.uint64(GROUP)):
@@ -292,7 +304,7 @@ def _scan_block(values, unsigned, center, shift, tables):  # type: ignore[no-unt
         deviation = np.float64(values[j]) - center
         total += deviation
         squares += deviation * deviation
-        tables[j % TABLES, unsigned[j] >> shift] += np.uint32(1)
+        tables[j % len(tables), unsigned[j] >> shift] += np.uint32(1)
     return lowest, highest, total, squares
 
 
@@ -345,7 +357,8 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
     Args:
         values, signed, unsigned: three views of the same memory.
         negative_zero: the bit pattern of −0.0; shift: how many low bits a bin ignores.
-        tables: (TABLES, bins + PAD) counts by upper bits; zeros are left out, so that entry 0 holds denormals alone.
+        tables: (TABLES or 1, bins + PAD) counts by upper bits; zeros are left out, so that entry 0 holds denormals
+            alone. To read several takes longer than to count a few values in one.
         tallies: (5,) count, zeros, NaNs, +infs, −infs.
         moments: (4,) of the finite: minimum, maximum, sum, sum of squares about the mean.
     """
@@ -361,16 +374,18 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
         at_zero_before, below_zero_before = at_zero.sum(), below_zero.sum()
         lowest, highest, total, squares = _scan_block(block, unsigned[start:stop], center, shift, tables)
         # At most as many as were counted there, whatever another thread has written since.
-        near_zero = np.uint32(at_zero.sum() - at_zero_before)  # single counters may have run below zero
-        near_below = np.uint32(below_zero.sum() - below_zero_before)
+        near_zero = at_zero.sum() - at_zero_before
+        near_below = below_zero.sum() - below_zero_before
         if near_zero:
             zeros = min(_count_equal(ints, zero), np.int64(near_zero))
-            at_zero[0] -= np.uint32(zeros)
             tallies[1] += zeros
+            at_zero[:] = 0
+            at_zero[0] = np.uint32(at_zero_before + near_zero - np.uint64(zeros))
         if near_below:
             zeros = min(_count_equal(ints, negative_zero), np.int64(near_below))
-            below_zero[0] -= np.uint32(zeros)
             tallies[1] += zeros
+            below_zero[:] = 0
+            below_zero[0] = np.uint32(below_zero_before + near_below - np.uint64(zeros))
         if not np.isfinite(squares):  # nor where squares of finite values are too large for a float64
             _block_with_nonfinite(block, tallies, moments)
             continue
@@ -386,8 +401,15 @@ def _gather_octave(tables, start, octave, merged):  # type: ignore[no-untyped-de
     """Moves one octave's counters from the tables to `merged`, where none were; returns how many values they hold."""
     total = np.uint32(0)
     end = start + octave
-    a, b, c, d = tables[0, start:end], tables[1, start:end], tables[2, start:end], tables[3, start:end]
-    into = merged[start:end]
+    a, into = tables[0, start:end], merged[start:end]
+    if len(tables) == 1:
+        for k in range(into.size):
+            n = a[k]
+            into[k] = n
+            total = np.uint32(total + n)
+            a[k] = 0
+        return np.int64(total)
+    b, c, d = tables[1, start:end], tables[2, start:end], tables[3, start:end]
     for k in range(into.size):
         n = np.uint32(np.uint32(a[k] + b[k]) + np.uint32(c[k] + d[k]))  # numba adds them as 64-bit ones
         into[k] = n
@@ -430,30 +452,44 @@ def gather(tables, tallies, moments, octave, merged, span):  # type: ignore[no-u
         lowest -= octave
 
 
+@_compiled("boolean(uint32[::1], int64)")
+def any_of(counters, start):  # type: ignore[no-untyped-def]
+    """Whether one of a `STRETCH` of counters is not 0."""
+    seen = np.uint32(0)
+    for k in range(start, start + STRETCH):
+        seen |= counters[k]
+    return seen != 0
+
+
 @_compiled("int64(uint32[::1], int64, int64, int64, int64[::1], int64[::1])")
 def extract(merged, lowest, end, zeros, bins, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Writes the occupied bins, rising, and their counts; empties `merged`; returns how many there were.
 
     Args:
-        lowest, end: from the one to before the other lie the upper bits of all that are occupied, signs aside.
+        lowest, end: from the one to before the other lie the upper bits of all that are occupied, signs aside; there
+            are a whole number of `STRETCH`es between them.
         zeros: the count of bin 0.
         bins, counts: at least as long as there are bins from the one to the other, of either sign.
     """
     found = np.uint64(0)
     negative = merged.size // 2
     # Each is written, and overwritten by the next if it is empty: whether it is, a processor could not foresee.
-    for k in range(end - 1, lowest - 1, -1):
-        n = merged[negative + k]
-        bins[found], counts[found] = -1 - k, n
-        found += np.uint64(n != 0)
+    for start in range(end - STRETCH, lowest - 1, -STRETCH):
+        if any_of(merged, negative + start):
+            for k in range(start + STRETCH - 1, start - 1, -1):
+                n = merged[negative + k]
+                bins[found], counts[found] = -1 - k, n
+                found += np.uint64(n != 0)
+                merged[negative + k] = 0
     bins[found], counts[found] = 0, zeros
     found += np.uint64(zeros != 0)
-    for k in range(lowest, end):
-        n = merged[k]
-        bins[found], counts[found] = k + 1, n
-        found += np.uint64(n != 0)
-    merged[lowest:end] = 0
-    merged[negative + lowest : negative + end] = 0
+    for start in range(lowest, end, STRETCH):
+        if any_of(merged, start):
+            for k in range(start, start + STRETCH):
+                n = merged[k]
+                bins[found], counts[found] = k + 1, n
+                found += np.uint64(n != 0)
+                merged[k] = 0
     return np.int64(found)
 
 
@@ -512,10 +548,10 @@ def scan_linear(values, scale, first, scratch, tables):  # type: ignore[no-untyp
     """Adds to the tables how many values lie in each [k, k+1)/scale, k from `first`; the last entry takes the rest.
 
     Args:
-        scale: a power of two. scratch: (LINEAR_BLOCK,). tables: (2, bins + 1).
+        scale: a power of two. scratch: (LINEAR_BLOCK,). tables: (2 or 1, bins + 1).
     """
     outside = np.float64(tables.shape[1] - 1)
-    even, odd = tables[0], tables[1]
+    even, odd = tables[0], tables[len(tables) - 1]
     # Twice as many in a vector, and exact: nothing is lost below that a number is multiplied by one or more, nothing
     # above as bins are numbered within ±2**31, and what is subtracted leaves whole numbers of few bits.
     single = values.itemsize == 4 and 1 <= scale <= 2.0**127 and np.float64(np.float32(first)) == first
@@ -547,15 +583,13 @@ def extract_linear(counters, first, bins, counts):  # type: ignore[no-untyped-de
     """As `extract`, from the counters (bins + 1,) of `scan_linear`, moved to one table."""
     found = np.uint64(0)
     for start in range(0, LINEAR_BINS, STRETCH):
-        seen = np.uint32(0)
-        for k in range(start, start + STRETCH):
-            seen |= counters[k]
-        if seen:
+        if any_of(counters, start):
             for k in range(start, start + STRETCH):
                 n = counters[k]
                 bins[found], counts[found] = first + k, n
                 found += np.uint64(n != 0)
-    counters[:] = 0
+                counters[k] = 0
+    counters[LINEAR_BINS] = 0
     return np.int64(found)
 
 
@@ -607,6 +641,8 @@ def take_parts(task_at, values, signed, unsigned, negative_zero, shift):  # type
     merged = carray(pointer(task.merged), (SEATS, task.table_size - PAD), np.uint32)[seat]
     linear = carray(pointer(task.linear_tables), (SEATS, 2, LINEAR_BINS + 1), np.uint32)[seat]
     scratch = carray(pointer(task.scratch), (SEATS, LINEAR_BLOCK), np.int32)[seat]
+    if values.size <= FEW:
+        tables, linear = tables[:1], linear[:1]
     # Read once: the numbers beside these change with every part that anybody takes.
     size, to_linear, scale, first = task.size, task.linear, math.ldexp(1.0, -task.exponent), np.float64(task.first)
     own, own_moments, span = tallies[PARTS + seat, :5], moments[PARTS + seat, :4], tallies[PARTS + seat, 5:7]
@@ -628,7 +664,8 @@ def take_parts(task_at, values, signed, unsigned, negative_zero, shift):  # type
         own_moments[0], own_moments[1] = min(own_moments[0], its[0]), max(own_moments[1], its[1])
     # By the thread that counted, in whose core's cache its tables are.
     if to_linear:
-        move(linear[1], linear[0])
+        if len(linear) > 1:
+            move(linear[1], linear[0])
     else:
         gather(tables, own, own_moments, 1 << MANTISSA_BITS, merged, span)
 
@@ -716,15 +753,6 @@ def _count_linear(task_at, low, high, found):  # type: ignore[no-untyped-def]
     return exponent, extract_linear(tables[0, 0], first, found[2], found[3])
 
 
-COLUMNS = 15
-"""What is told of a tensor: where it lies and how many values it has; tallies and moments, as for `scan`, of which the
-second are floats; where in the slab its bins begin, how many there are, of linear ones too, and these' exponent."""
-
-TALLIES, MOMENTS, SPAN = slice(2, 7), slice(7, 11), slice(11, 15)
-
-# Where a row and its span begin, for Python, to which they are bytes: each number of an array would be an object there.
-_BYTES, _SPAN_AT, _PLACE, _SPAN = 8 * COLUMNS, 8 * SPAN.start, struct.Struct("2q"), struct.Struct("4q")
-
 _COUNT_PLACES = "int64(int64, int64, int64, int64, int64, int64, {0}[::1], {1}[::1], {1})"
 
 
@@ -737,13 +765,13 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     Args:
         task_at: where the task is, all told that is the same for each tensor, but for the team.
         first_row, number: which rows (COLUMNS,) there are to fill, of which the first two columns are given.
-        at: from where on the slab takes bins, their counts, linear bins and theirs, of one tensor after the other.
+        at: from where on the slab takes the bins of one tensor after the other.
         edge, pattern: (1,) scratch, two views of the same memory.
 
     Returns:
-        How many tensors were counted: fewer than all where the slab is full. Then it begins at −1 of the last of them,
-        which stands in `found` alone. −1 where the values of one did not stay as they were while they were counted:
-        then nothing of all this can be used again.
+        How many tensors were counted: fewer than all where the slab is full. Then the bins of the last of them, which
+        are said to be at 0, stand in `found` alone. −1 where the values of one did not stay as they were while they
+        were counted: then nothing of all this can be used again.
     """
     task = carray(pointer(task_at), (1,), TASK)[0]
     task.openmp, task.members = openmp, members
@@ -779,9 +807,9 @@ def count_places(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             counted = found[3, :linear_bins].sum()
         if counted != finite:
             return -1
-        span[0], span[1], span[2], span[3] = at, bins, linear_bins, exponent
+        span[0], span[1], span[2], span[3] = task.slab + 8 * at, bins, linear_bins, exponent
         if slab.size - at < 2 * (bins + linear_bins):
-            span[0] = -1
+            span[0] = 0
             return t + 1
         for kind in range(4):
             length = bins if kind < 2 else linear_bins
@@ -860,40 +888,35 @@ class CompiledPass(Pass):
         number = len(places)
         if self._row + number > len(self._rows):
             self._new_rows(max(ROWS, number))
-        first, memory, slab = self._row, self._memory, self._slab
+        first, rows = self._row, self._rows
         for row, place in enumerate(places, first):
-            _PLACE.pack_into(memory, row * _BYTES, *place)
+            rows.place(row, *place)
         number = self._count(self._task_at, *team(), first, number, self._at)
         if number < 0:
             raise RuntimeError(CHANGED)
         self._row += number
-        name, rows, floats, counted = self.grid.name, self._rows, self._floats, []
-        for row in range(first, first + number):
-            start, bins, linear_bins, exponent = _SPAN.unpack_from(memory, row * _BYTES + _SPAN_AT)
-            if start < 0:
-                found = self._found
-                mine, those = self._kept(found[:2, :bins])
-                linear = Linear(exponent, *self._kept(found[2:, :linear_bins])) if linear_bins else None
-            else:
-                middle, end = start + bins, start + 2 * bins
-                mine, those, linear = slab[start:middle], slab[middle:end], None
-                if linear_bins:
-                    start, middle, end = end, end + linear_bins, end + 2 * linear_bins
-                    linear = Linear(exponent, slab[start:middle], slab[middle:end])
-                self._at = end
-            counted.append(BitCounts(name, rows[row, TALLIES], floats[row, MOMENTS], mine, those, linear))
+        name, slab, begins, last = self.grid.name, self._slab, self._begins, first + number - 1
+        address, bins, linear_bins, exponent = rows.span(last)
+        counted = [Kept(name, rows, row, slab, begins) for row in range(first, last + bool(address))]
+        if not address:
+            found = np.concatenate([*self._found[:2, :bins], *self._found[2:, :linear_bins]])
+            address = self._keep(found)
+            rows.set_span(last, address, bins, linear_bins, exponent)
+            counted.append(Kept(name, rows, last, self._slab, self._begins))
+        self._at = (address - self._begins) // 8 + 2 * (bins + linear_bins)
         return counted
 
     def count(self, chunks: Chunks) -> BitCounts:
         grid, found = self.grid, self._found
-        tallies, moments = np.zeros(5, np.int64), _NO_MOMENTS.copy()
+        tallies, moments = np.zeros(5, np.int64), np.array(NO_MOMENTS)
         for values in chunks:
             signed, unsigned = values.view(grid.signed), values.view(grid.unsigned)
             scan(values, signed, unsigned, self._negative_zero, self._shift, self._tables[0], tallies, moments)
         merged, span = self._merged[0], np.empty(2, np.int64)
         gather(self._tables[0], tallies, moments, 1 << MANTISSA_BITS, merged, span)
         bins = extract(merged, *span, tallies[1], found[0], found[1])
-        return BitCounts(grid.name, tallies, moments, *self._kept(found[:2, :bins]))
+        numbers: Any = tuple(tallies.tolist()), tuple(moments.tolist())
+        return BitCounts(grid.name, *numbers, *found[:2, :bins].copy())
 
     def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
         tables, scratch, found = self._linear[0], self._scratch[0], self._found
@@ -901,25 +924,22 @@ class CompiledPass(Pass):
             scan_linear(values, math.ldexp(1.0, -exponent), float(first), scratch, tables)
         move(tables[1], tables[0])
         bins = extract_linear(tables[0], first, found[2], found[3])
-        return Linear(exponent, *self._kept(found[2:, :bins]))
+        return Linear(exponent, *found[2:, :bins].copy())
 
     def _new_rows(self, number: int) -> None:
-        self._rows, self._row = np.empty((number, COLUMNS), np.int64), 0
-        self._floats, self._memory = self._rows.view(np.float64), self._rows.view(np.uint8).data
-        self._task["rows"] = self._rows.ctypes.data
+        self._rows, self._row = Rows(number), 0
+        self._task["rows"] = self._rows.address
 
     def _new_slab(self, size: int) -> None:
         self._slab, self._at = np.empty(size, np.int64), 0
         self._task["slab"], self._task["slab_size"] = self._slab.ctypes.data, size
+        self._begins = self._slab.ctypes.data
 
-    def _kept(self, found: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """A copy of these two rows, where nothing is ever written again."""
-        if self._slab.size - self._at < found.size:
-            self._new_slab(max(SLAB, found.size))
-        kept = self._slab[self._at : self._at + found.size].reshape(found.shape)
-        self._at += found.size
-        kept[...] = found
-        return kept[0], kept[1]
+    def _keep(self, found: NDArray[np.int64]) -> int:
+        """Begins a new slab with these; returns where they are."""
+        self._new_slab(max(SLAB, found.size))
+        self._slab[: found.size] = found
+        return self._begins
 
 
 def _first(places: Sequence[Place]) -> Sequence[Place]:
@@ -931,5 +951,3 @@ def _first(places: Sequence[Place]) -> Sequence[Place]:
             return places[: max(k, 1)]
     return places
 
-
-_NO_MOMENTS = np.array([np.inf, -np.inf, 0.0, 0.0])

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vizlog.compute.bits import LINEAR_BINS, BitCounts, Linear, added_moments
+from vizlog.compute.bits import (
+    LINEAR_BINS,
+    NO_MOMENTS,
+    BitCounts,
+    Linear,
+    Moments,
+    Tallies,
+    added_moments,
+    added_tallies,
+)
 from vizlog.compute.passes import Chunks, Pass
 
 __all__ = ["PlainPass"]
@@ -22,20 +31,18 @@ class PlainPass(Pass):
 
     def count(self, chunks: Chunks) -> BitCounts:
         table = np.zeros(2 * self.grid.first_negative, np.int64)
-        tallies, moments = np.zeros(5, np.int64), np.array([np.inf, -np.inf, 0.0, 0.0])
+        tallies: Tallies = (0, 0, 0, 0, 0)
+        moments, finite_before = NO_MOMENTS, 0
         for values in _blocks(chunks):
             finite = np.isfinite(values)
-            everything_finite = bool(finite.all())
-            kept = values if everything_finite else values[finite]
-            moments = added_moments(int(tallies[0] - tallies[2:].sum()), moments, len(kept), _moments(kept))
-            tallies[0] += len(values)
-            tallies[1] += len(values) - np.count_nonzero(values)
-            if not everything_finite:
-                tallies[2:] += np.isnan(values).sum(), np.isposinf(values).sum(), np.isneginf(values).sum()
+            kept = values if finite.all() else values[finite]
+            moments = added_moments(finite_before, moments, len(kept), _moments(kept))
+            finite_before += len(kept)
+            tallies = added_tallies(tallies, _tallies(values, some_are_not_finite=len(kept) < len(values)))
             patterns = kept[kept != 0].view(self.grid.unsigned)
             upper_bits = (patterns >> self.grid.unsigned(self.grid.shift)).astype(np.intp)
             table += np.bincount(upper_bits, minlength=len(table))
-        bins, counts = self.grid.occupied(table, int(tallies[1]))
+        bins, counts = self.grid.occupied(table, tallies[1])
         return BitCounts(self.grid.name, tallies, moments, bins, counts)
 
     def count_linear(self, chunks: Chunks, exponent: int, first: int) -> Linear:
@@ -56,10 +63,18 @@ def _blocks(chunks: Chunks) -> Iterable[NDArray[np.floating[Any]]]:
             yield values[start : start + BLOCK]
 
 
-def _moments(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def _tallies(values: NDArray[np.floating[Any]], *, some_are_not_finite: bool) -> Tallies:
+    zeros = len(values) - int(np.count_nonzero(values))
+    if not some_are_not_finite:
+        return len(values), zeros, 0, 0, 0
+    nans, pos_infs, neg_infs = (int(np.count_nonzero(of(values))) for of in (np.isnan, np.isposinf, np.isneginf))
+    return len(values), zeros, nans, pos_infs, neg_infs
+
+
+def _moments(values: NDArray[np.floating[Any]]) -> Moments:
     if not len(values):
-        return np.array([np.inf, -np.inf, 0.0, 0.0])
+        return NO_MOMENTS
     wide = values.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         deviations = wide - wide.mean()
-        return np.array([wide.min(), wide.max(), wide.sum(), np.dot(deviations, deviations)])
+        return float(wide.min()), float(wide.max()), float(wide.sum()), float(np.dot(deviations, deviations))

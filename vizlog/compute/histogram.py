@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizlog.compute.bits import GRIDS, MOST, BitCounts, Grid, Linear, fine, linear_exponent
+from vizlog.compute.bits import GRIDS, MOST, NO_MOMENTS, BitCounts, Grid, Linear, Moments, fine, linear_exponent
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of, in_memory_order
 from vizlog.compute.passes import ALWAYS_LINEAR, Chunks, Pass, Place
 from vizlog.compute.shown import Shown
@@ -290,10 +290,10 @@ def _sum(parts: Sequence[BitCounts]) -> BitCounts:
 
 def _zeros(number: int, dtype: torch.dtype) -> BitCounts:
     """The counts of this many zeros."""
-    moments = np.zeros(4) if number else np.array([np.inf, -np.inf, 0.0, 0.0])
+    moments: Moments = (0.0, 0.0, 0.0, 0.0) if number else NO_MOMENTS
     bins = np.zeros(int(number > 0), np.int64)
     linear = Linear(linear_exponent(0.0, 0.0), bins, bins + number)
-    return BitCounts(grid_of(dtype).name, np.array([number, number, 0, 0, 0]), moments, bins, bins + number, linear)
+    return BitCounts(grid_of(dtype).name, (number, number, 0, 0, 0), moments, bins, bins + number, linear)
 
 
 # what is shown
@@ -321,12 +321,12 @@ def histograms(each: Sequence[tuple[str, BitCounts, str]], *, bins: int = 64) ->
 
 def _record(tag: str, counts: BitCounts, caption: str, shown: Shown) -> Histogram:
     edges, found, values = shown
-    count, zeros, nans, pos_infs, neg_infs = counts.tallies.tolist()
+    count, zeros, nans, pos_infs, neg_infs = counts.tallies
     finite = count - nans - pos_infs - neg_infs
-    low, high, total, squares = counts.moments.tolist() if finite else [math.nan] * 4
+    low, high, total, squares = counts.moments if finite else [math.nan] * 4
     return Histogram.unchecked(
-        tag,
-        f"{caption}; {counts.note}" if caption and counts.note else caption or counts.note,
+        tag=tag,
+        caption=f"{caption}; {counts.note}" if caption and counts.note else caption or counts.note,
         edges=edges,
         counts=found,
         count=count,
@@ -336,9 +336,9 @@ def _record(tag: str, counts: BitCounts, caption: str, shown: Shown) -> Histogra
         neg_infs=neg_infs,
         min=low,
         max=high,
-        mean=total / max(finite, 1),
-        std=math.sqrt(squares / max(finite, 1)),
-        quantiles=dict(zip(QUANTILES, values.tolist(), strict=False)),
+        mean=total / (finite or 1),
+        std=math.sqrt(squares / (finite or 1)),
+        quantiles=dict(zip(QUANTILES, values)),  # noqa: B905 -- `values` may be empty, and strict= costs as much again
     )
 
 

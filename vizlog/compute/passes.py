@@ -64,7 +64,7 @@ class Pass(ABC):
         counts = self.count(chunks())
         _check_sum(counts.counts, counts)
         if counts.finite and (always_linear or interpolation_error(counts) > TOLERABLE_ERROR):
-            low, high = counts.moments[:2].tolist()
+            low, high, *_ = counts.moments
             exponent = linear_exponent(low, high)
             first = math.floor(math.ldexp(low, -exponent))
             counts = replace(counts, linear=self.count_linear(chunks(), exponent, first))

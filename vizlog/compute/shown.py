@@ -13,7 +13,7 @@ from vizlog.records import QUANTILES
 
 __all__ = ["LARGEST", "SHARES", "Shown", "shown", "shown_one"]
 
-Shown = tuple[NDArray[np.float64], NDArray[np.float64] | NDArray[np.int64], NDArray[np.float64]]
+Shown = tuple[NDArray[np.float64], NDArray[np.float64] | NDArray[np.int64], list[float]]
 """Edges (B+1,), counts (B,), whole numbers where they are exact, and the values at `QUANTILES`, of which there are none
 where no value is finite."""
 
@@ -31,7 +31,7 @@ def shown_one(counts: BitCounts, bins: int) -> Shown:
     finite, low, high = counts.finite, counts.min, counts.max
     edges = _shown_edges(counts, bins)
     if not finite:
-        return edges, np.zeros(len(edges) - 1), np.zeros(0)
+        return edges, np.zeros(len(edges) - 1), []
     known = _known(counts)
     # Linear bins come last, and edges stand on theirs; the last shown bin is closed, and edges may end where floats do.
     below = known[-1].below(edges)
@@ -42,7 +42,7 @@ def shown_one(counts: BitCounts, bins: int) -> Shown:
     return (
         edges,
         np.rint(found).astype(np.int64) if exact else found,
-        _values_at(known, finite, low, high, least),
+        _values_at(known, finite, low, high, least).tolist(),
     )
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
+from numba import carray  # type: ignore[attr-defined]
 
 from vizlog.compute import shown as plain
-from vizlog.compute.bits import GRIDS, BitCounts, Grid, Linear, lower_edges
+from vizlog.compute.bits import GRIDS, BitCounts, Grid, lower_edges
 from vizlog.compute.compiled import compiled
+from vizlog.compute.kept import COLUMNS, MOMENTS, SPAN, TALLIES, addresses
+from vizlog.compute.team import pointer
 
 __all__ = ["shown"]
 
@@ -35,32 +36,17 @@ def shown(each: Sequence[BitCounts], bins: int) -> list[plain.Shown]:
 def _shown(grid: Grid, each: Sequence[BitCounts], bins: int) -> list[plain.Shown | None]:
     """Of counts on one grid; None where numpy has to: none is finite, all are equal, or too close for edges between."""
     number = len(each)
-    linear = [_NOTHING if counts.linear is None else counts.linear for counts in each]
-    edges, found, numbers = np.empty((number, bins + 1)), np.zeros((number, bins)), np.empty(number, np.int64)
-    tallies = np.array([counts.tallies for counts in each])
-    finite = tallies[:, 0] - tallies[:, 2:].sum(1)
-    values = plain.SHARES * (finite[:, np.newaxis] - 1.0) + 0.5
-    draw(
-        *_joined([counts.bins for counts in each], [counts.counts for counts in each]),
-        *_joined([part.bins for part in linear], [part.counts for part in linear]),
-        np.array([part.exponent for part in linear]),
-        *(lower_edges(grid), grid.top, np.array([counts.moments for counts in each])),
-        *(edges, found, values, numbers),
-    )
+    rows, held = addresses(each)
+    edges, found, values = np.empty((number, bins + 1)), np.zeros((number, bins)), np.empty((number, len(plain.SHARES)))
+    numbers, exact = np.empty(number, np.int64), np.empty(number, np.int64)
+    draw(rows, lower_edges(grid), grid.top, plain.SHARES, edges, found, values, numbers, exact)
+    del held
     whole = np.rint(found).astype(np.int64)
+    each_number = zip(numbers.tolist(), exact.tolist(), values.tolist(), strict=True)
     return [
-        (edges[k, : drawn + 1], (found if part is _NOTHING else whole)[k, :drawn], values[k]) if drawn else None
-        for k, (drawn, part) in enumerate(zip(numbers.tolist(), linear, strict=True))
+        (edges[k, : drawn + 1], (whole if is_whole else found)[k, :drawn], its_values) if drawn else None
+        for k, (drawn, is_whole, its_values) in enumerate(each_number)
     ]
-
-
-_NOTHING = Linear(0, np.zeros(0, np.int64), np.zeros(0, np.int64))
-
-
-def _joined(bins: list[NDArray[np.int64]], counts: list[NDArray[np.int64]]) -> tuple[NDArray[np.int64], ...]:
-    """All bins (K,), their counts (K,), and where those of each begin and end (T+1,)."""
-    starts = np.array(list(accumulate(map(len, bins), initial=0)))
-    return (bins[0], counts[0], starts) if len(bins) == 1 else (np.concatenate(bins), np.concatenate(counts), starts)
 
 
 @compiled("boolean(float64, float64, float64, float64[::1])")
@@ -135,47 +121,45 @@ def interpolate(bounds, ranks, low, high, least):  # type: ignore[no-untyped-def
         ranks[i] = min(max(value, low), high)
 
 
-_COUNTED = "int64[::1], int64[::1], int64[::1]"
-
-
 @compiled(
-    f"""void({_COUNTED}, {_COUNTED}, int64[::1], float64[::1], int64, float64[:, ::1], float64[:, ::1], float64[:, ::1],
-    float64[:, ::1], int64[::1])"""
+    """void(int64[::1], float64[::1], int64, float64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], int64[::1],
+    int64[::1])"""
 )
-def draw(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    bins, counts, starts, linear_bins, linear_counts, linear_starts, exponents, ends, top,
-    moments, edges, found, ranks, numbers,
-):  # fmt: skip
+def draw(rows, ends, top, shares, edges, found, values, numbers, exact):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """All of it for T tensors, in one call.
 
     Args:
-        bins, counts: (K,) of all tensors, one behind the other, from `starts` (T+1,) on; `linear_…` likewise, of those
-            that have such.
-        exponents: (T,) of the linear ones' width.
-        moments: (T, 4), each tensor's.
+        rows: (T,) where the row of each is, as in `vizlog.compute.kept`.
         edges, found: (T, B+1) and (T, B), take the edges and the counts between them.
-        ranks: (T, N), turn into the values at them.
+        shares: (N,) of the values below each rank. values: (T, N), takes those at the ranks.
         numbers: (T,), takes how many bins are shown: 0 where there are none whose edges can be told apart.
+        exact: (T,), takes whether the counts are exact.
     """
-    bounds = np.empty((4, ranks.shape[1]))
-    for t in range(numbers.size):
-        low, high = moments[t, 0], moments[t, 1]
-        mine, those = bins[starts[t] : starts[t + 1]], counts[starts[t] : starts[t + 1]]
-        on_linear = linear_bins[linear_starts[t] : linear_starts[t + 1]]
-        of_linear = linear_counts[linear_starts[t] : linear_starts[t + 1]]
-        width = math.ldexp(1.0, exponents[t]) if on_linear.size else 0.0
-        number = edges.shape[1] - 1 if low < high else 0
+    bounds = np.empty((4, shares.size))
+    for t in range(rows.size):
+        row, floats = carray(pointer(rows[t]), (COLUMNS,), np.int64), carray(pointer(rows[t]), (COLUMNS,), np.float64)
+        tallies, moments, span = row[TALLIES], floats[MOMENTS], row[SPAN]
+        finite = tallies[0] - tallies[2] - tallies[3] - tallies[4]
+        low, high = moments[0], moments[1]
+        all_bins = carray(pointer(span[0]), (2 * (span[1] + span[2]),), np.int64)
+        middle, end = span[1], 2 * span[1]
+        mine, those = all_bins[:middle], all_bins[middle:end]
+        on_linear, of_linear = all_bins[end : end + span[2]], all_bins[end + span[2] :]
+        width = math.ldexp(1.0, span[3]) if span[2] else 0.0
+        exact[t] = span[2] > 0
+        number = edges.shape[1] - 1 if finite and low < high else 0
         while number and not draw_edges(low, high, width, edges[t, : number + 1]):
             number //= 2
         numbers[t] = number
         if not number:
             continue
-        for j in range(ranks.shape[1]):
+        for j in range(shares.size):
+            values[t, j] = shares[j] * (finite - 1.0) + 0.5
             bounds[0, j], bounds[1, j], bounds[2, j], bounds[3, j] = -np.inf, np.inf, 0.0, 0.0
         known, of_known = (on_linear, of_linear) if width else (mine, those)
         at, between = edges[t, : number + 1], found[t, :number]
         count_between(known, of_known, ends, top, width, low, high, at, between)
-        narrow(mine, those, ends, top, 0.0, low, high, ranks[t], bounds)
+        narrow(mine, those, ends, top, 0.0, low, high, values[t], bounds)
         if width:
-            narrow(on_linear, of_linear, ends, top, width, low, high, ranks[t], bounds)
-        interpolate(bounds, ranks[t], low, high, ends[top + 1])
+            narrow(on_linear, of_linear, ends, top, width, low, high, values[t], bounds)
+        interpolate(bounds, values[t], low, high, ends[top + 1])

@@ -119,7 +119,7 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
 def _map(function: Callable[[Any], Any], tree: Any) -> Any:
     kind: Any = type(tree)
     # Both come by the thousand at a due step; counts lie on the host, in memory that nobody else has.
-    if kind in _PLAIN or kind is BitCounts:
+    if kind in _PLAIN or isinstance(tree, BitCounts):
         return tree
     if kind in _LEAVES:
         return function(tree)

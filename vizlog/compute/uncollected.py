@@ -102,8 +102,8 @@ class Uncollected:
     def collected(self) -> BitCounts:
         """The same in arrays of their own, once they lie on the host."""
         parts, i = self.together.arrays, self.index
-        tallies, moments = parts["tallies"][:, i].copy(), parts["moments"][:, i].copy()
-        bins, counts = GRIDS[self.together.grid].occupied(parts["table"][i], int(tallies[1]))
+        tallies, moments = tuple(parts["tallies"][:, i].tolist()), tuple(parts["moments"][:, i].tolist())
+        bins, counts = GRIDS[self.together.grid].occupied(parts["table"][i], tallies[1])
         places = np.flatnonzero(parts["linear"][i] != 0)
         linear = None
         if len(places):
