@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import importlib
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -281,6 +282,36 @@ def test_compiled_code_shows_to_the_last_bit_what_numpy_does(n: int) -> None:
             for mine, numpys in zip(found, expected, strict=True):
                 np.testing.assert_array_equal(mine, numpys)
         assert compiled([], bins) == []
+
+
+def test_counts_show_the_same_wherever_their_bins_are() -> None:
+    """Where they were counted, pickled, and added up; all at once."""
+    compiled = pytest.importorskip("vizlog.compute.shown_numba").shown
+    halves = [make(n).chunk(2) for make in DISTRIBUTIONS.values() for n in (2, 300, 40_000)]
+    wholes = count_each([torch.cat(parts) for parts in halves])
+    added = [count_bits(one) + count_bits(other) for one, other in halves]
+    pickled = pickle.loads(pickle.dumps(wholes))
+    assert len(pickle.dumps(wholes[0])) < 2_000  # two values: not all that stands beside theirs
+    for whole, arrived in zip(wholes, pickled, strict=True):
+        assert_equal_counts(whole, arrived)
+    each = [counts for three in zip(wholes, pickled, added, strict=True) for counts in three]
+    for found, expected in zip(compiled(each, 64), shown(each, 64), strict=True):
+        for mine, numpys in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(mine, numpys)
+
+
+def test_few_values_are_counted_rightly_whatever_was_counted_before() -> None:
+    """In one table of those that many values are counted in, zeros apart."""
+    few = pytest.importorskip("vizlog.compute.bits_numba").FEW
+    zeros, tiny = torch.zeros(70_000), torch.randn(few, dtype=torch.float64).mul(1e-44).float()
+    zeros[::2] *= -1
+    ends = torch.tensor([NAN, INF, -INF, 0.0, -0.0])
+    for before in (zeros, torch.cat([zeros, ends]), torch.randn(50_000) * 1e-40, torch.randn(few + 1)):
+        for number in (1, 33, few - 1, few):
+            for some in (tiny[:number], torch.randn(number), torch.cat([ends, tiny])[:number], zeros[:number]):
+                count_bits(before)
+                place = some.contiguous().data_ptr(), number
+                assert_equal_counts(count_bits(some), PlainPass(GRIDS["float32"]).count_places([place])[0])
 
 
 def test_histograms_made_together_are_those_made_one_by_one() -> None:

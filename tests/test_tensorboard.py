@@ -106,6 +106,30 @@ def test_bins_that_float32_cannot_tell_apart_are_joined_and_nothing_is_lost(run:
     assert kept.sum() == total
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_histograms_of_one_write_are_as_those_written_one_by_one(run: Path, *, broken: bool) -> None:
+    """Whatever their bins are, however often a tag comes, and beside one that cannot be drawn."""
+    generator = np.random.default_rng(0)
+    wide = Histogram("wide", np.array([-1e300, 0, 1e300]), np.array([1, 2]), 3, 0, 0, 0, 0, -1e300, 1e300, 0, 0, {})
+    narrow = Histogram("narrow", 1000 + np.linspace(0, 1e-3, 65), np.ones(64), 64, 0, 0, 0, 0, 1e3, 1e3, 1e3, 0, {})
+    together, alone = TensorBoard(run / "together"), TensorBoard(run / "alone")
+    for step in range(3):
+        some = [histogram_of(f"a/{k}", generator.normal(size=100), bins) for k, bins in enumerate((64, 64, 8, 65))]
+        some += [wide, narrow, histogram_of("a/0", generator.normal(size=10), 32 + step), Scalar("b", step)]
+        bad = [Histogram.unchecked(**{**vars(wide), "tag": "bad", "counts": np.array(["many", "few"])})] * broken
+        together.write(step, [*bad, *some])
+        for record in some:
+            alone.write(step, [record])
+    together.close()
+    alone.close()
+    found, expected = (
+        [(event.step, value.SerializeToString()) for event in events(run / folder) for value in event.summary.value]
+        for folder in ("together", "alone")
+    )
+    assert found == expected
+    assert len(found) == 3 * 8
+
+
 def test_a_histogram_takes_at_most_1200_bytes_of_the_file(run: Path) -> None:
     backend = TensorBoard(run)
     record = histogram_of("weights/encoder.layers.11.self_attention.output.dense.weight", np.arange(1000.0))

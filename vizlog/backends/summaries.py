@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -140,7 +141,7 @@ def _tables(records: Sequence[Histogram]) -> dict[int, _Table]:
     tables = np.empty((len(alike), len(records[0].counts), 3), "<f4")
     tables[..., 0], tables[..., 1] = edges[:, :-1], edges[:, 1:]
     tables[..., 2] = [record.counts for record in alike]
-    rise = (tables[..., 1] > tables[..., 0]).all(axis=1).tolist()
+    rise = np.all(tables[..., 1] > tables[..., 0], axis=1)
     return {id(record): table for record, table, rises in zip(alike, tables, rise, strict=True) if rises}
 
 

@@ -452,11 +452,11 @@ def gather(tables, tallies, moments, octave, merged, span):  # type: ignore[no-u
         lowest -= octave
 
 
-@_compiled("boolean(uint32[::1], int64)")
+@_compiled("boolean(uint32[::1], uint64)")
 def any_of(counters, start):  # type: ignore[no-untyped-def]
     """Whether one of a `STRETCH` of counters is not 0."""
     seen = np.uint32(0)
-    for k in range(start, start + STRETCH):
+    for k in range(start, start + np.uint64(STRETCH)):
         seen |= counters[k]
     return seen != 0
 
@@ -471,25 +471,30 @@ def extract(merged, lowest, end, zeros, bins, counts):  # type: ignore[no-untype
         zeros: the count of bin 0.
         bins, counts: at least as long as there are bins from the one to the other, of either sign.
     """
-    found = np.uint64(0)
-    negative = merged.size // 2
+    # Unsigned: numba would look at each signed number whether it counts from the end.
+    found, stretch = np.uint64(0), np.uint64(STRETCH)
+    negative, first, stop = np.uint64(merged.size // 2), np.uint64(lowest), np.uint64(end)
     # Each is written, and overwritten by the next if it is empty: whether it is, a processor could not foresee.
-    for start in range(end - STRETCH, lowest - 1, -STRETCH):
-        if any_of(merged, negative + start):
-            for k in range(start + STRETCH - 1, start - 1, -1):
-                n = merged[negative + k]
-                bins[found], counts[found] = -1 - k, n
+    for back in range(stretch, stop - first + stretch, stretch):
+        start = negative + stop - back
+        if any_of(merged, start):
+            for j in range(stretch):
+                backwards = start + stretch - np.uint64(1) - j
+                n = merged[backwards]
+                bins[found], counts[found] = np.int64(negative) - 1 - np.int64(backwards), n
                 found += np.uint64(n != 0)
-                merged[negative + k] = 0
+            for j in range(stretch):
+                merged[start + j] = 0
     bins[found], counts[found] = 0, zeros
     found += np.uint64(zeros != 0)
-    for start in range(lowest, end, STRETCH):
-        if any_of(merged, start):
-            for k in range(start, start + STRETCH):
+    for begin in range(first, stop, stretch):
+        if any_of(merged, begin):
+            for k in range(begin, begin + stretch):
                 n = merged[k]
-                bins[found], counts[found] = k + 1, n
+                bins[found], counts[found] = np.int64(k) + 1, n
                 found += np.uint64(n != 0)
-                merged[k] = 0
+            for j in range(stretch):
+                merged[begin + j] = 0
     return np.int64(found)
 
 
@@ -581,14 +586,15 @@ def move(counters, into):  # type: ignore[no-untyped-def]
 @_compiled("int64(uint32[::1], int64, int64[::1], int64[::1])")
 def extract_linear(counters, first, bins, counts):  # type: ignore[no-untyped-def]
     """As `extract`, from the counters (bins + 1,) of `scan_linear`, moved to one table."""
-    found = np.uint64(0)
-    for start in range(0, LINEAR_BINS, STRETCH):
+    found, stretch = np.uint64(0), np.uint64(STRETCH)
+    for start in range(np.uint64(0), np.uint64(LINEAR_BINS), stretch):
         if any_of(counters, start):
-            for k in range(start, start + STRETCH):
+            for k in range(start, start + stretch):
                 n = counters[k]
-                bins[found], counts[found] = first + k, n
+                bins[found], counts[found] = first + np.int64(k), n
                 found += np.uint64(n != 0)
-                counters[k] = 0
+            for j in range(stretch):
+                counters[start + j] = 0
     counters[LINEAR_BINS] = 0
     return np.int64(found)
 
@@ -897,7 +903,7 @@ class CompiledPass(Pass):
         self._row += number
         name, slab, begins, last = self.grid.name, self._slab, self._begins, first + number - 1
         address, bins, linear_bins, exponent = rows.span(last)
-        counted = [Kept(name, rows, row, slab, begins) for row in range(first, last + bool(address))]
+        counted: list[BitCounts] = [Kept(name, rows, row, slab, begins) for row in range(first, last + bool(address))]
         if not address:
             found = np.concatenate([*self._found[:2, :bins], *self._found[2:, :linear_bins]])
             address = self._keep(found)
@@ -950,4 +956,3 @@ def _first(places: Sequence[Place]) -> Sequence[Place]:
         if total > AT_ONCE:
             return places[: max(k, 1)]
     return places
-

@@ -122,8 +122,8 @@ def interpolate(bounds, ranks, low, high, least):  # type: ignore[no-untyped-def
 
 
 @compiled(
-    """void(int64[::1], float64[::1], int64, float64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], int64[::1],
-    int64[::1])"""
+    """void(int64[::1], float64[::1], int64, float64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1],
+    int64[::1], int64[::1])"""
 )
 def draw(rows, ends, top, shares, edges, found, values, numbers, exact):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """All of it for T tensors, in one call.

@@ -31,8 +31,8 @@ _LEVEL = 3
 _DENSE = 0.25
 _NOISE = 0.995
 _SMALL, _LARGE = 24 * 1024, 96 * 1024
-"""Bytes of a sample: what is dense shows in a small one; which filter suits a drawing, of which most is paper, only in a
-large one (half of it chose worse)."""
+"""Bytes of a sample: what is dense shows in a small one; which filter suits a drawing, most of which is paper, in a
+large one alone (one of half the size chose worse)."""
 _BLOCK = 8
 """Rows of a sample that stand together."""
 _NONE, _UP = 0, 2
@@ -65,10 +65,9 @@ def _compressed(lines: Pixels, level: int, strategy: int) -> bytes:
 def _filtered(rows: Pixels) -> tuple[float, Pixels]:
     """Rows behind the filter that lets them shrink more, and to which share about."""
     both = _repeats(rows), _differences(rows)
-    for size in (_SMALL, _LARGE):
-        shares = [_sampled_share(lines, size) for lines in both]
-        if min(shares) > 2 * _DENSE:
-            break
+    shares = [_sampled_share(lines, _SMALL) for lines in both]
+    if min(shares) < 2 * _DENSE:
+        shares = [_sampled_share(lines, _LARGE) for lines in both]
     return min(zip(shares, both, strict=True), key=operator.itemgetter(0))
 
 
@@ -77,7 +76,7 @@ def _sampled_share(lines: Pixels, size: int) -> float:
     number = max(1, min(len(lines) // (2 * _BLOCK), size // (_BLOCK * lines.shape[1])))
     tops = np.linspace(0, max(len(lines) - _BLOCK, 0), number + 2)[1:-1].astype(np.intp)
     rows = tops[:, np.newaxis] + np.arange(min(_BLOCK, len(lines)))
-    sample = lines[rows.ravel()]  # a copy, so that its memory is in one piece
+    sample: Pixels = lines[rows.ravel()]  # a copy, so that its memory is in one piece
     return len(_compressed(sample, 1, zlib.Z_DEFAULT_STRATEGY)) / sample.size
 
 
