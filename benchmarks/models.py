@@ -1,4 +1,4 @@
-"""The workloads: a ResNet-18 on images of CIFAR's size, and GPT-2 in two sizes; on random data, as only time counts."""
+"""The workloads: a ResNet-18, GPT-2 in two sizes, models of many small tensors; on random data, as only time counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["WORKLOADS", "Workload", "gpt2", "gpt2_small", "replayed", "resnet", "resnet18"]
+__all__ = ["MANY_SMALL", "WORKLOADS", "Workload", "gpt2", "gpt2_small", "replayed", "resnet", "resnet18"]
 
 
 @dataclass
@@ -133,7 +133,41 @@ def gpt2_small() -> Workload:
     )
 
 
+def vit() -> Workload:
+    """A ViT of 12 layers and 192 features over 4x4 patches of 32x32 images, with batches of 32."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 3}
+    model = ViTForImageClassification(ViTConfig(image_size=32, patch_size=4, num_labels=10, **sizes))
+    return _classifier(model, torch.randn(288, 3, 32, 32))
+
+
+def mobilenet() -> Workload:
+    """A MobileNetV2 on images of 96x96, with batches of 16."""
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    torch.manual_seed(0)
+    model = MobileNetV2ForImageClassification(MobileNetV2Config(image_size=96, num_labels=10))
+    return _classifier(model, torch.randn(272, 3, 96, 96))
+
+
+def _classifier(model: nn.Module, images: Tensor) -> Workload:
+    """A classifier of Hugging Face's on all images but the last 256, which are held out."""
+    labels = torch.randint(0, 10, (len(images),))
+    return Workload(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+        images[:-256],
+        labels[:-256],
+        lambda model, inputs, targets: F.cross_entropy(model(inputs).logits, targets),
+        (images[-256:], labels[-256:]),
+    )
+
+
 WORKLOADS: dict[str, Callable[[], Workload]] = {"ResNet-18": resnet18, "GPT-2": gpt2}
+MANY_SMALL: dict[str, Callable[[], Workload]] = {"ViT": vit, "MobileNetV2": mobilenet}
+"""Models of hundreds of small tensors, where it counts what each takes, and not how many values it has."""
 
 
 def replayed(work: Workload) -> Workload:
