@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vizlog.compute.bits import BitCounts
+from vizlog.compute.kept import Kept
 from vizlog.compute.nvrtc import beside_a_capture
 from vizlog.compute.uncollected import Together, Uncollected, UncollectedAlive, UncollectedBeyond
 
@@ -118,8 +119,7 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
 
 def _map(function: Callable[[Any], Any], tree: Any) -> Any:
     kind: Any = type(tree)
-    # Both come by the thousand at a due step; counts lie on the host, in memory that nobody else has.
-    if kind in _PLAIN or isinstance(tree, BitCounts):
+    if kind in _AS_THEY_ARE:
         return tree
     if kind in _LEAVES:
         return function(tree)
@@ -132,6 +132,8 @@ def _map(function: Callable[[Any], Any], tree: Any) -> Any:
     changed = {}
     for name in _parts(kind):
         part = getattr(tree, name)
+        if type(part) in _AS_THEY_ARE:  # asked here already: such come by the thousand at a due step
+            continue
         mapped = _map(function, part)
         if mapped is not part:
             changed[name] = mapped
@@ -140,7 +142,9 @@ def _map(function: Callable[[Any], Any], tree: Any) -> Any:
     return tree if _parts(kind) else function(tree)
 
 
-_PLAIN = {str, int, float, bool, type(None)}
+_AS_THEY_ARE = {str, int, float, bool, type(None), BitCounts, Kept}
+"""Counts of these types lie on the host, in memory that nobody else has."""
+
 _UNCOLLECTED = (Uncollected, UncollectedAlive, UncollectedBeyond)
 _LEAVES = {Tensor, np.ndarray, _Slot, *_UNCOLLECTED}
 
