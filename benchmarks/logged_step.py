@@ -22,7 +22,8 @@ MIDST = 10_000
 long been drawn."""
 
 _STEPS = 4
-"""In a row, beside `wandb.watch`, of which the first is logged: the others have what threads and processes do later."""
+"""Steps in a row of which the first is logged, by us or by `wandb.watch`: what threads and processes do later falls on
+the others."""
 
 
 def run() -> Found:

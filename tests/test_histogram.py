@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import dataclasses
 import importlib
@@ -298,6 +299,16 @@ def test_counts_show_the_same_wherever_their_bins_are() -> None:
     for found, expected in zip(compiled(each, 64), shown(each, 64), strict=True):
         for mine, numpys in zip(found, expected, strict=True):
             np.testing.assert_array_equal(mine, numpys)
+
+
+@pytest.mark.parametrize("dtype", [np.uint64, np.float64, np.int32])
+def test_counts_that_compiled_code_would_misread_are_refused(dtype: type[np.generic]) -> None:
+    compiled = pytest.importorskip("vizlog.compute.shown_numba").shown
+    counts = copy.copy(count_bits(torch.randn(300)))
+    assert type(counts) is BitCounts
+    counts.counts = counts.counts.astype(dtype)
+    with pytest.raises(TypeError, match="Cannot cast"):
+        compiled([count_bits(torch.randn(300)), counts], 64)
 
 
 def test_few_values_are_counted_rightly_whatever_was_counted_before() -> None:

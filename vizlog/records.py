@@ -114,7 +114,7 @@ class Histogram(_Tagged):
         """One of counts that were seen to add up: to check them once more took longer than to draw them.
 
         Args:
-            fields: all of them.
+            fields: all there are, by name; none is looked at.
 
         Raises:
             ValueError: it has no tag.

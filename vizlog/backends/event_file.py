@@ -51,7 +51,7 @@ class EventFile:
         return exists(self.path, self._identity)
 
     def append(self, events: Iterable[Any]) -> None:
-        """Appends `Event` protos in order, in as few writes as can be.
+        """Appends `Event` protos in order, in as few writes as can be; each is serialized before the next is asked for.
 
         Raises:
             OSError: not all of them could be written; the rest is lost, and the file stays readable: where the disk

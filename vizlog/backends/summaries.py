@@ -46,10 +46,10 @@ class Summaries:
         self._tables: dict[int, _Table] = {}
 
     def expect(self, records: Sequence[Record]) -> None:
-        """Bins all histograms among the records that come next: numpy takes as long for few as for many."""
+        """Bins all histograms among the records that come next: numpy takes hardly longer for many than for one."""
         try:
             self._tables = _tables([record for record in records if isinstance(record, Histogram)])
-        except Exception:  # noqa: BLE001 -- with one among them that cannot be drawn, each by itself, to find which
+        except Exception:  # noqa: BLE001 -- one cannot be drawn: each is binned by itself, which tells which
             self._tables = {}
 
     def of(self, record: Record) -> Summary:
@@ -73,7 +73,7 @@ class Summaries:
                 text = record.text.encode()
                 _set_strings(self._add(summary, "text", record.tag, record.caption), text)
             case Histogram():
-                table = self._tables.get(id(record))
+                table = self._tables.pop(id(record), None)
                 self._add_histogram(summary, record, bins(record) if table is None else table)
                 self._add_nonfinite(summary, record)
             case Images() | Heatmaps() | Attention() | Curves() | Surface() | Embedding():
@@ -133,7 +133,7 @@ def is_drawn(record: Record) -> bool:
 
 
 def _tables(records: Sequence[Histogram]) -> dict[int, _Table]:
-    """As `bins`, by id, of those that have as many as the first, and such that float32 can tell them apart."""
+    """What `bins` gives, by id, for those with as many bins as the first, if float32 can tell all of theirs apart."""
     if not records:
         return {}
     alike = [record for record in records if len(record.counts) == len(records[0].counts)]

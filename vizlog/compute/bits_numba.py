@@ -47,7 +47,8 @@ STRETCH = 8
 """Bins that are looked at together: of few values most are empty."""
 
 FEW = 1 << 12
-"""Values up to which one table is faster than several."""
+"""Values up to which one table is faster than several, all of which have to be read in the end."""
+
 SHIFTS = {32: 17, 64: 46}
 """Bits of a pattern -> how many low ones a bin ignores, as in `GRIDS`."""
 
@@ -304,7 +305,7 @@ def _scan_block(values, unsigned, center, shift, tables):  # type: ignore[no-unt
         deviation = np.float64(values[j]) - center
         total += deviation
         squares += deviation * deviation
-        tables[j % len(tables), unsigned[j] >> shift] += np.uint32(1)
+        tables[j & (len(tables) - 1), unsigned[j] >> shift] += np.uint32(1)
     return lowest, highest, total, squares
 
 
@@ -358,7 +359,7 @@ def scan(  # type: ignore[no-untyped-def]  # noqa: PLR0917 -- a compiled loop ta
         values, signed, unsigned: three views of the same memory.
         negative_zero: the bit pattern of −0.0; shift: how many low bits a bin ignores.
         tables: (TABLES or 1, bins + PAD) counts by upper bits; zeros are left out, so that entry 0 holds denormals
-            alone. To read several takes longer than to count a few values in one.
+            alone.
         tallies: (5,) count, zeros, NaNs, +infs, −infs.
         moments: (4,) of the finite: minimum, maximum, sum, sum of squares about the mean.
     """

@@ -18,10 +18,12 @@ from vizlog.compute.bits import BitCounts, Linear, Moments, Tallies
 __all__ = ["COLUMNS", "MOMENTS", "SPAN", "TALLIES", "Kept", "Rows", "addresses"]
 
 COLUMNS = 15
-"""What is told of a tensor: where it lies and how many values it has; tallies and moments, of which the second are
-floats; where its bins are in memory, how many there are, of linear ones too, and these' exponent.
+"""Numbers of a row, 8 bytes each: 0 the address of the tensor's values, 1 how many there are, 2 to 6 the tallies,
+7 to 10 the moments (floats), 11 the address of its bins, 12 how many are occupied, 13 how many linear ones, 14 the
+exponent of the linear ones.
 
-There are its bins, their counts, linear bins and theirs, one behind the other, 8 bytes each.
+At the address of its bins are, one behind the other and 8 bytes each, the bins, their counts, the linear bins and
+their counts.
 """
 
 TALLIES, MOMENTS, SPAN = slice(2, 7), slice(7, 11), slice(11, 15)
@@ -33,9 +35,12 @@ _NUMBERS, _BINS = ("tallies", "moments"), ("bins", "counts", "linear")
 
 
 class Rows:
-    """Room for the rows of so many tensors, which are written once.
+    """Memory for the rows of several tensors, each of which is written once.
 
-    Python reads and writes them as bytes: each number of an array would be an object there.
+    Python reads and writes it as bytes: to take a number out of an array takes several times as long.
+
+    Args:
+        number: how many rows there are.
     """
 
     def __init__(self, number: int) -> None:
@@ -48,29 +53,30 @@ class Rows:
         return len(self.table)
 
     def place(self, row: int, address: int, number: int) -> None:
-        """Says where the values of a tensor are, and how many."""
+        """Writes where the values of a tensor are, and how many."""
         _PLACE.pack_into(self.memory, row * _BYTES, address, number)
 
     def numbers(self, row: int) -> tuple[Tallies, Moments]:
-        """What has been found of it, as `BitCounts` has it."""
+        """Its tallies and moments."""
         tallies: Any = _TALLIES.unpack_from(self.memory, row * _BYTES + _TALLIES_AT)
         moments: Any = _MOMENTS.unpack_from(self.memory, row * _BYTES + _MOMENTS_AT)
         return tallies, moments
 
     def span(self, row: int) -> tuple[int, int, int, int]:
-        """Where its bins are in memory, how many there are, of linear ones too, and these' exponent."""
+        """The address of its bins, how many are occupied, how many linear ones, and the exponent of those."""
         span: Any = _SPAN.unpack_from(self.memory, row * _BYTES + _SPAN_AT)
         return span  # type: ignore[no-any-return]
 
     def set_span(self, row: int, *span: int) -> None:
-        """Says what `span` is to tell."""
+        """Writes what `span` reads."""
         _SPAN.pack_into(self.memory, row * _BYTES + _SPAN_AT, *span)
 
 
 class Kept(BitCounts):
     """Counts that still are where they were written; the fields become objects when somebody asks for one.
 
-    A step counts hundreds of tensors on the training thread, and drawing them needs none of the objects.
+    A step counts hundreds of tensors on the training thread, and drawing them needs none of the objects. Fields are
+    not to be assigned to, and `dataclasses.replace` cannot be used; sums, copies and pickles are plain `BitCounts`.
 
     Args:
         bins_in: (n,) int64, which begins at address `begins` and holds the bins.
@@ -92,7 +98,7 @@ class Kept(BitCounts):
             elif name in _BINS:
                 self._take_out()
             else:
-                raise AttributeError(name)
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             return getattr(self, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -116,8 +122,12 @@ class Kept(BitCounts):
 
 
 def addresses(each: Sequence[BitCounts]) -> tuple[NDArray[np.int64], object]:
-    """(T,) where the rows of these counts are, as long as `each` and what is returned beside them are held."""
-    others = [counts for counts in each if type(counts) is not Kept]
+    """(T,) where the rows of these counts are, and what owns their memory, to be held as long as they are read.
+
+    Raises:
+        TypeError: bins or counts are not int64.
+    """
+    others = [counts for counts in each if not isinstance(counts, Kept)]
     written = iter(_written(others) if others else ())
     found = [counts if isinstance(counts, Kept) else next(written) for counts in each]
     return np.array([kept.address for kept in found], np.int64), found
@@ -132,7 +142,7 @@ def _written(each: Sequence[BitCounts]) -> list[Kept]:
         parts += [counts.bins, counts.counts, linear.bins, linear.counts]
         spans.append((at, len(counts.bins), len(linear.bins), linear.exponent))
         at += 2 * (len(counts.bins) + len(linear.bins))
-    bins_in = np.concatenate(parts)
+    bins_in = np.concatenate(parts, dtype=np.int64, casting="equiv")  # compiled code takes the bytes for such
     begins = bins_in.ctypes.data
     for row, (at, *span) in enumerate(spans):
         rows.set_span(row, begins + 8 * at, *span)

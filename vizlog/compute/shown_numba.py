@@ -1,6 +1,7 @@
 """As `vizlog.compute.shown`, to the last bit but a zero's sign: for all tensors of a step in one compiled call.
 
-Imported only where numba is installed.
+Imported only where numba is installed. Constants of `vizlog.compute.kept` are compiled into it: who changes those
+changes this file too, since numba keeps machine code until the text of this one changes.
 """
 
 from __future__ import annotations

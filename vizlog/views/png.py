@@ -31,8 +31,8 @@ _LEVEL = 3
 _DENSE = 0.25
 _NOISE = 0.995
 _SMALL, _LARGE = 24 * 1024, 96 * 1024
-"""Bytes of a sample: what is dense shows in a small one; which filter suits a drawing, most of which is paper, in a
-large one alone (one of half the size chose worse)."""
+"""Bytes of a sample. Whether a picture is dense shows in a small one. Of a drawing most is paper, so that it takes a
+large one to tell which filter suits it: one of half the size chose worse."""
 _BLOCK = 8
 """Rows of a sample that stand together."""
 _NONE, _UP = 0, 2
