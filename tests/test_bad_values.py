@@ -418,7 +418,8 @@ def test_any_name_reaches_wandb(caplog: pytest.LogCaptureFixture) -> None:
     keys = [key for key in written.keys if not key.startswith("vizlog/") and key.partition("/")[0] != "embeddings"]
     others = {record.tag.partition("/")[0] for record in every_record() if not isinstance(record, Embedding)}
     assert len(keys) == len(NAMES) * len(others)
-    assert {path.name for path in folder.parent.parent.iterdir()} <= {"wandb"}
+    # The client stages tables beside the run, but for those of a process that has done so elsewhere.
+    assert {path.name for path in folder.parent.parent.iterdir()} <= {"wandb", "artifacts"}
     assert not [record for record in caplog.records if record.name == "vizlog"]
 
 
