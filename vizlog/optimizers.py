@@ -102,13 +102,14 @@ class StepHooks:
         self._stepped = False
         self._unread: set[int] = set()
         self._behind: dict[int, _Behind] = {}
-        ours = _Ours(_untraced(self._pre_unless_behind))
+        ours = _Ours(self._pre)
         self._own = {id(optimizer): optimizer.register_step_pre_hook(ours) for optimizer in optimizers}
         self._handles = list(self._own.values())
         if optimizers:
             everyones = [
-                register_optimizer_step_pre_hook(_uncompiled(_OfAll(self, StepHooks.steps))),
-                register_optimizer_step_post_hook(_untraced(_OfAll(self, StepHooks.stepped))),
+                # A compiled step runs hooks in the order that it was compiled with: there is nothing to put in order.
+                register_optimizer_step_pre_hook(_on_all(self, StepHooks.steps, compiled=False)),
+                register_optimizer_step_post_hook(_on_all(self, StepHooks.stepped, compiled=True)),
             ]
             self._handles += everyones
             for handle in everyones:
@@ -127,7 +128,7 @@ class StepHooks:
         hooks = None if handle is None else handle.hooks_dict_ref()
         if handle is None or hooks is None or handle.id not in hooks:
             return
-        if (left := self._behind.pop(id(optimizer), None)) is not None:
+        if self._behind and (left := self._behind.pop(id(optimizer), None)) is not None:
             left.end()  # of a step that raised
         if len(hooks) == 1:
             return
@@ -135,12 +136,13 @@ class StepHooks:
             hooks.move_to_end(handle.id, last=False)
         last = next(reversed(hooks))
         if not isinstance(hooks[last], _Ours):
-            self._behind[id(optimizer)] = _Behind(hooks, last, self._pre)
+            self._behind[id(optimizer)] = _Behind(hooks, last, self._last)
 
     def stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Any optimizer of this process has stepped, and its own hooks have run."""
         if id(optimizer) in self._known:
-            self._read_once(optimizer)
+            if self._unread:
+                self._read_once(optimizer)
             self._after(optimizer)
             return
         # A wrapper's own step takes one of ours.
@@ -149,13 +151,18 @@ class StepHooks:
             self._other(optimizer)
         self._stepped = False
 
-    def _pre_unless_behind(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return None if id(optimizer) in self._behind else self._pre(optimizer, args, kwargs)
-
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._behind and id(optimizer) in self._behind:
+            return None
+        return self._last(optimizer, args, kwargs)
+
+    def _last(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What is called once a person's own hooks have run."""
         self._stepped = True
-        self._behind.pop(id(optimizer), None)
-        self._unread.discard(id(optimizer))  # of a step that raised
+        if self._behind:
+            self._behind.pop(id(optimizer), None)
+        if self._unread:
+            self._unread.discard(id(optimizer))  # of a step that raised
         if not self._before(optimizer):
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -182,45 +189,49 @@ class StepHooks:
             self._gradients(optimizer)
 
 
+# A step with nothing due costs little but calls, of which the hooks themselves are to be few.
+
+
+def _on_all(
+    hooks: StepHooks, call: Callable[[StepHooks, Optimizer, Any, Any], None], *, compiled: bool
+) -> Callable[[Optimizer, Any, Any], None]:
+    """A hook on all optimizers of the process; it keeps nothing alive.
+
+    Args:
+        compiled: whether a compiled step calls it too.
+    """
+    reference = weakref.ref(hooks)
+
+    def uncompiled(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if (alive := reference()) is not None:
+            call(alive, optimizer, args, kwargs)
+
+    untraced = _untraced(uncompiled)
+
+    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            if compiled:
+                untraced(optimizer, args, kwargs)
+        elif (alive := reference()) is not None:
+            call(alive, optimizer, args, kwargs)
+
+    return hook
+
+
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     """The hook, which a compiled step calls as it is: traced, it makes graphs of its own, and compiler errors."""
-    aside = torch.compiler.disable(hook)  # some 15 µs a call
-
-    def call(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        return (aside if torch.compiler.is_compiling() else hook)(optimizer, args, kwargs)
-
-    return call
-
-
-def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, inert in a compiled step, which runs hooks in the order that it was compiled with."""
-
-    def call(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not torch.compiler.is_compiling():
-            hook(optimizer, args, kwargs)
-
-    return call
-
-
-class _OfAll:
-    """A hook on all optimizers of the process; it keeps nothing alive."""
-
-    def __init__(self, hooks: StepHooks, call: Callable[[StepHooks, Optimizer, Any, Any], None]) -> None:
-        self._hooks, self._call = weakref.ref(hooks), call
-
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if (hooks := self._hooks()) is not None:
-            self._call(hooks, optimizer, args, kwargs)
+    aside: Callable[..., Any] = torch.compiler.disable(hook)  # some 15 µs a call
+    return aside
 
 
 class _Ours:
     """A hook of ours among an optimizer's own; while it is there, what it calls lives."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
+        self._call, self._untraced = call, _untraced(call)
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        return self._call(optimizer, args, kwargs)
+        return (self._untraced if torch.compiler.is_compiling() else self._call)(optimizer, args, kwargs)
 
 
 class _Behind:
