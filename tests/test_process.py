@@ -143,6 +143,15 @@ def test_the_child_imports_no_torch(process, odd):
     assert not {"torch", "sklearn", "umap"} & set(loaded)
 
 
+def test_the_child_keeps_memory_for_the_next_picture_unless_the_person_decides_otherwise(monkeypatch):
+    with_ours, with_theirs = LowPriority(), LowPriority()
+    assert with_ours.call(os.getenv, "MALLOC_TRIM_THRESHOLD_") == str(64 * 1024**2)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
+    assert with_theirs.call(os.getenv, "MALLOC_TRIM_THRESHOLD_") == "1000"
+    with_ours.close()
+    with_theirs.close()
+
+
 @needs_posix
 def test_the_child_has_low_priority_and_one_thread(process):
     assert process.call(os.nice, 0) >= min(os.nice(0) + 10, 19)

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 
 from vizlog.records import (
@@ -227,6 +227,18 @@ def test_small_pictures_are_enlarged_by_a_whole_factor_with_sharp_pixels() -> No
             sizes.add((box[0].stop - box[0].start, box[1].stop - box[1].start))
     ((height, width),) = sizes
     assert height == width >= 30
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 400), (4, 224), (16, 128)])
+def test_pictures_hardly_larger_than_a_tile_keep_their_own_pixels(count: int, side: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 200, (count, side, side, 3), np.uint8)
+    drawn = raster(Images("samples", noise, [""] * count, (0.0, 1.0)))
+    for pixels in noise[0], noise[-1]:
+        rows = np.lib.stride_tricks.sliding_window_view(drawn, (1, 8, 3))[..., 0, 0, :, :]
+        starts = np.argwhere((rows == pixels[0, :8]).all(axis=(-2, -1)))
+        assert len(starts) == 1
+        top, left = starts[0]
+        assert (drawn[top : top + side, left : left + side] == pixels).all()
 
 
 def test_grey_pictures_are_grey_and_transparent_ones_show_their_ground() -> None:
@@ -526,6 +538,20 @@ def test_wrapped_lines_keep_every_word_and_fit() -> None:
     assert " ".join(lines).split() == words
     assert max(typeset.measure(line) for line in lines) <= 200
     assert typeset.wrap(" ".join(words), 200, most=2)[-1].endswith("…")
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("size", [typeset.SMALL, typeset.BODY, typeset.TITLE])
+@pytest.mark.parametrize("text", ["weights/layer1.weight", "gjy_|", " f ", "0.00123", "a" * 100, " ", ""])
+def test_a_line_is_set_as_pillow_sets_it_also_the_second_time(text: str, size: int, *, heavy: bool) -> None:
+    expected = Image.new("RGB", (1200, 40), typeset.PAPER)
+    draw, font = ImageDraw.Draw(expected), ImageFont.load_default(size)
+    baseline = round(typeset.line_height(size) * 0.75)
+    draw.text((5, baseline), text, fill=typeset.INK, font=font, anchor="ls", stroke_width=0.35 if heavy else 0)
+    for _ in range(2):
+        drawn = Image.new("RGB", (1200, 40), typeset.PAPER)
+        typeset.put(ImageDraw.Draw(drawn), (5, 0), text, size=size, heavy=heavy)
+        assert (np.asarray(drawn) == np.asarray(expected)).all()
 
 
 def test_a_name_that_is_too_long_keeps_its_ends() -> None:

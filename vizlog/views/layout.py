@@ -20,8 +20,10 @@ TALLEST = 2200
 
 
 def stack(blocks: Iterable[Image.Image | None], gap: int = 8) -> Image.Image:
-    """Blocks under each other, left-aligned; None is left out."""
+    """Blocks under each other, left-aligned; None is left out, and a single one comes back as it is."""
     present = [block for block in blocks if block is not None]
+    if len(present) == 1:
+        return present[0]
     height = sum(block.height for block in present) + gap * (len(present) - 1)
     page = Image.new("RGB", (max((block.width for block in present), default=1), max(1, height)), PAPER)
     top = 0
@@ -55,6 +57,8 @@ def shape_of_grid(number_of_tiles: int, tile_width: int, width: int, gap: int) -
 
 def grid(tiles: Sequence[Image.Image], columns: int, gap: int = 10) -> Image.Image:
     """Tiles row by row; every column is as wide, and every row as high, as its largest tile."""
+    if len(tiles) == 1:
+        return tiles[0]
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     widths = [max(tile.width for tile in tiles[column::columns]) for column in range(min(columns, len(tiles)))]
     heights = [max(tile.height for tile in row) for row in rows]

@@ -63,7 +63,8 @@ def images(record: Images, width: int) -> Image.Image:
     """A grid of pictures in order; small ones enlarged with their pixels kept sharp."""
     count, height, wide, channels = record.pixels.shape
     norms = [f"norm {number(norm)}" for norm in record.norms] if record.norms is not None else [""] * count
-    fit = _fit(count, (height, wide), _side(count), width, extra_height=(2 + any(norms)) * line_height())
+    largest = _unshrunk(_side(count), (height, wide))
+    fit = _fit(count, (height, wide), largest, width, extra_height=(2 + any(norms)) * line_height())
     titles = _words(record.titles[: fit.tiles], fit.width)
     below = _words(norms[: fit.tiles], fit.width)
     tiles = [
@@ -124,6 +125,11 @@ def _fit_heads(record: Attention, width: int, extra_height: int, *, tallest: int
 def _side(count: int) -> int:
     """How large a tile wants to be, by how many there are."""
     return next((side for most, side in ((1, 384), (4, 216), (16, 112), (80, 88), (300, 56)) if count <= most), 40)
+
+
+def _unshrunk(side: int, shape: tuple[int, int]) -> int:
+    """The side, or that of the array (H, W) where it is hardly larger: its own pixels show more than averages do."""
+    return max(shape) if side < max(shape) <= 1.25 * side else side
 
 
 def _fit(
@@ -265,7 +271,7 @@ def _maps(record: Heatmaps, width: int) -> Image.Image:
     left, below = _longest_label(rows or (), 120), _longest_label(columns or (), 90)
     labelled = rows is not None or columns is not None
     shape = (height, wide) if record.over is None else (record.over.shape[1], record.over.shape[2])
-    largest = _side(count) if panels == 1 else (150 if count > 2 else 280)
+    largest = _unshrunk(_side(count) if panels == 1 else (150 if count > 2 else 280), shape)
     if labelled:
         largest = max(largest, min(2 * _side(count), 34 * max(shape)))
     notes_height = (2 + 2 * any(record.notes)) * line_height()
