@@ -161,7 +161,7 @@ def test_linear_bins_are_exact_at_any_width(power: int) -> None:
     beside = [np.nextafter(edges, np.float32(way)) for way in (-np.inf, np.inf)]
     near = torch.from_numpy(np.concatenate([edges, *beside, np.float32([-1e-45, -1e-38, 1e-45, -0.0])]))
     for some in (torch.cat([values, near]), torch.cat([values, near]) + values[0]):
-        plain = PlainPass(GRIDS["float32"]).count_places([(some.data_ptr(), some.numel())])[0]
+        plain = PlainPass(GRIDS["float32"]).count_place(some.data_ptr(), some.numel())
         assert_equal_counts(count_bits(some), plain)
         finite = some[some.isfinite()].double().numpy()
         exponent = plain.linear.exponent  # type: ignore[union-attr]
@@ -322,7 +322,7 @@ def test_few_values_are_counted_rightly_whatever_was_counted_before() -> None:
             for some in (tiny[:number], torch.randn(number), torch.cat([ends, tiny])[:number], zeros[:number]):
                 count_bits(before)
                 place = some.contiguous().data_ptr(), number
-                assert_equal_counts(count_bits(some), PlainPass(GRIDS["float32"]).count_places([place])[0])
+                assert_equal_counts(count_bits(some), PlainPass(GRIDS["float32"]).count_place(*place))
 
 
 def test_histograms_made_together_are_those_made_one_by_one() -> None:
@@ -357,11 +357,15 @@ def test_counts_of_many_are_those_of_each_wherever_memory_ends(
     monkeypatch.setattr(module, "_idle", {name: [] for name in GRIDS})
     monkeypatch.setattr(compiled, "SLAB", room)
     monkeypatch.setattr(compiled, "AT_ONCE", 10 * room)
+    monkeypatch.setattr(compiled, "ROWS", 4)
     together = count_each(tensors * 2)
+    one_by_one = [count_bits(tensor) for tensor in tensors * 2]
     monkeypatch.setattr(module, "_idle", {name: [] for name in GRIDS})
     monkeypatch.setattr(module, "_new_pass", PlainPass)
-    for found, alone in zip(together, count_each(tensors * 2), strict=True):
-        assert_equal_counts(found, alone)
+    expected = count_each(tensors * 2)
+    for found in together, one_by_one:
+        for its, alone in zip(found, expected, strict=True):
+            assert_equal_counts(its, alone)
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
@@ -391,7 +395,7 @@ def test_what_another_thread_writes_meanwhile_is_counted_rightly_or_not_at_all()
         done.set()
         writer.join()
     for found, alone in zip(count_each([others, shared]), [others, shared], strict=True):
-        assert_equal_counts(found, PlainPass(GRIDS["float32"]).count_places([(alone.data_ptr(), alone.numel())])[0])
+        assert_equal_counts(found, PlainPass(GRIDS["float32"]).count_place(alone.data_ptr(), alone.numel()))
 
 
 @pytest.mark.parametrize(
@@ -692,7 +696,7 @@ def test_any_number_of_threads_counts_the_same_to_the_last_bit(dtype: torch.dtyp
             np.testing.assert_array_equal(found.moments, alone.moments)
             assert_equal_counts(found, alone)
     for tensor, found in zip(tensors, by_one, strict=True):
-        plain = PlainPass(GRIDS[found.grid]).count_places([(tensor.data_ptr(), tensor.numel())])[0]
+        plain = PlainPass(GRIDS[found.grid]).count_place(tensor.data_ptr(), tensor.numel())
         assert_equal_counts(found, plain)
 
 
@@ -709,7 +713,7 @@ def test_threads_of_torch_take_part() -> None:
         for number in (1, 2, 4):
             torch.set_num_threads(number)
             counting._task["rest"] = 0  # on a busy machine one may have come too late
-            counting.count_places([(values.data_ptr(), values.numel())])
+            counting.count_place(values.data_ptr(), values.numel())
             assert counting._task["seated"] == number
     finally:
         torch.set_num_threads(before)
@@ -733,9 +737,9 @@ def test_after_a_thread_came_too_late_tensors_are_counted_alone_for_a_while(monk
         asked.clear()
         counting, tensor = compiled.CompiledPass(GRIDS["float32"]), torch.randn(number)
         place = tensor.data_ptr(), number
-        expected = PlainPass(GRIDS["float32"]).count_places([place])[0]
+        expected = PlainPass(GRIDS["float32"]).count_place(*place)
         for _ in range(30):  # of which the team is asked for the 1st, the 3rd, the 6th, the 11th and the 20th
-            assert_equal_counts(counting.count_places([place])[0], expected)
+            assert_equal_counts(counting.count_place(*place), expected)
         assert asked == [2] * times
 
 

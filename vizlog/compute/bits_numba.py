@@ -610,7 +610,8 @@ TASK = np.dtype(
         *[(name, np.int64) for name in ("taken", "seated", "address", "number", "size", "linear", "exponent", "first")],
         *[(name, np.int64) for name in ("negative_zero", "shift", "table_size", "most", "take", "openmp", "members")],
         *[(name, np.int64) for name in ("tables", "merged", "linear_tables", "scratch", "tallies", "moments", "found")],
-        *[(name, np.int64) for name in ("edge", "rows", "slab", "slab_size", "always_linear", "rest", "late")],
+        *[(name, np.int64) for name in ("edge", "rows", "slab", "slab_size", "single", "always_linear")],
+        *[(name, np.int64) for name in ("rest", "late")],
         ("tolerable", np.float64),
     ]
 )
@@ -622,11 +623,14 @@ and into which. negative_zero, shift: as for `scan`. table_size: bins + PAD. mos
 take, openmp, members: where the function is that threads call, and the team. tables to found: where memory is for what
 they find: tables and all that is made of them for each thread; tallies and moments (PARTS + SEATS, APART) for each
 part, and then for each thread, where the span that `gather` tells comes behind the tallies. edge: where 8 bytes of
-scratch are. rows, slab: where what `count_places` tells goes, and slab_size: how many numbers the slab takes.
-always_linear: up to how many elements there is a second pass anyway; rest: how many large tensors the team does not
-count; late: how many it last did not, because a thread came too late; tolerable: the share of values that interpolation
-may be expected to misplace before there is a second pass.
+scratch are. rows, slab: where what `count_places` tells goes, and slab_size: how many numbers the slab takes. single:
+whether values are float32. always_linear: up to how many elements there is a second pass anyway; rest: how many large
+tensors the team does not count; late: how many it last did not, because a thread came too late; tolerable: the share of
+values that interpolation may be expected to misplace before there is a second pass.
 """
+
+UNSTABLE, FULL = -1, -2
+"""What is told where the values of a tensor did not stay as they were, and where the slab has no room for its bins."""
 
 TAKEN, SEATED = 0, 1
 """Where in a task these stand."""
@@ -842,12 +846,29 @@ def _count_float64(task_at, openmp, members, first_row, number, at):  # type: ig
     return count_places(task_at, openmp, members, first_row, number, at, edge, pattern, np.uint64(task.shift))
 
 
+@_compiled("int64(int64, int64, int64, int64, int64, int64, int64)")
+def _count_one(task_at, openmp, members, row, address, number, at):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """`count_places` of one tensor; returns from where on the slab takes the next, or `FULL` or `UNSTABLE`."""
+    task = carray(pointer(task_at), (1,), TASK)[0]
+    its = carray(pointer(task.rows), (row + 1, COLUMNS), np.int64)[row]
+    its[0], its[1] = address, number
+    if task.single:
+        counted = _count_float32(task_at, openmp, members, row, 1, at)
+    else:
+        counted = _count_float64(task_at, openmp, members, row, 1, at)
+    if counted < 0:
+        return UNSTABLE
+    span = its[SPAN]
+    return at + 2 * (span[1] + span[2]) if span[0] else FULL
+
+
 class CompiledPass(Pass):
     """Counts one tensor after another, from chunks of float32 or float64, of fewer than 2**32 values in all."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
         merged, edge = np.zeros((SEATS, 2 * grid.first_negative), np.uint32), np.empty(1, grid.real)
+        self._name = grid.name
         self._shift, self._negative_zero = grid.unsigned(grid.shift), np.array(-0.0, grid.real).view(grid.signed)[()]
         self._merged, self._edge = merged, (edge, edge.view(grid.unsigned))
         # Of seats that nobody takes the memory is never touched, so there is none.
@@ -877,23 +898,34 @@ class CompiledPass(Pass):
         self._task["always_linear"], self._task["tolerable"] = ALWAYS_LINEAR, TOLERABLE_ERROR
         single = grid.real is np.float32
         self._task["take"] = (_take_float32 if single else _take_float64).address
+        self._task["single"] = single
         self._count, self._task_at = _count_float32 if single else _count_float64, self._task.ctypes.data
 
+    def count_place(self, address: int, number: int) -> BitCounts:
+        # Few and simple operations: each takes several microseconds after the caches have seen a large tensor.
+        if self._row == self._end:
+            self._new_rows(ROWS)
+        row, rows = self._row, self._rows
+        at = _count_one(self._task_at, *team(), row, address, number, self._at)
+        if at == UNSTABLE:
+            raise RuntimeError(CHANGED)
+        self._row = row + 1
+        if at == FULL:
+            self._move_to_new_slab(row)
+        else:
+            self._at = at
+        return Kept(self._name, rows, row, self._slab, self._begins)
+
     def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
-        if len(places) == 1:
-            return self._count_some(places)
         counted: list[BitCounts] = []
         while len(counted) < len(places):
             counted += self._count_some(_first(places[len(counted) :]))
         return counted
 
     def _count_some(self, places: Sequence[Place]) -> list[BitCounts]:
-        """Of as many of them as there is room for what is found.
-
-        Few and simple operations: each takes several microseconds after the caches have seen a large tensor.
-        """
+        """Of as many of them as there is room for what is found."""
         number = len(places)
-        if self._row + number > len(self._rows):
+        if self._row + number > self._end:
             self._new_rows(max(ROWS, number))
         first, rows = self._row, self._rows
         for row, place in enumerate(places, first):
@@ -902,15 +934,15 @@ class CompiledPass(Pass):
         if number < 0:
             raise RuntimeError(CHANGED)
         self._row += number
-        name, slab, begins, last = self.grid.name, self._slab, self._begins, first + number - 1
-        address, bins, linear_bins, exponent = rows.span(last)
-        counted: list[BitCounts] = [Kept(name, rows, row, slab, begins) for row in range(first, last + bool(address))]
-        if not address:
-            found = np.concatenate([*self._found[:2, :bins], *self._found[2:, :linear_bins]])
-            address = self._keep(found)
-            rows.set_span(last, address, bins, linear_bins, exponent)
-            counted.append(Kept(name, rows, last, self._slab, self._begins))
-        self._at = (address - self._begins) // 8 + 2 * (bins + linear_bins)
+        last = self._row - 1
+        address, bins, linear_bins, _ = rows.span(last)
+        slab, begins = self._slab, self._begins
+        counted: list[BitCounts] = [Kept(self._name, rows, row, slab, begins) for row in range(first, last)]
+        if address:
+            self._at = (address - begins) // 8 + 2 * (bins + linear_bins)
+        else:
+            self._move_to_new_slab(last)
+        counted.append(Kept(self._name, rows, last, self._slab, self._begins))
         return counted
 
     def count(self, chunks: Chunks) -> BitCounts:
@@ -934,7 +966,7 @@ class CompiledPass(Pass):
         return Linear(exponent, *found[2:, :bins].copy())
 
     def _new_rows(self, number: int) -> None:
-        self._rows, self._row = Rows(number), 0
+        self._rows, self._row, self._end = Rows(number), 0, number
         self._task["rows"] = self._rows.address
 
     def _new_slab(self, size: int) -> None:
@@ -942,11 +974,14 @@ class CompiledPass(Pass):
         self._task["slab"], self._task["slab_size"] = self._slab.ctypes.data, size
         self._begins = self._slab.ctypes.data
 
-    def _keep(self, found: NDArray[np.int64]) -> int:
-        """Begins a new slab with these; returns where they are."""
-        self._new_slab(max(SLAB, found.size))
-        self._slab[: found.size] = found
-        return self._begins
+    def _move_to_new_slab(self, row: int) -> None:
+        """Begins a new slab with what was found last, of this row, for which the old one had no room."""
+        found, (_, bins, linear_bins, exponent) = self._found, self._rows.span(row)
+        size = 2 * (bins + linear_bins)
+        self._new_slab(max(SLAB, size))
+        np.concatenate([*found[:2, :bins], *found[2:, :linear_bins]], out=self._slab[:size])
+        self._rows.set_span(row, self._begins, bins, linear_bins, exponent)
+        self._at = size
 
 
 def _first(places: Sequence[Place]) -> Sequence[Place]:

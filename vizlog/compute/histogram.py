@@ -61,7 +61,7 @@ def count_bits(tensor: Tensor) -> Counts:
     """
     try:  # in few calls: of a layer's output, what surrounds the loops takes as long as the loops
         if place := _place(tensor):
-            return _count_lying(tensor.dtype, [place])[0]
+            return _count_one(tensor.dtype, place)
         return _count_others([_plain(tensor)])[0]
     except _UNREADABLE as error:
         raise _uncountable(error) from error
@@ -223,6 +223,13 @@ def _reaches(tensor: Tensor, number: int) -> bool:
     return has and tensor.data_ptr() != 0
 
 
+def _count_one(dtype: torch.dtype, place: Place) -> BitCounts:
+    counting = _taken(grid_of(dtype))
+    counts = counting.count_place(*place)
+    _give_back(counting)
+    return counts
+
+
 def _count_lying(dtype: torch.dtype, places: Sequence[Place]) -> list[BitCounts]:
     """Of one type, all in one call: small tensors take less than a call does."""
     counting = _taken(grid_of(dtype))
@@ -245,7 +252,7 @@ def _give_back(counting: Pass) -> None:
 
 def _count_on_cpu(tensor: Tensor) -> BitCounts:
     if place := _place(tensor):
-        return _count_lying(tensor.dtype, [place])[0]
+        return _count_one(tensor.dtype, place)
     if tensor.layout != torch.strided or tensor.is_nested:
         return _count_parts(tensor)
     if tensor.numel() > MOST:

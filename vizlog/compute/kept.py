@@ -49,9 +49,6 @@ class Rows:
         self.memory = self.table.view(np.uint8).data
         self.address = self.table.ctypes.data
 
-    def __len__(self) -> int:
-        return len(self.table)
-
     def place(self, row: int, address: int, number: int) -> None:
         """Writes where the values of a tensor are, and how many."""
         _PLACE.pack_into(self.memory, row * _BYTES, address, number)

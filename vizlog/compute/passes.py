@@ -39,18 +39,19 @@ class Pass(ABC):
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
 
-    def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
-        """Of tensors whose values are of the grid's own type; they must stay where they are meanwhile.
+    def count_place(self, address: int, number: int) -> BitCounts:
+        """Of a tensor whose values are of the grid's own type; they must stay where they are meanwhile.
 
         Raises:
-            RuntimeError: they did not stay as they are.
+            RuntimeError: they did not stay as they are; this pass cannot be used again.
         """
-        return [self._count_place(*place) for place in places]
-
-    def _count_place(self, address: int, number: int) -> BitCounts:
         memory = (ctypes.c_char * (number * np.dtype(self.grid.real).itemsize)).from_address(address)
         values = np.frombuffer(memoryview(memory), self.grid.real)
         return self.count_pieces(lambda: (values,), always_linear=number <= ALWAYS_LINEAR)
+
+    def count_places(self, places: Sequence[Place]) -> list[BitCounts]:
+        """`count_place` of each."""
+        return [self.count_place(*place) for place in places]
 
     def count_pieces(self, chunks: Callable[[], Chunks], *, always_linear: bool) -> BitCounts:
         """One pass over the values, and a second one where interpolated bins would not show the distribution well.
