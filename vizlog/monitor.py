@@ -137,7 +137,7 @@ class Monitor:
         self._ended = False
         self._cancelled = False
         self._attached = ExitStack()
-        self._state_only: int | None = None
+        self._passed_over: int | None = None  # the optimizer whose step is not looked at
         self._started = 0.0  # when the first step began
         self._pace: float | None = None  # seconds a step takes
         self._steps = 0
@@ -393,13 +393,14 @@ class Monitor:
     # The optimizer's step ---------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer) -> bool:
-        if is_recording() and self._is_recorded():
+        self._passed_over = None
+        # `try` in place of a context, and questions before calls: they are what a step with nothing due costs.
+        if torch.cuda.is_initialized() and self._is_recorded():
+            self._passed_over = id(optimizer)
             return False
-        self._state_only = None
-        # `try`, and `is_recording` before what says so: contexts and calls are what a step with nothing due costs.
         try:
-            if makes_state_only(optimizer):
-                self._state_only = id(optimizer)
+            if not optimizer.state and makes_state_only(optimizer):
+                self._passed_over = id(optimizer)
                 return False
         except BaseException as error:
             if not self._survive("the optimizer's rates", error):
@@ -426,10 +427,10 @@ class Monitor:
                 self._due.read_gradients(owned(optimizer))
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        if self._state_only == id(optimizer) or (is_recording() and self._is_recorded()):
+        if self._passed_over == id(optimizer):
             return
         if self._rounds is not None:
-            self._rounds.stepped(optimizer)
+            self._rounds.stepped.add(id(optimizer))
         due = self._due
         if due is not None and id(optimizer) in due.waiting:
             with self._contained("the weights"):
@@ -466,7 +467,8 @@ class Monitor:
     # One due step -----------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
-        step, epoch = _whole("step", step), None if epoch is None else _whole("epoch", epoch)
+        step = step if type(step) is int else _whole("step", step)
+        epoch = None if epoch is None else _whole("epoch", epoch)
         again = step == self._latest and self._steps > 0
         if self._closed or (again and not self._cancelled):
             return

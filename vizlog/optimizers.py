@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from vizlog.ranks import whole
 
@@ -102,18 +103,18 @@ class StepHooks:
         self._stepped = False
         self._unread: set[int] = set()
         self._behind: dict[int, _Behind] = {}
-        ours = _Ours(self._pre)
-        self._own = {id(optimizer): optimizer.register_step_pre_hook(ours) for optimizer in optimizers}
-        self._handles = list(self._own.values())
+        self._handles: list[RemovableHandle] = []
+        for optimizer in optimizers:
+            hook = _Ours(self)
+            handle = optimizer.register_step_pre_hook(hook)
+            hook.among = handle.hooks_dict_ref
+            if (hooks := hook.among()) is not None:
+                hooks.move_to_end(handle.id, last=False)
+            self._handles.append(handle)
         if optimizers:
-            everyones = [
-                # A compiled step runs hooks in the order that it was compiled with: there is nothing to put in order.
-                register_optimizer_step_pre_hook(_on_all(self, StepHooks.steps, compiled=False)),
-                register_optimizer_step_post_hook(_on_all(self, StepHooks.stepped, compiled=True)),
-            ]
-            self._handles += everyones
-            for handle in everyones:
-                weakref.finalize(self, handle.remove)
+            everyones = register_optimizer_step_post_hook(_on_all(self))
+            self._handles.append(everyones)
+            weakref.finalize(self, everyones.remove)
 
     def remove(self) -> None:
         """Takes the hooks off again."""
@@ -122,42 +123,18 @@ class StepHooks:
         for behind in self._behind.values():
             behind.end()
 
-    def steps(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Any optimizer of this process is about to step; its own hooks have not begun to run."""
-        handle = self._own.get(id(optimizer))
-        hooks = None if handle is None else handle.hooks_dict_ref()
-        if handle is None or hooks is None or handle.id not in hooks:
-            return
-        if self._behind and (left := self._behind.pop(id(optimizer), None)) is not None:
+    def wait(self, optimizer: Optimizer, hooks: dict[int, Any]) -> bool:
+        """Whether others among its `hooks`, a person's own, are to run first; the last of them then calls ours."""
+        if (left := self._behind.pop(id(optimizer), None)) is not None:
             left.end()  # of a step that raised
-        if len(hooks) == 1:
-            return
-        if next(iter(hooks)) != handle.id:
-            hooks.move_to_end(handle.id, last=False)
         last = next(reversed(hooks))
-        if not isinstance(hooks[last], _Ours):
-            self._behind[id(optimizer)] = _Behind(hooks, last, self._last)
+        if isinstance(hooks[last], _Ours):
+            return False
+        self._behind[id(optimizer)] = _Behind(hooks, last, self.steps)
+        return True
 
-    def stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Any optimizer of this process has stepped, and its own hooks have run."""
-        if id(optimizer) in self._known:
-            if self._unread:
-                self._read_once(optimizer)
-            self._after(optimizer)
-            return
-        # A wrapper's own step takes one of ours.
-        if not self._stepped and optimizer not in self._strangers:
-            self._strangers.add(optimizer)
-            self._other(optimizer)
-        self._stepped = False
-
-    def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._behind and id(optimizer) in self._behind:
-            return None
-        return self._last(optimizer, args, kwargs)
-
-    def _last(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What is called once a person's own hooks have run."""
+    def steps(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One of the optimizers is about to step, and a person's own hooks have run."""
         self._stepped = True
         if self._behind:
             self._behind.pop(id(optimizer), None)
@@ -183,37 +160,40 @@ class StepHooks:
             self._gradients(optimizer)
         return None
 
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Any optimizer of this process has stepped, and its own hooks have run."""
+        if id(optimizer) in self._known:
+            if self._unread:
+                self._read_once(optimizer)
+            self._after(optimizer)
+            return
+        # A wrapper's own step takes one of ours.
+        if not self._stepped and optimizer not in self._strangers:
+            self._strangers.add(optimizer)
+            self._other(optimizer)
+        self._stepped = False
+
     def _read_once(self, optimizer: Optimizer) -> None:
         if id(optimizer) in self._unread:
             self._unread.discard(id(optimizer))
             self._gradients(optimizer)
 
 
-# A step with nothing due costs little but calls, of which the hooks themselves are to be few.
-
-
-def _on_all(
-    hooks: StepHooks, call: Callable[[StepHooks, Optimizer, Any, Any], None], *, compiled: bool
-) -> Callable[[Optimizer, Any, Any], None]:
-    """A hook on all optimizers of the process; it keeps nothing alive.
-
-    Args:
-        compiled: whether a compiled step calls it too.
-    """
+def _on_all(hooks: StepHooks) -> Callable[[Optimizer, Any, Any], None]:
+    """A hook on all optimizers of the process, which tells that one has stepped; it keeps nothing alive."""
     reference = weakref.ref(hooks)
 
-    def uncompiled(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def stepped(optimizer: Optimizer, *_: Any) -> None:
         if (alive := reference()) is not None:
-            call(alive, optimizer, args, kwargs)
+            alive.stepped(optimizer)
 
-    untraced = _untraced(uncompiled)
+    untraced = _untraced(stepped)
 
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            if compiled:
-                untraced(optimizer, args, kwargs)
-        elif (alive := reference()) is not None:
-            call(alive, optimizer, args, kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            untraced(optimizer, args, kwargs)
+        elif (alive := reference()) is not None:  # again: a step with nothing due costs little but calls
+            alive.stepped(optimizer)
 
     return hook
 
@@ -225,13 +205,22 @@ def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Ours:
-    """A hook of ours among an optimizer's own; while it is there, what it calls lives."""
+    """A hook of ours among an optimizer's own, the first of them; while it is there, what it calls lives.
 
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call, self._untraced = call, _untraced(call)
+    A compiled step runs hooks in the order that it was compiled with, so that there ours runs at once.
+    """
+
+    def __init__(self, steps: StepHooks) -> None:
+        self._steps, self._untraced = steps, _untraced(steps.steps)
+        self.among: Callable[[], Any] = lambda: None  # a weak reference to the optimizer's hooks
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        return (self._untraced if torch.compiler.is_compiling() else self._call)(optimizer, args, kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            return self._untraced(optimizer, args, kwargs)
+        hooks = self.among()
+        if len(hooks) > 1 and self._steps.wait(optimizer, hooks):
+            return None
+        return self._steps.steps(optimizer, args, kwargs)
 
 
 class _Behind:
@@ -287,16 +276,13 @@ class Rounds:
 
     def __init__(self) -> None:
         self.number = -1
-        self._stepped: set[int] = set()
+        self.stepped: set[int] = set()
+        """Ids of the optimizers that have stepped in this round: whoever calls `starts` adds them."""
 
     def starts(self, optimizer: Optimizer) -> bool:
         """Called before each optimizer's step: whether a new round starts with it."""
-        if self.number >= 0 and id(optimizer) not in self._stepped:
+        if self.number >= 0 and id(optimizer) not in self.stepped:
             return False
         self.number += 1
-        self._stepped.clear()
+        self.stepped.clear()
         return True
-
-    def stepped(self, optimizer: Optimizer) -> None:
-        """Called after each optimizer's step."""
-        self._stepped.add(id(optimizer))
