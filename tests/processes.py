@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -79,6 +80,7 @@ def free_port() -> int:
 
 
 def _serve(rank: int, world: int, port: int, pipe: Connection, folder: Path) -> None:
+    faulthandler.enable()  # one that dies says where all of its threads were
     os.chdir(folder)  # the test's own folder goes with the test
     torch.set_num_threads(1)
     if world > 2:
