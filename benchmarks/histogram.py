@@ -72,7 +72,7 @@ def _on_one_thread(tensor: Tensor) -> dict[str, float]:
 
 
 def _repeats(tensor: Tensor) -> int:
-    return 3 if tensor.numel() > 10**7 else 7
+    return 3 if tensor.numel() > 10**7 else 15
 
 
 def _alone(tensor: Tensor) -> dict[str, Callable[[], object]]:
