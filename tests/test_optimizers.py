@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks as everyones
 from torch.optim.optimizer import _global_optimizer_pre_hooks as everyones_first
 
+import vizlog
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
 
 
@@ -387,6 +389,69 @@ def test_another_optimizer_may_be_the_first_to_step() -> None:
     stranger.step()
     assert told == [id(stranger)]
     kept.remove()
+
+
+def test_a_compiled_step_runs_hooks_in_the_order_in_which_they_were_registered() -> None:
+    torch._dynamo.reset()
+    optimizer = made()
+    parameter = optimizer.param_groups[0]["params"][0]
+    parameter.grad = torch.full_like(parameter, 4.0)
+
+    def halves(*_: Any) -> None:
+        parameter.grad.mul_(0.5)
+
+    optimizer.register_step_pre_hook(halves)
+    told, _ = watched(optimizer)
+    torch.compile(optimizer.step, backend="eager")()
+    assert [(moment, gradient.tolist()) for moment, _, gradient in told] == [  # type: ignore[union-attr]
+        (moment, [2.0, 2.0]) for moment in ("before", "gradients", "after")
+    ]
+
+
+@pytest.mark.parametrize("with_theirs", [False, True])
+def test_hooks_that_were_copied_are_called(*, with_theirs: bool) -> None:
+    optimizer, calls = made(), []
+    told, _ = watched(optimizer)
+    if with_theirs:
+        optimizer.register_step_pre_hook(lambda *_: calls.append("theirs"))
+    optimizer._optimizer_step_pre_hooks = type(optimizer._optimizer_step_pre_hooks)(optimizer._optimizer_step_pre_hooks)
+    optimizer.step()
+    assert [moment for moment, *_ in told] == ["before", "gradients", "after"]
+    assert calls == ["theirs"] * with_theirs
+
+
+def test_an_optimizer_whose_state_is_all_it_has_is_copied_with_the_hook() -> None:
+    class Whole(SGD):
+        def __getstate__(self) -> dict[str, Any]:
+            return self.__dict__
+
+    model = nn.Linear(2, 1)
+    optimizer = Whole(model.parameters(), lr=0.1)
+    model(torch.ones(2)).backward()
+    monitor = vizlog.watch(model, optimizer, to=vizlog.Memory(), probes=[vizlog.WeightHistograms()])
+    copy.deepcopy(optimizer).step()
+    monitor.close()
+
+
+def test_a_hook_that_raises_step_after_step_does_no_harm_to_the_next() -> None:
+    optimizer = made()
+    raises = [True]
+
+    def first(*_: Any) -> None:
+        if raises[0]:
+            raise ArithmeticError
+
+    optimizer.register_step_pre_hook(first)
+    optimizer.register_step_pre_hook(lambda *_: None)
+    told, _ = watched(optimizer)
+    told_too, _ = watched(optimizer)
+    for _ in range(1000):
+        with pytest.raises(ArithmeticError):
+            optimizer.step()
+    raises[0] = False
+    optimizer.step()
+    for calls in told, told_too:
+        assert [moment for moment, *_ in calls] == ["before", "gradients", "after"]
 
 
 def test_a_compiled_step_has_no_graph_of_ours() -> None:

@@ -33,7 +33,7 @@ from vizlog.views.axes import Axis
 from vizlog.views.figures import figure, plain
 from vizlog.views.layout import shape_of_grid
 from vizlog.views.raster import raster
-from vizlog.views.tiles import _LEAST_LABEL, _readable
+from vizlog.views.tiles import _LEAST_LABEL, _fit, _readable
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -239,6 +239,12 @@ def test_pictures_hardly_larger_than_a_tile_keep_their_own_pixels(count: int, si
         assert len(starts) == 1
         top, left = starts[0]
         assert (drawn[top : top + side, left : left + side] == pixels).all()
+
+
+def test_pictures_hardly_larger_than_a_tile_are_shrunk_to_it_where_they_do_not_fit() -> None:
+    high = [14 * (side + 34 + 10) for side in (140, 112)]  # one under the other, with words and gaps
+    assert high[0] > 2200 > high[1]
+    assert _fit(14, (140, 140), 112, 208, extra_height=34).width == 112
 
 
 def test_grey_pictures_are_grey_and_transparent_ones_show_their_ground() -> None:

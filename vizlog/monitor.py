@@ -137,7 +137,7 @@ class Monitor:
         self._ended = False
         self._cancelled = False
         self._attached = ExitStack()
-        self._passed_over: int | None = None  # the optimizer whose step is not looked at
+        self._passed_over: int | None = None  # id of an optimizer whose step is none: recorded, or makes state alone
         self._started = 0.0  # when the first step began
         self._pace: float | None = None  # seconds a step takes
         self._steps = 0
@@ -394,12 +394,12 @@ class Monitor:
 
     def _before_step(self, optimizer: Optimizer) -> bool:
         self._passed_over = None
-        # `try` in place of a context, and questions before calls: they are what a step with nothing due costs.
+        # `try` in place of a context, and few calls: they are what a step with nothing due costs.
         if torch.cuda.is_initialized() and self._is_recorded():
             self._passed_over = id(optimizer)
             return False
         try:
-            if not optimizer.state and makes_state_only(optimizer):
+            if not getattr(optimizer, "state", None) and makes_state_only(optimizer):
                 self._passed_over = id(optimizer)
                 return False
         except BaseException as error:

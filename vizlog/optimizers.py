@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.hooks import RemovableHandle
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from vizlog.ranks import whole
 
@@ -85,7 +85,8 @@ class StepHooks:
 
     A person's own hooks run first, whenever they were registered: they may clip gradients, or change the new weights.
     Yet none of ours comes after one of theirs in torch's loop over hooks, which would end in an error where theirs
-    takes itself off: ours stand before them, and take part in the call of the last one.
+    takes itself off: ours stand before them, and take part in the call of the last one. In a compiled step, which runs
+    hooks in the order that it was compiled with, theirs run first that were registered first.
     """
 
     def __init__(
@@ -103,18 +104,18 @@ class StepHooks:
         self._stepped = False
         self._unread: set[int] = set()
         self._behind: dict[int, _Behind] = {}
-        self._handles: list[RemovableHandle] = []
-        for optimizer in optimizers:
-            hook = _Ours(self)
-            handle = optimizer.register_step_pre_hook(hook)
-            hook.among = handle.hooks_dict_ref
-            if (hooks := hook.among()) is not None:
-                hooks.move_to_end(handle.id, last=False)
-            self._handles.append(handle)
-        if optimizers:
-            everyones = register_optimizer_step_post_hook(_on_all(self))
-            self._handles.append(everyones)
-            weakref.finalize(self, everyones.remove)
+        self._handles = [optimizer.register_step_pre_hook(_Ours(self)) for optimizer in optimizers]
+        everyones = [register_optimizer_step_post_hook(_on_all(self))] if optimizers else []
+        later = {
+            id(optimizer): handle.id
+            for optimizer, handle in zip(optimizers, self._handles, strict=True)
+            if not all(isinstance(hook, _Ours) for hook in _hooks(optimizer).values())
+        }
+        if later:
+            everyones.append(register_optimizer_step_pre_hook(_puts_first(later)))
+        self._handles += everyones
+        for handle in everyones:
+            weakref.finalize(self, handle.remove)
 
     def remove(self) -> None:
         """Takes the hooks off again."""
@@ -179,6 +180,28 @@ class StepHooks:
             self._gradients(optimizer)
 
 
+def _hooks(optimizer: Optimizer) -> OrderedDict[int, Any]:
+    hooks: Any = optimizer._optimizer_step_pre_hooks  # noqa: SLF001 -- torch tells nobody who else is hooked
+    return hooks  # type: ignore[no-any-return]
+
+
+def _puts_first(places: Mapping[int, int]) -> Callable[[Optimizer, Any, Any], None]:
+    """A hook on all optimizers, which puts ours before those that were there earlier; inert in a compiled step.
+
+    Args:
+        places: id of an optimizer -> the key of our hook among its own.
+    """
+
+    def hook(optimizer: Optimizer, *_: Any) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            return
+        place = places.get(id(optimizer), -1)
+        if place in (hooks := _hooks(optimizer)) and next(iter(hooks)) != place:
+            hooks.move_to_end(place, last=False)
+
+    return hook
+
+
 def _on_all(hooks: StepHooks) -> Callable[[Optimizer, Any, Any], None]:
     """A hook on all optimizers of the process, which tells that one has stepped; it keeps nothing alive."""
     reference = weakref.ref(hooks)
@@ -189,52 +212,50 @@ def _on_all(hooks: StepHooks) -> Callable[[Optimizer, Any, Any], None]:
 
     untraced = _untraced(stepped)
 
-    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_dynamo_compiling():
-            untraced(optimizer, args, kwargs)
-        elif (alive := reference()) is not None:  # again: a step with nothing due costs little but calls
-            alive.stepped(optimizer)
+    def hook(optimizer: Optimizer, *_: Any) -> None:
+        (untraced if torch.compiler.is_dynamo_compiling() else stepped)(optimizer)
 
     return hook
 
 
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     """The hook, which a compiled step calls as it is: traced, it makes graphs of its own, and compiler errors."""
-    aside: Callable[..., Any] = torch.compiler.disable(hook)  # some 15 µs a call
-    return aside
+    return torch.compiler.disable(hook)  # type: ignore[no-any-return]  # some 15 µs a call
 
 
 class _Ours:
-    """A hook of ours among an optimizer's own, the first of them; while it is there, what it calls lives.
+    """A hook of ours among an optimizer's own, before all of a person's; while it is there, what it calls lives.
 
-    A compiled step runs hooks in the order that it was compiled with, so that there ours runs at once.
+    But in a compiled step, which runs hooks in the order that it was compiled with: there ours runs in its place.
     """
 
     def __init__(self, steps: StepHooks) -> None:
         self._steps, self._untraced = steps, _untraced(steps.steps)
-        self.among: Callable[[], Any] = lambda: None  # a weak reference to the optimizer's hooks
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
             return self._untraced(optimizer, args, kwargs)
-        hooks = self.among()
+        hooks = _hooks(optimizer)
         if len(hooks) > 1 and self._steps.wait(optimizer, hooks):
             return None
         return self._steps.steps(optimizer, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Ours:
+        return self  # as a function would be
 
 
 class _Behind:
     """For one step in the place of the last of an optimizer's own pre-hooks: calls that, and then ours."""
 
     def __init__(self, hooks: dict[int, Callable[..., Any]], place: int, ours: Callable[..., Any]) -> None:
-        self._hooks, self._place, self._theirs, self._ours = hooks, place, hooks[place], ours
-        self._ended = False
+        self._hooks, self._place, self.theirs, self._ours = hooks, place, hooks[place], ours
+        self.ended = False
         hooks[place] = self
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        is_ours, given = not self._ended, (args, kwargs)
+        is_ours, given = not self.ended, (args, kwargs)
         self.end()
-        found = self._theirs(optimizer, *given)
+        found = self.theirs(optimizer, *given)
         if not is_ours or not (found is None or (isinstance(found, tuple) and len(found) == 2)):
             return found  # torch says what is wrong with it
         mine = self._ours(optimizer, *(given if found is None else found))
@@ -242,10 +263,12 @@ class _Behind:
 
     def end(self) -> None:
         """Puts theirs back, unless they or another monitor's stand there now; then this does nothing any more."""
-        self._ended = True
+        self.ended = True
+        while isinstance(self.theirs, _Behind) and self.theirs.ended:  # another monitor's, of a step that raised
+            self.theirs = self.theirs.theirs
         found: object = self._hooks.get(self._place)
         if found is self:
-            self._hooks[self._place] = self._theirs
+            self._hooks[self._place] = self.theirs
 
 
 def skipped(optimizer: Optimizer) -> Tensor | None:

@@ -56,7 +56,7 @@ def shape_of_grid(number_of_tiles: int, tile_width: int, width: int, gap: int) -
 
 
 def grid(tiles: Sequence[Image.Image], columns: int, gap: int = 10) -> Image.Image:
-    """Tiles row by row; every column is as wide, and every row as high, as its largest tile."""
+    """Tiles row by row; every column is as wide, and every row as high, as its largest tile. One alone is returned."""
     if len(tiles) == 1:
         return tiles[0]
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]

@@ -63,8 +63,7 @@ def images(record: Images, width: int) -> Image.Image:
     """A grid of pictures in order; small ones enlarged with their pixels kept sharp."""
     count, height, wide, channels = record.pixels.shape
     norms = [f"norm {number(norm)}" for norm in record.norms] if record.norms is not None else [""] * count
-    largest = _unshrunk(_side(count), (height, wide))
-    fit = _fit(count, (height, wide), largest, width, extra_height=(2 + any(norms)) * line_height())
+    fit = _fit(count, (height, wide), _side(count), width, extra_height=(2 + any(norms)) * line_height())
     titles = _words(record.titles[: fit.tiles], fit.width)
     below = _words(norms[: fit.tiles], fit.width)
     tiles = [
@@ -127,11 +126,6 @@ def _side(count: int) -> int:
     return next((side for most, side in ((1, 384), (4, 216), (16, 112), (80, 88), (300, 56)) if count <= most), 40)
 
 
-def _unshrunk(side: int, shape: tuple[int, int]) -> int:
-    """The side, or that of the array (H, W) where it is hardly larger: its own pixels show more than averages do."""
-    return max(shape) if side < max(shape) <= 1.25 * side else side
-
-
 def _fit(
     count: int,
     shape: tuple[int, int],
@@ -144,8 +138,12 @@ def _fit(
     groups: int = 1,
     tallest: int = TALLEST,
 ) -> _Fit:
-    """The largest tiles, of at most `largest` pixels, that fit the page's width and height; if none do, fewer tiles."""
-    side = float(min(largest, (width - extra_width) // panels - 4))
+    """The largest tiles, of at most `largest` pixels, that fit the page's width and height; if none do, fewer tiles.
+
+    An array that is hardly larger than that is not shrunk where it fits: its own pixels show more than averages do.
+    """
+    own, room = max(shape), (width - extra_width) // panels - 4
+    side = float(own if largest < own <= min(1.25 * largest, room) else min(largest, room))
     while True:
         wide, high = _scaled(shape, int(side))
         rows, columns = shape_of_grid(count, panels * (wide + 6) + extra_width, width, _GAP)
@@ -154,7 +152,7 @@ def _fit(
             return _Fit(wide, high, columns, count, groups)
         if side <= _SMALLEST:
             break
-        side = max(side * 0.92, _SMALLEST)
+        side = float(largest) if side > largest else max(side * 0.92, _SMALLEST)
         if side < 3 * line_height():  # too small for words around it
             extra_height, extra_width = 0, 0
     rows = max(1, tallest // row_height)
@@ -271,7 +269,7 @@ def _maps(record: Heatmaps, width: int) -> Image.Image:
     left, below = _longest_label(rows or (), 120), _longest_label(columns or (), 90)
     labelled = rows is not None or columns is not None
     shape = (height, wide) if record.over is None else (record.over.shape[1], record.over.shape[2])
-    largest = _unshrunk(_side(count) if panels == 1 else (150 if count > 2 else 280), shape)
+    largest = _side(count) if panels == 1 else (150 if count > 2 else 280)
     if labelled:
         largest = max(largest, min(2 * _side(count), 34 * max(shape)))
     notes_height = (2 + 2 * any(record.notes)) * line_height()
