@@ -341,6 +341,25 @@ def test_histograms_made_together_are_those_made_one_by_one() -> None:
         histograms([("", named[0][1], "")])
 
 
+def test_only_who_compiles_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("numba")
+    Path(tmp_path, "twice.py").write_text(
+        "from vizlog.compute.compiled import compiled, made_anew\n"
+        "@compiled('int64(int64)')\n"
+        "def twice(number):\n"
+        "    return 2 * number\n"
+        "print(twice(4), made_anew())\n"
+    )
+
+    def said() -> str:
+        command = [sys.executable, "-c", "import twice"]
+        root = str(Path(module.__file__).parents[2])
+        paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
+        return subprocess.run(command, env=paths, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert [said(), said()] == ["8 it is kept for the next run", "8"]
+
+
 @pytest.mark.parametrize("room", [1 << 19, 3000, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_counts_of_many_are_those_of_each_wherever_memory_ends(

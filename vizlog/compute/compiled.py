@@ -7,7 +7,9 @@ from typing import Any
 
 import numba
 
-__all__ = ["called_back", "compiled"]
+__all__ = ["called_back", "compiled", "made_anew"]
+
+_made: list[Any] = []
 
 
 def compiled(*signatures: str, fastmath: set[str] | bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -20,11 +22,22 @@ def compiled(*signatures: str, fastmath: set[str] | bool = False) -> Callable[[C
     def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
         try:
-            return numba.njit(list(signatures), cache=True, **options)(function)
+            made = numba.njit(list(signatures), cache=True, **options)(function)
         except (RuntimeError, OSError):  # no folder that numba can write its cache to, or no room there
-            return numba.njit(list(signatures), **options)(function)
+            made = numba.njit(list(signatures), **options)(function)
+        _made.append(made)
+        return made
 
     return compile_
+
+
+def made_anew() -> str:
+    """What a person is told where some of it was compiled in this process, which takes seconds; else ""."""
+    if all(made.stats.cache_hits for made in _made):
+        return ""
+    if all(made.stats.cache_path for made in _made):
+        return "it is kept for the next run"
+    return "as at each start, for numba has no folder to keep it in (NUMBA_CACHE_DIR names one)"
 
 
 def called_back(function: Callable[..., Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -170,17 +171,17 @@ _IN_PLACE = {torch.float32: 4, torch.float64: 8}
 _PLAIN = (Tensor, torch.nn.Parameter)
 """Classes whose memory holds their values; one that wraps another has none of its own."""
 
-_WORTH_A_WORD = 3.0
-"""Seconds that nobody waits without wondering why; what was compiled before loads in one."""
-
 
 def _new_pass(grid: Grid) -> Pass:
     if importlib.util.find_spec("numba"):
         began = time.monotonic()
+        imported = "vizlog.compute.bits_numba" in sys.modules
         from vizlog.compute.bits_numba import CompiledPass
+        from vizlog.compute.compiled import made_anew
 
-        if (took := time.monotonic() - began) > _WORTH_A_WORD:
-            LOG.info("vizlog compiled its histogram, which took %.0f s; it is kept for the next run", took)
+        # Seconds that nobody waits without wondering why.
+        if not imported and (so := made_anew()):
+            LOG.info("vizlog compiled its histogram, which took %.0f s; %s", time.monotonic() - began, so)
         return CompiledPass(grid)
     from vizlog.compute.bits_numpy import PlainPass
 
