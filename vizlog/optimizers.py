@@ -124,7 +124,7 @@ class StepHooks:
         for behind in self._behind.values():
             behind.end()
 
-    def wait(self, optimizer: Optimizer, hooks: dict[int, Any]) -> bool:
+    def give_way(self, optimizer: Optimizer, hooks: dict[int, Any]) -> bool:
         """Whether others among its `hooks`, a person's own, are to run first; the last of them then calls ours."""
         if (left := self._behind.pop(id(optimizer), None)) is not None:
             left.end()  # of a step that raised
@@ -236,7 +236,7 @@ class _Ours:
         if torch.compiler.is_dynamo_compiling():
             return self._untraced(optimizer, args, kwargs)
         hooks = _hooks(optimizer)
-        if len(hooks) > 1 and self._steps.wait(optimizer, hooks):
+        if len(hooks) > 1 and self._steps.give_way(optimizer, hooks):
             return None
         return self._steps.steps(optimizer, args, kwargs)
 
