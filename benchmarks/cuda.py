@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -96,14 +97,14 @@ def _milliseconds(work: Callable[[], object], *, repeats: int = 15) -> float:
 
 
 def _weights() -> list[vizlog.Probe]:
-    return [vizlog.WeightHistograms(every=2, most=None), vizlog.GradientHistograms(every=2, most=None)]
+    return [vizlog.WeightHistograms(every=1, most=None), vizlog.GradientHistograms(every=1, most=None)]
 
 
 _PROBES: dict[str, Callable[[], Sequence[vizlog.Probe]]] = {
     "every weight and gradient histogram": _weights,
     "and every activation of the live forward": lambda: [
         *_weights(),
-        vizlog.ActivationHistograms(every=2, most=None, source="live"),
+        vizlog.ActivationHistograms(every=1, most=None, source="live"),
     ],
 }
 _ASKED = ("every weight and gradient histogram",)
@@ -111,18 +112,22 @@ _ASKED = ("every weight and gradient histogram",)
 
 def _logged_step(probes: Callable[[], Sequence[vizlog.Probe]], *, pairs: int = 12) -> dict[str, float]:
     """Median seconds of a plain and of a logged step, in turns; until the device is done with it."""
-    work = gpt2_small()
-    done = [MIDST]
-    monitor = vizlog.watch(work.model, work.optimizer, to=vizlog.Memory(), probes=probes(), step=lambda: done[0])
+    work, steps = gpt2_small(), itertools.count(MIDST)
+    monitor = vizlog.Monitor(work.model, probes(), to=vizlog.Memory(), optimizer=work.optimizer)
+
+    def logged() -> None:
+        with monitor.step(next(steps)):
+            work.backward()
+        work.optimizer.step()
+
     seconds: dict[str, list[float]] = {"logged": [], "plain": []}
     for _ in range(2 + pairs):
-        for kind in ("logged", "plain"):
+        for kind, step in (("logged", logged), ("plain", work.step)):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            work.step()
+            step()
             torch.cuda.synchronize()
             seconds[kind].append(time.perf_counter() - start)
             monitor.flush()
-            done[0] += 1
     monitor.close()
     return {kind: statistics.median(times[2:]) for kind, times in seconds.items()}

@@ -8,12 +8,13 @@ import operator
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, ClassVar, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ __all__ = [
     "Layer",
     "Outputs",
     "Request",
+    "Silent",
     "Survey",
     "Updates",
     "Weights",
@@ -172,49 +174,114 @@ class Call:
 # Capturing ------------------------------------------------------------------------------------------------------------
 
 
+class Silent:
+    """Modules that call no activation or no attention function themselves, so that nobody need listen while they run.
+
+    To look at a torch function takes longer than many a function does. Who is silent is learnt from forwards that are
+    listened to whole, the first and each `WHOLE`th after it: a module that ran there and called none. What one calls
+    for the first time in between is seen at the next of these.
+    """
+
+    WHOLE = 8
+
+    def __init__(self) -> None:
+        self._looks = 0
+        self._ran: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+        self._within: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+        self._spoke: dict[type, WeakValueDictionary[int, nn.Module]] = {
+            kind: WeakValueDictionary() for kind in (Outputs, AttentionCalls)
+        }
+        self._spoke_outside = False
+
+    def ran(self, module: nn.Module, *, within: bool) -> None:
+        """A module has run and was listened to, within another or as the outermost."""
+        (self._within if within else self._ran)[id(module)] = module
+
+    def spoke(self, kind: type, module: nn.Module | None) -> None:
+        """A module has called an activation (`Outputs`) or attention (`AttentionCalls`); None: what runs the models."""
+        if module is None:
+            self._spoke_outside = True
+        else:
+            self._spoke[kind][id(module)] = module
+
+    def look(self, kinds: Collection[type]) -> Heard:
+        """Takes one more look, for requests of these kinds."""
+        whole = self._looks % self.WHOLE == 0
+        self._looks += 1
+        if whole:
+            return Heard()
+        spoke = {number for kind in kinds for number in self._spoke[kind]}
+        outermost = set(self._ran) - spoke
+        return Heard(outermost, set(self._within) - spoke - set(self._ran), not self._spoke_outside)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a look may rely on: ids of silent modules, and whether all is silent outside of modules."""
+
+    outermost: Container[int] = ()
+    within: Container[int] = ()
+    outside: bool = False
+
+
 class Capture:
     """Results of requests for outputs and attention, filled while `attached`.
 
     Args:
         models: name -> bare module.
         requests: anything hashable -> what is wanted.
+        silent: what earlier looks at the same forward have shown, and this one adds to.
 
     `results[key][layer]` is a list, one result a call; `errors[key]` is the first exception that a reducer raised, kept
     from the forward; `seconds[key]` is what its reductions took.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], requests: Mapping[Any, Outputs | AttentionCalls]) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        requests: Mapping[Any, Outputs | AttentionCalls],
+        silent: Silent | None = None,
+    ) -> None:
         self.models = models
         self.results: dict[Any, dict[str, list[Any]]] = {key: {} for key in requests}
         self.errors: dict[Any, Exception] = {}
         self.seconds: dict[Any, float] = dict.fromkeys(requests, 0.0)
         self._outputs = {key: request for key, request in requests.items() if isinstance(request, Outputs)}
         self._attention = {key: request for key, request in requests.items() if isinstance(request, AttentionCalls)}
-        self._stack: list[tuple[str, nn.Module]] = []
+        self._silent = Silent() if silent is None else silent
+        self._heard = self._silent.look({type(request) for request in requests.values()})
+        self._mode: _Functions | None = None  # while it listens: what looks at torch functions
+        self._listening = 0  # how often it was begun
+        self._stack: list[tuple[str, nn.Module, bool]] = []  # what runs, and whether it is listened to
         self._passed_by: nn.Module | None = None  # whose forward is none of the training's
         self._calls: dict[str, int] = {}
         self._channel_dims: dict[tuple[int, ...], int] = {}
         self._last_functional: Callable[[], Any] = lambda: None  # a weak reference
         self._kept: dict[Any, dict[str, int]] = {}  # how many results there were when a live forward began
         self._handled = id(None)  # the exception that was being handled then
-        self._live: ExitStack | None = None  # holds the function mode while a live forward runs
-        self._frame: FrameType | None = None  # in which that is called
+        self._live = False
+        self._frame: FrameType | None = None  # in which a live forward is called
 
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Around one forward: hooks go on before and come off after it, whatever it raises."""
         with ExitStack() as stack:
             self.attach(stack)
-            with _Functions(self):
-                yield
+            stack.callback(self._stop)
+            if not self._heard.outside:
+                self._listen()
+            yield
 
     def attach(self, stack: ExitStack) -> None:
         """Hooks the modules until `stack` closes."""
         handles: list[Any] = []
         stack.callback(_remove, handles)
-        enter, leave, failed = self._enter, self._leave, self.failed
+        enter, leave, ran, failed = self._enter, self._leave, self._ran_silently, self.failed
         for name, module in named_modules(self.models).items():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
+                continue
+            if id(module) in self._heard.within:
+                handles.append(module.register_forward_hook(_Hook(ran, name, failed), with_kwargs=True))
                 continue
             handles.append(module.register_forward_pre_hook(_Hook(enter, name, failed)))
             left = _Hook(leave, name, failed)
@@ -226,8 +293,8 @@ class Capture:
         Left out: an evaluation (eval mode and grad off, or inference mode), what a checkpoint computes again during
         backward, and what is being compiled or recorded into a CUDA graph.
         """
-        self._live = ExitStack()
-        stack.callback(self._live.close)
+        self._live = True
+        stack.callback(self._stop)
         self.attach(stack)
 
     def restart(self) -> None:
@@ -251,7 +318,7 @@ class Capture:
             self._give_up_forward()
         if self._passed_by is not None:
             return
-        if self._live is not None and not self._stack:
+        if self._live and not self._stack:
             self._frame = sys._getframe(2)  # noqa: SLF001
             if _is_no_training_forward(module):
                 self._passed_by = module  # and all within: of its parts some may stay in training mode
@@ -261,23 +328,22 @@ class Capture:
                 key: {name: len(calls) for name, calls in found.items()} for key, found in self.results.items()
             }
             self._handled = id(sys.exc_info()[1])
-            self._live.enter_context(_Functions(self))
-        self._stack.append((name, module))
+        if listens := id(module) not in self._heard.outermost:
+            self._listen()
+        self._stack.append((name, module, listens))
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         if self._passed_by is not None:
             if self._passed_by is module:
                 self._passed_by = self._frame = None
             return
-        if self._stack and self._stack[-1][1] is module:
-            self._stack.pop()
-        elif any(entered is module for _, entered in self._stack):
-            while self._stack.pop()[1] is not module:  # a forward that raised leaves entries above this one
-                pass
-        else:
+        if not any(entered is module for _, entered, _ in self._stack):
             return  # of a forward that is not looked at
-        if self._live is not None and not self._stack:
-            self._live.close()
+        while self._ended() is not module:  # a forward that raised leaves entries above this one
+            pass
+        if output is not None:  # of one that raised it is
+            self._silent.ran(module, within=bool(self._stack))
+        if self._live and not self._stack:
             self._frame = None
             if id(sys.exc_info()[1]) != self._handled:
                 self._forget_forward()
@@ -297,6 +363,36 @@ class Capture:
         here = output if type(tensor) is Tensor else _here(tensor, output)
         self._reduce(self._outputs, Call(layer, module, None, args, kwargs, here, dim))
 
+    def _ran_silently(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """In place of the two above, for a module that is silent."""
+        if not self._stack and self._passed_by is None:  # it is called by itself, as it was not before
+            self._enter(name, module, args)
+            self._leave(name, module, args, kwargs, output)
+        elif self._passed_by is None and not is_recording():
+            with DisableTorchFunction():
+                self._returned(name, module, args, kwargs, output)
+
+    def _ended(self) -> nn.Module:
+        """The innermost module is done."""
+        _, module, listened = self._stack.pop()
+        self._listening -= listened
+        if not self._listening:
+            self._stop()
+        return module
+
+    def _listen(self) -> None:
+        """Every torch function is looked at, until as many modules have ended as began to be listened to."""
+        self._listening += 1
+        if self._mode is None:
+            self._mode = _Functions(self)
+            self._mode.__enter__()
+
+    def _stop(self) -> None:
+        """Listens no more, whatever has not ended."""
+        mode, self._mode, self._listening = self._mode, None, 0
+        if mode is not None:
+            mode.__exit__(None, None, None)
+
     def _is_running(self) -> bool:
         """Whether the outermost forward goes on; of one that Ctrl-C has ended torch tells no hook."""
         frame: FrameType | None = sys._getframe()  # noqa: SLF001
@@ -306,8 +402,8 @@ class Capture:
 
     def _give_up_forward(self) -> None:
         """Of a live forward that was ended from outside nothing is kept."""
-        if self._stack and self._live is not None:
-            self._live.close()
+        if self._stack and self._live:
+            self._stop()
             self._forget_forward()
         self._stack.clear()
         self._passed_by = self._frame = None
@@ -322,12 +418,14 @@ class Capture:
         """A torch function returned `output`."""
         if is_recording():
             return
-        name, module = self._stack[-1] if self._stack else ("", None)
+        name, module, _ = self._stack[-1] if self._stack else ("", None, True)
         if is_attention(function, args, kwargs, output):
+            self._silent.spoke(AttentionCalls, module)
             self._reduce(self._attention, Call(name, None, function, args, kwargs, output))
         kind = _ACTIVATIONS.get(function)
         if kind is None or _is_activation(module):
             return
+        self._silent.spoke(Outputs, module)
         layer = self._numbered(f"{name}.{kind}" if name else kind)
         self._last_functional = weakref.ref(output)
         dim = self._channel_dim(None, output)
@@ -670,6 +768,8 @@ def first_tensor(value: Any) -> Tensor | None:
     """The first tensor in nested tuples, lists, dicts, model outputs and dataclasses."""
     if isinstance(value, Tensor):
         return value
+    if type(value) is tuple and value and isinstance(value[0], Tensor):  # the usual, found in a tenth of the time
+        return value[0]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = [getattr(value, part.name) for part in dataclasses.fields(value)]
     for leaf in tree_leaves(value):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch
-from vizlog.capture import AttentionCalls, Capture, Gradients, Outputs, Request, Updates, Weights, device_of
+from vizlog.capture import AttentionCalls, Capture, Gradients, Outputs, Request, Silent, Updates, Weights, device_of
 from vizlog.channel import RanksApart
 from vizlog.compute.transfer import to_host
 from vizlog.probes.base import Probe
@@ -106,6 +106,7 @@ class DueStep:
         models: name -> bare module.
         failed: called with (turn, what it was doing, error) when a probe fails; the probe is left out from then on.
         ranks: those that hold the models.
+        silent: what the due steps before have shown of the training forward, and of passes over the fixed batch.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class DueStep:
         models: Mapping[str, nn.Module],
         failed: Callable[[Turn, str, Exception], None],
         ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
+        silent: tuple[Silent, Silent] | None = None,
     ) -> None:
         self.step: int | None = None  # None until it has begun
         self.epoch: int | None = None
@@ -129,6 +131,7 @@ class DueStep:
         self._results: dict[Key, dict[str, Any]] = {}
         self._before: dict[Key, dict[str, Tensor]] = {}
         self._live: Capture | None = None
+        self._silent = silent or (Silent(), Silent())
 
     def add(self, turns: Iterable[Turn], *, forward_passed: bool = False) -> None:
         """Asks probes that are due what they want; those that want a training forward which has passed are left out."""
@@ -294,7 +297,8 @@ class DueStep:
 
     def attach_live(self, stack: ExitStack) -> None:
         """Looks at the training forwards until `stack` closes; compiled ones run eagerly meanwhile."""
-        self._live = Capture(self.models, {key: request for key, request in self._requests(Outputs) if request.live})
+        wanted = {key: request for key, request in self._requests(Outputs) if request.live}
+        self._live = Capture(self.models, wanted, self._silent[0])
         self._live.attach_live(stack)
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -319,7 +323,7 @@ class DueStep:
         # To the end, whatever failed: other ranks may be waiting in a forward.
         for start in range(0, most, batch.chunk):
             wanted = {key: request for key, request in asked.items() if request.examples > start and key in self._asked}
-            capture = Capture(self.models, wanted)
+            capture = Capture(self.models, wanted, self._silent[1])
             began = time.perf_counter()
             part = batch.part(start, min(start + batch.chunk, most), device)
             with torch.no_grad(), context(), capture.forward():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 import random
 import sys
 from collections import OrderedDict, deque
@@ -19,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import checkpoint
 
 from vizlog.ranks import reshard, sharded_modules
+from vizlog.selection import parts_of
 
 __all__ = ["isolated"]
 
@@ -46,11 +48,12 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     models = list(models)
     modules = _modules(models)
     with ExitStack() as stack:
-        stack.enter_context(_random_states(models))
+        parameters = [parameter for model in models for parameter in model.parameters()]
+        stack.enter_context(_random_states(parameters))
         stack.enter_context(_eager())
         stack.enter_context(_no_cached_casts())
         stack.enter_context(_no_reentrant_checkpoints())
-        stack.enter_context(_gradients(models))
+        stack.enter_context(_gradients(parameters))
         stack.callback(reshard, models)
         left_alone = _left_alone(models)
         data = _Data(modules, left_alone)
@@ -79,13 +82,16 @@ def _modules(models: list[nn.Module]) -> list[nn.Module]:
     looked_into: set[int] = set()
     roots = list(models)
     for root in roots:
-        for module in root.modules():
-            if id(module) in found:
-                continue
-            found[id(module)] = module
-            for value in [value for name, value in module.__dict__.items() if name not in _OF_TORCH]:
+        for module in parts_of([root], found):
+            for value in _own(module):
                 roots += _held(value, 0, looked_into)
     return list(found.values())
+
+
+def _own(module: nn.Module) -> list[Any]:
+    """What stands in its attributes that torch has not put there, but for plain values."""
+    attributes = module.__dict__
+    return [value for name in attributes.keys() - _OF_TORCH if type(value := attributes[name]) not in _PLAIN]
 
 
 def _held(value: Any, depth: int, looked_into: set[int]) -> Iterator[nn.Module]:
@@ -104,8 +110,8 @@ def _held(value: Any, depth: int, looked_into: set[int]) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _random_states(models: list[nn.Module]) -> Iterator[None]:
-    devices = {parameter.device for model in models for parameter in model.parameters()}
+def _random_states(parameters: list[nn.Parameter]) -> Iterator[None]:
+    devices = {parameter.device for parameter in parameters}
     python, numpy = random.getstate(), sys.modules.get("numpy")
     legacy = numpy.random.get_state() if numpy is not None else None
     with ExitStack() as stack:
@@ -161,8 +167,7 @@ class _Uncheckpointed:
 
 
 @contextmanager
-def _gradients(models: list[nn.Module]) -> Iterator[None]:
-    parameters = [parameter for model in models for parameter in model.parameters()]
+def _gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
     # A strided gradient of a sparse parameter, as some are given, could not be put back.
     kept = [(parameter, parameter.grad) for parameter in parameters if parameter.layout == torch.strided]
     for parameter, gradient in kept:
@@ -248,12 +253,14 @@ def _attributes(modules: list[nn.Module], containers: Iterable[Any]) -> Iterator
 def _hooks(modules: list[nn.Module]) -> Iterator[None]:
     # Some models of transformers add them at their first forward, and keep that they did in an attribute; one that
     # makes something at the first forward takes itself off.
-    kept = [(hooks, dict(hooks)) for module in modules for name in _HOOKS for hooks in [module.__dict__.get(name, {})]]
+    all_hooks = [hooks for module in modules for name in _HOOKS if (hooks := module.__dict__.get(name)) is not None]
+    kept = [(hooks, dict(hooks) if hooks else _NONE) for hooks in all_hooks]
     try:
         yield
     finally:
         for hooks, before in kept:
-            _put_back(hooks, before)
+            if hooks or before:
+                _put_back(hooks, before)
 
 
 class _Data:
@@ -269,11 +276,12 @@ class _Data:
         self.containers: dict[int, Any] = {}
         self._known: set[int] = set()
         for module in modules:
-            for name, value in module.__dict__.items():
-                if name in ("_parameters", "_buffers", "_modules"):
-                    if name not in left_alone and isinstance(value, _CONTAINERS):  # a ScriptModule's lie beyond Python
-                        self.containers[id(value)] = value
-                elif name not in _OF_TORCH and type(value) not in _PLAIN and id(value) not in self._known:
+            for name in ("_parameters", "_buffers", "_modules"):
+                value = module.__dict__.get(name)
+                if name not in left_alone and isinstance(value, _CONTAINERS):  # a ScriptModule's lie beyond Python
+                    self.containers[id(value)] = value
+            for value in _own(module):
+                if id(value) not in self._known:
                     self._known.add(id(value))
                     self._add(value)
 
@@ -358,6 +366,7 @@ _GENERATORS = frozenset(
 _OF_TORCH = frozenset(nn.Module().__dict__)
 # Of a state dict they change nothing in training, and those that `fully_shard` adds in the first forward must stay.
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.startswith(("_forward_", "_backward_")))
+_NONE: dict[Any, Any] = {}
 _DEEPEST = 6
 _DEEPEST_MODULE = 3
 _MOST_PARTS = 10_000
@@ -371,13 +380,16 @@ def _left_alone(models: list[nn.Module]) -> frozenset[str]:
 
 def _same(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
     """Whether they hold the same objects, in one order."""
-    return len(a) == len(b) and all(
-        one is other and a[one] is b[other] for one, other in zip(list(a), list(b), strict=True)
-    )
+    kind: Any = OrderedDict if isinstance(a, OrderedDict) else dict
+    if len(a) != len(b) or not all(map(operator.is_, kind.keys(a), b)):
+        return False
+    return all(map(operator.is_, kind.values(a), b.values()))
 
 
 def _shallow(container: Any) -> Any:
     """Its parts, as the plain container or array that holds them."""
+    if type(container) is dict:  # nearly all are
+        return container.copy()
     if isinstance(container, np.ndarray):
         return container.copy()
     kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
@@ -387,22 +399,22 @@ def _shallow(container: Any) -> Any:
 def _put_back(container: Any, copy: Any) -> None:
     # What has not changed is not touched: the training may be in the middle of a loop over it. And by the methods of
     # the plain kind: those of a class of one's own may do more.
-    if isinstance(container, np.ndarray):
+    if isinstance(container, dict):
+        if not _same(container, copy):
+            of_dicts: Any = OrderedDict if isinstance(container, OrderedDict) else dict
+            of_dicts.clear(container)
+            of_dicts.update(container, copy)
+    elif isinstance(container, np.ndarray):
         if container.tobytes() != copy.tobytes():
             container[...] = copy
     elif isinstance(container, (deque, list)):
-        if len(container) != len(copy) or any(a is not b for a, b in zip(container, copy, strict=True)):
+        if len(container) != len(copy) or any(map(operator.is_not, container, copy)):
             of_lists: Any = deque if isinstance(container, deque) else list
             of_lists.clear(container)
             of_lists.extend(container, copy)
-    elif isinstance(container, set):
-        if container != copy:
-            set.clear(container)
-            set.update(container, copy)
-    elif not _same(container, copy):
-        of_dicts: Any = OrderedDict if isinstance(container, OrderedDict) else dict
-        of_dicts.clear(container)
-        of_dicts.update(container, copy)
+    elif container != copy:
+        set.clear(container)
+        set.update(container, copy)
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:

@@ -23,6 +23,7 @@ from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch
 from vizlog.budget import stretches
 from vizlog.capture import (
     AutocastSeen,
+    Silent,
     Survey,
     before_forwards,
     compiles_hooks,
@@ -42,7 +43,7 @@ from vizlog.probes.base import Context, Probe, as_probes, measures
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
 from vizlog.schedules import Schedule, Thinning
-from vizlog.selection import given_models, named_models, named_modules, named_parameters
+from vizlog.selection import given_models, named_models, named_modules, named_once, named_parameters
 from vizlog.stopping import Stop, StopWhen
 
 __all__ = ["Monitor"]
@@ -134,6 +135,7 @@ class Monitor:
         self._next_step: float = -1
         self._by_epochs = any(turn.probe.schedule.needs_epochs for turn in self._turns)
         self._due: DueStep | None = None
+        self._silent = Silent(), Silent()  # in the training forward, and on the fixed batch
         self._ended = False
         self._cancelled = False
         self._attached = ExitStack()
@@ -556,15 +558,16 @@ class Monitor:
         if self._due is not None:
             self._due.add(turns, forward_passed=forward_passed)
             return
-        self._due = DueStep(self._models, self._disable, self._ranks)
-        self._due.add(turns, forward_passed=forward_passed)
+        self._due = due = DueStep(self._models, self._disable, self._ranks, self._silent)
+        with named_once():
+            due.add(turns, forward_passed=forward_passed)
+            if due.wants_live:
+                due.attach_live(self._attached)
         # Between steps a model may be saved whole, and read back where no hook is allowed: once is enough.
         if self._forward_context is self._autocast and not self._autocast.known:
             for root in self._roots:
                 if not compiles_hooks(root):
                     self._autocast.attach(self._attached, root)
-        if self._due.wants_live:
-            self._due.attach_live(self._attached)
 
     def _close_late(self) -> None:
         """Another step is due: one still open is finished as it is, and one that never ended is forgotten."""

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vizlog.channel import Channel
 from vizlog.messages import LOG
+from vizlog.selection import parts_of
 
 if TYPE_CHECKING:
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
@@ -309,7 +310,7 @@ def sharded_modules(models: Iterable[nn.Module]) -> list[FSDPModule]:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None:
         return []
-    return [module for model in models for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
+    return [module for module in parts_of(models) if isinstance(module, fsdp.FSDPModule)]
 
 
 def reshard(models: Iterable[nn.Module]) -> None:

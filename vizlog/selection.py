@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -27,8 +29,10 @@ __all__ = [
     "matcher",
     "named_models",
     "named_modules",
+    "named_once",
     "named_parameters",
     "nothing_matches",
+    "parts_of",
     "selected_parameters",
     "spread",
 ]
@@ -65,6 +69,28 @@ def is_leaf(module: nn.Module) -> bool:
     return not module._modules or module._modules.keys() <= {"parametrizations"}
 
 
+def parts_of(models: Iterable[nn.Module], found: dict[int, nn.Module] | None = None) -> list[nn.Module]:
+    """The modules and all their parts, each once, as by `modules()`, which takes several times as long.
+
+    Args:
+        found: those that are left out, by id; all others are added.
+    """
+    found = {} if found is None else found
+    before = len(found)
+    for model in models:
+        _find_parts(model, found)
+    return list(found.values())[before:]
+
+
+def _find_parts(module: nn.Module, found: dict[int, nn.Module]) -> None:
+    if id(module) in found:
+        return
+    found[id(module)] = module
+    for part in module._modules.values():
+        if part is not None:
+            _find_parts(part, found)
+
+
 def named_models(model: Any) -> dict[str, nn.Module]:
     """What a person gave as model -> {name: bare module}; one alone is named "".
 
@@ -99,6 +125,10 @@ def given_models(model: Any) -> dict[str, nn.Module]:
 
 def named_modules(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Canonical name -> module, in order of definition; no wrappers, a shared module once, under its first name."""
+    return dict(_once(_modules, models))
+
+
+def _modules(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
     for name, model in models.items():
@@ -111,13 +141,41 @@ def named_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]
 
     A lazy parameter is there from its first forward on.
     """
+    return dict(_once(_parameters, models))
+
+
+def _parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
-    for prefix, module in named_modules(models).items():
+    for prefix, module in _once(_modules, models).items():
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in seen and not is_lazy(parameter):
                 seen.add(id(parameter))
                 found[_join(prefix, name)] = parameter
+    return found
+
+
+@contextmanager
+def named_once() -> Iterator[None]:
+    """Inside, modules and parameters are named when somebody first asks for them, and keep their names."""
+    before = _named.set({})
+    try:
+        yield
+    finally:
+        _named.reset(before)
+
+
+_named: ContextVar[dict[Any, Any] | None] = ContextVar("named", default=None)
+
+
+def _once(find: Callable[[Mapping[str, nn.Module]], dict[str, T]], models: Mapping[str, nn.Module]) -> dict[str, T]:
+    named = _named.get()
+    if named is None:
+        return find(models)
+    key = find, *((name, id(model)) for name, model in models.items())
+    if key not in named:
+        named[key] = find(models)
+    found: dict[str, T] = named[key]
     return found
 
 

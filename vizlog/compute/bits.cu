@@ -134,25 +134,33 @@ struct Format {
   }
 };
 
-// Shows every value of a stretch to some thread, 16 bytes at a time where they are aligned.
-template <int TYPE, class Visit>
-__device__ __forceinline__ void each(const char* values, int n, Visit visit) {
+// Shows every value of a stretch to some thread, 16 bytes at a time where they are aligned. Those of which `visit` says
+// so are shown to `rarely` too: what is done for all has no branches then, so that work on several values overlaps.
+template <int TYPE, class Visit, class Rarely>
+__device__ __forceinline__ void each(const char* values, int n, Visit visit, Rarely rarely) {
   typedef Format<TYPE> F;
   const int per_vector = 4 * F::PER_WORD;
   const int head = min(n, (int)((16 - ((u64)values & 15)) & 15) / F::BYTES);
   const uint4* body = (const uint4*)(values + (i64)head * F::BYTES);
   const int vectors = (n - head) / per_vector;
   const int tail = head + vectors * per_vector;
-  if (threadIdx.x < head) visit(F::load(values, threadIdx.x));
-  if (tail + threadIdx.x < n) visit(F::load(values, tail + threadIdx.x));
+  auto show_one = [&](int i) {
+    const float x = F::load(values, i);
+    if (visit(x)) rarely(x);
+  };
+  if (threadIdx.x < head) show_one(threadIdx.x);
+  if (tail + threadIdx.x < n) show_one(tail + threadIdx.x);
 
   auto show = [&](uint4 vector) {
     const u32 words[4] = {vector.x, vector.y, vector.z, vector.w};
+    u32 rare = 0;
 #pragma unroll
-    for (int w = 0; w < 4; w++) {
-      visit(F::value(words[w], 0));
-      if (F::PER_WORD == 2) visit(F::value(words[w], 1));
-    }
+    for (int i = 0; i < per_vector; i++)
+      if (visit(F::value(words[i / F::PER_WORD], i % F::PER_WORD))) rare |= 1u << i;
+    if (!rare) return;
+#pragma unroll
+    for (int i = 0; i < per_vector; i++)
+      if (rare >> i & 1) rarely(F::value(words[i / F::PER_WORD], i % F::PER_WORD));
   };
   int i = threadIdx.x;
   for (; i + (UNROLL - 1) * THREADS < vectors; i += UNROLL * THREADS) {
@@ -167,12 +175,17 @@ __device__ __forceinline__ void each(const char* values, int n, Visit visit) {
 
 template <class Visit>
 __device__ __forceinline__ void each_of(const Stretch& stretch, Visit visit) {
+  auto all = [&](float x) {
+    visit(x);
+    return false;
+  };
+  auto none = [](float) {};
   if (stretch.type == FLOAT32)
-    each<FLOAT32>(stretch.values, stretch.n, visit);
+    each<FLOAT32>(stretch.values, stretch.n, all, none);
   else if (stretch.type == FLOAT16)
-    each<FLOAT16>(stretch.values, stretch.n, visit);
+    each<FLOAT16>(stretch.values, stretch.n, all, none);
   else
-    each<BFLOAT16>(stretch.values, stretch.n, visit);
+    each<BFLOAT16>(stretch.values, stretch.n, all, none);
 }
 
 struct Moments {
@@ -229,10 +242,10 @@ struct Finishing {
 
 struct Shared {
   union {
-    u32 counts[2 * WINDOW];  // positive, then negative
+    u32 counts[2 * WINDOW + 1];  // positive, then negative, then all others
     Finishing finishing;
   };
-  u32 largest, zeros, nans, pos_infs, neg_infs;
+  u32 largest, rare, nans, pos_infs, neg_infs;
   float lows[WARPS], highs[WARPS];
   double totals[WARPS], squares[WARPS];
   bool last;
@@ -302,15 +315,69 @@ __device__ __noinline__ void write(const Finishing& shared, const Stretch& stret
   }
 }
 
+// What one thread found.
+struct Own {
+  float low, high;
+  double total, squares;  // of deviations from the pivot
+
+  __device__ __forceinline__ void add(float x, float pivot, u32 count = 1) {
+    const double deviation = (double)x - pivot, of_all = count * deviation;
+    low = fminf(low, x);
+    high = fmaxf(high, x);
+    total += of_all;
+    squares = fma(of_all, deviation, squares);
+  }
+};
+
+// Upper bits of which each has a place in shared memory, and where others are counted.
+struct Window {
+  u32 first;
+  int more;     // bits beyond those of a bin: 1 where all of a bfloat16's are counted
+  u32 *table, *odd;
+
+  __device__ void add(u32 upper_bits, u32 sign, u32 count) const {  // to global memory
+    const u32 place = (upper_bits >> more) + sign * FIRST_NEGATIVE;
+    atomicAdd(&table[place], count);
+    if (upper_bits & more) atomicAdd(&odd[place], count);
+  }
+};
+
+// Counts the values of a stretch. Where `EXACT`, moments are found from the counts, which takes less than from each
+// value, but for values outside of the window.
+template <int TYPE, bool EXACT>
+__device__ __forceinline__ void count(Shared& shared, Own& own, const Stretch& stretch, const Window& window, float pivot) {
+  const int shift = SHIFT - EXACT;
+  each<TYPE>(
+      stretch.values, stretch.n,
+      [&](float x) {
+        const u32 bits = __float_as_uint(x), magnitude = bits & 0x7FFFFFFFu;
+        const u32 place = (magnitude >> shift) - window.first;
+        const bool inside = place < WINDOW;  // neither zero nor what is not finite is
+        atomicAdd(&shared.counts[inside ? place + (bits >> 31) * WINDOW : 2 * WINDOW], 1u);
+        const bool rare = !inside && magnitude;
+        if (!EXACT && !rare) own.add(x, pivot);
+        return rare;
+      },
+      [&](float x) {
+        const u32 bits = __float_as_uint(x), magnitude = bits & 0x7FFFFFFFu, sign = bits >> 31;
+        atomicAdd(&shared.rare, 1u);
+        if (magnitude >= INFINITE) {
+          atomicAdd(magnitude > INFINITE ? &shared.nans : sign ? &shared.neg_infs : &shared.pos_infs, 1u);
+          return;
+        }
+        own.add(x, pivot);
+        window.add(magnitude >> shift, sign, 1);
+      });
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 2) scan(const Given given) {
   __shared__ Shared shared;
   const Stretch stretch(given);
   const Memory memory(given);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  u32* table = memory.table + (i64)stretch.slot * 2 * FIRST_NEGATIVE;
 
-  for (int i = threadIdx.x; i < 2 * WINDOW; i += THREADS) shared.counts[i] = 0;
-  if (threadIdx.x == 0) shared.largest = shared.zeros = shared.nans = shared.pos_infs = shared.neg_infs = 0;
+  for (int i = threadIdx.x; i <= 2 * WINDOW; i += THREADS) shared.counts[i] = 0;
+  if (threadIdx.x == 0) shared.largest = shared.rare = shared.nans = shared.pos_infs = shared.neg_infs = 0;
   __syncthreads();
   if (threadIdx.x < stretch.n) {
     const float x = stretch.type == FLOAT32   ? Format<FLOAT32>::load(stretch.values, threadIdx.x)
@@ -321,63 +388,49 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan(const Given given)
   }
   __syncthreads();
   // Deviations from one of the values lose nothing where the mean is far larger than the spread.
-  const double pivot = __uint_as_float(shared.largest >> 1 | shared.largest << 31);
+  const float pivot = __uint_as_float(shared.largest >> 1 | shared.largest << 31);
   const int exponent = shared.largest ? (int)(shared.largest >> 24) : USUAL_EXPONENT;
   // All 16 bits of a bfloat16 are counted: bins of any kind can be made of that without reading the values again.
-  const int more = stretch.exact;
-  const int octaves = OCTAVES >> more, shift = SHIFT - more;
-  const u32 first = (min(max(exponent + ROOM, octaves - 1), 254) - octaves + 1) << (MANTISSA_BITS + more);
-  auto add = [&](u32 upper_bits, u32 sign, u32 count) {  // to global memory
-    const u32 place = (upper_bits >> more) + sign * FIRST_NEGATIVE;
-    atomicAdd(&table[place], count);
-    if (upper_bits & more) atomicAdd(&given.odd[place], count);
-  };
+  const int more = stretch.exact, octaves = OCTAVES >> more;
+  const u32 lowest = (min(max(exponent + ROOM, octaves - 1), 254) - octaves + 1) << (MANTISSA_BITS + more);
+  const u32 first = max(lowest, 1u);  // zero is outside
+  const Window window = {first, more, memory.table + (i64)stretch.slot * 2 * FIRST_NEGATIVE, given.odd};
 
-  float low = __uint_as_float(INFINITE), high = -low;
-  double total = 0, squares = 0;
-  u32 zeros = 0;
-  each_of(stretch, [&](float x) {
-    const u32 bits = __float_as_uint(x), magnitude = bits & 0x7FFFFFFFu, sign = bits >> 31;
-    if (magnitude >= INFINITE) {
-      atomicAdd(magnitude > INFINITE ? &shared.nans : sign ? &shared.neg_infs : &shared.pos_infs, 1u);
-      return;
-    }
-    low = fminf(low, x);
-    high = fmaxf(high, x);
-    const double deviation = (double)x - pivot;
-    total += deviation;
-    squares = fma(deviation, deviation, squares);
-    if (!magnitude) {
-      zeros++;
-      return;
-    }
-    const u32 upper_bits = magnitude >> shift, place = upper_bits - first;
-    if (place < WINDOW)
-      atomicAdd(&shared.counts[place + sign * WINDOW], 1u);
-    else
-      add(upper_bits, sign, 1);
-  });
+  Own own = {__uint_as_float(INFINITE), -__uint_as_float(INFINITE), 0, 0};
+  if (stretch.type == FLOAT32)
+    count<FLOAT32, false>(shared, own, stretch, window, pivot);
+  else if (stretch.type == FLOAT16)
+    count<FLOAT16, false>(shared, own, stretch, window, pivot);
+  else if (stretch.exact)
+    count<BFLOAT16, true>(shared, own, stretch, window, pivot);
+  else
+    count<BFLOAT16, false>(shared, own, stretch, window, pivot);
 
+  __syncthreads();
+  const u32 zeros = shared.counts[2 * WINDOW] - shared.rare;
+  if (stretch.exact && zeros && threadIdx.x == 0) own.add(0, pivot, zeros);
+  for (int i = threadIdx.x; i < 2 * WINDOW; i += THREADS) {
+    const u32 count = shared.counts[i], upper_bits = first + i % WINDOW, sign = i / WINDOW;
+    if (!count) continue;
+    window.add(upper_bits, sign, count);
+    if (stretch.exact) own.add(__uint_as_float(sign << 31 | upper_bits << (SHIFT - 1)), pivot, count);
+  }
   for (int step = 16; step; step /= 2) {
-    low = fminf(low, __shfl_xor_sync(0xFFFFFFFFu, low, step));
-    high = fmaxf(high, __shfl_xor_sync(0xFFFFFFFFu, high, step));
-    total += __shfl_xor_sync(0xFFFFFFFFu, total, step);
-    squares += __shfl_xor_sync(0xFFFFFFFFu, squares, step);
-    zeros += __shfl_xor_sync(0xFFFFFFFFu, zeros, step);
+    own.low = fminf(own.low, __shfl_xor_sync(0xFFFFFFFFu, own.low, step));
+    own.high = fmaxf(own.high, __shfl_xor_sync(0xFFFFFFFFu, own.high, step));
+    own.total += __shfl_xor_sync(0xFFFFFFFFu, own.total, step);
+    own.squares += __shfl_xor_sync(0xFFFFFFFFu, own.squares, step);
   }
   if (lane == 0) {
-    shared.lows[warp] = low;
-    shared.highs[warp] = high;
-    shared.totals[warp] = total;
-    shared.squares[warp] = squares;
-    atomicAdd(&shared.zeros, zeros);
+    shared.lows[warp] = own.low;
+    shared.highs[warp] = own.high;
+    shared.totals[warp] = own.total;
+    shared.squares[warp] = own.squares;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < 2 * WINDOW; i += THREADS) {
-    const u32 count = shared.counts[i];
-    if (count) add(first + i % WINDOW, i / WINDOW, count);
-  }
   if (threadIdx.x == 0) {
+    float low = shared.lows[0], high = shared.highs[0];
+    double total = shared.totals[0], squares = shared.squares[0];
     for (int w = 1; w < WARPS; w++) {
       low = fminf(low, shared.lows[w]);
       high = fmaxf(high, shared.highs[w]);
@@ -386,7 +439,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) scan(const Given given)
     }
     const i64 nonfinite = (i64)shared.nans + shared.pos_infs + shared.neg_infs;
     const double finite = (double)(stretch.n - nonfinite);
-    const i64 tallies[5] = {stretch.n, shared.zeros, shared.nans, shared.pos_infs, shared.neg_infs};
+    const i64 tallies[5] = {stretch.n, zeros, shared.nans, shared.pos_infs, shared.neg_infs};
     const double moments[4] = {low, high, total + pivot * finite,
                                finite ? fmax(squares - total * (total / finite), 0.0) : 0.0};
     const i64 stride = gridDim.x;
@@ -448,20 +501,41 @@ __device__ __forceinline__ void sort_linear(const Given& given, const Stretch& s
   if (own == 0 && zeros && !sorted) atomicAdd(&counts[linear.bin(0.0f)], zeros);
 }
 
-// Without a zero, no unit has to be looked at.
-__device__ __forceinline__ void find_alive(const Given& given, const Stretch& stretch, const Memory& memory) {
+const int SEEN_WORDS = LINEAR_BINS - 32;
+const int PIECE = 8 * THREADS;
+
+// Which units a program has seen alive, a bit for each, and how many.
+struct Seen {
+  u32 bits[SEEN_WORDS];
+  u32 number;
+};
+
+// Without a zero, no unit has to be looked at; else a program reads until it has seen all of them alive.
+__device__ __forceinline__ void find_alive(Seen& seen, const Given& given, const Stretch& stretch, const Memory& memory) {
   unsigned char* flags = memory.alive + (i64)stretch.slot * given.room;
   if (!memory.tallies[given.slots + stretch.slot]) {
     for (u32 unit = blockIdx.x * THREADS + threadIdx.x; unit < given.units; unit += gridDim.x * THREADS) flags[unit] = 1;
     return;
   }
+  for (int i = threadIdx.x; i < SEEN_WORDS; i += THREADS) seen.bits[i] = 0;
+  if (threadIdx.x == 0) seen.number = 0;
+  __syncthreads();
   const u32 start = blockIdx.x * (u32)given.length;
-  for (int i = threadIdx.x; i < stretch.n; i += THREADS) {
-    const u32 bits = stretch.type == FLOAT32 ? ((const u32*)stretch.values)[i] << 1
-                                             : (u32)((const unsigned short*)stretch.values)[i] << 17;
-    if (!bits) continue;
-    const u32 unit = (start + i) / given.inner % given.units;
-    if (!flags[unit]) flags[unit] = 1;
+  for (int piece = 0; piece < stretch.n; piece += PIECE) {
+    const int stop = min(piece + PIECE, stretch.n);
+    for (int i = piece + threadIdx.x; i < stop; i += THREADS) {
+      const u32 bits = stretch.type == FLOAT32 ? ((const u32*)stretch.values)[i] << 1
+                                               : (u32)((const unsigned short*)stretch.values)[i] << 17;
+      if (!bits) continue;
+      const u32 unit = (start + i) / given.inner % given.units, bit = 1u << unit % 32;
+      if (unit >= 32 * SEEN_WORDS) {
+        flags[unit] = 1;  // beyond what there is room for
+      } else if (!(seen.bits[unit / 32] & bit) && !(atomicOr(&seen.bits[unit / 32], bit) & bit)) {
+        flags[unit] = 1;
+        atomicAdd(&seen.number, 1u);
+      }
+    }
+    if (__syncthreads_and(seen.number == given.units)) return;
   }
 }
 
@@ -472,14 +546,20 @@ __device__ __forceinline__ void count_beyond(const Given& given, const Stretch& 
   if (threadIdx.x % 32 == 0 && own) atomicAdd(&memory.beyond[stretch.slot], (u64)own);
 }
 
+union Again {
+  u32 counts[LINEAR_BINS];
+  Seen seen;
+};
+
 // What could not be told in the first pass; units and limits only of a tensor that is counted by itself.
 extern "C" __global__ void __launch_bounds__(THREADS) again(const Given given) {
-  __shared__ u32 counts[LINEAR_BINS];
+  __shared__ Again shared;
   const Stretch stretch(given);
   const Memory memory(given);
   const i64 needed = memory.needed[stretch.slot];
-  if (needed == BY_VALUES) count_linear(counts, stretch, memory);
+  if (needed == BY_VALUES) count_linear(shared.counts, stretch, memory);
   if (needed == BY_UPPER_BITS) sort_linear(given, stretch, memory);
-  if (given.units) find_alive(given, stretch, memory);
+  __syncthreads();
+  if (given.units) find_alive(shared.seen, given, stretch, memory);
   if (given.limited) count_beyond(given, stretch, memory);
 }

@@ -10,10 +10,11 @@ import struct
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from itertools import accumulate
 from math import prod
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,10 +26,10 @@ from vizlog.compute.passes import ALWAYS_LINEAR, TOLERABLE_ERROR
 from vizlog.compute.uncollected import Together, Uncollected, UncollectedAlive, UncollectedBeyond
 from vizlog.messages import LOG, told
 
-__all__ = ["TOGETHER", "Looked", "can_count", "count_by_kernel", "count_one_by_kernel", "load", "look_by_kernel"]
+__all__ = ["TOGETHER", "Kernels", "Looked", "can_count", "count_by_kernel", "kernels_for", "load"]
 
-TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-"""What the kernels read, and their names for it."""
+TYPES = {torch.float32: (0, 4), torch.float16: (1, 2), torch.bfloat16: (2, 2)}
+"""What the kernels read, their names for it, and how many bytes one value takes."""
 
 TOGETHER = 512
 """Tensors counted in one launch: their tables take 75 MB."""
@@ -52,15 +53,20 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def can_count(tensor: Tensor) -> bool:
     """Whether the kernels can count a tensor, and could be compiled for its device."""
+    return kernels_for(tensor) is not None
+
+
+def kernels_for(tensor: Tensor) -> Kernels | None:
+    """Those that can count a tensor; None where they cannot, or could not be compiled for its device."""
     # What is negated when it is read lies in memory as it was before; a subclass may have its values elsewhere.
-    if not (tensor.is_cuda and type(tensor) in _PLAIN and tensor.dtype in TYPES) or tensor.is_neg():
-        return False
-    number = tensor.numel()
-    if number >= MOST or not (tensor.is_contiguous() or in_memory_order(tensor).is_contiguous()):
-        return False
-    if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + number) * tensor.element_size():
-        return False  # its memory has been given up
-    return _kernels(tensor.get_device()) is not None
+    if not (tensor.is_cuda and type(tensor) in _PLAIN) or tensor.is_neg():
+        return None
+    kind, number = TYPES.get(tensor.dtype), tensor.numel()
+    if kind is None or number >= MOST or not (tensor.is_contiguous() or in_memory_order(tensor).is_contiguous()):
+        return None
+    if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + number) * kind[1]:
+        return None  # its memory has been given up
+    return _kernels(tensor.get_device())
 
 
 def load(device: torch.device) -> None:
@@ -70,11 +76,12 @@ def load(device: torch.device) -> None:
 
 def count_by_kernel(tensors: Sequence[Tensor]) -> Together:
     """Counts each, at most `TOGETHER`, all of which `can_count` and lie on one device. Nothing waits for it."""
-    kernels, device = _of(tensors[0]), tensors[0].device
+    kernels, device = _kernels(tensors[0].get_device()), tensors[0].device
+    assert kernels is not None
     sizes = [tensor.numel() for tensor in tensors]
     length = kernels.length(sum(sizes))
     first_programs = list(accumulate((max(1, -(-size // length)) for size in sizes), initial=0))
-    addresses, types = (tensor.data_ptr() for tensor in tensors), (TYPES[tensor.dtype] for tensor in tensors)
+    addresses, types = (tensor.data_ptr() for tensor in tensors), (TYPES[tensor.dtype][0] for tensor in tensors)
     numbers = torch.tensor([*addresses, *types, *sizes, *first_programs], device="cpu", pin_memory=True)
     numbers = numbers.to(device, non_blocking=True)
     together = Together.empty(GRIDS["float32"], len(tensors), device)
@@ -84,29 +91,8 @@ def count_by_kernel(tensors: Sequence[Tensor]) -> Together:
     return together
 
 
-def count_one_by_kernel(tensor: Tensor) -> Uncollected:
-    """Counts one that `can_count`, in the least time on the host."""
-    return look_by_kernel(tensor).counts
-
-
-@dataclass(eq=False, slots=True)
-class Looked:
-    """What was found of one tensor, as far as it was asked for."""
-
-    counts: Uncollected
-    alive: UncollectedAlive | None
-    beyond: UncollectedBeyond | None
-
-
-def look_by_kernel(tensor: Tensor, channel_dim: int | None = None, limits: tuple[float, float] | None = None) -> Looked:
-    """Counts one that `can_count`, and what can be told of its units and its limits, in two launches.
-
-    Args:
-        channel_dim: which dimension holds the units, for `health.alive`; the tensor is contiguous, or this dimension is
-            the innermost in memory, as in what torch calls channels last.
-        limits: to count how many values are at most the first or at least the second.
-    """
-    return _of(tensor).look(tensor, channel_dim, limits)
+Looked: TypeAlias = "tuple[Uncollected, UncollectedAlive | None, UncollectedBeyond | None]"
+"""What was found of one tensor, as far as it was asked for and can be told."""
 
 
 _GIVEN = struct.Struct("@5Q7i2I2fi")
@@ -126,19 +112,13 @@ def _rounded(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]
     return low, high
 
 
-def _of(tensor: Tensor) -> _Kernels:
-    kernels = _kernels(tensor.get_device())
-    assert kernels is not None
-    return kernels
-
-
 @functools.cache
-def _kernels(device: int) -> _Kernels | None:
+def _kernels(device: int) -> Kernels | None:
     """Those of a device, by its number, or None where they cannot be had."""
     if torch.version.hip:
         return None
     try:
-        return _Kernels(device)
+        return Kernels(device)
     except Exception as error:  # noqa: BLE001 -- whatever this machine's CUDA lacks
         LOG.info("vizlog counts histograms with torch's own operations, which takes longer: %s", told(error))
         return None
@@ -152,14 +132,19 @@ class _Room:
     taken: int
     partly: Tensor
     odd: Tensor
+    addresses: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.addresses = self.partly.data_ptr(), self.odd.data_ptr()
 
 
-class _Kernels:
+class Kernels:
     """The kernels of bits.cu, compiled and loaded for one device."""
 
     def __init__(self, device: int) -> None:
         self._device, self._number = torch.device("cuda", device), device
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count
+        self._short = SHORTEST * PROGRAMS * self._processors  # so many elements are counted in the shortest stretches
         constants = {
             "THREADS": THREADS,
             "UNROLL": UNROLL,
@@ -184,28 +169,35 @@ class _Kernels:
         length = max(SHORTEST, -(-size // (PROGRAMS * self._processors)))
         return min(-(-length // 8) * 8, MOST // 2)
 
-    def look(self, tensor: Tensor, channel_dim: int | None, limits: tuple[float, float] | None) -> Looked:
+    # What follows runs for each layer's output, and the device may have nothing else to do meanwhile.
+
+    def look(self, tensor: Tensor, channel_dim: int | None = None, limits: tuple[float, float] | None = None) -> Looked:
+        """Counts one that `can_count`, and what can be told of its units and its limits, in two launches.
+
+        Args:
+            channel_dim: which dimension holds the units, for `health.alive`. Told is this of a contiguous tensor, and
+                where the dimension is the innermost in memory, as in what torch calls channels last.
+            limits: to count how many values are at most the first or at least the second.
+        """
         size = tensor.numel()
-        length = self.length(size)
+        length = SHORTEST if size <= self._short else self.length(size)
         units = inner = 0
-        if channel_dim is not None:
-            shape, dim = tensor.shape, channel_dim % tensor.dim()
-            units, inner = shape[dim], prod(shape[dim + 1 :]) if tensor.is_contiguous() else 1
+        if channel_dim is not None and (shape := tensor.shape):
+            if tensor.stride(channel_dim) == 1:
+                units, inner = shape[channel_dim], 1
+            elif tensor.is_contiguous():
+                units, inner = shape[channel_dim], prod(shape[channel_dim % len(shape) + 1 :])
         low, high = _rounded(*limits, tensor.dtype) if limits is not None else (0.0, 0.0)
         with self._lock:  # what the first launch leaves for the second is not to be had by another tensor's
             stream = self._current_stream()
             room = self._rooms.pop(stream, None) or self._new_room()
             together, slot = self._place(room, units)
-            where = (together.memory.data_ptr(), room.partly.data_ptr(), room.odd.data_ptr())
-            which = (size, TYPES[tensor.dtype], 1, length, slot, together.tensors, together.units)
-            asked = (units, inner, low, high, limits is not None)
-            self._launch(max(1, -(-size // length)), (0, tensor.data_ptr(), *where, *which, *asked))
+            where = (0, tensor.data_ptr(), together.memory.data_ptr(), *room.addresses)
+            which = (size, TYPES[tensor.dtype][0], 1, length, slot, together.tensors, together.units)
+            self._launch(max(1, -(-size // length)), (*where, *which, units, inner, low, high, limits is not None))
             self._rooms[stream] = room  # after an error it is not used again: the second may not have cleared it
-        return Looked(
-            Uncollected(together, slot),
-            UncollectedAlive(together, slot, units) if channel_dim is not None else None,
-            UncollectedBeyond(together, slot) if limits is not None else None,
-        )
+        flags = UncollectedAlive(together, slot, units) if inner else None
+        return Uncollected(together, slot), flags, UncollectedBeyond(together, slot) if limits is not None else None
 
     def launch(self, programs: int, *given: float) -> None:
         """Counts what `given` says (see `_GIVEN`)."""
@@ -221,9 +213,9 @@ class _Kernels:
             torch.zeros(1, device=self._device)
             self._met.thread = True
         self._given.put(*given)
-        stream = self._current_stream()
-        for function in (self._scan, self._again):
-            nvrtc.launch(function, programs, THREADS, stream, self._given)
+        stream = nvrtc.stream(self._current_stream())
+        nvrtc.launch(self._scan, programs, THREADS, stream, self._given)
+        nvrtc.launch(self._again, programs, THREADS, stream, self._given)
 
     def _new_room(self) -> _Room:
         partly = torch.empty(PARTLY * (PROGRAMS * self._processors + 1), dtype=torch.int64, device=self._device)

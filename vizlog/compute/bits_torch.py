@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vizlog.compute.bits import LINEAR_BINS, MOST, Grid
-from vizlog.compute.bits_cuda import TOGETHER, can_count, count_by_kernel, count_one_by_kernel
+from vizlog.compute.bits_cuda import TOGETHER, can_count, count_by_kernel, kernels_for
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of
 from vizlog.compute.uncollected import Together, Uncollected
 
@@ -31,8 +31,8 @@ TABLES = 64
 
 def count_on_device(tensors: Sequence[Tensor]) -> list[Uncollected]:
     """Counts each, in the order given, on the device that it lies on; none of them is meta or sparse."""
-    if len(tensors) == 1 and can_count(tensors[0]):
-        return [count_one_by_kernel(tensors[0])]
+    if len(tensors) == 1 and (kernels := kernels_for(tensors[0])):
+        return [kernels.look(tensors[0])[0]]
     kinds: dict[tuple[torch.device, Grid | None], list[int]] = {}
     for i, tensor in enumerate(tensors):
         kinds.setdefault((tensor.device, None if can_count(tensor) else grid_of(tensor.dtype)), []).append(i)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Argument", "Module", "beside_a_capture", "compiled", "launch"]
+__all__ = ["Argument", "Module", "beside_a_capture", "compiled", "launch", "stream"]
 
 
 def compiled(source: str, constants: Mapping[str, float], capability: tuple[int, int]) -> bytes:
@@ -62,7 +62,7 @@ class Argument:
         self._layout.pack_into(self._memory, 0, *values)
 
 
-def launch(function: ctypes.c_void_p, blocks: int, threads: int, stream: int, argument: Argument) -> None:
+def launch(function: ctypes.c_void_p, blocks: int, threads: int, stream: ctypes.c_void_p, argument: Argument) -> None:
     """Starts a kernel on a stream of the current device; what the argument holds now is copied."""
     code = _launch_kernel()(function, blocks, 1, 1, threads, 1, 1, 0, stream, argument.pointers, None)
     if code:
@@ -71,10 +71,14 @@ def launch(function: ctypes.c_void_p, blocks: int, threads: int, stream: int, ar
 
 @functools.cache
 def _launch_kernel() -> Any:
-    function = _driver().cuLaunchKernel
-    number, pointer = ctypes.c_uint, ctypes.c_void_p
-    function.argtypes = (pointer, *(number,) * 7, pointer, pointer, pointer)  # else each call would look at each type
-    return function
+    # Without types for its arguments, to look at each of which takes as long again; numbers go as C's int.
+    return _driver()["cuLaunchKernel"]
+
+
+@functools.lru_cache(16)
+def stream(address: int) -> ctypes.c_void_p:
+    """A stream as `launch` takes it."""
+    return ctypes.c_void_p(address)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vizlog.capture import Call, Outputs, Request, Survey, device_of, is_compiling
 from vizlog.compute import health
-from vizlog.compute.bits_cuda import can_count, look_by_kernel
+from vizlog.compute.bits_cuda import Kernels, kernels_for
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows, stuck
 from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histograms, prepare
 from vizlog.messages import LOG
@@ -203,8 +203,8 @@ def _reduced(call: Call, tensor: Tensor) -> _Seen:
     if tensor.numel() == 0:
         return _Seen(None, skipped="it has no elements")
     try:
-        if can_count(tensor):
-            return _looked(call, tensor)
+        if kernels := kernels_for(tensor):
+            return _looked(call, tensor, kernels)
         counts = count_bits(tensor)
     except Uncountable as reason:
         return _Seen(None, skipped=str(reason))
@@ -221,15 +221,14 @@ def _reduced(call: Call, tensor: Tensor) -> _Seen:
     return seen
 
 
-def _looked(call: Call, tensor: Tensor) -> _Seen:
+def _looked(call: Call, tensor: Tensor, kernels: Kernels) -> _Seen:
     """The same on a device, all at once."""
-    in_order = bool(tensor.dim()) and (tensor.is_contiguous() or tensor.stride(call.channel_dim) == 1)
     kind = call.kind.lower()
     limits = _limits(kind, call, tensor)
-    looked = look_by_kernel(tensor, call.channel_dim if in_order else None, limits and stuck(*limits))
-    seen = _Seen(looked.counts, looked.alive if in_order else alive(tensor, call.channel_dim))
+    counts, living, beyond = kernels.look(tensor, call.channel_dim, limits and stuck(*limits))
+    seen = _Seen(counts, living or alive(tensor, call.channel_dim))
     if limits:
-        seen.saturated, seen.could_saturate = looked.beyond, tensor.numel()
+        seen.saturated, seen.could_saturate = beyond, tensor.numel()
     elif kind == "softmax":
         _add_rows(seen, call, tensor)
     return seen
