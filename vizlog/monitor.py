@@ -136,8 +136,7 @@ class Monitor:
         self._by_epochs = any(turn.probe.schedule.needs_epochs for turn in self._turns)
         self._due: DueStep | None = None
         self._silent = Silent(), Silent()  # in the training forward, and on the fixed batch
-        self._ended = False
-        self._cancelled = False
+        self._ended = self._cancelled = False
         self._attached = ExitStack()
         self._passed_over: int | None = None  # id of an optimizer whose step is none: recorded, or makes state alone
         self._started = 0.0  # when the first step began
