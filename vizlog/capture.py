@@ -385,13 +385,13 @@ class Capture:
         self._listening += 1
         if self._mode is None:
             self._mode = _Functions(self)
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch's own has no types
 
     def _stop(self) -> None:
         """Listens no more, whatever has not ended."""
         mode, self._mode, self._listening = self._mode, None, 0
         if mode is not None:
-            mode.__exit__(None, None, None)
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _is_running(self) -> bool:
         """Whether the outermost forward goes on; of one that Ctrl-C has ended torch tells no hook."""

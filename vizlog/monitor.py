@@ -497,11 +497,14 @@ class Monitor:
         if turns:
             self._pace = self._seconds_a_step()
             self._close_late()
-            self._open(turns, forward_passed=forward_passed)
-        else:
-            self._find_next()  # the next may have been one that has failed since
-        due = self._due
-        if due is not None and due.step is None:
+        with named_once():
+            if turns:
+                self._open(turns, forward_passed=forward_passed)
+            else:
+                self._find_next()  # the next may have been one that has failed since
+            due = self._due
+            if due is None or due.step is not None:
+                return
             if not turns or all(turn.disabled for turn in due.due):  # armed for a number that has not come
                 self._forget()
                 return

@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vizlog.channel import Channel
 from vizlog.messages import LOG
-from vizlog.selection import parts_of
 
 if TYPE_CHECKING:
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
@@ -308,9 +307,9 @@ def shards(tensor: Tensor) -> int:
 def sharded_modules(models: Iterable[nn.Module]) -> list[FSDPModule]:
     """The modules that `fully_shard` was applied to: their parameters are others inside a forward than outside."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None:
+    if fsdp is None or not fsdp.FSDPModule.__subclasses__():  # one is made of each class that is sharded
         return []
-    return [module for module in parts_of(models) if isinstance(module, fsdp.FSDPModule)]
+    return [module for model in models for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
 
 
 def reshard(models: Iterable[nn.Module]) -> None:

@@ -158,6 +158,9 @@ def _parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
 @contextmanager
 def named_once() -> Iterator[None]:
     """Inside, modules and parameters are named when somebody first asks for them, and keep their names."""
+    if _named.get() is not None:
+        yield
+        return
     before = _named.set({})
     try:
         yield
@@ -297,19 +300,19 @@ def _walk(name: str, module: nn.Module, found: dict[str, nn.Module], seen: set[i
     if id(module) in seen:
         return
     seen.add(id(module))
-    inner = _wrapped(module)
-    if inner is not None:
+    parts = module._modules
+    if len(parts) == 1 and (inner := _wrapped(module)) is not None:
         _walk(name, inner, found, seen)
         return
     found[name] = module
-    for part, child in module._modules.items():
+    for part, child in parts.items():
         if child is not None:
             _walk(_join(name, part), child, found, seen)
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
     """What a wrapper wraps: its only child, kept under a wrapper's name, beside no parameters of its own."""
-    if len(module._modules) != 1 or module._parameters:
+    if module._parameters:
         return None
     ((name, inner),) = module._modules.items()
     return inner if name in _WRAPPED_AS or isinstance(module, _WRAPPERS) else None
