@@ -26,6 +26,8 @@ from vizlog.capture import (
     Call,
     Capture,
     Outputs,
+    Silent,
+    _Functions,
     before_forwards,
     is_attention,
     replaced,
@@ -252,18 +254,29 @@ def test_a_copy_or_pickle_of_a_hooked_model_does_not_fire_into_us() -> None:
     assert counted == []
 
 
-def live(model: nn.Module) -> tuple[Capture, ExitStack]:
-    capture, stack = (
-        Capture({"": model}, {"a": Outputs(lambda layer, module: True, lambda call: call.output)}),
-        ExitStack(),
-    )
+def live(model: nn.Module, known_by: Tensor | None = None) -> tuple[Capture, ExitStack]:
+    """A look at the training forward; the second one where a tensor is given that the first is of."""
+    silent = Silent()
+    if known_by is not None:
+        with attached(model, silent)[1]:
+            model(known_by)
+    return attached(model, silent)
+
+
+def attached(model: nn.Module, silent: Silent) -> tuple[Capture, ExitStack]:
+    outputs = Outputs(lambda layer, module: True, lambda call: call.output)
+    capture, stack = Capture({"": model}, {"a": outputs}, silent), ExitStack()
     capture.attach_live(stack)
     return capture, stack
 
 
-def test_the_live_forward_is_seen_and_an_evaluation_is_not() -> None:
+both_looks = pytest.mark.parametrize("known", [False, True], ids=["first look", "second look"])
+
+
+@both_looks
+def test_the_live_forward_is_seen_and_an_evaluation_is_not(*, known: bool) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    capture, stack = live(model)
+    capture, stack = live(model, torch.ones(1, 2) if known else None)
     with stack:
         model(torch.ones(1, 2)).sum().backward()
         with torch.no_grad():
@@ -279,8 +292,9 @@ def test_the_live_forward_is_seen_and_an_evaluation_is_not() -> None:
     assert hooks(model) == 0
 
 
+@both_looks
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_what_a_checkpoint_computes_again_is_not_seen(*, reentrant: bool) -> None:
+def test_what_a_checkpoint_computes_again_is_not_seen(*, reentrant: bool, known: bool) -> None:
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -290,7 +304,7 @@ def test_what_a_checkpoint_computes_again_is_not_seen(*, reentrant: bool) -> Non
             return checkpoint(lambda y: F.relu(self.block(y)), x, use_reentrant=reentrant)
 
     model = Checkpointed()
-    capture, stack = live(model)
+    capture, stack = live(model, torch.ones(1, 2, requires_grad=True) if known else None)
     with stack:
         model(torch.ones(1, 2, requires_grad=True)).sum().backward()
     assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {
@@ -302,7 +316,8 @@ def test_what_a_checkpoint_computes_again_is_not_seen(*, reentrant: bool) -> Non
     assert model.block[0].weight.grad is not None
 
 
-def test_a_live_forward_that_raises_does_not_spoil_the_next() -> None:
+@both_looks
+def test_a_live_forward_that_raises_does_not_spoil_the_next(*, known: bool) -> None:
     class Picky(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -315,7 +330,7 @@ def test_a_live_forward_that_raises_does_not_spoil_the_next() -> None:
             return y
 
     model = nn.Sequential(Picky())
-    capture, stack = live(model)
+    capture, stack = live(model, torch.ones(1, 2) if known else None)
     with stack:
         with pytest.raises(ValueError, match="nan"):
             model(torch.tensor([[float("nan"), 0.0]]))
@@ -329,8 +344,9 @@ def test_a_live_forward_that_raises_does_not_spoil_the_next() -> None:
     assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {"0.fc": 2, "0.relu": 2, "0": 2}
 
 
+@both_looks
 @pytest.mark.parametrize("evaluates", [False, True])
-def test_a_live_forward_that_is_interrupted_does_not_spoil_the_next(*, evaluates: bool) -> None:
+def test_a_live_forward_that_is_interrupted_does_not_spoil_the_next(*, evaluates: bool, known: bool) -> None:
     class Interrupted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -343,7 +359,7 @@ def test_a_live_forward_that_is_interrupted_does_not_spoil_the_next(*, evaluates
             return self(y, depth + 1) if depth < 2 else y
 
     model = Interrupted()
-    capture, stack = live(model)
+    capture, stack = live(model, torch.ones(1, 2) if known else None)
     with stack:
         model.train(not evaluates)
         with pytest.raises(KeyboardInterrupt), torch.set_grad_enabled(not evaluates):
@@ -353,6 +369,140 @@ def test_a_live_forward_that_is_interrupted_does_not_spoil_the_next(*, evaluates
         assert torch.overrides._get_current_function_mode_stack() == []
     calls = {f"{name}{call}": 1 for name in ("fc", "relu") for call in ("", "@2", "@3")}  # it calls itself
     assert {layer: len(found) for layer, found in capture.results["a"].items()} == calls
+
+
+class Branches(nn.Module):
+    """It calls an activation itself, and so does a part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.part = nn.Linear(4, 4), nn.Tanh(), nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.inner = Does(F.gelu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.part(F.silu(self.act(self.first(x)))))
+
+
+def transformer() -> nn.Module:
+    return nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+
+
+LOOKED_AT: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "functions": lambda: (Course(), torch.ones(2, 1, 5, 5)),
+    "modules": lambda: (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Sequential(nn.Tanh())), torch.ones(2, 4)),
+    "both": lambda: (Branches(), torch.ones(2, 4)),
+    "a transformer": lambda: (transformer(), torch.ones(2, 3, 4)),
+    "its parts": lambda: (nn.Sequential(transformer(), Branches(), transformer()), torch.ones(2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LOOKED_AT)
+@pytest.mark.parametrize("alive", [False, True], ids=["fixed batch", "live"])
+def test_later_looks_see_what_the_first_saw(name: str, *, alive: bool) -> None:
+    """Though nobody listens where nothing was called."""
+    model, x = LOOKED_AT[name]()
+    asked = {
+        "all": Outputs(lambda layer, module: True, lambda call: (call.kind, call.channel_dim, call.tensor.tolist())),
+        "attention": AttentionCalls(lambda call: call.args[0].shape),
+    }
+    silent, looks = Silent(), []
+    for look in range(Silent.WHOLE + 2):
+        wanted = {key: asked[key] for key in asked if key == "all" or look % 2}  # attention is asked for later
+        capture = Capture({"": model}, wanted, silent)
+        with ExitStack() as stack:
+            if alive:
+                capture.attach_live(stack)
+            else:
+                stack.enter_context(capture.forward())
+            model(x)
+        assert not capture.errors
+        assert hooks(model) == 0
+        assert torch.overrides._get_current_function_mode_stack() == []
+        looks.append(capture.results)
+    for number, found in enumerate(looks):
+        assert list(found["all"].items()) == list(looks[0]["all"].items())
+        if number % 2:
+            assert found["attention"] == looks[1]["attention"]
+
+
+def functions_seen(capture: Capture, model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    told: list[str] = []
+    sees = _Functions.__torch_function__
+
+    def noting(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        told.append(func.__name__)
+        return sees(self, func, types, args, kwargs)
+
+    with monkeypatch.context() as patch, capture.forward():
+        patch.setattr(_Functions, "__torch_function__", noting)
+        model(x)
+    return told
+
+
+def test_nobody_listens_where_nothing_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = (
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Does(lambda y: F.gelu(y + 1)), nn.Linear(4, 4)),
+        torch.ones(2, 4),
+    )
+    silent, asked = Silent(), {"a": Outputs(lambda layer, module: True, lambda call: 1)}
+    told = [functions_seen(Capture({"": model}, asked, silent), model, x, monkeypatch) for _ in range(Silent.WHOLE + 1)]
+    assert told[0] == ["linear", "relu", "add", "gelu", "linear"]
+    assert told[1 : Silent.WHOLE] == [["add", "gelu"]] * (Silent.WHOLE - 1)
+    assert told[Silent.WHOLE] == told[0]
+
+
+def test_what_is_called_for_the_first_time_is_seen_at_the_next_whole_look() -> None:
+    model, x, silent = Branches(), torch.ones(2, 4), Silent()
+    model.inner = Does(lambda y: y * 2)
+    seen_at = {}
+    for look in range(Silent.WHOLE + 1):
+        capture, stack = attached(model, silent)
+        with stack:
+            model(x)
+        seen_at[look] = set(capture.results["a"])
+        if look == 0:
+            model.inner.does = F.gelu
+        if look == 1:
+            model.part[1] = Does(F.relu)  # made anew, it is listened to at once
+    assert all("inner.gelu" not in seen_at[look] for look in range(Silent.WHOLE))
+    assert "inner.gelu" in seen_at[Silent.WHOLE]
+    assert all("part.1.relu" in seen_at[look] for look in range(2, Silent.WHOLE + 1))
+
+
+def test_a_part_that_is_called_by_itself_for_the_first_time_is_seen() -> None:
+    model, x = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2)), torch.ones(2, 4)
+    capture, stack = live(model, x)
+    with stack:
+        model[1](model[0](x))
+        with torch.no_grad():
+            model.eval()[0](x)
+    assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {"0.0": 1, "0.1": 1, "0": 1, "1": 1}
+
+
+def test_a_part_called_by_itself_after_an_evaluation_was_interrupted_is_seen() -> None:
+    class Ends(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.isnan().any():
+                raise KeyboardInterrupt
+            return x
+
+    model = nn.Sequential(nn.Linear(1, 1), Ends())
+    capture, stack = live(model, torch.ones(1, 1))
+    with stack:
+        with pytest.raises(KeyboardInterrupt), torch.no_grad():
+            model.eval()(torch.tensor([[float("nan")]]))
+        model.train()[0](torch.ones(1, 1))
+    assert {layer: len(calls) for layer, calls in capture.results["a"].items()} == {"0": 1}
+
+
+def test_functions_around_the_models_are_seen_at_each_look() -> None:
+    model, silent = nn.Linear(4, 4), Silent()
+    for _ in range(3):
+        asked = {"a": Outputs(lambda layer, module: True, lambda call: 1)}
+        capture = Capture({"": model}, asked, silent)
+        with capture.forward():
+            F.softmax(model(torch.ones(2, 4)), dim=-1)
+        assert list(capture.results["a"]) == ["Linear", "softmax"]
 
 
 def test_no_output_is_kept_once_the_live_forward_is_over() -> None:

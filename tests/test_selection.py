@@ -14,7 +14,17 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import vizlog
-from vizlog.selection import check_select, given_models, matcher, named_models, named_modules, named_parameters, spread
+from vizlog.selection import (
+    check_select,
+    given_models,
+    matcher,
+    named_models,
+    named_modules,
+    named_once,
+    named_parameters,
+    parts_of,
+    spread,
+)
 
 
 class Net(nn.Module):
@@ -232,6 +242,31 @@ def test_a_module_of_one_part_is_a_wrapper_by_name_alone_and_a_part_may_be_none(
     scaled.module = nn.ReLU()
     scaled.scale = nn.Parameter(torch.ones(1))
     assert list(named_modules({"": scaled})) == ["", "module"]
+
+
+def test_names_are_looked_for_once_where_that_is_asked_for_and_else_each_time() -> None:
+    model = nn.Sequential(nn.Linear(1, 1))
+    models = {"": model}
+    with named_once():
+        before = named_parameters(models)
+        before.pop("0.bias")  # it is the caller's own
+        model.append(nn.Linear(1, 1))
+        with named_once():
+            assert list(named_parameters(models)) == ["0.weight", "0.bias"]
+            assert list(named_modules(models)) == ["", "0"]
+            assert list(named_modules({"other": model})) == ["other", "other.0", "other.1"]
+        assert list(named_modules(models)) == ["", "0"]
+    assert list(named_modules(models)) == ["", "0", "1"]
+
+
+def test_parts_are_those_that_torch_finds() -> None:
+    shared = nn.Linear(1, 1)
+    model = nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared), nn.Sequential())
+    model[1].register_module("nothing", None)
+    assert parts_of([model]) == list(model.modules())
+    found = {id(shared): shared}
+    assert parts_of([model], found) == [module for module in model.modules() if module is not shared]
+    assert set(found.values()) == set(model.modules())
 
 
 def test_what_is_meant_by_its_name_is_not_meant_by_what_it_is_in() -> None:

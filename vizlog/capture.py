@@ -187,15 +187,19 @@ class Silent:
     def __init__(self) -> None:
         self._looks = 0
         self._ran: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
-        self._within: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+        self._announced: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
         self._spoke: dict[type, WeakValueDictionary[int, nn.Module]] = {
             kind: WeakValueDictionary() for kind in (Outputs, AttentionCalls)
         }
         self._spoke_outside = False
 
-    def ran(self, module: nn.Module, *, within: bool) -> None:
-        """A module has run and was listened to, within another or as the outermost."""
-        (self._within if within else self._ran)[id(module)] = module
+    def ran(self, module: nn.Module) -> None:
+        """A module has run and was listened to."""
+        self._ran[id(module)] = module
+
+    def is_announced(self, module: nn.Module) -> None:
+        """That this module begins must be known: a forward begins with it, or its functions are not another's."""
+        self._announced[id(module)] = module
 
     def spoke(self, kind: type, module: nn.Module | None) -> None:
         """A module has called an activation (`Outputs`) or attention (`AttentionCalls`); None: what runs the models."""
@@ -210,17 +214,23 @@ class Silent:
         self._looks += 1
         if whole:
             return Heard()
-        spoke = {number for kind in kinds for number in self._spoke[kind]}
-        outermost = set(self._ran) - spoke
-        return Heard(outermost, set(self._within) - spoke - set(self._ran), not self._spoke_outside)
+        silent = set(self._ran).difference(*(self._spoke[kind] for kind in kinds))
+        unannounced = silent.difference(self._announced, *self._spoke.values())
+        return Heard(silent, unannounced, outside=not self._spoke_outside)
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What a look may rely on: ids of silent modules, and whether all is silent outside of modules."""
+    """What a look may rely on.
 
-    outermost: Container[int] = ()
-    within: Container[int] = ()
+    Args:
+        silent: ids of modules that nobody listens to.
+        unannounced: of these, those of which nobody is told that they begin.
+        outside: whether what runs the models is silent too.
+    """
+
+    silent: Container[int] = ()
+    unannounced: Container[int] = ()
     outside: bool = False
 
 
@@ -280,7 +290,7 @@ class Capture:
         for name, module in named_modules(self.models).items():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
                 continue
-            if id(module) in self._heard.within:
+            if id(module) in self._heard.unannounced:
                 handles.append(module.register_forward_hook(_Hook(ran, name, failed), with_kwargs=True))
                 continue
             handles.append(module.register_forward_pre_hook(_Hook(enter, name, failed)))
@@ -328,7 +338,7 @@ class Capture:
                 key: {name: len(calls) for name, calls in found.items()} for key, found in self.results.items()
             }
             self._handled = id(sys.exc_info()[1])
-        if listens := id(module) not in self._heard.outermost:
+        if listens := id(module) not in self._heard.silent:
             self._listen()
         self._stack.append((name, module, listens))
 
@@ -342,35 +352,39 @@ class Capture:
         while self._ended() is not module:  # a forward that raised leaves entries above this one
             pass
         if output is not None:  # of one that raised it is
-            self._silent.ran(module, within=bool(self._stack))
+            self._silent.ran(module)
+            if not self._stack:
+                self._silent.is_announced(module)
         if self._live and not self._stack:
             self._frame = None
             if id(sys.exc_info()[1]) != self._handled:
                 self._forget_forward()
-        if not name and is_leaf(module):
-            name = type(module).__name__  # a model that is one layer has no other name
-        if name and not is_recording():
-            with DisableTorchFunction():  # as to ask a tensor for its shape is one
-                self._returned(name, module, args, kwargs, output)
-
-    def _returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        tensor = output if isinstance(output, Tensor) else first_tensor(output)
-        if tensor is None:  # as of a forward that raised
-            return
-        dim, layer = self._channel_dim(module, tensor), self._numbered(name)
-        if tensor is self._last_functional() and is_leaf(module):
-            return  # a module that only calls a function: its output was seen there
-        here = output if type(tensor) is Tensor else _here(tensor, output)
-        self._reduce(self._outputs, Call(layer, module, None, args, kwargs, here, dim))
+        self._returned(name, module, args, kwargs, output)
 
     def _ran_silently(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """In place of the two above, for a module that is silent."""
-        if not self._stack and self._passed_by is None:  # it is called by itself, as it was not before
+        """In place of the two above, for a module that is not announced."""
+        if self._passed_by is not None and self._is_running():
+            return
+        if self._stack:
+            self._returned(name, module, args, kwargs, output)
+        else:  # now it is called by itself
             self._enter(name, module, args)
             self._leave(name, module, args, kwargs, output)
-        elif self._passed_by is None and not is_recording():
-            with DisableTorchFunction():
-                self._returned(name, module, args, kwargs, output)
+
+    def _returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not name and is_leaf(module):
+            name = type(module).__name__  # a model that is one layer has no other name
+        if not name or is_recording():
+            return
+        with DisableTorchFunction():  # as to ask a tensor for its shape is one
+            tensor = output if isinstance(output, Tensor) else first_tensor(output)
+            if tensor is None:  # as of a forward that raised
+                return
+            dim, layer = self._channel_dim(module, tensor), self._numbered(name)
+            if tensor is self._last_functional() and is_leaf(module):
+                return  # a module that only calls a function: its output was seen there
+            here = output if type(tensor) is Tensor else _here(tensor, output)
+            self._reduce(self._outputs, Call(layer, module, None, args, kwargs, here, dim))
 
     def _ended(self) -> nn.Module:
         """The innermost module is done."""
@@ -423,7 +437,10 @@ class Capture:
             self._silent.spoke(AttentionCalls, module)
             self._reduce(self._attention, Call(name, None, function, args, kwargs, output))
         kind = _ACTIVATIONS.get(function)
-        if kind is None or _is_activation(module):
+        if kind is None:
+            return
+        if module is not None and _is_activation(module):
+            self._silent.is_announced(module)
             return
         self._silent.spoke(Outputs, module)
         layer = self._numbered(f"{name}.{kind}" if name else kind)
@@ -805,7 +822,7 @@ def is_recording() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def _is_activation(module: nn.Module | None) -> bool:
+def _is_activation(module: nn.Module) -> bool:
     return type(module).__module__ == "torch.nn.modules.activation"
 
 
