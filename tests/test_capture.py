@@ -469,6 +469,17 @@ def test_what_is_called_for_the_first_time_is_seen_at_the_next_whole_look() -> N
     assert all("part.1.relu" in seen_at[look] for look in range(2, Silent.WHOLE + 1))
 
 
+def test_what_ran_while_a_graph_was_recorded_is_not_taken_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, silent = Branches(), Silent()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for records in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda records=records: records)
+        capture, stack = attached(model, silent)
+        with stack:
+            model(torch.ones(2, 4))
+    assert {"silu", "inner.gelu"} <= capture.results["a"].keys()
+
+
 def test_a_part_that_is_called_by_itself_for_the_first_time_is_seen() -> None:
     model, x = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2)), torch.ones(2, 4)
     capture, stack = live(model, x)

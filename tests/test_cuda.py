@@ -195,6 +195,13 @@ def test_tensors_counted_one_after_the_other_keep_apart() -> None:
         assert_equal(device, count_bits(tensor))
 
 
+def test_what_has_landed_is_kept_without_what_came_with_it() -> None:
+    first, second = to_host([torch.ones(3, device="cuda"), torch.zeros(100_000, device="cuda")]).wait()
+    assert first.untyped_storage().nbytes() == first.nbytes
+    assert not first.is_pinned()
+    assert second.shape == (100_000,)
+
+
 def test_complex_magnitudes_are_counted() -> None:
     tensor = torch.randn(5000, dtype=torch.complex64)
     counted = to_host(count_bits(tensor.cuda())).wait()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.compute.bits import GRIDS
-from vizlog.compute.transfer import to_host
+from vizlog.compute.transfer import Pending, _Slot, to_host
 from vizlog.compute.uncollected import Together, Uncollected, UncollectedAlive, UncollectedBeyond
 
 Pair = namedtuple("Pair", "left right")
@@ -50,6 +50,14 @@ def test_every_type_and_shape_lands(dtype: torch.dtype, shape: tuple[int, ...]) 
     (landed,) = to_host([tensor]).wait()
     assert landed.dtype == dtype
     assert torch.equal(landed, tensor)
+
+
+def test_what_came_with_others_is_kept_without_them() -> None:
+    """What a device sends lies in one piece of memory, of which a record that is kept may hold a small part."""
+    together = torch.arange(1000.0)
+    (landed,) = Pending([_Slot(0)], [together[3:5]], [], frozenset({0})).wait()
+    assert landed.tolist() == [3, 4]
+    assert landed.untyped_storage().nbytes() == landed.nbytes
 
 
 def test_an_array_of_ones_own_is_not_copied() -> None:

@@ -197,7 +197,7 @@ class Silent:
         """A module has run and was listened to."""
         self._ran[id(module)] = module
 
-    def is_announced(self, module: nn.Module) -> None:
+    def announce(self, module: nn.Module) -> None:
         """That this module begins must be known: a forward begins with it, or its functions are not another's."""
         self._announced[id(module)] = module
 
@@ -351,10 +351,10 @@ class Capture:
             return  # of a forward that is not looked at
         while self._ended() is not module:  # a forward that raised leaves entries above this one
             pass
-        if output is not None:  # of one that raised it is
+        if output is not None and not is_recording():  # it is None of one that raised
             self._silent.ran(module)
             if not self._stack:
-                self._silent.is_announced(module)
+                self._silent.announce(module)
         if self._live and not self._stack:
             self._frame = None
             if id(sys.exc_info()[1]) != self._handled:
@@ -440,7 +440,7 @@ class Capture:
         if kind is None:
             return
         if module is not None and _is_activation(module):
-            self._silent.is_announced(module)
+            self._silent.announce(module)
             return
         self._silent.spoke(Outputs, module)
         layer = self._numbered(f"{name}.{kind}" if name else kind)

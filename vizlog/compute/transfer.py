@@ -22,8 +22,8 @@ __all__ = ["Pending", "to_host"]
 class Pending:
     """Results on their way to the host; `wait()` gives them, every tensor on the CPU and owned by nobody else."""
 
-    def __init__(self, tree: Any, landing: list[Tensor], events: list[Any]) -> None:
-        self._tree, self._landing, self._events = tree, landing, events
+    def __init__(self, tree: Any, landing: list[Tensor], events: list[Any], shared: frozenset[int]) -> None:
+        self._tree, self._landing, self._events, self._shared = tree, landing, events, shared
 
     def wait(self, part: int | None = None) -> Any:
         """Blocks until the copies have landed; meant for a worker thread. Gives all, or one part of a list."""
@@ -38,7 +38,11 @@ class Pending:
                 if slot.number not in arrived:
                     arrived[slot.number] = replace(leaf.together, memory=self._landing[slot.number])
                 return replace(leaf, together=arrived[slot.number]).collected()
-            return self._landing[leaf.number] if isinstance(leaf, _Slot) else leaf
+            if not isinstance(leaf, _Slot):
+                return leaf
+            # A record that is kept must not keep all that came with it, in memory that is pinned.
+            tensor = self._landing[leaf.number]
+            return tensor.clone() if leaf.number in self._shared else tensor
 
         return _map(land, self._tree if part is None else self._tree[part])
 
@@ -84,7 +88,7 @@ def to_host(tree: Any) -> Pending:
     events = []
     for device, tensors in travelling.items():
         events.extend(_start_copy(device, tensors, landing))
-    return Pending(slots, landing, events)
+    return Pending(slots, landing, events, frozenset(number for those in travelling.values() for number, _ in those))
 
 
 def _start_copy(device: torch.device, tensors: list[tuple[int, Tensor]], landing: list[Tensor]) -> list[Any]:

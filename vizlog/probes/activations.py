@@ -77,6 +77,10 @@ class ActivationHistograms(Probe):
     `health/saturated` (within 2% of the range of either limit of a sigmoid, tanh or hard variant; softmax: rows whose
     maximum is over 0.98), and `health/nonfinite`.
 
+    The first look at a forward, and every eighth after it, listens to all torch functions; those between only where
+    activation functions were called before, or a module is new. One that a module calls for the first time is seen from
+    the next of these on.
+
     Args:
         select: which layers; None: leaf modules and functional activations (`F.relu`, `torch.tanh` …, named by
             enclosing module and call).
