@@ -1,4 +1,4 @@
-// CUDA's C++ for g++, as far as bits.cu uses it or may come to: kernels run on one CPU thread, to test what they do
+// CUDA's C++ for g++, as far as kernels use it: they run on one CPU thread, to test what they do
 // where there is no device. kernels_on_cpu.py compiles it in front of a kernel's source, and `KERNEL(name)` after it.
 //
 // Blocks run one after another, the threads of a block as fibers: each runs until it waits for others. Where a barrier
@@ -18,9 +18,6 @@
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((section("shared_memory")))  // together, so that `run` finds them
 
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
@@ -28,7 +25,7 @@ struct uint3 {
   unsigned x, y, z;
 };
 
-static uint3 threadIdx, blockIdx, blockDim = {1, 1, 1}, gridDim = {1, 1, 1};
+static uint3 threadIdx, blockIdx, gridDim = {1, 1, 1};
 
 extern "C" __attribute__((weak)) char __start_shared_memory[], __stop_shared_memory[];  // the linker's names
 
@@ -157,7 +154,6 @@ const char* run(unsigned blocks, unsigned n, const void* given, bool backwards) 
   work = [] { kernel(argument); };
   failure = n > MOST_THREADS ? "too many threads" : nullptr;
   gridDim.x = blocks;
-  blockDim.x = n;
   for (unsigned b = 0; b < blocks && !failure; b++) {
     blockIdx.x = backwards ? blocks - 1 - b : b;
     // Nothing is written there: neither true nor false is what a kernel can rely on.
@@ -225,7 +221,6 @@ static int __syncthreads_or(int vote) { return on_cpu::at_barrier(vote != 0) != 
 static int __syncthreads_and(int vote) { return on_cpu::at_barrier(vote == 0) == 0; }
 static void __threadfence() {}
 
-static void __syncwarp(unsigned mask = 0xFFFFFFFFu) { on_cpu::seen(mask, 0); }
 static unsigned __activemask() { return on_cpu::present(); }
 static unsigned __ballot_sync(unsigned mask, int vote) {
   const auto votes = on_cpu::seen(mask, int(vote != 0));
@@ -233,7 +228,6 @@ static unsigned __ballot_sync(unsigned mask, int vote) {
   for (int lane = 0; lane < 32; lane++) lanes |= (votes[lane] == 1) * 1u << lane;
   return lanes;
 }
-static int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int from) {
   return on_cpu::seen(mask, value)[from];
@@ -262,30 +256,17 @@ EXTREME(max, fmax, >)
 ATOMIC(atomicAdd, old + value)
 ATOMIC(atomicMax, max(old, value))
 ATOMIC(atomicOr, old | value)
-ATOMIC(atomicExch, value)
-template <class T>
-T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  return atomicExch(address, *address == expected ? value : *address);
-}
 
 #define LOAD(name) template <class T> T name(const T* from) { return *on_cpu::aligned(from); }
-#define STORE(name) template <class T> void name(T* to, std::type_identity_t<T> value) { *on_cpu::aligned(to) = value; }
 LOAD(__ldg)
 LOAD(__ldcg)
 LOAD(__ldcs)
-STORE(__stcg)
 
 static float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-static float __int_as_float(int x) { return std::bit_cast<float>(x); }
 static unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
-static int __float_as_int(float x) { return std::bit_cast<int>(x); }
 static double __longlong_as_double(long long x) { return std::bit_cast<double>(x); }
-static long long __double_as_longlong(double x) { return std::bit_cast<long long>(x); }
 static int __double2int_rd(double x) { return (int)fmin(fmax(floor(x), -0x1p31), 0x1p31 - 1); }
-static int __float2int_rd(float x) { return __double2int_rd(x); }
 static int __popc(unsigned x) { return std::popcount(x); }
-static int __clz(int x) { return std::countl_zero((unsigned)x); }
-static int __ffs(int x) { return __builtin_ffs(x); }
 
 // The instruction cvt.f32.f16. A power of two as a factor makes normal and subnormal ones the same number as a float.
 static float cvt_f32_f16(unsigned short half) {
