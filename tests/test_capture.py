@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch
@@ -452,21 +454,166 @@ def test_nobody_listens_where_nothing_is_called(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_called_for_the_first_time_is_seen_at_the_next_whole_look() -> None:
-    model, x, silent = Branches(), torch.ones(2, 4), Silent()
-    model.inner = Does(lambda y: y * 2)
-    seen_at = {}
+    model, x, silent = (
+        nn.Sequential(nn.Linear(4, 4), Does(torch.neg), nn.ReLU(), Branches()),
+        torch.ones(2, 4),
+        Silent(),
+    )
+    model[3].inner = Does(torch.neg)
+    seen_at = []
     for look in range(Silent.WHOLE + 1):
         capture, stack = attached(model, silent)
         with stack:
             model(x)
-        seen_at[look] = set(capture.results["a"])
+        seen_at.append(capture.results["a"].keys())
         if look == 0:
-            model.inner.does = F.gelu
+            model[1].does = F.gelu
+            model[3].inner.does = F.gelu  # within a module that is listened to
         if look == 1:
-            model.part[1] = Does(F.relu)  # made anew, it is listened to at once
-    assert all("inner.gelu" not in seen_at[look] for look in range(Silent.WHOLE))
-    assert "inner.gelu" in seen_at[Silent.WHOLE]
-    assert all("part.1.relu" in seen_at[look] for look in range(2, Silent.WHOLE + 1))
+            model[2] = Does(F.relu)  # made anew
+    assert ["1.gelu" in seen for seen in seen_at] == [False] * Silent.WHOLE + [True]
+    assert ["3.inner.gelu" in seen for seen in seen_at] == [False] + [True] * Silent.WHOLE
+    assert ["2.relu" in seen for seen in seen_at] == [False] * 2 + [True] * (Silent.WHOLE - 1)
+
+
+class Masked(nn.Module):
+    """A frozen encoder, which takes torch's faster way where nobody listens, within a model in training."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 8, 0.0, activation, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2).eval(), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.encoder(x, src_key_padding_mask=torch.tensor([[False, False, True], [False, True, True]]))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("activation", [F.relu, F.gelu, nn.GELU()], ids=["relu", "gelu", "a module"])
+@pytest.mark.parametrize("alive", [False, True], ids=["fixed batch", "live"])
+def test_what_chooses_its_way_by_who_listens_takes_the_same_at_each_look(activation: Any, *, alive: bool) -> None:
+    model, x, silent, looks = Masked(activation), torch.randn(2, 3, 8), Silent(), []
+    for _ in range(4):
+        capture = Capture({"": model}, {"a": Outputs(lambda layer, module: True, lambda call: call.tensor)}, silent)
+        with ExitStack() as stack:
+            if alive:
+                capture.attach_live(stack)
+            else:
+                stack.enter_context(capture.forward())
+            model(x)
+        assert not capture.errors
+        looks.append(capture.results["a"])
+    for found in looks:
+        torch.testing.assert_close(found, looks[0], rtol=0, atol=0)
+
+
+class Notes(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.told.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", [False, True], ids=["alone", "under a default device"])
+def test_a_mode_that_one_module_enters_and_another_leaves_stays_a_persons_own(*, device: bool) -> None:
+    model = nn.Sequential(Does(torch.neg), Does(F.relu), Does(lambda x: F.gelu(leave(x))), Does(torch.sigmoid))
+    x, silent, notes = torch.ones(2), Silent(), []
+
+    def enter(x: Tensor) -> Tensor:
+        notes.append(Notes())
+        notes[-1].__enter__()
+        return x
+
+    def leave(x: Tensor) -> Tensor:
+        notes[-1].__exit__(None, None, None)
+        return x
+
+    model[0].does = enter
+    for _ in range(3):
+        capture, stack = attached(model, silent)
+        with stack, torch.device("cpu") if device else nullcontext():
+            model(x)
+            assert len(torch.overrides._get_current_function_mode_stack()) == device
+        assert torch.overrides._get_current_function_mode_stack() == []
+        assert list(capture.results["a"]) == ["0", "1.relu", "2.gelu", "3.sigmoid"]
+        assert notes[-1].told == ["relu"]
+
+
+def test_a_device_that_is_set_within_a_forward_stays_lowest() -> None:
+    def sets(x: Tensor) -> Tensor:
+        torch.set_default_device("meta")
+        assert torch.ones(1).is_meta
+        torch.set_default_device(None)
+        return F.relu(x)
+
+    model, silent = nn.Sequential(nn.Linear(2, 2), Does(sets)), Silent()
+    for _ in range(2):
+        capture, stack = attached(model, silent)
+        with stack:
+            model(torch.ones(1, 2))
+        assert "1.relu" in capture.results["a"]
+        assert not capture.errors
+
+
+def test_a_container_that_is_called_by_itself_is_one_forward() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l, self.act = nn.Linear(2, 2), nn.Tanh()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.isnan().any():
+                self.l(x)
+                raise ValueError("nan")
+            return self.act(self.l(self.act(self.l(x))))
+
+    model, x = nn.Sequential(Twice()), torch.ones(1, 2)
+    capture, stack = live(model, x)
+    with stack:
+        with pytest.raises(ValueError, match="nan"):
+            model[0](x * math.nan)
+        model[0](x)
+    assert {layer: len(found) for layer, found in capture.results["a"].items()} == dict.fromkeys(
+        ["0.l", "0.act", "0.l@2", "0.act@2", "0"], 1
+    )
+
+
+def test_of_an_interrupted_forward_nothing_is_kept_when_a_part_of_another_model_is_called() -> None:
+    class Ends(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.isnan().any():
+                raise KeyboardInterrupt
+            return x
+
+    models = {"G": nn.Sequential(nn.Linear(1, 1), Ends()), "D": nn.Sequential(nn.Linear(1, 1), nn.ReLU())}
+    asked, silent = {"a": Outputs(lambda layer, module: True, lambda call: 1)}, Silent()
+    for _ in range(2):
+        capture = Capture(models, asked, silent)
+        with ExitStack() as stack:
+            capture.attach_live(stack)
+            if silent._looks == 1:
+                models["D"](models["G"](torch.ones(1, 1)))
+                continue
+            with pytest.raises(KeyboardInterrupt):
+                models["G"](torch.tensor([[math.nan]]))
+            models["D"][0](torch.ones(1, 1))
+    assert capture.results["a"] == {"D.0": [1]}
+
+
+def test_what_is_called_around_the_models_is_not_known_before_a_look_has_come_to_its_end() -> None:
+    model, silent = nn.Linear(4, 4), Silent()
+    for fails in (True, False):
+        capture = Capture({"": model}, {"a": Outputs(lambda layer, module: True, lambda call: 1)}, silent)
+        with suppress(ValueError), capture.forward():
+            y = model(torch.ones(2, 4))
+            if fails:
+                raise ValueError
+            F.softmax(y, dim=-1)
+    assert list(capture.results["a"]) == ["Linear", "softmax"]
 
 
 def test_what_ran_while_a_graph_was_recorded_is_not_taken_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:

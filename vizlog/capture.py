@@ -19,10 +19,16 @@ from weakref import WeakValueDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, is_grad_enabled, nn
-from torch._C import DisableTorchFunction, _set_grad_enabled
+from torch._C import (
+    DisableTorchFunction,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+    _set_grad_enabled,
+)
 from torch._ops import HigherOrderOperator
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
@@ -179,7 +185,7 @@ class Silent:
 
     To look at a torch function takes longer than many a function does. Who is silent is learnt from forwards that are
     listened to whole, the first and each `WHOLE`th after it: a module that ran there and called none. What one calls
-    for the first time in between is seen at the next of these.
+    for the first time in between is seen at the next of these at the latest.
     """
 
     WHOLE = 8
@@ -187,19 +193,17 @@ class Silent:
     def __init__(self) -> None:
         self._looks = 0
         self._ran: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
-        self._announced: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
         self._spoke: dict[type, WeakValueDictionary[int, nn.Module]] = {
             kind: WeakValueDictionary() for kind in (Outputs, AttentionCalls)
         }
-        self._spoke_outside = False
+        self._ran_outside = self._spoke_outside = False
 
-    def ran(self, module: nn.Module) -> None:
-        """A module has run and was listened to."""
-        self._ran[id(module)] = module
-
-    def announce(self, module: nn.Module) -> None:
-        """That this module begins must be known: a forward begins with it, or its functions are not another's."""
-        self._announced[id(module)] = module
+    def ran(self, module: nn.Module | None) -> None:
+        """A module has run and was listened to; None: so has what runs the models."""
+        if module is None:
+            self._ran_outside = True
+        elif not isinstance(module, _CHOOSE_BY_LISTENERS):
+            self._ran[id(module)] = module
 
     def spoke(self, kind: type, module: nn.Module | None) -> None:
         """A module has called an activation (`Outputs`) or attention (`AttentionCalls`); None: what runs the models."""
@@ -208,30 +212,14 @@ class Silent:
         else:
             self._spoke[kind][id(module)] = module
 
-    def look(self, kinds: Collection[type]) -> Heard:
-        """Takes one more look, for requests of these kinds."""
+    def look(self, kinds: Collection[type]) -> tuple[Container[int], bool]:
+        """For one more look, for requests of these kinds: ids of silent modules, and whether all is outside of them."""
         whole = self._looks % self.WHOLE == 0
         self._looks += 1
         if whole:
-            return Heard()
+            return (), False
         silent = set(self._ran).difference(*(self._spoke[kind] for kind in kinds))
-        unannounced = silent.difference(self._announced, *self._spoke.values())
-        return Heard(silent, unannounced, outside=not self._spoke_outside)
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What a look may rely on.
-
-    Args:
-        silent: ids of modules that nobody listens to.
-        unannounced: of these, those of which nobody is told that they begin.
-        outside: whether what runs the models is silent too.
-    """
-
-    silent: Container[int] = ()
-    unannounced: Container[int] = ()
-    outside: bool = False
+        return silent, self._ran_outside and not self._spoke_outside
 
 
 class Capture:
@@ -259,7 +247,7 @@ class Capture:
         self._outputs = {key: request for key, request in requests.items() if isinstance(request, Outputs)}
         self._attention = {key: request for key, request in requests.items() if isinstance(request, AttentionCalls)}
         self._silent = Silent() if silent is None else silent
-        self._heard = self._silent.look({type(request) for request in requests.values()})
+        self._silent_ids, self._silent_outside = self._silent.look({type(request) for request in requests.values()})
         self._mode: _Functions | None = None  # while it listens: what looks at torch functions
         self._listening = 0  # how often it was begun
         self._stack: list[tuple[str, nn.Module, bool]] = []  # what runs, and whether it is listened to
@@ -278,19 +266,25 @@ class Capture:
         with ExitStack() as stack:
             self.attach(stack)
             stack.callback(self._stop)
-            if not self._heard.outside:
+            if not self._silent_outside:
                 self._listen()
             yield
+            if not self._silent_outside:
+                self._silent.ran(None)
 
     def attach(self, stack: ExitStack) -> None:
         """Hooks the modules until `stack` closes."""
         handles: list[Any] = []
         stack.callback(_remove, handles)
-        enter, leave, ran, failed = self._enter, self._leave, self._ran_silently, self.failed
+        enter, leave, ran, failed = self._enter, self._leave, self._ran_leaf, self.failed
+        heard: dict[str, bool] = {}  # whether functions may be looked at while it runs
         for name, module in named_modules(self.models).items():
+            silent = id(module) in self._silent_ids
+            within_heard = bool(name) and heard.get(name.rpartition(".")[0], False)
+            heard[name] = within_heard or not silent
             if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
                 continue
-            if id(module) in self._heard.unannounced:
+            if silent and not module._modules and (not within_heard or _calls_nothing(module)):
                 handles.append(module.register_forward_hook(_Hook(ran, name, failed), with_kwargs=True))
                 continue
             handles.append(module.register_forward_pre_hook(_Hook(enter, name, failed)))
@@ -338,7 +332,7 @@ class Capture:
                 key: {name: len(calls) for name, calls in found.items()} for key, found in self.results.items()
             }
             self._handled = id(sys.exc_info()[1])
-        if listens := id(module) not in self._heard.silent:
+        if listens := id(module) not in self._silent_ids:
             self._listen()
         self._stack.append((name, module, listens))
 
@@ -347,27 +341,25 @@ class Capture:
             if self._passed_by is module:
                 self._passed_by = self._frame = None
             return
-        if not any(entered is module for _, entered, _ in self._stack):
+        is_last = bool(self._stack) and self._stack[-1][1] is module
+        if not is_last and all(entered is not module for _, entered, _ in self._stack):
             return  # of a forward that is not looked at
-        while self._ended() is not module:  # a forward that raised leaves entries above this one
+        while (ended := self._ended())[1] is not module:  # a forward that raised leaves entries above this one
             pass
-        if output is not None and not is_recording():  # it is None of one that raised
+        _, _, listened = ended
+        if listened and output is not None and not is_recording():  # it is None of one that raised
             self._silent.ran(module)
-            if not self._stack:
-                self._silent.announce(module)
         if self._live and not self._stack:
             self._frame = None
             if id(sys.exc_info()[1]) != self._handled:
                 self._forget_forward()
         self._returned(name, module, args, kwargs, output)
 
-    def _ran_silently(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """In place of the two above, for a module that is not announced."""
-        if self._passed_by is not None and self._is_running():
-            return
-        if self._stack:
+    def _ran_leaf(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """In place of the two above, for a silent module in which nothing else begins."""
+        if self._passed_by is None and self._stack and name.startswith(self._stack[-1][0]):
             self._returned(name, module, args, kwargs, output)
-        else:  # now it is called by itself
+        else:  # it may be called by itself
             self._enter(name, module, args)
             self._leave(name, module, args, kwargs, output)
 
@@ -386,26 +378,27 @@ class Capture:
             here = output if type(tensor) is Tensor else _here(tensor, output)
             self._reduce(self._outputs, Call(layer, module, None, args, kwargs, here, dim))
 
-    def _ended(self) -> nn.Module:
-        """The innermost module is done."""
-        _, module, listened = self._stack.pop()
-        self._listening -= listened
-        if not self._listening:
-            self._stop()
-        return module
+    def _ended(self) -> tuple[str, nn.Module, bool]:
+        """What began last is done."""
+        entry = self._stack.pop()
+        if entry[2]:
+            self._listening -= 1
+            if not self._listening:
+                self._stop()
+        return entry
 
     def _listen(self) -> None:
         """Every torch function is looked at, until as many modules have ended as began to be listened to."""
         self._listening += 1
         if self._mode is None:
             self._mode = _Functions(self)
-            self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch's own has no types
+            _put_on(self._mode)
 
     def _stop(self) -> None:
         """Listens no more, whatever has not ended."""
         mode, self._mode, self._listening = self._mode, None, 0
         if mode is not None:
-            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            _take_off(mode)
 
     def _is_running(self) -> bool:
         """Whether the outermost forward goes on; of one that Ctrl-C has ended torch tells no hook."""
@@ -437,10 +430,7 @@ class Capture:
             self._silent.spoke(AttentionCalls, module)
             self._reduce(self._attention, Call(name, None, function, args, kwargs, output))
         kind = _ACTIVATIONS.get(function)
-        if kind is None:
-            return
-        if module is not None and _is_activation(module):
-            self._silent.announce(module)
+        if kind is None or _is_activation(module):
             return
         self._silent.spoke(Outputs, module)
         layer = self._numbered(f"{name}.{kind}" if name else kind)
@@ -529,6 +519,25 @@ class _Functions(TorchFunctionMode):
             except Exception as error:  # noqa: BLE001 -- it must not reach the forward, which may be the user's own
                 self._capture.failed(error)
         return output
+
+
+def _put_on(mode: TorchFunctionMode) -> None:
+    """Under those of others, as who leaves one takes off the uppermost, whichever that is; over torch's device."""
+    modes = _get_current_function_mode_stack()
+    lower = sum(isinstance(other, DeviceContext) for other in modes)
+    above = [_pop_torch_function_stack() for _ in modes[lower:]]
+    _push_on_torch_function_stack(mode)
+    for other in reversed(above):
+        _push_on_torch_function_stack(other)
+
+
+def _take_off(mode: TorchFunctionMode) -> None:
+    """From wherever it is."""
+    modes = _get_current_function_mode_stack()
+    if any(other is mode for other in modes):
+        above = [_pop_torch_function_stack() for _ in modes[modes.index(mode) :]]
+        for other in reversed(above[:-1]):
+            _push_on_torch_function_stack(other)
 
 
 @functools.cache
@@ -822,7 +831,14 @@ def is_recording() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def _is_activation(module: nn.Module) -> bool:
+def _calls_nothing(module: nn.Module) -> bool:
+    """Of a silent module without parts: whether it stays so, as torch made it and no person has hooks on it."""
+    hooked = module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001 -- they have no public name
+    own = not hooked and "forward" not in module.__dict__ and type(module).__module__.startswith("torch.nn.modules.")
+    return own and not _is_activation(module)
+
+
+def _is_activation(module: nn.Module | None) -> bool:
     return type(module).__module__ == "torch.nn.modules.activation"
 
 
@@ -844,6 +860,9 @@ def _units_lie(kind: Any) -> int | None:
         return 1
     return -1 if issubclass(kind, (nn.Linear, nn.LayerNorm, nn.Embedding)) else None
 
+
+_CHOOSE_BY_LISTENERS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+"""While nobody listens, these take a faster way, and hand each other what the slower one cannot read."""
 
 _NAMES = (
     "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish hardswish "

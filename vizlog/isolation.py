@@ -78,20 +78,20 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
 
 def _modules(models: list[nn.Module]) -> list[nn.Module]:
     """All modules of these, each once, and of those that stand in their attributes without being registered."""
-    found: dict[int, nn.Module] = {}
+    modules: list[nn.Module] = []
+    found: set[int] = set()
     looked_into: set[int] = set()
     roots = list(models)
     for root in roots:
-        for module in parts_of([root], found):
-            for value in _own(module):
-                roots += _held(value, 0, looked_into)
-    return list(found.values())
+        parts = parts_of([root], found)
+        modules += parts
+        roots += [held for part in parts for value in _own(part) for held in _held(value, 0, looked_into)]
+    return modules
 
 
 def _own(module: nn.Module) -> list[Any]:
     """What stands in its attributes that torch has not put there, but for plain values."""
-    attributes = module.__dict__
-    return [value for name in attributes.keys() - _OF_TORCH if type(value := attributes[name]) not in _PLAIN]
+    return [value for name, value in module.__dict__.items() if name not in _OF_TORCH and type(value) not in _PLAIN]
 
 
 def _held(value: Any, depth: int, looked_into: set[int]) -> Iterator[nn.Module]:

@@ -69,26 +69,27 @@ def is_leaf(module: nn.Module) -> bool:
     return not module._modules or module._modules.keys() <= {"parametrizations"}
 
 
-def parts_of(models: Iterable[nn.Module], found: dict[int, nn.Module] | None = None) -> list[nn.Module]:
+def parts_of(models: Iterable[nn.Module], found: set[int] | None = None) -> list[nn.Module]:
     """The modules and all their parts, each once, as by `modules()`, which takes several times as long.
 
     Args:
-        found: those that are left out, by id; all others are added.
+        found: ids of those that are left out; those of all others are added.
     """
-    found = {} if found is None else found
-    before = len(found)
+    parts: list[nn.Module] = []
+    found = set() if found is None else found
     for model in models:
-        _find_parts(model, found)
-    return list(found.values())[before:]
+        _find_parts(model, parts, found)
+    return parts
 
 
-def _find_parts(module: nn.Module, found: dict[int, nn.Module]) -> None:
+def _find_parts(module: nn.Module, parts: list[nn.Module], found: set[int]) -> None:
     if id(module) in found:
         return
-    found[id(module)] = module
+    found.add(id(module))
+    parts.append(module)
     for part in module._modules.values():
         if part is not None:
-            _find_parts(part, found)
+            _find_parts(part, parts, found)
 
 
 def named_models(model: Any) -> dict[str, nn.Module]:
