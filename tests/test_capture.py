@@ -398,6 +398,23 @@ LOOKED_AT: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 }
 
 
+def looked(
+    model: nn.Module, x: Tensor, asked: dict[str, Outputs | AttentionCalls], silent: Silent, *, alive: bool
+) -> dict[str, Any]:
+    """What one more look at a forward finds."""
+    capture = Capture({"": model}, asked, silent)
+    with ExitStack() as stack:
+        if alive:
+            capture.attach_live(stack)
+        else:
+            stack.enter_context(capture.forward())
+        model(x)
+    assert not capture.errors
+    assert hooks(model) == 0
+    assert torch.overrides._get_current_function_mode_stack() == []
+    return capture.results
+
+
 @pytest.mark.parametrize("name", LOOKED_AT)
 @pytest.mark.parametrize("alive", [False, True], ids=["fixed batch", "live"])
 def test_later_looks_see_what_the_first_saw(name: str, *, alive: bool) -> None:
@@ -410,17 +427,7 @@ def test_later_looks_see_what_the_first_saw(name: str, *, alive: bool) -> None:
     silent, looks = Silent(), []
     for look in range(Silent.WHOLE + 2):
         wanted = {key: asked[key] for key in asked if key == "all" or look % 2}  # attention is asked for later
-        capture = Capture({"": model}, wanted, silent)
-        with ExitStack() as stack:
-            if alive:
-                capture.attach_live(stack)
-            else:
-                stack.enter_context(capture.forward())
-            model(x)
-        assert not capture.errors
-        assert hooks(model) == 0
-        assert torch.overrides._get_current_function_mode_stack() == []
-        looks.append(capture.results)
+        looks.append(looked(model, x, wanted, silent, alive=alive))
     for number, found in enumerate(looks):
         assert list(found["all"].items()) == list(looks[0]["all"].items())
         if number % 2:
@@ -495,15 +502,8 @@ class Masked(nn.Module):
 def test_what_chooses_its_way_by_who_listens_takes_the_same_at_each_look(activation: Any, *, alive: bool) -> None:
     model, x, silent, looks = Masked(activation), torch.randn(2, 3, 8), Silent(), []
     for _ in range(4):
-        capture = Capture({"": model}, {"a": Outputs(lambda layer, module: True, lambda call: call.tensor)}, silent)
-        with ExitStack() as stack:
-            if alive:
-                capture.attach_live(stack)
-            else:
-                stack.enter_context(capture.forward())
-            model(x)
-        assert not capture.errors
-        looks.append(capture.results["a"])
+        outputs = Outputs(lambda layer, module: True, lambda call: call.tensor)
+        looks.append(looked(model, x, {"a": outputs}, silent, alive=alive)["a"])
     for found in looks:
         torch.testing.assert_close(found, looks[0], rtol=0, atol=0)
 

@@ -109,6 +109,7 @@ def counted(tensors: list[Tensor]) -> list[BitCounts]:
 
 @every_type
 @pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("kernels", [True], indirect=True, ids=["backwards"])  # where a missing barrier shows
 def test_kernels_count_what_the_cpu_does(kernels: Kernels, name: str, dtype: torch.dtype) -> None:
     tensors = [VALUES[name](n).to(dtype) for n in SIZES]
     for found, tensor in zip(counted(tensors), tensors, strict=True):
