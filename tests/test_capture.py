@@ -385,6 +385,18 @@ class Branches(nn.Module):
         return self.inner(self.part(F.silu(self.act(self.first(x)))))
 
 
+class Shares(nn.Module):
+    """One activation runs in two places, of which it has the name of the one where nobody listens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.Tanh()
+        self.first, self.second = nn.Sequential(nn.Linear(4, 4), act), Does(lambda x: F.relu(act(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
 def transformer() -> nn.Module:
     return nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
 
@@ -393,6 +405,7 @@ LOOKED_AT: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "functions": lambda: (Course(), torch.ones(2, 1, 5, 5)),
     "modules": lambda: (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Sequential(nn.Tanh())), torch.ones(2, 4)),
     "both": lambda: (Branches(), torch.ones(2, 4)),
+    "shared": lambda: (Shares(), torch.ones(2, 4)),
     "a transformer": lambda: (transformer(), torch.ones(2, 3, 4)),
     "its parts": lambda: (nn.Sequential(transformer(), Branches(), transformer()), torch.ones(2, 3, 4)),
 }

@@ -284,7 +284,10 @@ class Capture:
             heard[name] = within_heard or not silent
             if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
                 continue
-            if silent and not module._modules and (not within_heard or _calls_nothing(module)):
+            # That it begins need not be known of what calls nothing that could be taken for another's. An activation does,
+            # and where it is shared it may run in a module that is listened to, whatever its name says.
+            is_quiet = not module._modules and not _is_activation(module)
+            if silent and is_quiet and (not within_heard or _calls_nothing(module)):
                 handles.append(module.register_forward_hook(_Hook(ran, name, failed), with_kwargs=True))
                 continue
             handles.append(module.register_forward_pre_hook(_Hook(enter, name, failed)))
@@ -834,8 +837,7 @@ def is_recording() -> bool:
 def _calls_nothing(module: nn.Module) -> bool:
     """Of a silent module without parts: whether it stays so, as torch made it and no person has hooks on it."""
     hooked = module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001 -- they have no public name
-    own = not hooked and "forward" not in module.__dict__ and type(module).__module__.startswith("torch.nn.modules.")
-    return own and not _is_activation(module)
+    return not hooked and "forward" not in module.__dict__ and type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _is_activation(module: nn.Module | None) -> bool:
