@@ -284,8 +284,8 @@ class Capture:
             heard[name] = within_heard or not silent
             if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
                 continue
-            # That it begins need not be known of what calls nothing that could be taken for another's. An activation does,
-            # and where it is shared it may run in a module that is listened to, whatever its name says.
+            # That it begins need not be known of what calls nothing that could be taken for another's. An activation
+            # does, and where it is shared it may run in a module that is listened to, whatever its name says.
             is_quiet = not module._modules and not _is_activation(module)
             if silent and is_quiet and (not within_heard or _calls_nothing(module)):
                 handles.append(module.register_forward_hook(_Hook(ran, name, failed), with_kwargs=True))
