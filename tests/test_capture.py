@@ -142,6 +142,15 @@ def test_keyword_arguments_are_told() -> None:
     assert (told[0].kind, told[0].module) == ("Linear", model.inner)
 
 
+class Interruptible(nn.Module):
+    """Ctrl-C comes where a value is NaN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.isnan().any():
+            raise KeyboardInterrupt
+        return x
+
+
 class Does(nn.Module):
     """A function as a module of one's own."""
 
@@ -596,13 +605,7 @@ def test_a_container_that_is_called_by_itself_is_one_forward() -> None:
 
 
 def test_of_an_interrupted_forward_nothing_is_kept_when_a_part_of_another_model_is_called() -> None:
-    class Ends(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if x.isnan().any():
-                raise KeyboardInterrupt
-            return x
-
-    models = {"G": nn.Sequential(nn.Linear(1, 1), Ends()), "D": nn.Sequential(nn.Linear(1, 1), nn.ReLU())}
+    models = {"G": nn.Sequential(nn.Linear(1, 1), Interruptible()), "D": nn.Sequential(nn.Linear(1, 1), nn.ReLU())}
     asked, silent = {"a": Outputs(lambda layer, module: True, lambda call: 1)}, Silent()
     for _ in range(2):
         capture = Capture(models, asked, silent)
@@ -651,13 +654,7 @@ def test_a_part_that_is_called_by_itself_for_the_first_time_is_seen() -> None:
 
 
 def test_a_part_called_by_itself_after_an_evaluation_was_interrupted_is_seen() -> None:
-    class Ends(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if x.isnan().any():
-                raise KeyboardInterrupt
-            return x
-
-    model = nn.Sequential(nn.Linear(1, 1), Ends())
+    model = nn.Sequential(nn.Linear(1, 1), Interruptible())
     capture, stack = live(model, torch.ones(1, 1))
     with stack:
         with pytest.raises(KeyboardInterrupt), torch.no_grad():

@@ -14,7 +14,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, ClassVar, TypeAlias
-from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -192,9 +191,9 @@ class Silent:
 
     def __init__(self) -> None:
         self._looks = 0
-        self._ran: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
-        self._spoke: dict[type, WeakValueDictionary[int, nn.Module]] = {
-            kind: WeakValueDictionary() for kind in (Outputs, AttentionCalls)
+        self._ran: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+        self._spoke: dict[type, weakref.WeakValueDictionary[int, nn.Module]] = {
+            kind: weakref.WeakValueDictionary() for kind in (Outputs, AttentionCalls)
         }
         self._ran_outside = self._spoke_outside = False
 
