@@ -213,7 +213,7 @@ def test_a_histogram_is_numpys_and_short(run: wandb.Run) -> None:
 
 
 def test_more_than_64_bins_are_merged_without_moving_a_count(run: wandb.Run) -> None:
-    values = np.random.default_rng(2).integers(0, 150, size=1000)  # 149 bins: groups of 3, and a last one of 2
+    values = np.random.default_rng(2).integers(0, 150, size=5000)  # 149 bins: groups of 3, and a last one of 2
     WandB(run).write(0, [histogram("weights/a", values, bins=149)])
     (value,) = finish(run).of("weights/a")
 
@@ -274,8 +274,21 @@ def test_short_numbers_are_those_that_python_writes(power: int, digits: int) -> 
     assert short(values, digits).tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("number", "bins"), [(1, 16), (100, 16), (512, 16), (513, 32), (2048, 32), (2049, 64), (10**6, 64)]
+)
+def test_few_values_have_few_bins(run: wandb.Run, number: int, bins: int) -> None:
+    values = np.random.default_rng(4).normal(size=number)
+    WandB(run).write(0, [histogram("weights/a", values)])
+    (value,) = finish(run).of("weights/a")
+
+    counts, edges = np.histogram(values, bins)
+    assert value["values"] == counts.tolist()
+    np.testing.assert_allclose(value["bins"], edges, rtol=1e-4, atol=1e-5)
+
+
 def test_histograms_of_one_row_do_not_mind_each_other(run: wandb.Run) -> None:
-    values = np.random.default_rng(3).normal(size=500)
+    values = np.random.default_rng(3).normal(size=5000)
     records = [
         histogram("weights/a", values),
         histogram("weights/b", 1e-30 * values, bins=10),  # too small for the powers of ten that are exact

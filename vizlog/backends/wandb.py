@@ -19,7 +19,7 @@ from typing_extensions import assert_never
 from vizlog.backends.base import Drawable
 from vizlog.backends.patience import Patience
 from vizlog.backends.pictures import Pictures
-from vizlog.backends.wandb_numbers import short, short_histograms
+from vizlog.backends.wandb_numbers import bins_of, short, short_histograms
 from vizlog.backends.wandb_process import runs
 from vizlog.backends.wandb_rows import Rows
 from vizlog.diagnosis import STOPPED_BECAUSE
@@ -78,9 +78,9 @@ class WandB:
 
     - Scalar: a number. Sweeps read the summary, which must stay finite: NaN and infinite values are left out, counted
       in `vizlog/nonfinite_scalars`, and the first one is said.
-    - Histogram: a native one of at most 64 bins; fewer where a row would pass 1 MB, from about 500 histograms on, and
-      over 2,900 some are left out and counted in `vizlog/histograms_left_out`. From the first non-finite value on also
-      `TAG/nans` and `TAG/infs`.
+    - Histogram: a native one of 64 bins; of 32 up to 2,048 values, and of 16 up to 512. Fewer where a row would pass
+      1 MB, from about 500 histograms of many values on, and over 2,900 some are left out and counted in
+      `vizlog/histograms_left_out`. From the first non-finite value on also `TAG/nans` and `TAG/infs`.
     - Images, Heatmaps, Attention: one PNG with the caption.
     - Curves, Surface: an interactive Plotly chart, or a PNG where plotly is not installed.
     - Embedding: a PNG of its layouts, its scores as `TAG/SCORE`, and a table `TAG/table` (id, label, a column for each
@@ -206,8 +206,16 @@ class WandB:
             histograms = _histograms(fitting, self._bins)
         except Exception:  # noqa: BLE001 -- with one among them that cannot be drawn, each by itself, to find which
             histograms = {}
-        drawn = self._drawable.each(lambda record: dict(self._values(step, record, histograms)), fitting)
-        return {key: value for values in drawn for key, value in values.items()} | self._counts(records)
+        row: dict[str, Any] = {}
+        others: list[Record] = []
+        for record in fitting:
+            if isinstance(record, Histogram) and (found := histograms.get(id(record))):
+                row.update(self._histogram(record, found))
+            else:
+                others.append(record)
+        for values in self._drawable.each(lambda record: dict(self._values(step, record)), others):
+            row.update(values)
+        return row | self._counts(records)
 
     def _key_of(self, tag: str) -> str:
         key = _key(tag)
@@ -308,17 +316,13 @@ class WandB:
             step,
         )
 
-    def _values(
-        self, step: int, record: Record, histograms: Mapping[int, wandb.Histogram]
-    ) -> Iterator[tuple[str, Any]]:
+    def _values(self, step: int, record: Record) -> Iterator[tuple[str, Any]]:
         key = self._key_of(record.tag)
         match record:
             case Scalar():
                 yield from self._scalar(step, key, record.value)
             case Histogram():
-                found = histograms.get(id(record))
-                yield key, found if found is not None else _histograms([record], self._bins)[id(record)]
-                yield from self._nonfinite(key, record)
+                yield from self._histogram(record, _histograms([record], self._bins)[id(record)])
             case Images() | Heatmaps() | Attention():
                 if self._files.take(step, key):
                     yield key, self._picture(record)
@@ -347,7 +351,9 @@ class WandB:
                 _NONFINITE,
             )
 
-    def _nonfinite(self, key: str, record: Histogram) -> Iterator[tuple[str, int]]:
+    def _histogram(self, record: Histogram, drawn: wandb.Histogram) -> Iterator[tuple[str, Any]]:
+        key = self._key_of(record.tag)
+        yield key, drawn
         if self._tells_nonfinite(record):
             self._with_nonfinite.add(record.tag)
             yield f"{key}/nans", record.nans
@@ -413,8 +419,10 @@ class WandB:
         keys = 1 + 2 * sum(map(self._tells_nonfinite, histograms)) / len(histograms)
         most = int(_ROW_BYTES / (keys * _NAME_BYTES + _FEWEST_BINS * _BIN_BYTES))
         shown = min(len(histograms), most)
-        bins = min(int((_ROW_BYTES / shown - keys * _NAME_BYTES) / _BIN_BYTES), self._bins)
-        kept = {id(histograms[number * len(histograms) // shown]) for number in range(shown)}
+        kept = {id(record): bins_of(record.count) for record in _spread(histograms, shown)}
+        bins, room = self._bins, int((_ROW_BYTES - shown * keys * _NAME_BYTES) / _BIN_BYTES)
+        while bins > _FEWEST_BINS and sum(min(wanted, bins) for wanted in kept.values()) > room:
+            bins //= 2
         left_out = len(histograms) - shown
         if bins < self._bins or (left_out and not self._histograms_left_out):
             LOG.warning(
@@ -564,6 +572,11 @@ def _histograms(records: Sequence[Record], most: int) -> dict[int, wandb.Histogr
     histograms = [record for record in records if isinstance(record, Histogram)]
     columns: Any = short_histograms(histograms, most)
     return {id(record): wandb.Histogram(np_histogram=both) for record, both in zip(histograms, columns, strict=True)}
+
+
+def _spread(records: Sequence[Histogram], number: int) -> Iterator[Histogram]:
+    """So many of them, evenly."""
+    return (records[k * len(records) // number] for k in range(number))
 
 
 def _table(record: Embedding) -> wandb.Table:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vizlog.records import Histogram
 
-__all__ = ["short", "short_histograms"]
+Floats: TypeAlias = NDArray[np.float64]
+
+__all__ = ["bins_of", "short", "short_histograms"]
 
 _DIGITS = 5
 _POWERS = np.array([10.0**power for power in range(23)])  # those that a float64 holds exactly
@@ -18,26 +20,46 @@ _SHIFT = 0.01
 """How far an edge may be moved, in widths of the narrowest bin."""
 
 
+_FINEST = 64
+_COARSEST = 16
+"""Bins that a histogram of few values has: so many that ten classes still have one each."""
+
+
+def bins_of(count: int) -> int:
+    """How many bins show so many values: their square root, as numpy's `bins="sqrt"`, to the nearest power of two.
+
+    Finer ones of a layer's 100 biases show chance, and W&B's process takes a microsecond for each bin of each.
+    """
+    bins = _COARSEST
+    while bins < _FINEST and 2 * bins * bins < count:
+        bins *= 2
+    return bins
+
+
 def short_histograms(records: Sequence[Histogram], most: int) -> list[tuple[list[float], list[float]]]:
     """(counts, edges) of each, of at most so many bins; at once, since numpy takes as long for few as for many."""
-    binned = [_at_most_bins(most, np.asarray(record.edges), np.asarray(record.counts)) for record in records]
+    alike: dict[tuple[int, int], list[int]] = {}
+    for k, record in enumerate(records):
+        alike.setdefault((len(record.counts), min(most, bins_of(record.count))), []).append(k)
     found: dict[int, tuple[list[float], list[float]]] = {}
-    for number in {len(counts) for _, counts in binned}:
-        alike = [k for k, (_, counts) in enumerate(binned) if len(counts) == number]
-        edges, counts = (np.array([binned[k][part] for k in alike], np.float64) for part in (0, 1))
-        found |= zip(alike, zip(_short_counts(counts), _short_edges(edges), strict=True), strict=True)
-    return [found[k] for k in range(len(binned))]
+    for (_, bins), those in alike.items():
+        edges = np.array([records[k].edges for k in those], np.float64)
+        counts = np.array([records[k].counts for k in those], np.float64)
+        edges, counts = _at_most_bins(bins, edges, counts)
+        found |= zip(those, zip(_short_counts(counts), _short_edges(edges), strict=True), strict=True)
+    return [found[k] for k in range(len(records))]
 
 
-def _at_most_bins(most: int, edges: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Merges neighbouring bins where there are more; no count crosses an edge that is kept."""
-    if len(counts) <= most:
+def _at_most_bins(most: int, edges: Floats, counts: Floats) -> tuple[Floats, Floats]:
+    """Merges neighbouring bins of each where there are more; no count crosses an edge that is kept."""
+    number = counts.shape[1]
+    if number <= most:
         return edges, counts
-    starts = np.arange(0, len(counts), -(-len(counts) // most))
-    return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
+    starts = np.arange(0, number, -(-number // most))
+    return edges[:, [*starts, number]], np.add.reduceat(counts, starts, axis=1)
 
 
-def _short_edges(edges: NDArray[np.float64]) -> list[list[float]]:
+def _short_edges(edges: Floats) -> list[list[float]]:
     """Edges (T, B+1) to 5 significant digits, or as many as show each bin as wide as it is."""
     with np.errstate(over="ignore"):  # a range may be wider than any number
         allowed = _SHIFT * np.diff(edges).min(axis=1)
@@ -50,14 +72,14 @@ def _short_edges(edges: NDArray[np.float64]) -> list[list[float]]:
     return list(rounded.tolist())
 
 
-def _short_counts(counts: NDArray[np.float64]) -> list[list[float]]:
+def _short_counts(counts: Floats) -> list[list[float]]:
     """Whole counts (T, B) as they are; where some of a histogram were interpolated, all of its to 5 digits."""
     whole = ((np.rint(counts) == counts) & (counts < 1 << 53)).all(axis=1)
     as_they_are, rounded = iter(counts[whole].astype(np.int64).tolist()), iter(short(counts[~whole]).tolist())
     return [next(as_they_are if each else rounded) for each in whole.tolist()]
 
 
-def short(values: NDArray[Any], digits: int = _DIGITS) -> NDArray[np.float64]:
+def short(values: NDArray[Any], digits: int = _DIGITS) -> Floats:
     """Each value as a float64 of so many significant digits; half-way between two it may become either."""
     values = np.asarray(values, np.float64)
     magnitudes = np.abs(values)

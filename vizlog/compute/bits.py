@@ -177,7 +177,8 @@ class BitCounts:
 
     @property
     def finite(self) -> int:
-        return self.tallies[0] - self.nonfinite
+        count, _, nans, pos_infs, neg_infs = self.tallies
+        return count - nans - pos_infs - neg_infs
 
     @property
     def min(self) -> float:
@@ -205,7 +206,8 @@ class BitCounts:
     @property
     def squares(self) -> float:
         """Sum of squares of the finite elements."""
-        return self.moments[3] + self.total * self.mean if self.finite else 0.0
+        finite, (_, _, total, about_the_mean) = self.finite, self.moments
+        return about_the_mean + total * (total / finite) if finite else 0.0
 
     @property
     def norm(self) -> float:

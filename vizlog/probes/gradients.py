@@ -78,7 +78,7 @@ class GradientHistograms(ParameterHistograms):
         squares: dict[str, float] = defaultdict(float)
         for name, count in counts.items():
             # What is not finite is the worst of all, and not a layer of which nothing is known.
-            squares[layer_of(name)] += math.inf if count.nonfinite else count.norm**2
+            squares[layer_of(name)] += math.inf if count.nonfinite else count.squares
         norms = {layer: math.sqrt(square) for layer, square in squares.items()}
         lost = "; infinite where a gradient holds NaN" if math.inf in norms.values() else ""
         yield Figures("gradient_norm", norms, caption=f"Euclidean norm of each layer's gradient, {self._how}{lost}")

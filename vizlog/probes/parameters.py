@@ -73,9 +73,9 @@ class ParameterHistograms(Probe):
     def figures(self, counts: Mapping[str, BitCounts]) -> Iterable[Figures]:
         """Health figures of all counted tensors: here the share that is not finite, of each layer's worst tensor."""
         share: dict[str, float] = {}
-        for name, count in counts.items():
-            layer = layer_of(name)
-            share[layer] = max(share.get(layer, 0.0), count.nonfinite / count.count if count.count else 0.0)
+        for name, counted in counts.items():
+            layer, nonfinite = layer_of(name), counted.nonfinite
+            share[layer] = max(share.get(layer, 0.0), nonfinite / counted.count if nonfinite else 0.0)
         yield Figures("nonfinite", share, caption="share of elements that are NaN or infinite", source=self.source)
 
     @property
