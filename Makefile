@@ -4,7 +4,9 @@ PYTHON ?= python3
 BACKEND ?= tensorboard
 
 bin := .venv/bin
-# To compile every file of torch and the others takes as long as to fetch them; what is imported is compiled then.
+# To compile every file of torch and the others takes as long as to fetch them; what is imported is compiled then, and
+# kept: where the environment forbids that, each of a hundred processes would compile it again.
+unexport PYTHONDONTWRITEBYTECODE
 pip := $(bin)/python -m pip --disable-pip-version-check install --quiet --quiet --no-compile --constraint constraints.txt
 
 .PHONY: help demo sweep-demo test lint bench format clean
