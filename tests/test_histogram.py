@@ -868,9 +868,19 @@ def test_the_device_path_counts_the_same() -> None:
     tensors = list(of_all_kinds())
     for tensor, moved, host in zip(tensors, collected(tensors), count_each(tensors), strict=True):
         # In plain torch the second pass is always made: to ask whether it is needed would be to wait.
-        assert_equal_counts(host, replace(moved, linear=moved.linear if host.linear else None))
+        assert_equal_counts(host, replace(copy.copy(moved), linear=moved.linear if host.linear else None))
         assert moved.count == tensor.numel()
         histogram("weights/a", moved)
+
+
+@pytest.mark.parametrize("each", [1, 1 << 12])
+def test_compiled_code_collects_what_numpy_does(monkeypatch: pytest.MonkeyPatch, each: int) -> None:
+    compiled = pytest.importorskip("vizlog.compute.uncollected_numba")
+    monkeypatch.setattr(compiled, "EACH", each)  # with 1 there is not room for all
+    tensors = [*of_all_kinds(), torch.tensor([1e-45, -1e-38, 3e38]), torch.tensor([5e-324, -1e300, 0.0]).double()]
+    for found in count_on_device(tensors):
+        expected = found.together._collected(found.index)
+        assert_equal_counts(found.together.counts[found.index], expected)
 
 
 def test_the_device_path_never_waits() -> None:
@@ -906,7 +916,7 @@ def test_a_device_counts_more_than_32_bits_hold(monkeypatch: pytest.MonkeyPatch)
     (counted,) = count_on_device([tensor])
     assert counted.together.pieces()["table"].dtype == torch.int64
     (moved,) = collected([tensor])
-    assert_equal_counts(count_bits(tensor), replace(moved, linear=count_bits(tensor).linear))
+    assert_equal_counts(count_bits(tensor), replace(copy.copy(moved), linear=count_bits(tensor).linear))
 
 
 @pytest.mark.parametrize("left", [0, 20])

@@ -19,7 +19,7 @@ from vizlog.compute.bits import GRIDS, MOST, NO_MOMENTS, BitCounts, Grid, Linear
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of, in_memory_order
 from vizlog.compute.passes import ALWAYS_LINEAR, Chunks, Pass, Place
 from vizlog.compute.shown import Shown
-from vizlog.compute.uncollected import Uncollected
+from vizlog.compute.uncollected import Together, Uncollected
 from vizlog.messages import LOG
 from vizlog.records import QUANTILES, Histogram
 
@@ -108,12 +108,13 @@ def _count_alike(
 
 def prepare(device: torch.device | None = None) -> None:
     """Makes the first histogram as fast as the next: loads what was compiled, or compiles it (seconds, only once)."""
+    for dtype in (torch.float32, torch.float64):
+        histogram("warm-up", _count_on_cpu(torch.arange(4, dtype=dtype, device="cpu")))
     if device is not None and device.type == "cuda":
         from vizlog.compute.bits_cuda import load
 
         load(device)
-    for dtype in (torch.float32, torch.float64):
-        histogram("warm-up", _count_on_cpu(torch.arange(4, dtype=dtype, device="cpu")))
+        _ = Together.empty(GRIDS["float32"], 1, torch.device("cpu")).counts
 
 
 # any tensor: what its values are, and where

@@ -24,20 +24,20 @@ class Pending:
 
     def __init__(self, tree: Any, landing: list[Tensor], events: list[Any], shared: frozenset[int]) -> None:
         self._tree, self._landing, self._events, self._shared = tree, landing, events, shared
+        self._arrived: dict[int, Together] = {}
 
     def wait(self, part: int | None = None) -> Any:
         """Blocks until the copies have landed; meant for a worker thread. Gives all, or one part of a list."""
         with beside_a_capture():
             for event in self._events:
                 event.synchronize()
-        arrived: dict[int, Together] = {}
 
         def land(leaf: Any) -> Any:
             if isinstance(leaf, _UNCOLLECTED):
                 slot: Any = leaf.together.memory
-                if slot.number not in arrived:
-                    arrived[slot.number] = replace(leaf.together, memory=self._landing[slot.number])
-                return replace(leaf, together=arrived[slot.number]).collected()
+                if slot.number not in self._arrived:  # what was counted together is collected at once, and once
+                    self._arrived[slot.number] = replace(leaf.together, memory=self._landing[slot.number])
+                return replace(leaf, together=self._arrived[slot.number]).collected()
             if not isinstance(leaf, _Slot):
                 return leaf
             # A record that is kept must not keep all that came with it, in memory that is pinned.

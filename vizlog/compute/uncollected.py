@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -61,6 +63,26 @@ class Together:
         """The same as arrays, once the memory lies on the host."""
         return {name: piece.numpy() for name, piece in self.pieces().items()}
 
+    @functools.cached_property
+    def counts(self) -> Sequence[BitCounts]:
+        """Of each tensor, once the memory lies on the host."""
+        if not self.wide and importlib.util.find_spec("numba"):
+            from vizlog.compute.uncollected_numba import collected
+
+            return collected(GRIDS[self.grid], self.arrays)
+        return [self._collected(i) for i in range(self.tensors)]
+
+    def _collected(self, i: int) -> BitCounts:
+        parts = self.arrays
+        tallies, moments = tuple(parts["tallies"][:, i].tolist()), tuple(parts["moments"][:, i].tolist())
+        bins, counts = GRIDS[self.grid].occupied(parts["table"][i], tallies[1])
+        places = np.flatnonzero(parts["linear"][i] != 0)
+        linear = None
+        if len(places):
+            found = parts["linear"][i][places].astype(np.int64)
+            linear = Linear(int(parts["exponents"][i]), places + int(parts["firsts"][i]), found)
+        return BitCounts(self.grid, tallies, moments, bins, counts, linear)
+
 
 _Part: TypeAlias = "tuple[tuple[int, ...], type[np.generic]]"
 
@@ -100,16 +122,10 @@ class Uncollected:
     note: str = ""
 
     def collected(self) -> BitCounts:
-        """The same in arrays of their own, once they lie on the host."""
-        parts, i = self.together.arrays, self.index
-        tallies, moments = tuple(parts["tallies"][:, i].tolist()), tuple(parts["moments"][:, i].tolist())
-        bins, counts = GRIDS[self.together.grid].occupied(parts["table"][i], tallies[1])
-        places = np.flatnonzero(parts["linear"][i] != 0)
-        linear = None
-        if len(places):
-            found = parts["linear"][i][places].astype(np.int64)
-            linear = Linear(int(parts["exponents"][i]), places + int(parts["firsts"][i]), found)
-        return BitCounts(self.together.grid, tallies, moments, bins, counts, linear, self.note)
+        """The same, once they lie on the host."""
+        counts = self.together.counts[self.index]
+        counts.note = self.note
+        return counts
 
 
 @dataclass(eq=False, slots=True)
