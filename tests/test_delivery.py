@@ -118,6 +118,106 @@ def shares(**layers: float) -> Figures:
     return Figures("dead_units", layers)
 
 
+# Probes that find what is none ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        ([1.5], "it gives records and Figures, not float"),
+        ([None], "it gives records and Figures, not NoneType"),
+        ([Figures("mine", {"a": "much"})], "isnan"),  # type: ignore[dict-item]
+        ([Figures("mine", {"": 1.0})], "curves need x"),
+    ],
+)
+def test_what_cannot_be_drawn_costs_its_own_probe_alone(
+    delivery: Delivery, to: Destination, failed: list[str], found: list[Any], why: str
+) -> None:
+    delivery.send(0, measured(Numbers(shares(a=1.0)), Numbers(*found, name="Own"), Numbers(Scalar("b", 1))))
+    delivery.flush()
+    assert len(failed) == 1
+    assert failed[0].startswith("Own: finish(): ")
+    assert why in failed[0]
+    assert {"health/dead_units_worst", "b"} <= {tag for _, written in tags(to) for tag in written}
+
+
+def test_what_cannot_come_to_the_host_costs_its_own_probe_alone(
+    delivery: Delivery, to: Destination, failed: list[str]
+) -> None:
+    bad, good = Numbers(Scalar("a", 1), name="Own"), Numbers(Scalar("b", 1))
+    delivery.send(0, [(Turn(bad), torch.ones(2, device="meta")), (Turn(good), torch.ones(2))])
+    delivery.flush()
+    assert failed == ["Own: measure(): Cannot copy out of meta tensor; no data!"]
+    assert [tag for _, written in tags(to) for tag in written] == ["b"]
+
+
+def test_a_destination_that_fails_is_closed(delivery: Delivery, to: Destination) -> None:
+    to.fails = {"write", "close"}
+    delivery.log(0, {"a": 1})
+    delivery.flush()
+    assert to.closed == 1
+
+
+def test_a_close_that_is_interrupted_goes_on_behind_it(
+    delivery: Delivery, to: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to.hold(delivery)
+    delivery.send(0, measured(Numbers(Scalar("a", 1))))
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(delivery._worker, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            delivery.close()
+    to.go.set()
+    delivery._worker.flush()
+    atexit.unregister(delivery._worker.flush)
+    assert tags(to)[0] == (0, ["a"])
+    assert to.closed == 1
+
+
+def test_a_handler_that_closes_while_numbers_are_made_does_not_wait_for_itself(to: Destination) -> None:
+    delivery = Delivery(to, lambda *_: None, diagnoses=True)
+    to.hold(delivery)
+
+    def handled(_: Any) -> Iterable[Record]:
+        delivery.flush()
+        delivery.close()
+        return [Scalar("a", 1)]
+
+    delivery.send(0, measured(Numbers(finish=handled)))
+    delivery.up_to_date()  # as at the next step with stop_when=
+    to.go.set()
+    delivery._worker.flush()
+    atexit.unregister(delivery._worker.flush)
+    assert tags(to)[0] == (0, ["a"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_does_not_wait_for_numbers_that_its_parent_makes(to: Destination) -> None:
+    delivery = Delivery(to, lambda *_: None, diagnoses=True)
+    making, go = threading.Event(), threading.Event()
+
+    def makes(_: Any) -> Iterable[Record]:
+        making.set()
+        go.wait()
+        return []
+
+    delivery.send(0, measured(Numbers(finish=makes)))
+    making.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        delivery.up_to_date()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    go.set()
+    delivery.close()
+
+
 # What comes together --------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +364,7 @@ def test_what_is_no_number_is_left_out(delivery: Delivery, to: Destination, capl
     delivery.flush()
     assert tags(to) == [(0, ["a", "e"])]
     left_out = [message.split("; ")[1].split(" ")[0] for message in caplog.messages]
-    assert left_out == ["'b'", "'c'", "'d'", "''", "'f'", "'g'", "'b'"]
+    assert left_out == ["'b'", "'c'", "'d'", "''", "'f'", "'g'"]  # once each
 
 
 def test_a_tensor_without_a_value_costs_no_other_number(

@@ -538,6 +538,85 @@ def test_a_state_is_gone_on_from_wherever_the_monitor_was() -> None:
     assert steps(memory, "gradients/0.weight") == [3, 5]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (vizlog.AtSteps(0, 3), vizlog.AtSteps(0, 3, 7, 9), [7, 9]),
+        (vizlog.Every(100), vizlog.Every(4), [8]),
+        (vizlog.Every(2), vizlog.Every(2), [6, 8]),
+    ],
+)
+def test_a_resumed_run_heeds_the_schedule_it_has_now(
+    before: vizlog.Schedule, after: vizlog.Schedule, expected: list[int]
+) -> None:
+    model = net()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=before)], to=None) as first:
+        for _ in range(5):
+            with first.step():
+                pass
+        state = first.state_dict()
+    memory = vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=after)], to=memory) as second:
+        second.load_state_dict(state)
+        for _ in range(5):
+            with second.step():
+                pass
+    assert steps(memory, "weights/0.weight") == expected
+
+
+def test_without_a_budget_nothing_is_stretched_whatever_the_state_says() -> None:
+    model, memory = net(), vizlog.Memory()
+    state = {"step": 5, "epoch": None, "probes": {"WeightHistograms": {"next_step": 900, "next_epoch": None}}}
+    state["probes"]["WeightHistograms"]["stretch"] = 800  # type: ignore[index]
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=1)], to=memory) as monitor:
+        monitor.load_state_dict(state)
+        for _ in range(2):
+            with monitor.step():
+                pass
+    assert steps(memory, "weights/0.weight") == [5, 6]
+
+
+def test_what_is_logged_before_the_first_step_of_a_resumed_run_stands_at_the_step_before() -> None:
+    model, memory = net(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.WeightHistograms()], step=5) as monitor:
+        monitor.log({"validation": 1.0})
+        train(model, optimizer, 1)
+    with vizlog.Monitor(model, [vizlog.WeightHistograms()], to=memory) as again:
+        again.load_state_dict({"step": 9, "epoch": None, "probes": {}})
+        again.log({"validation": 1.0})
+    assert steps(memory, "validation") == [4, 8]
+
+
+def test_a_run_that_begins_anew_after_a_state_was_loaded_is_seen_from_there() -> None:
+    """As where a checkpoint was validated before a fit."""
+    model, memory = net(), vizlog.Memory()
+    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=4)], to=memory) as monitor:
+        monitor.load_state_dict({"step": 90, "epoch": None, "probes": {}})
+        for step in range(9):
+            with monitor.step(step):
+                pass
+    assert steps(memory, "weights/0.weight") == [0, 4, 8]
+
+
+def test_a_step_that_a_scaler_skipped_is_not_given_the_numbers_of_the_next() -> None:
+    model, memory = net(), vizlog.Memory()
+    optimizer, scaler = SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=16.0)
+    probes = [vizlog.GradientHistograms(every=5), vizlog.WeightHistograms(every=5)]
+    weights = []
+    with vizlog.Monitor(model, probes, to=memory, optimizer=optimizer) as monitor:
+        for number in range(7):
+            with monitor.step():
+                optimizer.zero_grad()
+                loss = model(X).sum() * (float("inf") if number == 0 else 1.0)
+                scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            weights.append(float(model[0].weight.detach().max()))
+    assert steps(memory, "gradients/0.weight") == steps(memory, "weights/0.weight") == [1, 5]
+    assert [record.max for _, record in memory.of("weights/0.weight")] == [weights[1], weights[5]]
+
+
 def test_two_probes_of_a_kind_keep_states_of_their_own() -> None:
     model = net()
     probes = [vizlog.WeightHistograms("0", every=3), vizlog.WeightHistograms("2", every=5)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 import weakref
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks as everyones
 from torch.optim.optimizer import _global_optimizer_pre_hooks as everyones_first
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import vizlog
-from vizlog.optimizers import Rounds, StepHooks, makes_state_only, real_optimizers, skipped
+from vizlog.optimizers import _AFTER_ALL, Rounds, StepHooks, _OnAll, makes_state_only, real_optimizers, skipped
 
 
 class Accelerated(Optimizer):
@@ -122,10 +124,18 @@ def test_only_a_compiled_step_goes_round_the_compiler(monkeypatch: pytest.Monkey
     def refuse(hook: Any) -> Any:
         return lambda *_: pytest.fail("that takes longer than the hook")
 
+    handles: list[Any] = []
+
+    def register(hook: Any) -> Any:
+        handles.append(register_optimizer_step_post_hook(hook))
+        return handles[0]
+
     monkeypatch.setattr(torch.compiler, "disable", refuse)
+    monkeypatch.setattr("vizlog.optimizers._AFTER_ALL", _OnAll(register, compiled=True))
     optimizer = made()
     told, _ = watched(optimizer)
     optimizer.step()
+    handles[0].remove()
     assert [moment for moment, *_ in told] == ["before", "gradients", "after"]
 
 
@@ -352,13 +362,41 @@ def test_hooks_on_all_optimizers_go_with_what_made_them() -> None:
         return StepHooks(given, before=nothing, gradients=nothing, after=nothing, other=nothing)
 
     gc.collect()  # those of other tests
-    before = len(everyones), len(everyones_first)
+    hook([made()])  # torch has one of ours for all from here on
+    gc.collect()
+    hooked, before = (len(everyones), len(everyones_first)), len(_AFTER_ALL._told)
     kept = hook([made()])
-    assert (len(everyones), len(everyones_first)) == (before[0] + 1, before[1])
+    assert len(_AFTER_ALL._told) == before + 1
     del kept
     gc.collect()
-    assert (len(everyones), len(everyones_first)) == before
+    assert len(_AFTER_ALL._told) == before
+    assert (len(everyones), len(everyones_first)) == hooked
     assert not hook([])._handles
+
+
+def test_monitors_come_and_go_while_others_train_in_threads() -> None:
+    """Each in its own thread, as where folds are trained at once."""
+    errors: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            model = nn.Linear(3, 3)
+            optimizer = SGD(model.parameters(), lr=0.1)
+            for _ in range(20):
+                monitor = vizlog.watch(model, optimizer, to=None, probes=[vizlog.WeightHistograms()])
+                for _ in range(30):
+                    model(torch.ones(2, 3)).sum().backward()
+                    optimizer.step()
+                monitor.close()
+        except BaseException as error:  # noqa: BLE001 -- it is looked at below
+            errors.append(error)
+
+    threads = [threading.Thread(target=train) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
 
 
 def test_another_optimizer_is_told_once_and_not_kept() -> None:

@@ -24,9 +24,9 @@ from regimes import EVERY, HELD_OUT, REGIMES, Arrays, Net, Run, hooks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import vizlog
+from vizlog.optimizers import _AFTER_ALL
 from vizlog.records import Curves, Histogram, Record
 
 pytestmark = [
@@ -470,7 +470,7 @@ def test_folds_in_one_process_are_runs_of_their_own() -> None:
 
 def test_a_monitor_that_nobody_closed_goes_with_its_model() -> None:
     """What is under way is written, its threads end, and nothing of it stays on other optimizers."""
-    threads, hooked = set(threading.enumerate()), set(_global_optimizer_post_hooks)
+    threads, told = set(threading.enumerate()), set(_AFTER_ALL._told)
     model = linear(3, 3)
     optimizer = SGD(model.parameters(), lr=0.1)
     memory = vizlog.Memory()
@@ -484,7 +484,7 @@ def test_a_monitor_that_nobody_closed_goes_with_its_model() -> None:
     assert reference() is None
     patiently(lambda: len(memory.of("loss")) == 1)
     patiently(lambda: set(threading.enumerate()) <= threads)
-    assert set(_global_optimizer_post_hooks) <= hooked
+    assert set(_AFTER_ALL._told) <= told
 
 
 def test_a_resumed_run_goes_on_in_its_folder_and_the_projector_keeps_what_it_had() -> None:

@@ -894,6 +894,25 @@ def test_the_server_shows_the_projector(served: Server) -> None:
     assert served.data("projector/metadata", run="a", name=names[0]).count(b"\n") == 61
 
 
+def test_a_disk_that_is_full_for_a_while_moves_the_run_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        backend, fails = TensorBoard(tmp_path / "run"), [3 * number]
+
+        def opened(path: Path, fails: list[int] = fails) -> EventFile:
+            if fails[0]:
+                fails[0] -= 1
+                raise OSError(errno.ENOSPC, "no room")
+            return EventFile(path)
+
+        monkeypatch.setattr("vizlog.backends.tensorboard.EventFile", opened)
+        for step in range(6):
+            backend.write(step, [Scalar("x", 1.0)])
+        backend.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2"]
+
+
 @pytest.mark.parametrize("now", [5.0, 1.8e9, 9e9], ids=["1970", "2027", "2255"])
 @pytest.mark.parametrize("older", ["", "9000000000.5.host.1.0", "9000000000.host", "of.another"])
 def test_event_files_sort_in_the_order_made(run: Path, older: str, now: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,6 +287,17 @@ def test_few_values_have_few_bins(run: wandb.Run, number: int, bins: int) -> Non
     np.testing.assert_allclose(value["bins"], edges, rtol=1e-4, atol=1e-5)
 
 
+def test_bins_of_ones_own_stay_as_they_are(run: wandb.Run) -> None:
+    WandB(run).write(0, [histogram("own/classes", np.arange(20.0), bins=20)])
+    (value,) = finish(run).of("own/classes")
+    assert value["values"] == [1] * 20
+
+
+def test_of_two_tags_with_one_key_the_later_value_is_written(run: wandb.Run) -> None:
+    WandB(run).write(0, [histogram("own/a", np.arange(20.0)), Scalar("own.a", 2.0)])
+    assert finish(run).of("own/a") == [2.0]
+
+
 def test_histograms_of_one_row_do_not_mind_each_other(run: wandb.Run) -> None:
     values = np.random.default_rng(3).normal(size=5000)
     records = [

@@ -7,7 +7,7 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -66,13 +66,16 @@ class Delivery:
         self._diagnoses = diagnoses
         self._diagnosing = threading.Lock()
         self._unmade: list[_Numbers] = []
+        self._makes: int | None = None  # the thread that makes some here and now
+        self._process = os.getpid()
         self._summarised: Diagnosis | None = None
         self._stopped_because = ""
         self._latest = 0
         self._backend = backend
         self._failed = failed
         self._worker = Worker()
-        self._waiting = _Waiting()
+        self._left_out: set[str] = set()
+        self._waiting = _Waiting(self._say_left_out)
         self._next_curves = -1
         self._said_parts = False
         self._said_twice: set[str] = set()
@@ -89,12 +92,13 @@ class Delivery:
             measured: a probe's turn and what its `measure` returned.
             time_share: the share of the training time that vizlog has taken so far.
         """
+        self._leave_the_parents()
         self._send_scalars()
         if self._backend is None:
             if not self._diagnoses:
                 return
             measured = [(turn, tree) for turn, tree in measured if not turn.probe.picture]
-        pending = to_host([tree for _, tree in measured])
+        measured, pending = self._on_its_way(measured)
         written: set[str] = set()
         turns = [turn for turn, _ in measured]
         numbers = [(number, turn) for number, turn in enumerate(turns) if not turn.probe.picture]
@@ -118,6 +122,21 @@ class Delivery:
                 )
         self._worker.submit(lambda: self._deliver(step, found))
 
+    def _on_its_way(self, measured: Sequence[tuple[Turn, Any]]) -> tuple[Sequence[tuple[Turn, Any]], Pending]:
+        """What was measured, on its way to the host, without that of a probe whose results cannot be copied."""
+        try:
+            return measured, to_host([tree for _, tree in measured])
+        except Exception:  # noqa: BLE001 -- one of them is to blame, and the others go on
+            left = []
+            for turn, tree in measured:
+                try:
+                    to_host(tree)
+                except Exception as error:  # noqa: BLE001 -- whatever a tensor raises that has no value
+                    self._failed(turn, "measure()", error)
+                else:
+                    left.append((turn, tree))
+            return left, to_host([tree for _, tree in left])
+
     def log(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Keeps numbers for the next copy; tensors are cloned, since training may change them in place."""
         if self._backend is None:
@@ -137,10 +156,20 @@ class Delivery:
 
         So it does not depend on how fast the worker is, and nobody waits for the pictures in its queue.
         """
+        self._leave_the_parents()
         unmade, self._unmade = self._unmade, []
-        for numbers in unmade:
-            numbers()
+        self._makes = threading.get_ident()
+        try:
+            for numbers in unmade:
+                numbers()
+        finally:
+            self._makes = None
         return self.diagnosis
+
+    def _leave_the_parents(self) -> None:
+        """In a forked child: what is unmade is the parent's, and a thread that is not here may hold the lock."""
+        if os.getpid() != self._process:
+            self._process, self._unmade, self._diagnosing = os.getpid(), [], threading.Lock()
 
     def stopped(self, step: int, because: str) -> None:
         """Tells the backend why the training stops."""
@@ -159,17 +188,29 @@ class Delivery:
     def flush(self) -> None:
         """Waits until everything has been written."""
         self._send_scalars()
-        self._worker.flush()
+        if not self._is_interrupted():
+            self._worker.flush()
 
     def close(self) -> None:
-        """Writes what is left and closes the backend."""
-        self._send_scalars()
-        self._worker.close()
+        """Writes what is left and closes the backend; where that is interrupted, or waits for itself, at the exit."""
+        if self._is_interrupted():
+            self.leave()
+            return
+        try:
+            self._send_scalars()
+            self._worker.close()
+        except BaseException:
+            self.leave()
+            raise
         if self._worker.dropped:
             LOG.warning(
                 "vizlog dropped %d pictures that came due faster than they could be drawn", self._worker.dropped
             )
         self._close_backend()
+
+    def _is_interrupted(self) -> bool:
+        """Whether a signal's handler called while this thread makes what the worker would wait for."""
+        return self._makes == threading.get_ident() and os.getpid() == self._process
 
     def leave(self) -> None:
         """`close` without waiting, for a monitor that nobody holds any more: threads end once all is written."""
@@ -211,7 +252,19 @@ class Delivery:
 
     def _write_taken(self, steps: Sequence[int], pending: Pending) -> None:
         for step, values in zip(steps, pending.wait(), strict=True):
-            self._write(step, list(_scalars(values)))
+            self._write(step, list(self._scalars(values)))
+
+    def _scalars(self, values: Mapping[str, Any]) -> Iterable[Scalar]:
+        for tag, value in values.items():
+            try:
+                yield Scalar(tag, value)
+            except Exception as error:  # noqa: BLE001 -- what has no float, a user's own type too
+                self._say_left_out(tag, error)
+
+    def _say_left_out(self, tag: str, error: Exception) -> None:
+        if tag not in self._left_out:
+            self._left_out.add(tag)
+            LOG.warning("vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, told(error))
 
     def _curves_due(self, step: int) -> bool:
         due = step >= self._next_curves
@@ -221,14 +274,34 @@ class Delivery:
     def _finish(self, pending: Pending, wanted: Iterable[tuple[int, Turn]]) -> list[Record]:
         """Runs `finish` of these probes; health figures of one kind become records together."""
         records: list[Record] = []
-        figures: list[Figures] = []
+        figures: list[tuple[Turn, Figures]] = []
         for number, turn in wanted:
             try:
                 for found in turn.probe.finish(pending.wait(number)):
-                    (figures if isinstance(found, Figures) else records).append(found)  # type: ignore[arg-type]
+                    if isinstance(found, Record):
+                        records.append(found)
+                    elif isinstance(found, Figures):
+                        figures.append((turn, found))
+                    else:
+                        raise TypeError(f"it gives records and Figures, not {type(found).__name__}")  # noqa: TRY301
             except Exception as error:  # noqa: BLE001 -- whatever one probe raises, the others go on
                 self._failed(turn, "finish()", error)
-        return records + draw(figures)
+        return records + self._drawn(figures)
+
+    def _drawn(self, figures: Sequence[tuple[Turn, Figures]]) -> list[Record]:
+        """Without those of a probe that cannot be drawn."""
+        try:
+            return draw([part for _, part in figures])
+        except Exception:  # noqa: BLE001 -- one of them is to blame, and the others go on
+            left = []
+            for turn, part in figures:
+                try:
+                    draw([part])
+                except Exception as error:  # noqa: BLE001 -- whatever values a probe of one's own has
+                    self._failed(turn, "finish()", error)
+                else:
+                    left.append(part)
+            return draw(left)
 
     def _diagnosed(self, step: int, records: Sequence[Record], written: set[str]) -> list[Record]:
         """What probes have found at a step, the first of each tag, once the diagnosis knows of it."""
@@ -254,7 +327,7 @@ class Delivery:
             try:
                 backend.summarise(step, diagnosis.scalars(), self._stopped_because)
             except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
-                self._report_off(backend, error)
+                self._report_off(error)
 
     def _first_of_each_tag(self, records: Sequence[Record], written: set[str]) -> list[Record]:
         new = []
@@ -274,11 +347,14 @@ class Delivery:
         try:
             backend.write(step, records)
         except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
-            self._report_off(backend, error)
+            self._report_off(error)
 
-    def _report_off(self, backend: Backend | Summarises, error: Exception) -> None:
-        self._backend = None
+    def _report_off(self, error: Exception) -> None:
+        backend, self._backend = self._backend, None
         LOG.warning("vizlog: %s could not write and is off from now on: %s", type(backend).__name__, told(error))
+        if backend is not None:
+            with suppress(Exception):  # that it is broken has been said
+                backend.close()
 
 
 def _without_curves(records: Iterable[Record]) -> list[Record]:
@@ -289,14 +365,15 @@ def _without_curves(records: Iterable[Record]) -> list[Record]:
 class _Waiting:
     """Numbers that wait for others, to go to the host in one copy; filled by one thread and taken by another."""
 
-    def __init__(self) -> None:
+    def __init__(self, left_out: Callable[[str, Exception], None]) -> None:
+        self._left_out = left_out
         self._begin()
 
     def _begin(self) -> None:
         self._process = os.getpid()
         self._lock = threading.RLock()  # where no thread can start, what is handed over is written here and now
         self._numbers: list[tuple[int, dict[str, Any]]] = []
-        self._streams: dict[torch.device, Any] = {}
+        self._streams: dict[torch.device, list[Any]] = {}  # on which they were made
 
     def add(self, step: int, scalars: dict[str, Any]) -> int:
         """How many calls wait now."""
@@ -305,7 +382,9 @@ class _Waiting:
             self._numbers.append((step, scalars))
             for value in scalars.values():
                 if isinstance(value, Tensor) and value.is_cuda:
-                    self._streams[value.device] = torch.cuda.current_stream(value.device)
+                    stream, known = torch.cuda.current_stream(value.device), self._streams.setdefault(value.device, [])
+                    if stream not in known:
+                        known.append(stream)
             return len(self._numbers)
 
     def hand_over(self, receive: Callable[[list[int], Pending], None]) -> None:
@@ -315,15 +394,34 @@ class _Waiting:
         """
         self._leave_the_parents()
         with self._lock, ExitStack() as stack:
-            if any(map(_is_recording, self._streams.values())):
+            if any(_is_recording(stream) for known in self._streams.values() for stream in known):
                 return  # what is done on it now would go into a CUDA graph
             stack.enter_context(beside_a_capture())
             numbers, self._numbers = self._numbers, []
             streams, self._streams = self._streams, {}
-            for stream in streams.values():
-                stack.enter_context(torch.cuda.stream(stream))
+            for latest in (known[-1] for known in streams.values()):
+                stack.enter_context(torch.cuda.stream(latest))
+            for *others, latest in streams.values():
+                for other in others:
+                    latest.wait_stream(other)
             if numbers:
-                receive([step for step, _ in numbers], _on_their_way([values for _, values in numbers]))
+                receive([step for step, _ in numbers], self._on_their_way([values for _, values in numbers]))
+
+    def _on_their_way(self, numbers: list[dict[str, Any]]) -> Pending:
+        """Values on their way to the host in one copy, without those that cannot be copied: meta tensors, of vmap."""
+        try:
+            return to_host(numbers)
+        except Exception:  # noqa: BLE001 -- the others are written, and the training goes on
+            return to_host([dict(self._copied(values)) for values in numbers])
+
+    def _copied(self, values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+        for tag, value in values.items():
+            try:
+                to_host(value)
+            except Exception as error:  # noqa: BLE001 -- whatever a tensor raises that has no value
+                self._left_out(tag, error)
+            else:
+                yield tag, value
 
     def _leave_the_parents(self) -> None:
         """In a forked child: what waited is the parent's to write, and a thread that is not here may hold the lock."""
@@ -358,36 +456,6 @@ def _owned(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
     return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _scalars(values: Mapping[str, Any]) -> Iterable[Scalar]:
-    for tag, value in values.items():
-        try:
-            yield Scalar(tag, value)
-        except Exception as error:  # noqa: BLE001 -- what has no float, a user's own type too
-            _say_left_out(tag, error)
-
-
-def _on_their_way(numbers: list[dict[str, Any]]) -> Pending:
-    """Values on their way to the host in one copy, without those that cannot be copied: meta tensors, those of vmap."""
-    try:
-        return to_host(numbers)
-    except Exception:  # noqa: BLE001 -- the others are written, and the training goes on
-        return to_host([dict(_copied(values)) for values in numbers])
-
-
-def _copied(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    for tag, value in values.items():
-        try:
-            to_host(value)
-        except Exception as error:  # noqa: BLE001 -- whatever a tensor raises that has no value
-            _say_left_out(tag, error)
-        else:
-            yield tag, value
-
-
-def _say_left_out(tag: str, error: Exception) -> None:
-    LOG.warning("vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, told(error))
 
 
 def _cost(turns: Iterable[Turn], time_share: float) -> list[Record]:

@@ -79,10 +79,18 @@ class Turn:
         """What a resumed run goes on with."""
         return {"next_step": self.next_step, "next_epoch": self.next_epoch, "stretch": self.stretch}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+    def load_state_dict(self, state: Mapping[str, Any], step: int, *, stretches: bool) -> None:
+        """Takes over what `state_dict` gave, as far as the schedule there is now does not say otherwise.
+
+        Args:
+            step: the step to come.
+            stretches: whether there is a budget to stretch for.
+        """
         self.next_step, self.next_epoch = state["next_step"], state["next_epoch"]
-        self.stretch = state["stretch"]
+        self.stretch = state["stretch"] if stretches else 1
+        planned = self.probe.schedule.next_step(step - 1)
+        if self.stretch == 1 or self.next_step is None:
+            self.next_step = planned
 
     @contextmanager
     def timed(self) -> Iterator[None]:

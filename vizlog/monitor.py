@@ -225,6 +225,7 @@ class Monitor:
         self._rounds = Rounds()
         self._sources = (step if callable(step) else None, epoch)
         self._count = step if isinstance(step, int) else 0
+        self._latest = self._delivery.now = max(self._count - 1, 0)
         self._arm(self._count)
 
     def log(self, scalars: Mapping[str, Any]) -> None:
@@ -262,11 +263,12 @@ class Monitor:
             self._count, self._epoch = step, None if epoch is None else _whole("epoch", epoch)
             for name, turn in self._named_turns():
                 if name in state["probes"]:
-                    turn.load_state_dict(state["probes"][name])
+                    turn.load_state_dict(state["probes"][name], step, stretches=self._budget is not None)
             self._delivery.diagnosis = Diagnosis.from_state(state.get("health", {}))
         except (KeyError, TypeError, AttributeError) as error:
             self._warn_once(f"the state of another vizlog is passed over, and schedules begin anew: {told(error)}")
         self._next_step = -1
+        self._latest = self._delivery.now = max(self._count - 1, 0)
         if self._rounds is not None:
             self._arm(self._count)
 
@@ -418,6 +420,8 @@ class Monitor:
         due = self._due
         if due is None or id(optimizer) not in due.waiting:
             return False
+        if due.step is not None and due.step < self._latest and len(due.waiting) == len(self._optimizers):
+            due.step, due.epoch = self._latest, self._epoch  # in the steps since a gradient scaler let none step
         with self._contained("a copy of the weights"):
             due.keep_weights(owned(optimizer))
         return True

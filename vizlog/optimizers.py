@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from vizlog.ranks import whole
 
@@ -104,18 +106,18 @@ class StepHooks:
         self._stepped = False
         self._unread: set[int] = set()
         self._behind: dict[int, _Behind] = {}
-        self._handles = [optimizer.register_step_pre_hook(_Ours(self)) for optimizer in optimizers]
-        everyones = [register_optimizer_step_post_hook(_on_all(self))] if optimizers else []
+        own = [optimizer.register_step_pre_hook(_Ours(self)) for optimizer in optimizers]
+        everyones = [_AFTER_ALL.tell(_weakly(self))] if optimizers else []
         later = {
             id(optimizer): handle.id
-            for optimizer, handle in zip(optimizers, self._handles, strict=True)
+            for optimizer, handle in zip(optimizers, own, strict=True)
             if not all(isinstance(hook, _Ours) for hook in _hooks(optimizer).values())
         }
         if later:
-            everyones.append(register_optimizer_step_pre_hook(_puts_first(later)))
-        self._handles += everyones
-        for handle in everyones:
-            weakref.finalize(self, handle.remove)
+            everyones.append(_BEFORE_ALL.tell(_puts_first(later)))
+        self._handles: list[RemovableHandle | _Told] = [*own, *everyones]
+        for told in everyones:
+            weakref.finalize(self, told.remove)
 
     def remove(self) -> None:
         """Takes the hooks off again."""
@@ -185,37 +187,90 @@ def _hooks(optimizer: Optimizer) -> OrderedDict[int, Any]:
     return hooks  # type: ignore[no-any-return]
 
 
-def _puts_first(places: Mapping[int, int]) -> Callable[[Optimizer, Any, Any], None]:
-    """A hook on all optimizers, which puts ours before those that were there earlier; inert in a compiled step.
+class _OnAll:
+    """One hook on all optimizers of the process, for all monitors.
+
+    It stays where it is: were one of its own to come or go with each monitor, torch's loop over the hooks would end in
+    an error where another thread is in the midst of it.
+
+    Args:
+        register: torch's function that puts a hook on all optimizers.
+        compiled: whether it is called in a compiled step too.
+    """
+
+    def __init__(self, register: Callable[[Any], RemovableHandle], *, compiled: bool) -> None:
+        self._register: Callable[[Any], RemovableHandle] | None = register
+        self._compiled = compiled
+        self._told: tuple[_Told, ...] = ()  # replaced as a whole, so that a loop over it goes on
+        self._lock = threading.RLock()  # the collector may take a monitor while another one comes
+
+    def tell(self, function: Callable[[Optimizer], None]) -> _Told:
+        """Has it called with each optimizer that steps, until it is removed."""
+        told = _Told(self, function)
+        with self._lock:
+            self._told = (*self._told, told)
+            if self._register is not None:
+                register, self._register = self._register, None
+                register(self._hook())
+        return told
+
+    def forget(self, told: _Told) -> None:
+        """Calls it no more."""
+        with self._lock:
+            self._told = tuple(other for other in self._told if other is not told)
+
+    def _hook(self) -> Callable[[Optimizer, Any, Any], None]:
+        def tell_all(optimizer: Optimizer) -> None:
+            for told in self._told:
+                told.function(optimizer)
+
+        untraced = _untraced(tell_all) if self._compiled else lambda _: None
+
+        def hook(optimizer: Optimizer, *_: Any) -> None:
+            (untraced if torch.compiler.is_dynamo_compiling() else tell_all)(optimizer)
+
+        return hook
+
+
+class _Told:
+    """A function that is told of all optimizers' steps."""
+
+    def __init__(self, by: _OnAll, function: Callable[[Optimizer], None]) -> None:
+        self._by, self.function = by, function
+
+    def remove(self) -> None:
+        """As of torch's handles."""
+        self._by.forget(self)
+
+
+_BEFORE_ALL = _OnAll(register_optimizer_step_pre_hook, compiled=False)
+_AFTER_ALL = _OnAll(register_optimizer_step_post_hook, compiled=True)
+
+
+def _puts_first(places: Mapping[int, int]) -> Callable[[Optimizer], None]:
+    """Before a step: puts our hook before those that were there earlier.
 
     Args:
         places: id of an optimizer -> the key of our hook among its own.
     """
 
-    def hook(optimizer: Optimizer, *_: Any) -> None:
-        if torch.compiler.is_dynamo_compiling():
-            return
+    def put(optimizer: Optimizer) -> None:
         place = places.get(id(optimizer), -1)
         if place in (hooks := _hooks(optimizer)) and next(iter(hooks)) != place:
             hooks.move_to_end(place, last=False)
 
-    return hook
+    return put
 
 
-def _on_all(hooks: StepHooks) -> Callable[[Optimizer, Any, Any], None]:
-    """A hook on all optimizers of the process, which tells that one has stepped; it keeps nothing alive."""
+def _weakly(hooks: StepHooks) -> Callable[[Optimizer], None]:
+    """Tells that an optimizer has stepped; it keeps nothing alive."""
     reference = weakref.ref(hooks)
 
-    def stepped(optimizer: Optimizer, *_: Any) -> None:
+    def stepped(optimizer: Optimizer) -> None:
         if (alive := reference()) is not None:
             alive.stepped(optimizer)
 
-    untraced = _untraced(stepped)
-
-    def hook(optimizer: Optimizer, *_: Any) -> None:
-        (untraced if torch.compiler.is_dynamo_compiling() else stepped)(optimizer)
-
-    return hook
+    return stepped
 
 
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:

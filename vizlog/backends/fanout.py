@@ -37,19 +37,22 @@ class FanOut:
             try:
                 backend.write(step, records)
             except Exception as error:  # noqa: BLE001 -- whatever one destination raises, the others shall not miss a record
-                self._backends.remove(backend)
-                _report(backend, f"failed at step {step} and gets nothing more", error)
-                with contextlib.suppress(Exception):  # that it is broken has been said
-                    backend.close()
+                self._leave_out(backend, f"failed at step {step} and gets nothing more", error)
 
     def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
         """Passes the summary on to the backends that have one."""
-        for backend in self._backends:
+        for backend in tuple(self._backends):
             if isinstance(backend, Summarises):
                 try:
                     backend.summarise(step, scalars, stopped_because)
                 except Exception as error:  # noqa: BLE001 -- whatever one destination raises, the others go on
-                    _report(backend, f"could not take the summary at step {step}", error)
+                    self._leave_out(backend, f"could not take the summary at step {step} and gets nothing more", error)
+
+    def _leave_out(self, backend: Backend, what: str, error: Exception) -> None:
+        self._backends.remove(backend)
+        _report(backend, what, error)
+        with contextlib.suppress(Exception):  # that it is broken has been said
+            backend.close()
 
     def accompany(self, now: Callable[[], int], deliver: Callable[[], None]) -> None:
         """Passes it on to the backends that have owners."""

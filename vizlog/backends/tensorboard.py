@@ -214,6 +214,7 @@ class _Directory:
         if self._file is None:
             self.directory.mkdir(parents=True, exist_ok=True)  # it may have been deleted since it was found writable
             self.directory = _free_directory(self.directory, self._earlier, step)
+            self._earlier = {}  # it is free, also for the next try, should the disk be full
             self._file = EventFile(self.directory)
         self._file.append(_events(step, summaries))
 

@@ -78,8 +78,8 @@ class WandB:
 
     - Scalar: a number. Sweeps read the summary, which must stay finite: NaN and infinite values are left out, counted
       in `vizlog/nonfinite_scalars`, and the first one is said.
-    - Histogram: a native one of 64 bins; of 32 up to 2,048 values, and of 16 up to 512. Fewer where a row would pass
-      1 MB, from about 500 histograms of many values on, and over 2,900 some are left out and counted in
+    - Histogram: a native one of 64 bins; of a tensor of up to 2,048 values 32, of up to 512 16. Fewer where a row would
+      pass 1 MB, from about 500 histograms of many values on, and over 2,900 some are left out and counted in
       `vizlog/histograms_left_out`. From the first non-finite value on also `TAG/nans` and `TAG/infs`.
     - Images, Heatmaps, Attention: one PNG with the caption.
     - Curves, Surface: an interactive Plotly chart, or a PNG where plotly is not installed.
@@ -207,14 +207,12 @@ class WandB:
         except Exception:  # noqa: BLE001 -- with one among them that cannot be drawn, each by itself, to find which
             histograms = {}
         row: dict[str, Any] = {}
-        others: list[Record] = []
         for record in fitting:
             if isinstance(record, Histogram) and (found := histograms.get(id(record))):
                 row.update(self._histogram(record, found))
             else:
-                others.append(record)
-        for values in self._drawable.each(lambda record: dict(self._values(step, record)), others):
-            row.update(values)
+                for values in self._drawable.each(lambda record: dict(self._values(step, record)), [record]):
+                    row.update(values)
         return row | self._counts(records)
 
     def _key_of(self, tag: str) -> str:
@@ -419,15 +417,15 @@ class WandB:
         keys = 1 + 2 * sum(map(self._tells_nonfinite, histograms)) / len(histograms)
         most = int(_ROW_BYTES / (keys * _NAME_BYTES + _FEWEST_BINS * _BIN_BYTES))
         shown = min(len(histograms), most)
-        kept = {id(record): bins_of(record.count) for record in _spread(histograms, shown)}
+        kept = {id(record): bins_of(record) for record in _spread(histograms, shown)}
         bins, room = self._bins, int((_ROW_BYTES - shown * keys * _NAME_BYTES) / _BIN_BYTES)
         while bins > _FEWEST_BINS and sum(min(wanted, bins) for wanted in kept.values()) > room:
             bins //= 2
         left_out = len(histograms) - shown
         if bins < self._bins or (left_out and not self._histograms_left_out):
             LOG.warning(
-                "%d histograms are too many for a row of a W&B run: vizlog writes %d, of %d bins each; %s counts those "
-                "left out; select fewer for finer ones",
+                "%d histograms are too many for a row of a W&B run: vizlog writes %d, of at most %d bins; %s counts "
+                "those left out; select fewer for finer ones",
                 len(histograms),
                 shown,
                 bins,

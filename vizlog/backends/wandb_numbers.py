@@ -22,16 +22,18 @@ _SHIFT = 0.01
 
 _FINEST = 64
 _COARSEST = 16
-"""Bins that a histogram of few values has: so many that ten classes still have one each."""
 
 
-def bins_of(count: int) -> int:
-    """How many bins show so many values: their square root, as numpy's `bins="sqrt"`, to the nearest power of two.
+def bins_of(record: Histogram) -> int:
+    """How many bins show its values: their square root, as numpy's `bins="sqrt"`, to the nearest power of two.
 
-    Finer ones of a layer's 100 biases show chance, and W&B's process takes a microsecond for each bin of each.
+    Finer ones of a layer's 100 biases show chance, and W&B's process takes a microsecond for each bin of each. Other
+    bins than the 64 that vizlog draws somebody has chosen: they stay.
     """
-    bins = _COARSEST
-    while bins < _FINEST and 2 * bins * bins < count:
+    bins, drawn = _COARSEST, len(record.counts)
+    if drawn != _FINEST:
+        return min(drawn, _FINEST)
+    while bins < _FINEST and 2 * bins * bins < record.count:
         bins *= 2
     return bins
 
@@ -40,7 +42,7 @@ def short_histograms(records: Sequence[Histogram], most: int) -> list[tuple[list
     """(counts, edges) of each, of at most so many bins; at once, since numpy takes as long for few as for many."""
     alike: dict[tuple[int, int], list[int]] = {}
     for k, record in enumerate(records):
-        alike.setdefault((len(record.counts), min(most, bins_of(record.count))), []).append(k)
+        alike.setdefault((len(record.counts), min(most, bins_of(record))), []).append(k)
     found: dict[int, tuple[list[float], list[float]]] = {}
     for (_, bins), those in alike.items():
         edges = np.array([records[k].edges for k in those], np.float64)

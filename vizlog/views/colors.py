@@ -18,6 +18,7 @@ __all__ = [
     "NO_CLASS",
     "SEQUENTIAL",
     "Colormap",
+    "attention_top",
     "class_color",
     "colorize",
     "look_up",
@@ -92,6 +93,17 @@ def positions(values: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.f
     half = high / 2 - low / 2  # halves, so that limits near the largest float do not overflow
     with np.errstate(over="ignore"):
         return np.clip((values / 2 - low / 2) / half, 0.0, 1.0)
+
+
+def attention_top(weights: NDArray[Any]) -> float:
+    """From which attention on it is shown in the brightest color, of (examples, heads, queries, keys): one for all.
+
+    Of the head that looks most closely, what half of its queries give to their favourite key at least: 1 where that is
+    most of their attention. Over a hundred tokens it may be a hundredth, and against 1 all heads would look dark.
+    """
+    favourites = np.where(np.isnan(weights), 0.0, weights).max(axis=-1)
+    top = float(np.median(favourites, axis=-1).max())
+    return top if 0 < top < 0.5 else 1.0
 
 
 def colorize(values: NDArray[Any], limits: tuple[float, float], colormap: Colormap) -> Pixels:

@@ -23,7 +23,7 @@ from vizlog.records import (
     Surface,
     Text,
 )
-from vizlog.views.colors import DIVERGING, SEQUENTIAL, class_color
+from vizlog.views.colors import DIVERGING, SEQUENTIAL, attention_top, class_color
 from vizlog.views.plots import shared_start
 from vizlog.views.png import encode
 from vizlog.views.raster import raster
@@ -243,7 +243,8 @@ def _attention(record: Attention, go: Any) -> Figure:
             made.add_trace(_head(record.weights[example, head], queries, keys, go).update(visible=example == 0), *cell)
             if example == 0:
                 _name_axes(made, cell, rows=queries if cell[1] == 1 else (), columns=keys)
-    shades = {"colorscale": _scale("sequential", power=2.0), "cmin": 0, "cmax": 1, "colorbar": {"title": "attention"}}
+    shades = {"colorscale": _scale("sequential", power=2.0), "cmin": 0, "cmax": attention_top(record.weights)}
+    shades["colorbar"] = {"title": "attention"}
     made.update_layout(coloraxis=shades)
     axes = [
         {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vizlog.views.colors import colorize, look_up, positions, readable_on
+from vizlog.views.colors import attention_top, colorize, look_up, positions, readable_on
 from vizlog.views.layout import TALLEST, beside, color_bar, framed, grid, ramp, shape_of_grid, stack
 from vizlog.views.typeset import (
     BODY,
@@ -94,7 +94,10 @@ def attention(record: Attention, width: int) -> Image.Image:
     nans = int(np.isnan(record.weights).sum())
     facts = "rows: the token that looks (query); columns: the token it looks at (key)"
     shown = _left_out(fit.tiles, heads, "heads") + _left_out(fit.groups, examples, "examples")
-    names = {math.sqrt(weight): number(weight) for weight in (0, 0.01, 0.1, 0.25, 0.5, 1)}
+    top = attention_top(record.weights)
+    names = {math.sqrt(share): number(share * top) for share in (0, 0.01, 0.1, 0.25, 0.5, 1)}
+    if (record.weights > top).any():
+        names[1.0] = f"{number(top)} or more"
     bar = ramp(look_up(np.linspace(0, 1, 240), "sequential"), names, label="attention", nans=nans)
     blocks: list[Image.Image | None] = [_side_by_side(facts + shown, bar, width)]
     titles = _words([f"head {head}" for head in record.heads[: fit.tiles]], fit.width)
@@ -103,7 +106,7 @@ def attention(record: Attention, width: int) -> Image.Image:
         tiles = []
         for head in range(fit.tiles):
             # Square roots, for over a hundred tokens most weights are under 0.01 and would all look like 0.
-            shares = np.sqrt(positions(record.weights[example, head], (0.0, 1.0)))
+            shares = np.sqrt(positions(record.weights[example, head], (0.0, top)))
             map_ = Image.fromarray(look_up(shares, "sequential"))
             picture = _resized(map_, fit.width, fit.height)
             first = head % fit.columns == 0
