@@ -176,8 +176,8 @@ class VizLog(Callback):
             if self._batch is not None or batch is None:
                 raise
             # The batch was ours to guess, so it must not stop the training.
-            LOG.warning("vizlog goes on without pictures of examples: %s", reason)
             self._monitor = Monitor(pl_module, self._probes, **options)
+            LOG.warning("vizlog goes on without pictures of examples: %s", reason)
         resumed, self._resumed = self._resumed, None
         if resumed:
             self._monitor.load_state_dict(resumed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -180,12 +181,14 @@ def test_embeddings_are_no_class_scores() -> None:
     hidden = {"last_hidden_state": embedded, "pooler_output": embedded, "image_embeds": embedded}
     assert FixedBatch(x).logits(nn.functional.normalize(embedded)) is None
     assert FixedBatch(x).logits(hidden) is None
-    assert FixedBatch(x, class_names="abc").logits(embedded) is None
+    assert FixedBatch(x, class_names=list("abc")).logits(embedded) is None
     assert FixedBatch(x).logits(hidden | {"scores": LOGITS}) is LOGITS
     certain = nn.functional.one_hot(torch.tensor([0, 1, 2, 0])).float()  # probabilities, of length 1 too
-    assert FixedBatch(x, class_names="abc").logits(certain) is certain
-    assert FixedBatch(x, class_names="ab").logits(LOGITS) is LOGITS  # a head may be padded
-    assert FixedBatch(x, torch.tensor([0, 1, 2, 0]), class_names="a").logits(LOGITS) is LOGITS  # names are missing
+    assert FixedBatch(x, class_names=list("abc")).logits(certain) is certain
+    assert FixedBatch(x, class_names=list("ab")).logits(LOGITS) is LOGITS  # a head may be padded
+    assert (
+        FixedBatch(x, torch.tensor([0, 1, 2, 0]), class_names=list("a")).logits(LOGITS) is LOGITS
+    )  # names are missing
 
 
 def test_whether_an_output_is_embeddings_is_found_out_once() -> None:
@@ -437,6 +440,21 @@ def test_a_fourth_channel_is_no_opacity() -> None:
     assert shown is not None
     np.testing.assert_array_equal(shown, (images[:, :3] * 255).round().byte().permute(0, 2, 3, 1).numpy())
     assert FixedBatch(images, mean=[0.0] * 4).thumbnails().shape == (2, 3, 3, 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"class_names": "cat"}, "takes a list of names, got 'cat'"),
+        ({"class_names": 3}, "takes a list of names, got 3"),
+        ({"tokens": 3}, "takes a list of strings by id, a tokenizer, or a function"),
+        ({"mean": "x"}, "takes a number, or one for each channel, got 'x'"),
+        ({"std": [[1.0], "x"]}, "takes a number, or one for each channel"),
+    ],
+)
+def test_what_only_matters_for_pictures_is_looked_at_too(given: dict[str, Any], why: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(f"FixedBatch({next(iter(given))}=) {why}")):
+        FixedBatch(torch.zeros(2, 3, 8, 8), **given)
 
 
 def test_class_names_are_used_where_given() -> None:

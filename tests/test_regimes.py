@@ -427,6 +427,16 @@ def test_a_model_that_is_sharded_over_one_process_is_seen_as_any_other(caplog: p
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_a_cell_that_runs_twice_before_any_step_says_that_alone(caplog: pytest.LogCaptureFixture) -> None:
+    model = linear(3, 3)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        monitor = vizlog.watch(model, optimizer, to="runs/a")
+    assert "an earlier monitor of this model still wrote to" in caplog.text
+    assert "no step was seen" not in caplog.text
+    monitor.close()
+
+
 def test_a_cell_that_runs_again_takes_over_from_its_monitor(caplog: pytest.LogCaptureFixture) -> None:
     model = linear(3, 3)
     optimizer = SGD(model.parameters(), lr=0.1)

@@ -138,6 +138,12 @@ def test_a_cnn_gets_gradients_and_gradcam_of_the_true_class(model: nn.Sequential
         assert record.titles == [f"example {n}: class {t}" for n, t in zip(batch.ids[:8], targets, strict=True)]
 
 
+def test_of_scores_that_are_nan_none_is_the_predicted_class(model: nn.Sequential, batch: FixedBatch) -> None:
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    assert list(drawn(SaliencyMaps(methods="gradient"), model, batch)) == ["saliency/gradient"]
+
+
 def test_misclassified_examples_are_explained_for_the_predicted_class_too(
     model: nn.Sequential, batch: FixedBatch
 ) -> None:

@@ -312,7 +312,26 @@ def test_attention_draws_a_weight_by_its_square_root_on_one_scale() -> None:
         assert box[0].stop - box[0].start == box[1].stop - box[1].start >= 20
 
 
+def test_attention_over_many_tokens_is_not_all_dark() -> None:
+    alike, tokens = np.full((1, 2, 100, 100), 0.01, np.float32), [str(i) for i in range(100)]
+    alike[0, 1, :, 3] = 0.2
+    assert colors.attention_top(alike) == pytest.approx(0.2)
+    drawn = raster(Attention("attention/0", alike, [0], [0, 1], [tokens], [tokens]))
+    for weight in (0.01, 0.2):  # by its square root, as ever
+        where(drawn[110:], colors.SEQUENTIAL[round(np.sqrt(weight / 0.2) * 254)])
+    causal = np.tril(np.ones((1, 1, 100, 100))) / np.arange(1, 101)[:, None]
+    assert colors.attention_top(causal) == pytest.approx(1 / 50.5, rel=0.02)
+    assert colors.attention_top(np.eye(4)[None, None]) == colors.attention_top(np.full((1, 1, 2, 2), np.nan)) == 1.0
+
+
 # Charts
+
+
+def test_a_line_that_others_would_hide_stands_out_beside_them() -> None:
+    ys = {"weights": np.ones(8), "gradients": np.ones(8), "activations": np.ones(8)}
+    drawn = raster(Curves("health/nonfinite", np.arange(8), ys, "layer", "share"))
+    for number in range(3):
+        assert (drawn[60:] == np.asarray(colors.CLASSES[number])).all(axis=-1).sum() > 500
 
 
 def test_the_highest_bar_is_where_the_most_values_are() -> None:
@@ -561,10 +580,12 @@ def test_a_line_is_set_as_pillow_sets_it_also_the_second_time(text: str, size: i
 
 
 def test_a_name_that_is_too_long_keeps_its_ends() -> None:
-    shown = typeset.shorten("encoder.layer.11.attention.self.query.weight", 140)
-    assert shown.startswith("encoder")
-    assert shown.endswith("weight")
-    assert typeset.measure(shown) <= 140
+    for width in (90, 110, 140, 200):
+        shown = typeset.shorten("encoder.layer.11.attention.self.query.weight", width)
+        assert shown.startswith("e.l.11." if width > 100 else "e.l.11")
+        assert shown.endswith("weight")
+        assert typeset.measure(shown) <= width
+    assert typeset.shorten("a sentence. It goes on and on", 90).startswith("a sent")
 
 
 def test_characters_without_a_glyph_are_still_told_apart() -> None:

@@ -103,6 +103,7 @@ class FixedBatch:
                 raise TypeError(f"FixedBatch({name}=) takes a function, got {type(value).__name__}")
         if targets is None and isinstance(inputs, Mapping):
             targets = inputs.get("labels")
+        _check_shown(class_names, tokens, {"mean": mean, "std": std})
         targets = _as_tensor(targets)
         number = _number(inputs, targets)
         self.ids = _balanced(targets, number)
@@ -406,6 +407,23 @@ class FixedBatch:
             beside = ("labels", "mask")
             inputs = {name: value for name, value in inputs.items() if not str(name).endswith(beside)}
         return [tensor for tensor in _tensors(inputs) if len(tensor) == len(self)]
+
+
+def _check_shown(class_names: Any, tokens: Any, numbers: Mapping[str, Any]) -> None:
+    """Raises where what only matters for showing examples is of a wrong type."""
+    if class_names is not None and (isinstance(class_names, str) or not isinstance(class_names, Iterable)):
+        raise TypeError(f"FixedBatch(class_names=) takes a list of names, got {class_names!r}")
+    reads = callable(tokens) or hasattr(tokens, "convert_ids_to_tokens")
+    if tokens is not None and not reads and not (hasattr(tokens, "__getitem__") and hasattr(tokens, "__len__")):
+        raise TypeError(
+            "FixedBatch(tokens=) takes a list of strings by id, a tokenizer, or a function of a list of ids, "
+            f"got {tokens!r}"
+        )
+    for name, value in numbers.items():
+        try:
+            np.asarray(0 if value is None else value, np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"FixedBatch({name}=) takes a number, or one for each channel, got {value!r}") from None
 
 
 def examples_run() -> int | None:

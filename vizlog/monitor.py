@@ -84,6 +84,8 @@ class Monitor:
             raised.
     """
 
+    _followed = False  # by another, which looks at the same model
+
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
@@ -291,7 +293,7 @@ class Monitor:
         self._ranks.leave()
         self._delivery.close()
         follows = self._rounds is not None or not self._optimizers
-        if self._ranks.takes_part and not self._steps and follows and not self._warned:
+        if self._ranks.takes_part and not self._steps and follows and not (self._warned or self._followed):
             why = (
                 "the watched optimizer never stepped, so the model that trains is perhaps another; watch it"
                 if self._optimizers
@@ -356,8 +358,12 @@ class Monitor:
     def _close_earlier(self) -> None:
         """Where a notebook's cell runs again, what it made before still watches this model, for the same folder."""
         for earlier in [other for other in _OPEN if self._place is not None and self._same(other)]:
-            earlier.close()
+            self._take_over(earlier)
             LOG.warning("vizlog: an earlier monitor of this model still wrote to %s; it is closed", self._place)
+
+    def _take_over(self, earlier: Monitor) -> None:
+        earlier._followed = True
+        earlier.close()
 
     def _same(self, other: Monitor) -> bool:
         """Whether another monitor looks at a model of this one in the same way, for the same folder."""

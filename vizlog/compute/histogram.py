@@ -6,8 +6,10 @@ import functools
 import importlib.util
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -173,14 +175,24 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 """Classes whose memory holds their values; one that wraps another has none of its own."""
 
 
+_WONDERS = 6.0
+"""Seconds that loading what was compiled does not take."""
+
+
 def _new_pass(grid: Grid) -> Pass:
     if importlib.util.find_spec("numba"):
         began = time.monotonic()
         imported = "vizlog.compute.bits_numba" in sys.modules
-        from vizlog.compute.bits_numba import CompiledPass
-        from vizlog.compute.compiled import made_anew
-
         # Seconds that nobody waits without wondering why.
+        says = threading.Timer(_WONDERS, LOG.info, ["vizlog compiles its histogram, which takes half a minute, once"])
+        says.daemon = True
+        with suppress(RuntimeError):  # where no thread can start
+            says.start()
+        try:
+            from vizlog.compute.bits_numba import CompiledPass
+            from vizlog.compute.compiled import made_anew
+        finally:
+            says.cancel()
         if not imported and (so := made_anew()):
             LOG.info("vizlog compiled its histogram, which took %.0f s; %s", time.monotonic() - began, so)
         return CompiledPass(grid)

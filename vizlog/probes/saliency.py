@@ -169,7 +169,7 @@ class SaliencyMaps(Probe):
         else:
             true = choose_targets(logits, batch.labels, "true").cpu()
             yield _Question("", every, true)
-            wrong = (predicted != true).nonzero().flatten()
+            wrong = ((predicted != true) & ~logits.isnan().any(1).cpu()).nonzero().flatten()  # of NaN none is predicted
             if len(wrong):
                 yield _Question("predicted", wrong, predicted[wrong])
 

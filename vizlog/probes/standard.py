@@ -40,7 +40,7 @@ def standard(
         batch: the fixed batch, or (inputs, targets); without one only weights, gradients, updates, filters and live
             activations.
         every: how many steps between histograms, thinned by doubling so that a run keeps about 500 of each; pictures
-            are log-spaced from it, about 60 a run. A schedule is taken for all as it is.
+            are log-spaced from it, 16 of each in 450,000 steps. A schedule is taken for all as it is.
 
     Raises:
         BatchDoesNotFit: the model cannot be run on the batch.

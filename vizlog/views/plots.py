@@ -168,8 +168,10 @@ def curves(record: Curves, width: int) -> Image.Image:
     x_axis, y_axis = Axis.around(x, log=record.log_x, pad=0.02), Axis.of_heights(values, log=record.log_y)
 
     def lines(canvas: Image.Image, place: Place) -> None:
-        for i, y in enumerate(ys.values()):
-            _line(ImageDraw.Draw(canvas), place(x, y), class_color(i))
+        for i, y in enumerate(each := list(ys.values())):
+            # What a later line would hide stands out on both sides of it.
+            wider = 2.5 * sum(_coincide(y, later) for later in each[i + 1 :])
+            _line(ImageDraw.Draw(canvas), place(x, y), class_color(i), wider=wider)
 
     x_label, x_ticks, height = clean(record.x_label), None, 400
     if record.x_names is not None:
@@ -187,6 +189,12 @@ def curves(record: Curves, width: int) -> Image.Image:
     return stack([legend, drawn, _missing(lost, width, log=record.log_y)], 8)
 
 
+def _coincide(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Whether most values that both have are the same."""
+    both = np.isfinite(one) & np.isfinite(other)
+    return bool(both.any() and np.mean(one[both] == other[both]) > 0.5)
+
+
 def shared_start(names: Sequence[str]) -> str:
     """The dotted beginning that all names share ("encoder.layer."), if it is long; "" for one name alone."""
     if len(set(names)) < 2:
@@ -197,7 +205,7 @@ def shared_start(names: Sequence[str]) -> str:
     return shared if len(shared) > 6 else ""
 
 
-def _line(draw: ImageDraw.ImageDraw, points: NDArray[np.float64], color: Color) -> None:
+def _line(draw: ImageDraw.ImageDraw, points: NDArray[np.float64], color: Color, *, wider: float = 0.0) -> None:
     """A line through the points, broken where one is NaN; dots where the points are few or stand alone."""
     present = np.asarray(np.isfinite(points).all(axis=1))
     pieces = np.split(np.arange(len(points)), np.flatnonzero(np.diff(present.astype(int))) + 1)
@@ -206,10 +214,10 @@ def _line(draw: ImageDraw.ImageDraw, points: NDArray[np.float64], color: Color) 
         if not present[piece[0]]:
             continue
         if len(piece) > 1:
-            draw.line([(x, y) for x, y in points[piece]], fill=color, width=2 * FINER, joint="curve")
+            draw.line([(x, y) for x, y in points[piece]], fill=color, width=round((2 + wider) * FINER), joint="curve")
         if dots or len(piece) == 1:
             for x, y in points[piece]:
-                _dot(draw, (x, y), 3.2 * FINER, color)
+                _dot(draw, (x, y), (3.2 + wider / 2) * FINER, color)
 
 
 def _missing(values: NDArray[np.float64], width: int, *, log: bool) -> Image.Image | None:

@@ -215,9 +215,19 @@ def _stroke(heavy: bool) -> float:  # noqa: FBT001
 
 
 def shorten(text: str, width: int, size: int = SMALL) -> str:
-    """The line, its middle cut out where it is wider than `width` pixels; empty where not even the cut mark fits."""
+    """The line, its middle cut out where it is wider than `width` pixels; empty where not even the cut mark fits.
+
+    Of a module's name the parts come down to their first letters before, from the left, but for numbers and the last.
+    """
     if len(text) <= width and measure(text, size) <= width:  # no glyph is under a pixel wide
         return text
+    if "." in text and " " not in text and len(text) < 500:
+        parts = text.split(".")
+        for i, part in enumerate(parts[:-1]):
+            parts[i] = part if part.isdigit() else part[:1]
+            text = ".".join(parts)
+            if measure(text, size) <= width:
+                return text
     low, high = 0, min(len(text), width)
     while low < high:
         middle = (low + high + 1) // 2
