@@ -1044,7 +1044,7 @@ def test_numbers_are_written_soon_though_the_training_does_not_come_back(
 
 
 def test_numbers_that_come_while_others_are_handed_over_neither_join_nor_overtake_them() -> None:
-    waiting, order = _Waiting(lambda *_: None), []
+    waiting, order = _Waiting(), []
     entered, go, added = threading.Event(), threading.Event(), threading.Event()
 
     def receive(steps: list[int], _: Any) -> None:

@@ -588,6 +588,16 @@ def test_what_is_logged_before_the_first_step_of_a_resumed_run_stands_at_the_ste
     assert steps(memory, "validation") == [4, 8]
 
 
+def test_what_is_logged_after_close_is_said_to_be_lost(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = vizlog.Monitor(net(), [vizlog.WeightHistograms()], to=vizlog.Memory())
+    monitor.close()
+    for _ in range(2):
+        monitor.log({"test": 1.0})
+    assert [line for line in warnings(caplog) if "log() after close()" in line] == [
+        "vizlog: log() after close() writes nothing"
+    ]
+
+
 def test_a_run_that_begins_anew_after_a_state_was_loaded_is_seen_from_there() -> None:
     """As where a checkpoint was validated before a fit."""
     model, memory = net(), vizlog.Memory()

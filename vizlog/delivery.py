@@ -75,7 +75,7 @@ class Delivery:
         self._failed = failed
         self._worker = Worker()
         self._left_out: set[str] = set()
-        self._waiting = _Waiting(self._say_left_out)
+        self._waiting = _Waiting()
         self._next_curves = -1
         self._said_parts = False
         self._said_twice: set[str] = set()
@@ -248,7 +248,27 @@ class Delivery:
             found.extend(self._diagnosed(step, records, written))
 
     def _send_scalars(self) -> None:
-        self._waiting.hand_over(lambda steps, pending: self._worker.submit(lambda: self._write_taken(steps, pending)))
+        self._waiting.hand_over(self._take)
+
+    def _take(self, steps: Sequence[int], numbers: list[dict[str, Any]]) -> None:
+        pending = self._on_their_way(numbers)
+        self._worker.submit(lambda: self._write_taken(steps, pending))
+
+    def _on_their_way(self, numbers: list[dict[str, Any]]) -> Pending:
+        """Values on their way to the host in one copy, without those that cannot be copied: meta tensors, of vmap."""
+        try:
+            return to_host(numbers)
+        except Exception:  # noqa: BLE001 -- the others are written, and the training goes on
+            return to_host([dict(self._copied(values)) for values in numbers])
+
+    def _copied(self, values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+        for tag, value in values.items():
+            try:
+                to_host(value)
+            except Exception as error:  # noqa: BLE001 -- whatever a tensor raises that has no value
+                self._say_left_out(tag, error)
+            else:
+                yield tag, value
 
     def _write_taken(self, steps: Sequence[int], pending: Pending) -> None:
         for step, values in zip(steps, pending.wait(), strict=True):
@@ -365,8 +385,7 @@ def _without_curves(records: Iterable[Record]) -> list[Record]:
 class _Waiting:
     """Numbers that wait for others, to go to the host in one copy; filled by one thread and taken by another."""
 
-    def __init__(self, left_out: Callable[[str, Exception], None]) -> None:
-        self._left_out = left_out
+    def __init__(self) -> None:
         self._begin()
 
     def _begin(self) -> None:
@@ -387,8 +406,8 @@ class _Waiting:
                         known.append(stream)
             return len(self._numbers)
 
-    def hand_over(self, receive: Callable[[list[int], Pending], None]) -> None:
-        """Gives their steps, and the values on their way to the host behind what made them, if there are any.
+    def hand_over(self, receive: Callable[[list[int], list[dict[str, Any]]], None]) -> None:
+        """Gives their steps and the values, where what is done with those is done behind what made them, if any wait.
 
         Under the lock, so that no later numbers overtake them.
         """
@@ -405,23 +424,7 @@ class _Waiting:
                 for other in others:
                     latest.wait_stream(other)
             if numbers:
-                receive([step for step, _ in numbers], self._on_their_way([values for _, values in numbers]))
-
-    def _on_their_way(self, numbers: list[dict[str, Any]]) -> Pending:
-        """Values on their way to the host in one copy, without those that cannot be copied: meta tensors, of vmap."""
-        try:
-            return to_host(numbers)
-        except Exception:  # noqa: BLE001 -- the others are written, and the training goes on
-            return to_host([dict(self._copied(values)) for values in numbers])
-
-    def _copied(self, values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-        for tag, value in values.items():
-            try:
-                to_host(value)
-            except Exception as error:  # noqa: BLE001 -- whatever a tensor raises that has no value
-                self._left_out(tag, error)
-            else:
-                yield tag, value
+                receive([step for step, _ in numbers], [values for _, values in numbers])
 
     def _leave_the_parents(self) -> None:
         """In a forked child: what waited is the parent's to write, and a thread that is not here may hold the lock."""

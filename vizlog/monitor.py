@@ -243,6 +243,9 @@ class Monitor:
                 "log() inside the recording of a CUDA graph writes nothing: what is recorded has no value yet"
             )
             return
+        if self._closed:
+            self._warn_once("log() after close() writes nothing")
+            return
         try:
             self._delivery.log(self._latest, scalars)
         except Exception as error:  # noqa: BLE001 -- training goes on, and so does the step that is looked at
