@@ -292,6 +292,22 @@ def test_a_tag_is_written_once_a_step_and_said_once(
     ]  # fmt: skip
 
 
+def test_what_is_slow_comes_behind_the_rest_though_it_is_faster(
+    delivery: Delivery, to: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = delivery._worker.submit
+
+    def waits(job: Callable[[], None], *, picture: bool = False, slow: bool = False) -> None:
+        submit(job, picture=picture, slow=slow)
+        if slow:
+            delivery._worker._slow.wait(None)  # it has put its records into the other queue
+
+    monkeypatch.setattr(delivery._worker, "submit", waits)
+    delivery.send(0, measured(Slow(Scalar("slow", 1)), Numbers(Scalar("a", 1))))
+    delivery.flush()
+    assert tags(to) == [(0, ["a"]), (0, ["slow"])]
+
+
 def test_what_each_probe_took_is_written(delivery: Delivery, to: Destination) -> None:
     turns = measured(Numbers(name="A"), Finds(name="A"), Slow(name="B"))
     for (turn, _), seconds in zip(turns, (1.0, 2.0, 4.0), strict=True):

@@ -113,14 +113,15 @@ class Delivery:
         if self._diagnoses:
             self._unmade = [*(numbers for numbers in self._unmade if not numbers.are_made), made]
         self._worker.submit(lambda: found.extend(made() if curves else _without_curves(made())))
-        for number, turn in enumerate(turns):
-            if turn.probe.picture:
-                self._worker.submit(
-                    partial(self._finish_picture, step, pending, (number, turn), found=found, written=written),
-                    picture=True,
-                    slow=turn.probe.slow,
-                )
+        pictures = [(number, turn) for number, turn in enumerate(turns) if turn.probe.picture]
+        finish = partial(self._finish_picture, step, pending, found=found, written=written)
+        for wanted in pictures:
+            if not wanted[1].probe.slow:
+                self._worker.submit(partial(finish, wanted), picture=True)
         self._worker.submit(lambda: self._deliver(step, found))
+        for wanted in pictures:  # which come behind the others, however fast they are
+            if wanted[1].probe.slow:
+                self._worker.submit(partial(finish, wanted), picture=True, slow=True)
 
     def _on_its_way(self, measured: Sequence[tuple[Turn, Any]]) -> tuple[Sequence[tuple[Turn, Any]], Pending]:
         """What was measured, on its way to the host, without that of a probe whose results cannot be copied."""
