@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from vizlog.records import Histogram
 
-Floats: TypeAlias = NDArray[np.float64]
-
 __all__ = ["bins_of", "short", "short_histograms"]
+
+Floats: TypeAlias = NDArray[np.float64]
 
 _DIGITS = 5
 _POWERS = np.array([10.0**power for power in range(23)])  # those that a float64 holds exactly

@@ -116,7 +116,7 @@ def prepare(device: torch.device | None = None) -> None:
         from vizlog.compute.bits_cuda import load
 
         load(device)
-        _ = Together.empty(GRIDS["float32"], 1, torch.device("cpu")).counts
+        _ = Together.empty(GRIDS["float32"], 1, torch.device("cpu")).counts  # loads what collects counts
 
 
 # any tensor: what its values are, and where
@@ -181,24 +181,30 @@ _WONDERS = 6.0
 
 def _new_pass(grid: Grid) -> Pass:
     if importlib.util.find_spec("numba"):
-        began = time.monotonic()
-        imported = "vizlog.compute.bits_numba" in sys.modules
-        # Seconds that nobody waits without wondering why.
-        says = threading.Timer(_WONDERS, LOG.info, ["vizlog compiles its histogram, which takes half a minute, once"])
-        says.daemon = True
-        with suppress(RuntimeError):  # where no thread can start
-            says.start()
-        try:
-            from vizlog.compute.bits_numba import CompiledPass
-            from vizlog.compute.compiled import made_anew
-        finally:
-            says.cancel()
-        if not imported and (so := made_anew()):
-            LOG.info("vizlog compiled its histogram, which took %.0f s; %s", time.monotonic() - began, so)
+        if "vizlog.compute.bits_numba" not in sys.modules:
+            _load_compiled()
+        from vizlog.compute.bits_numba import CompiledPass
+
         return CompiledPass(grid)
     from vizlog.compute.bits_numpy import PlainPass
 
     return PlainPass(grid)
+
+
+def _load_compiled() -> None:
+    """Loads the compiled loops; where they are compiled, it is said why one waits, while one does and afterwards."""
+    began = time.monotonic()
+    says = threading.Timer(_WONDERS, LOG.info, ["vizlog compiles its histogram, which takes half a minute, once"])
+    says.daemon = True
+    with suppress(RuntimeError):  # where no thread can start
+        says.start()
+    try:
+        importlib.import_module("vizlog.compute.bits_numba")
+        from vizlog.compute.compiled import made_anew
+    finally:
+        says.cancel()
+    if so := made_anew():
+        LOG.info("vizlog compiled its histogram, which took %.0f s; %s", time.monotonic() - began, so)
 
 
 def _place(tensor: Tensor) -> Place | None:
