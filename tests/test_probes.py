@@ -384,8 +384,23 @@ def test_feature_maps_are_the_layers_output_for_the_example(example: int) -> Non
 def test_large_feature_maps_are_averaged_down_and_say_so() -> None:
     x = torch.randn(2, 1, 130, 200)
     record = only(seen(nn.Sequential(nn.Conv2d(1, 2, 1)), vizlog.FeatureMaps(), batch=x), "feature_maps/0")
-    assert record.values.shape == (2, 64, 64)
+    assert record.values.shape == (2, 42, 64)
     assert "averaged down from 130x200" in record.caption
+
+
+def test_feature_maps_of_a_thin_output_keep_their_rows() -> None:
+    x = torch.randn(2, 1, 5, 640)
+    record = only(seen(nn.Sequential(nn.Conv2d(1, 2, 1)), vizlog.FeatureMaps(), batch=x), "feature_maps/0")
+    assert record.values.shape == (2, 5, 64)
+
+
+def test_feature_maps_stand_after_the_image_that_they_are_of() -> None:
+    x = torch.rand(3, 1, 6, 6)
+    record = only(seen(nn.Sequential(nn.Conv2d(1, 2, 1)), vizlog.FeatureMaps(example=2), batch=x), "feature_maps/0")
+    np.testing.assert_array_equal(record.over[0, ..., 0], (x[2, 0] * 255).round().byte())
+    model = nn.Sequential(nn.Conv2d(7, 2, 1))
+    latent = only(seen(model, vizlog.FeatureMaps(), batch=x.repeat(1, 7, 1, 1)), "feature_maps/0")
+    assert latent.over is None
 
 
 # What suits a model never seen before ---------------------------------------------------------------------------------

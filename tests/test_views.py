@@ -290,6 +290,21 @@ def test_a_map_lies_beside_and_over_its_picture() -> None:
     assert red == green == blue  # no value: the picture in grey
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (2, 40)], ids=["in a grid", "strips"])
+def test_one_picture_of_several_maps_stands_once_before_them(shape: tuple[int, int]) -> None:
+    over = np.full((1, *shape, 3), (10, 200, 30), np.uint8)
+    maps = np.stack([np.full(shape, -1, np.float32), np.full(shape, 1, np.float32)])
+    record = Heatmaps("feature_maps/0", maps, ["a", "b"], ["", ""], (-1.0, 1.0), "diverging", over=over)
+    drawn = raster(record)
+    picture = where(drawn, (10, 200, 30))
+    first, last = where(drawn[80:], colors.DIVERGING[0]), where(drawn[80:], colors.DIVERGING[254])
+    size = [each.stop - each.start for each in picture]
+    assert [each.stop - each.start for each in first][1] == [each.stop - each.start for each in last][1] == size[1]
+    at = [picture[0].start - 80, first[0].start, last[0].start], [picture[1].start, first[1].start, last[1].start]
+    assert sorted(set(at[shape == (8, 8)])) == at[shape == (8, 8)]  # in this order, side by side or under each other
+    assert len(set(at[shape != (8, 8)])) == 1
+
+
 def test_a_row_of_tokens_is_text_on_the_colours_of_its_values() -> None:
     tokens = ["the", "Ġcat", "\n", "sat"]
     record = Heatmaps(

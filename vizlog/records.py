@@ -178,7 +178,8 @@ class Heatmaps(_Tagged):
         titles, notes: one per map; a note says what is particular to it (target class, completeness gap).
         limits: (low, high) of the colormap; for "diverging" low == −high.
         row_labels, column_labels: per map the labels of its rows and columns, or None.
-        over: (N, H', W', C) uint8, the picture each map lies over, or None.
+        over: (N, H', W', C) uint8, the picture each map lies over; one for several maps is what all are of, and is
+            drawn once, before them; or None.
     """
 
     values: Floats
@@ -205,7 +206,7 @@ class Heatmaps(_Tagged):
         _require_one_each("notes", self.notes, number)
         for name in ("row_labels", "column_labels", "over"):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None and not (name == "over" and len(value) == 1):
                 _require_one_each(name, value, number)
 
 

@@ -11,18 +11,23 @@ from torch import Tensor, nn
 
 from vizlog.capture import Call, Outputs, Request, Survey
 from vizlog.probes.base import Context, Probe, only_arranges
-from vizlog.records import Heatmaps, Record
+from vizlog.records import Heatmaps, Pixels, Record
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, spread
 
 __all__ = ["FeatureMaps"]
 
 _SIDE = 64
-"""Larger maps are averaged down to this many pixels a side before they leave the device."""
+"""Larger maps are averaged down, in proportion, to this many pixels a side before they leave the device."""
+
+_THINNEST = 8
+"""Pixels that are left of the shorter side, if it has as many: rows of a spectrogram, say."""
 
 
 class FeatureMaps(Probe):
     """The output of convolutions for a fixed example, channels tiled, on each layer's own scale: `feature_maps/…`.
+
+    Where the example is an image, it stands before them.
 
     Args:
         select: which layers (any whose output is (N, C, H, W)); None: four convolutions spread over the depth.
@@ -44,6 +49,7 @@ class FeatureMaps(Probe):
         self._select, self._example, self._channels = select, example, channels
         self._layers: set[str] = set()
         self._row = example
+        self._picture: Pixels | None = None
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         if survey is None:
@@ -53,6 +59,7 @@ class FeatureMaps(Probe):
                 f"{self.name}(example=) needs one of the batch's {len(survey.batch)} examples, got {self._example}"
             )
         self._row = self._example % survey.batch.chunk
+        self._picture = survey.batch.part(self._example, self._example + 1).thumbnails()
         maps = {layer.name: layer for layer in survey.layers if len(layer.output_shape) == 4}
         if self._select is None:
             convolutions = [
@@ -87,9 +94,9 @@ class FeatureMaps(Probe):
         if tensor is None or tensor.ndim != 4 or len(tensor) <= row:
             return None
         maps = tensor[row, : self._channels].float()
-        if max(maps.shape[1:]) > _SIDE:
-            height, width = maps.shape[1:]
-            maps = torch.nn.functional.adaptive_avg_pool2d(maps, (min(_SIDE, height), min(_SIDE, width)))
+        if (largest := max(maps.shape[1:])) > _SIDE:
+            sides = [max(round(side * _SIDE / largest), min(side, _THINNEST)) for side in maps.shape[1:]]
+            maps = torch.nn.functional.adaptive_avg_pool2d(maps, sides)
         return {"maps": maps.clone(), "channels": tensor.shape[1], "side": tuple(tensor.shape[2:])}
 
     def _heatmaps(self, layer: str, seen: Mapping[str, Any], example: int) -> Heatmaps:
@@ -111,6 +118,7 @@ class FeatureMaps(Probe):
             [""] * len(values),
             (-most, most) if signed else (0.0, most),
             "diverging" if signed else "sequential",
+            over=self._picture,
             caption=f"output of {layer} for example {example}, eval mode: {len(values)} of {seen['channels']} channels"
             f"{shrunk}; one scale for this layer at this step",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,9 +79,12 @@ def images(record: Images, width: int) -> Image.Image:
 
 def heatmaps(record: Heatmaps, width: int) -> Image.Image:
     """Maps with their colour bar; beside and over their pictures where there are any; rows of tokens as tinted text."""
+    header, common = _heatmap_header(record, width), None
+    if _are_of_one(record):
+        common, record = _picture(record.over[0]), replace(record, over=None)  # type: ignore[index]
     as_text = record.values.shape[1] == 1 and record.column_labels is not None and record.over is None
-    body = _token_lines(record, width) if as_text else _maps(record, width)
-    return stack([_heatmap_header(record, width), body], 12)
+    body = _token_lines(record, width) if as_text and common is None else _maps(record, width, common)
+    return stack([header, body], 12)
 
 
 def attention(record: Attention, width: int) -> Image.Image:
@@ -242,18 +245,32 @@ def _heatmap_header(record: Heatmaps, width: int) -> Image.Image:
     nans = int(np.isnan(values).sum())
     beyond = int(((values < record.limits[0]) | (values > record.limits[1])).sum())
     facts = f"{_many(count, 'map')} of {height} x {wide}"
-    if record.over is not None:
+    if _are_of_one(record):
+        facts += ", after the input that they are of"
+    elif record.over is not None:
         facts += "; each: the input, the map, the map over the input"
     if beyond:
         facts += f"; {number(100 * beyond / values.size)}% of the values lie beyond the scale and take its end colours"
     return _side_by_side(facts, color_bar(record.limits, record.colormap, label="value", nans=nans), width)
 
 
-def _strips(record: Heatmaps, width: int) -> Image.Image:
+def _are_of_one(record: Heatmaps) -> bool:
+    """Whether there is one picture for several maps."""
+    return record.over is not None and len(record.over) < len(record.values)
+
+
+def _input_tile(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return _tile(framed(_resized(picture, *size)), *_words(["input"], size[0]), ())
+
+
+def _strips(record: Heatmaps, width: int, common: Image.Image | None) -> Image.Image:
     """Maps much wider than high (a sound, a row of a table) under each other, each over the whole width."""
     _, height, wide = record.values.shape
     size = (wide * max(1, (width - 2) // wide) if wide < width else width - 2, height * max(1, round(30 / height)))
     blocks: list[Image.Image | None] = []
+    if common is not None:
+        in_proportion = size[0] * common.height // common.width
+        blocks.append(_input_tile(common, (size[0], min(max(in_proportion, 8), size[0] // 4))))
     for i, (title, note) in enumerate(zip(record.titles, record.notes, strict=True)):
         if sum(block.height for block in blocks if block is not None) > TALLEST - size[1]:
             blocks.append(paragraph(_left_out(i, len(record.titles)).lstrip("; "), width, fill=WARNING))
@@ -263,12 +280,13 @@ def _strips(record: Heatmaps, width: int) -> Image.Image:
     return stack(blocks, _GAP)
 
 
-def _maps(record: Heatmaps, width: int) -> Image.Image:
+def _maps(record: Heatmaps, width: int, common: Image.Image | None) -> Image.Image:
+    """Maps in a grid, after the picture that all are of, if there is one; each beside its own, if there are such."""
     count, height, wide = record.values.shape
     rows, columns = record.row_labels, record.column_labels
     panels = 1 if record.over is None else 3
     if wide >= 8 * height and panels == 1 and rows is None and columns is None:
-        return _strips(record, width)
+        return _strips(record, width, common)
     left, below = _longest_label(rows or (), 120), _longest_label(columns or (), 90)
     labelled = rows is not None or columns is not None
     shape = (height, wide) if record.over is None else (record.over.shape[1], record.over.shape[2])
@@ -276,11 +294,14 @@ def _maps(record: Heatmaps, width: int) -> Image.Image:
     if labelled:
         largest = max(largest, min(2 * _side(count), 34 * max(shape)))
     notes_height = (2 + 2 * any(record.notes)) * line_height()
-    fit = _fit(count, shape, largest, width, extra_height=notes_height + below + 6, extra_width=left + 6, panels=panels)
-    reach = panels * (fit.width + 6) - 4
-    titles, notes = _words(record.titles[: fit.tiles], reach), _words(record.notes[: fit.tiles], reach)
+    before, room = int(common is not None), {"extra_height": notes_height + below + 6, "extra_width": left + 6}
+    fit = _fit(before + count, shape, largest, width, panels=panels, **room)
+    shown, reach = fit.tiles - before, panels * (fit.width + 6) - 4
+    titles, notes = _words(record.titles[:shown], reach), _words(record.notes[:shown], reach)
     tiles = []
-    for i in range(fit.tiles):
+    if common is not None:
+        tiles.append(_input_tile(common, _scaled((common.height, common.width), max(fit.width, fit.height))))
+    for i in range(shown):
         pictures = _panels(record, i, (fit.width, fit.height))
         if labelled and panels == 1:
             names = (list(rows[i]) if rows else [], list(columns[i]) if columns else [])
@@ -288,7 +309,7 @@ def _maps(record: Heatmaps, width: int) -> Image.Image:
         else:
             picture = beside([framed(each) for each in pictures], 4)
         tiles.append(_tile(picture, titles[i], notes[i]))
-    left_out = paragraph(_left_out(fit.tiles, count).lstrip("; "), width, fill=WARNING)
+    left_out = paragraph(_left_out(shown, count).lstrip("; "), width, fill=WARNING)
     return stack([grid(tiles, fit.columns, _GAP + (6 if panels > 1 else 0)), left_out])
 
 
