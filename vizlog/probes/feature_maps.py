@@ -95,8 +95,8 @@ class FeatureMaps(Probe):
             return None
         maps = tensor[row, : self._channels].float()
         if (largest := max(maps.shape[1:])) > _SIDE:
-            sides = [max(round(side * _SIDE / largest), min(side, _THINNEST)) for side in maps.shape[1:]]
-            maps = torch.nn.functional.adaptive_avg_pool2d(maps, sides)
+            height, width = (max(round(side * _SIDE / largest), min(side, _THINNEST)) for side in maps.shape[1:])
+            maps = torch.nn.functional.adaptive_avg_pool2d(maps, (height, width))
         return {"maps": maps.clone(), "channels": tensor.shape[1], "side": tuple(tensor.shape[2:])}
 
     def _heatmaps(self, layer: str, seen: Mapping[str, Any], example: int) -> Heatmaps:

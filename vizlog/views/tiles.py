@@ -260,7 +260,7 @@ def _are_of_one(record: Heatmaps) -> bool:
 
 
 def _input_tile(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return _tile(framed(_resized(picture, *size)), *_words(["input"], size[0]), ())
+    return _tile(framed(_resized(picture, *size)), _words(["input"], size[0])[0], ())
 
 
 def _strips(record: Heatmaps, width: int, common: Image.Image | None) -> Image.Image:
