@@ -276,8 +276,10 @@ DISTRIBUTIONS: dict[str, Callable[[int], Tensor]] = {
 def test_compiled_code_shows_to_the_last_bit_what_numpy_does(n: int) -> None:
     compiled = pytest.importorskip("vizlog.compute.shown_numba").shown
     some = [make(n) for make in DISTRIBUTIONS.values()] + [everything(dtype, n + 200) for dtype in FLOATS]
-    others = [torch.tensor([1.0, 1.0000001]), torch.ones(n), torch.empty(0), torch.tensor([NAN, INF])]
-    counts = count_each([*some, *others])
+    others = [torch.tensor([1.0, 1.0000001]), torch.empty(0), torch.tensor([NAN, INF]), torch.tensor([NAN, 0.3, 0.3])]
+    limits = [sign * torch.finfo(dtype).max for sign in (1, -1) for dtype in (torch.float32, torch.float64)]
+    alike = [torch.full((n,), value, dtype=torch.float64) for value in (0.0, -0.0, 1.0, -0.1, 5e-324, 1e-45, *limits)]
+    counts = count_each([*some, *others, *alike, *(values.float() for values in alike)])
     for bins in (64, 7, 1):
         for found, expected in zip(compiled(counts, bins), shown(counts, bins), strict=True):
             for mine, numpys in zip(found, expected, strict=True):

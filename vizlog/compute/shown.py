@@ -134,4 +134,5 @@ def _around(value: float, bins: int) -> NDArray[np.float64]:
     real = np.float32 if abs(value) <= LARGEST else np.float64
     limit = float(np.finfo(real).max)
     reach = max(abs(value) / 2, 1e-37) if value else 0.5
-    return np.linspace(max(value - reach, -limit), min(value + reach, limit), bins + bins % 2)
+    with np.errstate(over="ignore"):  # in the last edge, which is set to the end all the same
+        return np.linspace(max(value - reach, -limit), min(value + reach, limit), bins + bins % 2)

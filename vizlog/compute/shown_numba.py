@@ -21,6 +21,7 @@ from vizlog.compute.team import pointer
 __all__ = ["shown"]
 
 LARGEST = np.float64(np.finfo(np.float32).max)
+LARGEST_OF_ALL = np.finfo(np.float64).max
 
 
 def shown(each: Sequence[BitCounts], bins: int) -> list[plain.Shown]:
@@ -35,7 +36,7 @@ def shown(each: Sequence[BitCounts], bins: int) -> list[plain.Shown]:
 
 
 def _shown(grid: Grid, each: Sequence[BitCounts], bins: int) -> list[plain.Shown | None]:
-    """Of counts on one grid; None where numpy has to: none is finite, all are equal, or too close for edges between."""
+    """Of counts on one grid; None where numpy has to: none is finite, or they are too close for edges between."""
     number = len(each)
     rows, held = addresses(each)
     edges, found, values = np.empty((number, bins + 1)), np.zeros((number, bins)), np.empty((number, len(plain.SHARES)))
@@ -64,6 +65,20 @@ def draw_edges(low, high, width, edges):  # type: ignore[no-untyped-def]
         if not edges[i + 1] > edges[i] or (in_single and not np.float32(edges[i + 1]) > np.float32(edges[i])):
             return False
     return True
+
+
+@compiled("int64(float64, float64[::1])")
+def draw_around(value, edges):  # type: ignore[no-untyped-def]
+    """Writes edges around one value, in the middle bin of an odd number; returns how many bins that are."""
+    number = edges.size - edges.size % 2 - 1
+    limit = LARGEST if abs(value) <= LARGEST else np.float64(LARGEST_OF_ALL)
+    reach = max(abs(value) / 2, 1e-37) if value else 0.5
+    start, stop = max(value - reach, -limit), min(value + reach, limit)
+    step = (stop - start) / number
+    for i in range(number):
+        edges[i] = i * step + start
+    edges[number] = stop
+    return number
 
 
 @compiled("float64(int64, float64[::1], int64, float64, float64, float64)")
@@ -147,9 +162,11 @@ def draw(rows, ends, top, shares, edges, found, values, numbers, exact):  # type
         mine, those = all_bins[:middle], all_bins[middle:end]
         on_linear, of_linear = all_bins[end : end + span[2]], all_bins[end + span[2] :]
         width = math.ldexp(1.0, span[3]) if span[2] else 0.0
-        exact[t] = span[2] > 0
-        number = edges.shape[1] - 1 if finite and low < high else 0
-        while number and not draw_edges(low, high, width, edges[t, : number + 1]):
+        exact[t] = span[2] > 0 or low == high
+        number = edges.shape[1] - 1 if finite else 0
+        if number and low == high:
+            number = draw_around(low / 2 + high / 2, edges[t])
+        while number and low < high and not draw_edges(low, high, width, edges[t, : number + 1]):
             number //= 2
         numbers[t] = number
         if not number:
