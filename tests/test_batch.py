@@ -230,6 +230,14 @@ def test_a_score_of_ones_own_is_checked() -> None:
         batch.logits({"a": torch.zeros(3, 3)})
 
 
+@pytest.mark.parametrize("name", ["score", "loss"])
+def test_what_ones_own_function_raises_is_not_laid_to_the_model(name: str) -> None:
+    batch = FixedBatch(torch.randn(4, 5), torch.ones(4), **{name: lambda *_: {}["missing"]})
+    said = rf"output on the fixed batch is float32 \(2, 3\), of which FixedBatch\({name}=\) raised KeyError: 'missing'"
+    with pytest.raises(BatchDoesNotFit, match=said):
+        survey({"": nn.Linear(5, 3)}, batch)
+
+
 def test_losses_are_found_or_made() -> None:
     batch = FixedBatch(torch.randn(4, 5))
     assert batch.losses(Output(torch.tensor(2.0), LOGITS)) == 2

@@ -1125,6 +1125,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a step below 0": (lambda: watch(step=-1), TypeError, "got -1"),
     "an epoch that is no function": (lambda: watch(epoch=3), TypeError, "epoch= takes a function"),
     "no destination": (lambda: watch(to=3), TypeError, "to= takes a path, a SummaryWriter, a wandb run"),
+    "bytes for a path": (lambda: watch(to=b"runs"), TypeError, "a list of these .*got bytes"),
     "no model": (lambda: vizlog.Monitor("net", to=None), TypeError, r"model must be an nn\.Module"),  # type: ignore[arg-type]
 }
 

@@ -758,16 +758,21 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
             f"the model has parameters that are not initialised yet ({lazy[0]}): run it once on a batch before vizlog"
         )
     capture = Capture(models, {"o": Outputs(lambda name, module: True, note), "a": AttentionCalls(note_attention)})
-    first = batch.part(0, 2)
+    first, output = batch.part(0, 2), None
     try:
         first = batch.part(0, 2, device_of(models))
         with torch.no_grad(), capture.forward():
             output = first.run(models)
         logits = first.logits(output)
         scored = "logits" if logits is not None else "loss" if first.losses(output) is not None else ""
-    except (CommunicatesError, RanksApart):
+    except (CommunicatesError, RanksApart, BatchDoesNotFit):
         raise
     except Exception as error:
+        if output is not None and (given := [name for name in ("score", "loss") if getattr(batch, name) is not None]):
+            raise BatchDoesNotFit(
+                f"the model's output on the fixed batch is {describe(output)}, of which FixedBatch({given[0]}=) raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
         model = next(iter(models.values()))
         raise BatchDoesNotFit(
             f"{type(model).__name__} could not be run on the fixed batch: its inputs are {describe(first.inputs)}, "

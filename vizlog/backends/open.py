@@ -24,7 +24,7 @@ def open_backend(to: Any) -> Backend:
         from vizlog.backends.tensorboard import TensorBoard
 
         return TensorBoard(to)
-    if isinstance(to, Sequence):
+    if isinstance(to, Sequence) and not isinstance(to, (bytes, bytearray, memoryview, range)):
         from vizlog.backends.fanout import FanOut
 
         return FanOut(*(open_backend(part) for part in to))
