@@ -455,6 +455,8 @@ def test_a_fourth_channel_is_no_opacity() -> None:
     [
         ({"class_names": "cat"}, "takes a list of names, got 'cat'"),
         ({"class_names": 3}, "takes a list of names, got 3"),
+        ({"feature_names": "age"}, "takes a list of names, got 'age'"),
+        ({"feature_names": ["age"]}, "takes a name for each column of a table (N, F)"),
         ({"tokens": 3}, "takes a list of strings by id, a tokenizer, or a function"),
         ({"mean": "x"}, "takes a number, or one for each channel, got 'x'"),
         ({"std": [[1.0], "x"]}, "takes a number, or one for each channel"),
@@ -468,6 +470,15 @@ def test_what_only_matters_for_pictures_is_looked_at_too(given: dict[str, Any], 
 def test_class_names_are_used_where_given() -> None:
     batch = FixedBatch(torch.zeros(2, 3), class_names=["cat", "dog"])
     assert [batch.class_name(n) for n in (0, 1, 2)] == ["cat", "dog", "2"]
+
+
+def test_feature_names_are_of_the_columns_of_the_table_that_is_explained() -> None:
+    table, ids = torch.zeros(2, 3), torch.zeros(2, 4).long()
+    assert FixedBatch({"ids": ids, "table": table}, feature_names=list("abc")).feature_names == ("a", "b", "c")
+    with pytest.raises(
+        ValueError, match=r"the first floating point input, got 4 names for \(int64 \(2, 4\), float32 \(2, 3\)\)"
+    ):
+        FixedBatch((ids, table), feature_names=list("abcd"))
 
 
 def test_a_value_is_described_in_a_few_words() -> None:

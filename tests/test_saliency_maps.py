@@ -276,6 +276,14 @@ def test_large_images_are_averaged_down() -> None:
 # Other inputs and outputs --------------------------------------------------------------------------------------------
 
 
+def test_columns_of_a_table_are_named_where_their_names_are_known() -> None:
+    table, linear = torch.randn(5, 3), nn.Linear(3, 2)
+    batch = FixedBatch(table, torch.zeros(5).long(), feature_names=["age", "height", "weight"])
+    record = drawn(SaliencyMaps(examples=2), linear, batch)["saliency/gradient"]
+    assert record.column_labels == [["age", "height", "weight"]] * 2
+    np.testing.assert_array_equal(record.values, linear.weight.detach()[:1].expand(2, 1, 3))
+
+
 def test_tokens_are_explained_through_their_embeddings() -> None:
     from captum.attr import IntegratedGradients, LayerGradientXActivation
 

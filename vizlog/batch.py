@@ -79,6 +79,7 @@ class FixedBatch:
         loss: (output, targets) -> scalar or (N,), what examples are scored by where there are no classes.
         class_names: a name for each class number.
         tokens: how token ids read: a sequence of strings by id, a tokenizer, or a function of a list of ids.
+        feature_names: a name for each column of a table (N, F), for showing what saliency says of it.
         mean, std: per channel, what the inputs were normalised with; only for showing them.
 
     Raises:
@@ -95,6 +96,7 @@ class FixedBatch:
         loss: Callable[[Any, Any], Tensor] | None = None,
         class_names: Sequence[str] | None = None,
         tokens: Any = None,
+        feature_names: Sequence[str] | None = None,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
     ) -> None:
@@ -103,7 +105,7 @@ class FixedBatch:
                 raise TypeError(f"FixedBatch({name}=) takes a function, got {type(value).__name__}")
         if targets is None and isinstance(inputs, Mapping):
             targets = inputs.get("labels")
-        _check_shown(class_names, tokens, {"mean": mean, "std": std})
+        _check_shown({"class_names": class_names, "feature_names": feature_names}, tokens, {"mean": mean, "std": std})
         targets = _as_tensor(targets)
         number = _number(inputs, targets)
         self.ids = _balanced(targets, number)
@@ -113,12 +115,19 @@ class FixedBatch:
         self.forward, self.score, self.loss = forward, score, loss
         self.class_names = tuple(str(name) for name in class_names) if class_names is not None else ()
         self.tokens = tokens
+        self.feature_names = tuple(str(name) for name in feature_names) if feature_names is not None else ()
         self.mean, self.std = mean, std
         self._scored: bool | None = None  # whether outputs are class scores, once a first one has told
         channels = self.pictures.shape[1] if self.pictures is not None else 1
         for name, numbers in (("mean", mean), ("std", std)):
             if np.size(numbers if numbers is not None else 0) not in (1, channels):
                 raise ValueError(f"FixedBatch({name}=) takes a number for each of {channels} channels, got {numbers!r}")
+        explained = [tuple(x.shape[1:]) for x in self.float_inputs[:1]]
+        if feature_names is not None and explained != [(len(self.feature_names),)]:
+            raise ValueError(
+                "FixedBatch(feature_names=) takes a name for each column of a table (N, F), the first floating point "
+                f"input, got {len(self.feature_names)} names for {describe(self.inputs)}"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -409,10 +418,11 @@ class FixedBatch:
         return [tensor for tensor in _tensors(inputs) if len(tensor) == len(self)]
 
 
-def _check_shown(class_names: Any, tokens: Any, numbers: Mapping[str, Any]) -> None:
+def _check_shown(names: Mapping[str, Any], tokens: Any, numbers: Mapping[str, Any]) -> None:
     """Raises where what only matters for showing examples is of a wrong type."""
-    if class_names is not None and (isinstance(class_names, str) or not isinstance(class_names, Iterable)):
-        raise TypeError(f"FixedBatch(class_names=) takes a list of names, got {class_names!r}")
+    for name, value in names.items():
+        if value is not None and (isinstance(value, str) or not isinstance(value, Iterable)):
+            raise TypeError(f"FixedBatch({name}=) takes a list of names, got {value!r}")
     reads = callable(tokens) or hasattr(tokens, "convert_ids_to_tokens")
     if tokens is not None and not reads and not (hasattr(tokens, "__getitem__") and hasattr(tokens, "__len__")):
         raise TypeError(

@@ -206,6 +206,8 @@ class SaliencyMaps(Probe):
         if self._tokens and one_row:
             values = values[..., : int(self._shown.last_positions.max()) + 1]  # all further on is padding
             labels = [shown.token_names(i)[: values.shape[-1]] for i in range(len(shown))]
+        elif one_row and values.shape[-1] == len(shown.feature_names):
+            labels = [list(shown.feature_names)] * len(shown)
         signed = found.method != "gradcam"
         return Heatmaps(
             "/".join(part for part in ("saliency", found.method, found.question.suffix) if part),
