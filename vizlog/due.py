@@ -311,12 +311,14 @@ class DueStep:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
 
-    def take_live(self) -> None:
-        """Takes over what the training forwards showed."""
-        if self._live is not None:
-            for (turn, _), seconds in self._live.seconds.items():
-                turn.took(seconds)
-            self._take(self._live)
+    def take_live(self) -> float:
+        """Takes over what the training forwards showed; returns how many seconds that took, in them."""
+        if self._live is None:
+            return 0.0
+        for (turn, _), seconds in self._live.seconds.items():
+            turn.took(seconds)
+        self._take(self._live)
+        return sum(self._live.seconds.values())
 
     @property
     def wants_batch(self) -> bool:

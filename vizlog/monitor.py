@@ -145,6 +145,7 @@ class Monitor:
         self._pace: float | None = None  # seconds a step takes
         self._steps = 0
         self._deciding = 0.0  # seconds spent on whether to stop
+        self._charged = _Charged(self._turns)
         self._closed = False
         self._warned: set[str] = set()
         # A rank that takes no part counts steps all the same where all are to stop at one.
@@ -195,10 +196,11 @@ class Monitor:
             due = self._due
             if due is None:
                 return
-            if not self._optimizers:
-                due.read_gradients()
-            if not due.waiting:
-                self._finish(due)
+            with self._charged:
+                if not self._optimizers:
+                    due.read_gradients()
+                if not due.waiting:
+                    self._finish(due)
 
     def cancel(self) -> None:
         """Forgets the step that was begun, so that it may begin again."""
@@ -431,13 +433,13 @@ class Monitor:
             return False
         if due.step is not None and due.step < self._latest and len(due.waiting) == len(self._optimizers):
             due.step, due.epoch = self._latest, self._epoch  # in the steps since a gradient scaler let none step
-        with self._contained("a copy of the weights"):
+        with self._contained("a copy of the weights"), self._charged:
             due.keep_weights(owned(optimizer))
         return True
 
     def _gradients_ready(self, optimizer: Optimizer) -> None:
         if self._due is not None:
-            with self._contained("the gradients"):
+            with self._contained("the gradients"), self._charged:
                 self._due.read_gradients(owned(optimizer))
 
     def _after_step(self, optimizer: Optimizer) -> None:
@@ -447,7 +449,7 @@ class Monitor:
             self._rounds.stepped.add(id(optimizer))
         due = self._due
         if due is not None and id(optimizer) in due.waiting:
-            with self._contained("the weights"):
+            with self._contained("the weights"), self._charged:
                 due.read_weights(owned(optimizer))
                 due.waiting.discard(id(optimizer))
                 if (found := skipped(optimizer)) is not None:
@@ -455,7 +457,7 @@ class Monitor:
                 if self._ended and not due.waiting:
                     self._finish(due)
         if self._rounds is not None and self._due is None and (self._by_epochs or self._count >= self._next_step):
-            with self._contained("the next step"):
+            with self._contained("the next step"), self._charged:
                 self._arm(self._count)
 
     def _is_recorded(self) -> bool:
@@ -501,7 +503,8 @@ class Monitor:
             if self._stop is not None:
                 self._consider_stopping(self._stop, step, epoch)
         if self._ranks.takes_part and (self._due is not None or step >= self._next_step or epoch != self._epoch):
-            self._begin_due(step, epoch, forward_passed=forward_passed)
+            with self._charged:
+                self._begin_due(step, epoch, forward_passed=forward_passed)
 
     def _begin_due(self, step: int, epoch: int | None, *, forward_passed: bool) -> None:
         """Opens what is due at a step that may be."""
@@ -574,6 +577,7 @@ class Monitor:
             self._due.add(turns, forward_passed=forward_passed)
             return
         self._due = due = DueStep(self._models, self._disable, self._ranks, self._silent)
+        self._charged.share_among(due.due)
         with named_once():
             due.add(turns, forward_passed=forward_passed)
             if due.wants_live:
@@ -603,13 +607,15 @@ class Monitor:
         self._attached.close()
         self._due = None
         assert due.step is not None
-        with self._contained("a due step"), self._ranks.together():
+        with self._contained("a due step"), self._ranks.together(), self._charged:
+            self._charged.share_among(due.due)
             due.read_weights()
-            due.take_live()
+            self._charged.leave_out(due.take_live())
             if self._ranks.sharded:
                 self._bring_together(due)
             due.read_whole_weights()
             measured = self._measure(due)
+            self._charged.settle()
             self._stretch(due)
             if self._ranks.writes:
                 self._delivery.send(due.step, measured, self._time_share())
@@ -828,6 +834,51 @@ class _Contained:
 
     def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> bool:
         return error is not None and self._survive(self._doing, error)
+
+
+class _Charged:
+    """Around all that a due step takes: what no probe is known to have taken is shared among those that are due.
+
+    To find parameters, to isolate the models, to send what was found: it is taken from the training like the rest.
+
+    Args:
+        turns: all there are.
+    """
+
+    def __init__(self, turns: Sequence[Turn]) -> None:
+        self._all = turns
+        self._due: Sequence[Turn] = ()
+        self._depth = 0
+        self._began = self._before = 0.0
+
+    def __enter__(self) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self._began, self._before = time.perf_counter(), self._known()
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.settle()
+
+    def share_among(self, turns: Sequence[Turn]) -> None:
+        """Says who is due: a list, which may grow."""
+        self._due = turns
+
+    def leave_out(self, seconds: float) -> None:
+        """Says that what probes are known to have taken grew by time that had passed before."""
+        self._before += seconds
+
+    def settle(self) -> None:
+        """Shares out what has passed so far."""
+        now = time.perf_counter()
+        rest = now - self._began - (self._known() - self._before)
+        for turn in self._due:
+            turn.took(rest / len(self._due))
+        self._began, self._before = now, self._known()
+
+    def _known(self) -> float:
+        return sum(turn.seconds for turn in self._all)
 
 
 def _schedules_of_numbers(probes: Sequence[Probe] | None, every: int | Schedule | None) -> list[Schedule]:
