@@ -84,6 +84,35 @@ def test_the_dear_probe_is_stretched_and_the_cheap_one_left_alone(clock: Clock) 
     assert due(memory, "Dear")[:3] == [0, 10, 120]  # 0.5 / (0.05 - 0.001), rounded up
 
 
+@pytest.mark.parametrize(("steps", "seen"), [((0, 10, 20), [0, 10, 20]), ((0, 10, 20, 40, 80), [0, 10, 40, 80])])
+def test_a_list_of_steps_is_looked_at_to_its_end_whatever_it_takes(
+    clock: Clock, steps: tuple[int, ...], seen: list[int]
+) -> None:
+    (model, optimizer), memory = training(), vizlog.Memory()
+    probe = Dear(clock, 5.0, every=vizlog.AtSteps(*steps))
+    with vizlog.watch(model, optimizer, to=memory, probes=[probe], budget=0.01):
+        train(optimizer, clock, 100)
+    assert due(memory, "Dear") == seen
+
+
+def test_what_no_probe_takes_is_shared_among_those_that_are_due(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_two_seconds(function: Callable[..., Any]) -> Callable[..., Any]:
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            clock.now += 2.0
+            return function(*args, **kwargs)
+
+        return slowly
+
+    (model, optimizer), memory = training(), vizlog.Memory()
+    monitor = vizlog.watch(model, optimizer, to=memory, probes=[Dear(clock, 5.0), Cheap(clock, 0.0)])
+    for name in ("isolated", "named_parameters"):
+        monkeypatch.setattr(f"vizlog.monitor.{name}", in_two_seconds(getattr(vizlog.monitor, name)))
+    train(optimizer, clock, 1)
+    monitor.close()
+    seconds = {tag: memory.of(f"health/vizlog_seconds/{tag}")[0][1].value for tag in ("Dear", "Cheap")}  # type: ignore[union-attr]
+    assert seconds == {"Dear": 7.0, "Cheap": 2.0}
+
+
 def test_without_a_budget_nothing_is_stretched(clock: Clock) -> None:
     assert due(drawn(clock, None, Dear=50.0), "Dear") == list(range(0, 1000, 10))
 

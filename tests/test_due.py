@@ -45,7 +45,7 @@ def test_it_is_due_by_step_or_by_epoch_once_that_is_known() -> None:
         (vizlog.Every(10), None, 3, (30, None)),
         (vizlog.EveryEpoch(2), 1, 2, (None, 4)),
         (vizlog.EveryEpoch(2), None, 2, (None, 0)),  # as soon as one is known
-        (vizlog.AtSteps(3), 1, 3, (None, None)),
+        (vizlog.AtSteps(3), 1, 3, (3, None)),
         (vizlog.AtSteps(3, 5) | vizlog.EveryEpoch(), 1, 2, (5, 3)),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_stretched_schedule_passes_due_numbers_by(
         (vizlog.AtSteps(3, 5, 9), 4, 2, 9),
         (vizlog.AtSteps(3, 5, 9), 4, 3, 9),
         (vizlog.AtSteps(0, 1, 100, 110, 120), 0, 9, 100),
-        (vizlog.AtSteps(3, 5), 4, 2, None),
+        (vizlog.AtSteps(3, 5), 4, 2, 5),
     ],
 )
 def test_however_far_it_is_stretched_the_next_is_found_at_once(

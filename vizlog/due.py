@@ -366,6 +366,6 @@ def _ahead(following: Callable[[int], int | None], number: int, stretch: int) ->
         return first
     second = following(first)
     if second is None:
-        return None
+        return first
     ahead = following(first + (stretch - 1) * (second - first) - 1)
     return second if ahead is None else ahead  # a list of steps may end before that, which is no reason to end for good
