@@ -192,7 +192,6 @@ def by_identity(
     keys: int,
     head_dim: int,
     *,
-    first: int | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -203,16 +202,18 @@ def by_identity(
     Args:
         attend: values (keys, head_dim) -> output (..., head_dim): the kernel on given queries and keys, which expands
             the values over batch and heads.
-        first: only the first so many keys.
 
     Returns:
-        (..., keys), or (..., first).
+        (..., keys).
     """
-    wanted = keys if first is None else min(first, keys)
-    identity = torch.eye(keys, wanted, device=device, dtype=dtype)
-    # A kernel may take one head_dim only: the last block is filled up with zeros.
-    blocks = [F.pad(block, (0, head_dim - block.shape[1])) for block in torch.split(identity, head_dim, dim=1)]
-    return torch.cat([attend(block) for block in blocks], dim=-1)[..., :wanted]
+
+    def columns(start: int) -> Tensor:
+        # A kernel may take one head_dim only: the last block is filled up with zeros.
+        block = torch.zeros(keys, head_dim, device=device, dtype=dtype)
+        block[start : start + head_dim].fill_diagonal_(1)
+        return block
+
+    return torch.cat([attend(columns(start)) for start in range(0, keys, head_dim)], dim=-1)[..., :keys]
 
 
 def _scaled_dot_product(seen: _Seen, shown: Shown) -> AttentionCall | None:
@@ -311,12 +312,11 @@ def _flex(seen: _Seen, shown: Shown) -> AttentionCall | None:
         output: Tensor = seen.function(query, key, values.expand(*key.shape[:2], -1, -1), *settings, **seen.kwargs)[0]
         return output
 
-    keys_shown = min(shown.tokens, total_keys)
-    weights = by_identity(attend, total_keys, keys_shown, first=keys_shown, device=key.device)
+    weights = by_identity(attend, total_keys, min(shown.tokens, total_keys), device=key.device)
     weights = places.pick_all({row: weights[row] for row in places.rows})
     # The masks are functions: what no head looks at is taken as masked.
     entropy = normalised_entropy(weights, (weights > 0).any(1, keepdim=True).expand_as(weights))
-    return places.call(weights, entropy, total_queries, total_keys)
+    return places.call(weights[..., : shown.tokens], entropy, total_queries, total_keys)
 
 
 def _softmax_written_out(seen: _Seen, shown: Shown) -> AttentionCall | None:
