@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vizlog.backends.memory import Memory
 from vizlog.batch import FixedBatch
 from vizlog.capture import Capture, survey
 from vizlog.compute.transfer import to_host
+from vizlog.monitor import Monitor
 from vizlog.probes.attention import AttentionMaps
 from vizlog.probes.base import Context, Figures
 from vizlog.records import Attention
@@ -58,6 +60,21 @@ def test_each_layer_is_a_record_with_the_probabilities_of_the_first_examples():
     torch.testing.assert_close(torch.from_numpy(record.weights), expected[:2], rtol=0, atol=1e-6)
     assert (list(record.examples), list(record.heads)) == ([0, 1], [0, 1, 2, 3])
     assert "of" not in record.caption.split()  # nothing was left out, so nothing is said about it
+
+
+@pytest.mark.parametrize(("length", "examples"), [(6, 40), (1100, 2)], ids=["more than a chunk", "a text a chunk"])
+def test_examples_of_several_chunks_are_put_together(length: int, examples: int):
+    model, batch, memory = Encoder(1), FixedBatch(ids(length, 48)), Memory()
+    assert batch.chunk < examples
+    with Monitor(model.eval(), [AttentionMaps(examples=examples, tokens=5)], to=memory, batch=batch) as monitor:
+        with monitor.step():
+            pass
+    (record,) = (record for _, record in memory.records if isinstance(record, Attention))
+    assert list(record.examples) == batch.ids[:examples].tolist()
+    last = model.embed(batch.inputs[examples - 1 : examples])
+    expected = model.blocks.layers[0].self_attn(last, last, last, average_attn_weights=False)[1]
+    torch.testing.assert_close(torch.from_numpy(record.weights[-1]), expected[0, :, :5, :5], rtol=0, atol=1e-6)
+    assert f"on the first {examples} examples" in memory.of("health/attention_sinks_mean")[0][1].caption
 
 
 def test_what_is_left_out_stands_in_the_caption():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -85,7 +85,9 @@ class AttentionMaps(Probe):
 
     @only_arranges
     def measure(self, context: Context) -> dict[str, AttentionCall]:
-        found = {layer: calls[0] for layer, calls in context.captured["attention"].items()}
+        assert context.batch is not None
+        chunk, calls = context.batch.chunk, context.captured["attention"]
+        found = {layer: _first_of_each_chunk(made, len(self._ids), chunk) for layer, made in calls.items()}
         if not found:
             raise ValueError(f"no attention ran in {', '.join(self._layers)}, where it ran before")
         return {layer: found[layer] for layer in spread(list(found), self._most_layers)}
@@ -93,6 +95,7 @@ class AttentionMaps(Probe):
     def finish(self, measured: Mapping[str, AttentionCall]) -> Iterable[Attention | Figures]:
         entropy: dict[str, float] = {}
         share: dict[str, float] = {}
+        number = max(len(call.examples) for call in measured.values())
         for layer, call in measured.items():
             queries, keys = call.weights.shape[-2:]
             if self._are_tokens(call.total_queries):
@@ -113,7 +116,7 @@ class AttentionMaps(Probe):
                 [self._labels(row, call.total_keys, keys, sink=sink) for row in call.examples],
                 caption=self._caption(call, weights),
             )
-        of_heads = f"heads shown, on the first {len(self._ids)} examples of the fixed batch"
+        of_heads = f"heads shown, on the first {number} examples of the fixed batch"
         yield Figures(
             "attention_entropy",
             entropy,
@@ -167,6 +170,24 @@ class AttentionMaps(Probe):
         if len(self._layers) < self._total_layers:
             parts.append(f"{len(self._layers)} of {self._total_layers} layers with attention are drawn")
         return "; ".join(parts)
+
+
+def _first_of_each_chunk(calls: Sequence[AttentionCall], number: int, chunk: int) -> AttentionCall:
+    """The first call of a layer in each pass over `chunk` examples, as one call on the first `number` of all.
+
+    The first pass alone, where the layer did not run as often, or on as many tokens, in each.
+    """
+    often, rest = divmod(len(calls), -(-number // chunk))
+    firsts = calls[:: max(often, 1)]
+    shapes = {(call.weights.shape[1:], call.total_heads, call.total_queries, call.total_keys) for call in firsts}
+    if rest or len(shapes) > 1:
+        return calls[0]
+    return replace(
+        calls[0],
+        weights=torch.cat([call.weights for call in firsts])[:number],
+        entropy=torch.cat([call.entropy for call in firsts])[:number],
+        examples=tuple(start * chunk + row for start, call in enumerate(firsts) for row in call.examples)[:number],
+    )
 
 
 def _lowest(entropy: Floats) -> float:

@@ -43,10 +43,10 @@ def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
     if known.size:
         worst = parts[0].worst
         value = float(known.max() if worst == "highest" else known.min())
-        records.append(Scalar(f"health/{kind}_worst", value, caption=f"the {worst} of {len(layers)} layers; {caption}"))
-        records.append(
-            Scalar(f"health/{kind}_mean", float(known.mean()), caption=f"over {len(layers)} layers; {caption}")
-        )
+        number = int((~np.isnan(np.stack(list(ys.values())))).any(0).sum())
+        those = "1 layer" if number == 1 else f"{number} layers"
+        records.append(Scalar(f"health/{kind}_worst", value, caption=f"the {worst} of {those}; {caption}"))
+        records.append(Scalar(f"health/{kind}_mean", float(known.mean()), caption=f"over {those}; {caption}"))
     records.append(
         Curves(
             f"health/{kind}",
