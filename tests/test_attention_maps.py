@@ -66,9 +66,9 @@ def test_each_layer_is_a_record_with_the_probabilities_of_the_first_examples():
 def test_examples_of_several_chunks_are_put_together(length: int, examples: int):
     model, batch, memory = Encoder(1), FixedBatch(ids(length, 48)), Memory()
     assert batch.chunk < examples
-    with Monitor(model.eval(), [AttentionMaps(examples=examples, tokens=5)], to=memory, batch=batch) as monitor:
-        with monitor.step():
-            pass
+    monitor = Monitor(model.eval(), [AttentionMaps(examples=examples, tokens=5)], to=memory, batch=batch)
+    with monitor, monitor.step():
+        pass
     (record,) = (record for _, record in memory.records if isinstance(record, Attention))
     assert list(record.examples) == batch.ids[:examples].tolist()
     last = model.embed(batch.inputs[examples - 1 : examples])

@@ -7,8 +7,10 @@ import random
 import subprocess
 import sys
 import time
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -402,7 +404,7 @@ LARGE = torch.empty(17 << 20)  # 68 MB
         (lambda: chain(5_000), False),
         (lambda: Node(nn.Parameter(LARGE)), True),  # a weight is not copied
         (lambda: Node(LARGE), False),
-        (Mixed, False),  # what lies in slots could not be put back, and half an object is worse
+        (Mixed, True),
         (lambda: Node(type), False),
         (lambda: Node(nn.Linear(1, 1)), False),
     ],
@@ -413,6 +415,40 @@ def test_an_object_is_put_back_as_a_whole_or_left_alone(make: Callable[[], Any],
     with isolated([model]):
         model.own.calls += 1  # type: ignore[operator, union-attr]
     assert model.own.calls == (0 if kept else 1)  # type: ignore[union-attr]
+
+
+@dataclass(slots=True, frozen=True)
+class InSlots:
+    number: int = 0
+    later: int = field(init=False)
+    seen: list[int] = field(default_factory=list)
+
+
+def test_what_lies_in_slots_is_put_back() -> None:
+    model, number = nn.Linear(1, 1), InSlots.__dict__["number"]
+    model.own, model.mixed, model.twice = InSlots(seen=[1]), Mixed(), Mixed()
+    model.twice.number = 3
+    with isolated([model]):
+        number.__set__(model.own, 5)
+        InSlots.__dict__["later"].__set__(model.own, 6)
+        model.own.seen.append(2)
+        model.mixed.number = 7
+        del model.twice.number
+    assert (model.own.number, model.own.seen) == (0, [1])
+    assert not hasattr(model.own, "later")
+    assert not hasattr(model.mixed, "number")
+    assert model.twice.number == 3
+
+
+@pytest.mark.parametrize("held", [bytearray(b"abc"), array("d", [1.0, 2.0])], ids=["bytearray", "array"])
+def test_arrays_of_python_are_put_back(held: Any) -> None:
+    model, before = nn.Linear(1, 1), held[:]
+    model.held = held
+    with isolated([model]):
+        held[0] = held[1]
+        held.extend(before)
+    assert model.held is held
+    assert held == before
 
 
 def test_a_tensor_of_any_size_is_put_back() -> None:

@@ -6,11 +6,12 @@ import enum
 import operator
 import random
 import sys
+from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import PurePath
-from types import SimpleNamespace
+from types import MemberDescriptorType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy, and of generators
     that a module holds; the contents of every buffer and other tensor attribute (metric states), and of embeddings
     whose norm is limited; every module's attributes, lists, dicts and NumPy arrays, and those of objects in them that
-    hold nothing but data (a cache, a memory bank), each training flag separately (a frozen BatchNorm stays frozen);
+    hold nothing but data (a cache, a memory bank, in slots too), each training flag separately (a frozen BatchNorm stays frozen);
     every `.grad`, which is None inside. Hooks that a forward adds to modules go again, and those that it removes come
     back. A LightningModule's `log` does nothing inside, and a DistributedDataParallel calls what it wraps, with no word
     to other ranks.
@@ -112,8 +113,7 @@ def _held(value: Any, depth: int, looked_into: set[int]) -> Iterator[nn.Module]:
 @contextmanager
 def _random_states(parameters: list[nn.Parameter]) -> Iterator[None]:
     devices = {parameter.device for parameter in parameters}
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    legacy = numpy.random.get_state() if numpy is not None else None
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the one that all share
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for kind in {device.type for device in devices} - {"cpu", "meta"}:
@@ -123,8 +123,7 @@ def _random_states(parameters: list[nn.Parameter]) -> Iterator[None]:
             yield
         finally:
             random.setstate(python)
-            if numpy is not None:
-                numpy.random.set_state(legacy)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 def _eager() -> AbstractContextManager[Any]:
@@ -267,7 +266,7 @@ class _Data:
     """What modules hold in their attributes that a forward may change from within; each once, by id.
 
     Attributes:
-        containers: lists, dicts, sets and deques, and the `__dict__` of objects.
+        containers: lists, dicts, sets, deques and arrays, and what holds the attributes of objects.
     """
 
     def __init__(self, modules: Iterable[nn.Module], left_alone: frozenset[str]) -> None:
@@ -317,10 +316,10 @@ class _Walk:
         kind = type(value)
         if kind in _PLAIN or isinstance(value, (nn.Parameter, *_CONSTANT)):
             return True
-        if isinstance(value, np.ndarray):
+        if isinstance(value, (np.ndarray, *_ARRAYS)):
             self.containers[id(value)] = value
-            self._bytes_left -= value.nbytes
-            return self._bytes_left >= 0 and not value.dtype.hasobject
+            self._bytes_left -= value.nbytes if isinstance(value, np.ndarray) else memoryview(value).nbytes
+            return self._bytes_left >= 0 and not (isinstance(value, np.ndarray) and value.dtype.hasobject)
         if isinstance(value, Tensor):
             self.tensors[id(value)] = value
             self._bytes_left -= value.numel() * value.element_size()
@@ -331,12 +330,15 @@ class _Walk:
         self._parts_left -= 1
         if depth > _DEEPEST or self._parts_left < 0:
             return False
-        if kind is not tuple:
-            value = value if isinstance(value, _CONTAINERS) else _attributes_of(value)
-            if value is None or id(value) in self.containers:
-                return value is not None
-            self.containers[id(value)] = value
-        return all(self.is_data(part, depth + 1) for part in (value.values() if isinstance(value, dict) else value))
+        if kind is tuple:
+            return self._are_data(value, depth)
+        held = [value] if isinstance(value, _CONTAINERS) else _attributes_of(value)
+        new = {_identity(container): container for container in held if _identity(container) not in self.containers}
+        self.containers.update(new)
+        return bool(held) and all(self._are_data(_parts(container), depth) for container in new.values())
+
+    def _are_data(self, parts: Iterable[Any], depth: int) -> bool:
+        return all(self.is_data(part, depth + 1) for part in parts)
 
 
 def _is_generator(value: Any) -> bool:
@@ -344,22 +346,61 @@ def _is_generator(value: Any) -> bool:
     return (kind.__module__.partition(".")[0], kind.__name__) in _GENERATORS
 
 
-def _attributes_of(value: Any) -> dict[str, Any] | None:
-    """The `__dict__` that is all there is to an object written in Python; None of modules, functions, files, locks."""
+class _Slots:
+    """The attributes of an object that lie in slots."""
+
+    def __init__(self, value: Any, slots: Sequence[MemberDescriptorType]) -> None:
+        self.value, self._slots = value, slots
+
+    def read(self) -> list[Any]:
+        """What is in each; `_EMPTY` where nothing is."""
+        return [self._in(slot) for slot in self._slots]
+
+    def write(self, values: Sequence[Any]) -> None:
+        """Puts values back where others are now."""
+        for slot, value in zip(self._slots, values, strict=True):
+            if self._in(slot) is value:
+                continue
+            if value is _EMPTY:
+                slot.__delete__(self.value)
+            else:
+                slot.__set__(self.value, value)
+
+    def _in(self, slot: MemberDescriptorType) -> Any:
+        try:
+            return slot.__get__(self.value)
+        except AttributeError:
+            return _EMPTY
+
+
+def _attributes_of(value: Any) -> list[Any]:
+    """What holds all there is to an object written in Python, `__dict__` or slots; none of modules, files, locks."""
     kind = type(value)
     if kind is SimpleNamespace:
-        attributes: dict[str, Any] = vars(value)
-        return attributes
-    in_python = all(base.__flags__ & _HEAP_TYPE for base in kind.__mro__[:-1])
-    in_slots = any(vars(base).get("__slots__") for base in kind.__mro__)  # Generic and the like have empty ones
-    if not in_python or in_slots or isinstance(value, nn.Module):
-        return None
-    return getattr(value, "__dict__", None)
+        return [vars(value)]
+    if isinstance(value, nn.Module) or not all(base.__flags__ & _HEAP_TYPE for base in kind.__mro__[:-1]):
+        return []
+    written = [base for base in kind.__mro__ if vars(base).get("__slots__")]  # Generic and the like have empty ones
+    slots = [slot for base in written for slot in vars(base).values() if isinstance(slot, MemberDescriptorType)]
+    held: list[Any] = [_Slots(value, slots)] if slots else []
+    return [*held, value.__dict__] if hasattr(value, "__dict__") else held
 
 
+def _identity(container: Any) -> int:
+    return id(container.value) if isinstance(container, _Slots) else id(container)
+
+
+def _parts(container: Any) -> Iterable[Any]:
+    if isinstance(container, _Slots):
+        return [part for part in container.read() if part is not _EMPTY]
+    return container.values() if isinstance(container, dict) else container
+
+
+_EMPTY = object()
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 _CONSTANT = (enum.Enum, PurePath, np.generic, range, slice)
 _CONTAINERS = (list, dict, set, deque)
+_ARRAYS = (bytearray, array)
 _GENERATORS = frozenset(
     {("torch", "Generator"), ("numpy", "Generator"), ("numpy", "RandomState"), ("random", "Random")}
 )
@@ -392,8 +433,16 @@ def _shallow(container: Any) -> Any:
         return container.copy()
     if isinstance(container, np.ndarray):
         return container.copy()
+    if isinstance(container, _Slots):
+        return container.read()
+    if isinstance(container, _ARRAYS):
+        return container[:]
     kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
     return kind(container)
+
+
+def _bytes(values: Any) -> bytes:
+    return bytes(values) if isinstance(values, bytearray) else values.tobytes()
 
 
 def _put_back(container: Any, copy: Any) -> None:
@@ -404,9 +453,12 @@ def _put_back(container: Any, copy: Any) -> None:
             of_dicts: Any = OrderedDict if isinstance(container, OrderedDict) else dict
             of_dicts.clear(container)
             of_dicts.update(container, copy)
-    elif isinstance(container, np.ndarray):
-        if container.tobytes() != copy.tobytes():
-            container[...] = copy
+    elif isinstance(container, (np.ndarray, *_ARRAYS)):
+        if _bytes(container) != _bytes(copy):
+            everything: Any = ... if isinstance(container, np.ndarray) else slice(None)
+            container[everything] = copy
+    elif isinstance(container, _Slots):
+        container.write(copy)
     elif isinstance(container, (deque, list)):
         if len(container) != len(copy) or any(map(operator.is_not, container, copy)):
             of_lists: Any = deque if isinstance(container, deque) else list

@@ -144,8 +144,7 @@ class Monitor:
         self._started = 0.0  # when the first step began
         self._pace: float | None = None  # seconds a step takes
         self._steps = 0
-        self._deciding = 0.0  # seconds spent on whether to stop
-        self._charged = _Charged(self._turns)
+        self._charged, self._deciding = _Charged(self._turns), 0.0  # the latter: seconds spent on whether to stop
         self._closed = False
         self._warned: set[str] = set()
         # A rank that takes no part counts steps all the same where all are to stop at one.
