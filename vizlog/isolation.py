@@ -35,7 +35,7 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy, and of generators
     that a module holds; the contents of every buffer and other tensor attribute (metric states), and of embeddings
     whose norm is limited; every module's attributes, lists, dicts and NumPy arrays, and those of objects in them that
-    hold nothing but data (a cache, a memory bank, in slots too), each training flag separately (a frozen BatchNorm stays frozen);
+    hold nothing but data (a cache, a memory bank), each training flag separately (a frozen BatchNorm stays frozen);
     every `.grad`, which is None inside. Hooks that a forward adds to modules go again, and those that it removes come
     back. A LightningModule's `log` does nothing inside, and a DistributedDataParallel calls what it wraps, with no word
     to other ranks.
