@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -465,6 +466,43 @@ def test_a_fourth_channel_is_no_opacity() -> None:
 def test_what_only_matters_for_pictures_is_looked_at_too(given: dict[str, Any], why: str) -> None:
     with pytest.raises((TypeError, ValueError), match=re.escape(f"FixedBatch({next(iter(given))}=) {why}")):
         FixedBatch(torch.zeros(2, 3, 8, 8), **given)
+
+
+def test_what_has_no_rows_is_never_cut_however_long_a_part_of_the_batch_is() -> None:
+    x, mask, table, boxes = torch.randn(300, 4), torch.ones(8, 8), torch.zeros(256, 3), [{"box": torch.ones(1)}] * 8
+    batch = FixedBatch({"x": x, "mask": mask, "more": (table, boxes)}, torch.arange(300) % 3)
+    assert len(batch) == 256
+    for part in (batch.part(0, 8, torch.device("cpu")).part(2, 5), batch.cast(torch.float32, torch.float64).part(0, 8)):
+        assert part.inputs["x"].shape == (len(part), 4)
+        assert part.inputs["mask"].shape == (8, 8)
+        assert part.inputs["more"][0].shape == (256, 3)
+        assert len(part.inputs["more"][1]) == 8
+        assert [tuple(tensor.shape) for tensor in part.float_inputs] == [(len(part), 4)]
+    eight = batch.part(0, 8)
+    noisy = eight.substitute(eight.inputs["x"], torch.zeros(8, 4)).take(torch.tensor([1, 1]))
+    assert (noisy.inputs["x"].shape, noisy.inputs["mask"].shape) == ((2, 4), (8, 8))
+    theirs = FixedBatch({"x": x + 1, "mask": mask, "more": (table, boxes)}, torch.arange(300) % 3)
+    examples = pickle.loads(pickle.dumps(theirs.part(0, 8).examples))
+    common = batch.with_examples(examples).part(0, 3)
+    assert (common.inputs["mask"].shape, len(common.inputs["more"][1])) == ((8, 8), 8)
+    torch.testing.assert_close(common.inputs["x"], theirs.inputs["x"][:3])
+
+
+@pytest.mark.parametrize("classes", [1, 3, 700, 5000])
+def test_classes_take_turns_and_the_first_examples_of_each_come_first(classes: int) -> None:
+    labels = torch.randint(-2, classes - 2, (1000,))
+    seen: Counter[int] = Counter()
+    turns = []
+    for row, label in enumerate(labels.tolist()):
+        turns.append((seen[label], label, row))
+        seen[label] += 1
+    assert FixedBatch(torch.zeros(1000, 2), labels).ids.tolist() == [row for _, _, row in sorted(turns)[:256]]
+
+
+def test_classes_with_names_are_believed_where_one_is_missing_from_the_batch() -> None:
+    names, x = list("abcdefghij"), torch.randn(9, 10)
+    logits = torch.randn(9, 10)
+    assert FixedBatch(x, torch.arange(9), class_names=names).logits(logits) is logits
 
 
 def test_class_names_are_used_where_given() -> None:

@@ -109,8 +109,11 @@ class FixedBatch:
         targets = _as_tensor(targets)
         number = _number(inputs, targets)
         self.ids = _balanced(targets, number)
-        self.inputs: Tree = _take(inputs, self.ids, number)
-        self.targets: Any = _take(list(targets) if _are_mappings(targets) else targets, self.ids, number)
+        targets = list(targets) if _are_mappings(targets) else targets
+        # By themselves, for what has no rows may come to be as long as a part of the batch.
+        self._constants = [leaf for leaf in _leaves((inputs, targets)) if not _is_as_long(leaf, number)]
+        self.inputs: Tree = self._take(inputs, self.ids)
+        self.targets: Any = self._take(targets, self.ids)
         self._classes = int(self.labels.max()) + 1 if self.labels is not None else 0
         self.forward, self.score, self.loss = forward, score, loss
         self.class_names = tuple(str(name) for name in class_names) if class_names is not None else ()
@@ -161,32 +164,65 @@ class FixedBatch:
     def part(self, start: int, stop: int, device: torch.device | None = None) -> FixedBatch:
         """Examples start … stop of this batch, on `device`."""
         part = self.take(torch.arange(len(self), device="cpu")[start:stop])
-        part.inputs = _move(part.inputs, device)
-        part.targets = _move(part.targets, device)
-        return part
+        return part if device is None else part._each(lambda x: on_device(x, device), of_targets=True)  # noqa: SLF001 -- of this class
 
     def take(self, rows: Tensor) -> FixedBatch:
         """The examples of these rows (an int64 tensor on the CPU) in their order; one may come several times."""
-        part = object.__new__(FixedBatch)
-        part.__dict__.update(self.__dict__)
-        part.ids = self.ids[rows]
-        part.inputs = _take(self.inputs, rows, len(self))
-        part.targets = _take(self.targets, rows, len(self))
-        return part
+        inputs, targets = self._take(self.inputs, rows), self._take(self.targets, rows)
+        return self._with(ids=self.ids[rows], inputs=inputs, targets=targets)
 
     def substitute(self, old: Tensor, new: Tensor) -> FixedBatch:
         """The same examples with `new` in the place of the input `old` (noisy, or requiring a gradient)."""
-        other = object.__new__(FixedBatch)
-        other.__dict__.update(self.__dict__)
-        other.inputs = _map(lambda x: new if x is old else x, self.inputs)
-        return other
+        return self._each(lambda x: new if x is old else x)
 
     def cast(self, old: torch.dtype | None, new: torch.dtype) -> FixedBatch:
         """The same examples, with inputs of one floating type as another."""
+        return self._each(lambda x: x.to(new) if x.dtype == old else x)
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """What another rank needs to have the same examples, in one piece: see `with_examples`."""
+        return self.ids, self.inputs, self.targets, self._constants
+
+    def with_examples(self, examples: tuple[Any, ...]) -> FixedBatch:
+        """Those of another batch, shown and run as those of this one."""
+        ids, inputs, targets, constants = examples
+        return self._with(ids=ids, inputs=inputs, targets=targets, _constants=constants)
+
+    def _with(self, **changes: Any) -> FixedBatch:
         other = object.__new__(FixedBatch)
-        other.__dict__.update(self.__dict__)
-        other.inputs = _map(lambda x: x.to(new) if x.dtype == old else x, self.inputs)
+        other.__dict__.update(self.__dict__, **changes)
         return other
+
+    def _each(self, function: Callable[[Tensor], Tensor], *, of_targets: bool = False) -> FixedBatch:
+        """The same examples, with the tensors of the inputs as the function makes them."""
+        constants: list[Any] = []
+
+        def change(leaf: Any) -> Any:
+            made = function(leaf) if isinstance(leaf, Tensor) else _map(function, leaf)
+            if not self._has_rows(leaf):
+                constants.append(made)
+            return made
+
+        if of_targets:
+            inputs, targets = _map(change, (self.inputs, self.targets), _is_leaf)
+            return self._with(inputs=inputs, targets=targets, _constants=constants)
+        inputs = _map(change, self.inputs, _is_leaf)
+        return self._with(inputs=inputs, _constants=[*self._constants, *constants])
+
+    def _has_rows(self, leaf: Any) -> bool:
+        """Whether a tensor, or a list of mappings, has one row for each example."""
+        return not any(leaf is constant for constant in self._constants)
+
+    def _take(self, tree: Tree, rows: Tensor) -> Tree:
+        """What belongs to these rows of the examples: of tensors, and of lists of a mapping for each example."""
+
+        def take(leaf: Any) -> Any:
+            if not self._has_rows(leaf):
+                return leaf
+            return leaf[on_device(rows, leaf.device)] if isinstance(leaf, Tensor) else [leaf[k] for k in rows.tolist()]
+
+        return _map(take, tree, _is_leaf)
 
     def run(self, models: Mapping[str, nn.Module]) -> Any:
         """The output of the model on these examples, in whatever mode the caller has put it.
@@ -205,7 +241,7 @@ class FixedBatch:
             _run.reset(before)
 
     def _run(self, models: Mapping[str, nn.Module]) -> Any:
-        model, inputs = next(iter(models.values())), _lent(self.inputs, len(self))
+        model, inputs = next(iter(models.values())), _lent(self.inputs, self._has_rows)
         if self.forward is not None:
             return self.forward(model if len(models) == 1 else dict(models), inputs)
         if isinstance(inputs, Mapping):
@@ -262,9 +298,7 @@ class FixedBatch:
 
         Other outputs are not asked by their values again: one or two examples may have any length by chance.
         """
-        other = object.__new__(FixedBatch)
-        other.__dict__.update(self.__dict__, _scored=scored)
-        return other
+        return self._with(_scored=scored)
 
     def _of_second_text(self, output: Any) -> bool:
         """Whether the positions of an output are a decoder's, and only by chance as many as the tokens that went in."""
@@ -273,9 +307,9 @@ class FixedBatch:
     def _reconstruct(self, parts: Sequence[Tensor]) -> bool:
         """Whether a part of an output has as many values as an input: what rebuilds it (an autoencoder) scores none.
 
-        As many classes as values are believed where the labels say so.
+        As many classes as values are believed where the labels say so, or the names of the classes.
         """
-        sizes = {x[0].numel() for x in self.float_inputs} - {self._classes}
+        sizes = {x[0].numel() for x in self.float_inputs} - {self._classes, len(self.class_names)}
         return any(part[0].numel() in sizes for part in parts)
 
     def _scored_alone(self, parts: Sequence[Tensor]) -> bool:
@@ -415,7 +449,7 @@ class FixedBatch:
         if isinstance(inputs, Mapping):
             beside = ("labels", "mask")
             inputs = {name: value for name, value in inputs.items() if not str(name).endswith(beside)}
-        return [tensor for tensor in _tensors(inputs) if len(tensor) == len(self)]
+        return [leaf for leaf in _leaves(inputs) if isinstance(leaf, Tensor) and self._has_rows(leaf)]
 
 
 def _check_shown(names: Mapping[str, Any], tokens: Any, numbers: Mapping[str, Any]) -> None:
@@ -546,12 +580,12 @@ def _balanced(targets: Any, number: int) -> Tensor:
     labels = _class_numbers(targets)
     if labels is None:
         return torch.linspace(0, number - 1, min(number, MOST), device="cpu").round().long()
-    turn = torch.zeros_like(labels)
-    for label in labels.unique():
-        rows = labels == label
-        turn[rows] = torch.arange(int(rows.sum()), device="cpu")
-    order = sorted(range(number), key=lambda row: (int(turn[row]), int(labels[row])))
-    return torch.tensor(order[:MOST], device="cpu")
+    classes = labels.numpy()
+    by_class = np.argsort(classes, kind="stable")
+    _, starts, counts = np.unique(classes[by_class], return_index=True, return_counts=True)
+    turn = np.empty(number, np.int64)  # which of its class each example is
+    turn[by_class] = np.arange(number) - np.repeat(starts, counts)
+    return torch.as_tensor(np.lexsort((classes, turn))[:MOST], device="cpu")
 
 
 def _as_tensor(targets: Any) -> Any:
@@ -600,22 +634,22 @@ def _map(function: Callable[[Any], Any], tree: Tree, is_leaf: Callable[[Tree], b
     return tree
 
 
-def _take(tree: Tree, rows: Tensor, number: int) -> Tree:
-    """What belongs to these rows of `number` examples: of tensors, and of lists of a mapping for each example."""
-
-    def take(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return part[on_device(rows, part.device)] if part.ndim and len(part) == number else part
-        return [part[row] for row in rows.tolist()] if len(part) == number else part
-
-    def is_leaf(part: Tree) -> bool:
-        # A tuple is what `model(*inputs)` takes, of a mapping too.
-        return isinstance(part, Tensor) or (isinstance(part, list) and _are_mappings(part))
-
-    return _map(take, tree, is_leaf)
+def _is_leaf(part: Tree) -> bool:
+    """Whether this is what rows are taken out of: a tensor, or a list of a mapping for each example."""
+    return isinstance(part, Tensor) or (isinstance(part, list) and _are_mappings(part))
 
 
-def _lent(tree: Tree, number: int) -> Tree:
+def _leaves(tree: Tree) -> list[Any]:
+    found: list[Any] = []
+    _map(found.append, tree, _is_leaf)
+    return found
+
+
+def _is_as_long(leaf: Any, number: int) -> bool:
+    return not (isinstance(leaf, Tensor) and leaf.ndim == 0) and len(leaf) == number
+
+
+def _lent(tree: Tree, has_rows: Callable[[Any], bool]) -> Tree:
     """What a model is given: a forward may change what it takes, and parts without rows are the user's own.
 
     What cannot be copied is given as it is; so are modules, whose copies would learn nothing, and large constants.
@@ -623,7 +657,7 @@ def _lent(tree: Tree, number: int) -> Tree:
 
     def copied(part: Any) -> Any:
         if isinstance(part, Tensor):
-            return part if (part.ndim and len(part) == number) or part.nbytes > _LARGE else part.clone()
+            return part if has_rows(part) or part.nbytes > _LARGE else part.clone()
         if isinstance(part, nn.Module):
             return part
         try:
@@ -648,10 +682,6 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     if pins and not (tensor.is_quantized or tensor.is_pinned()):  # out of other memory the copy would wait
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def _move(tree: Tree, device: torch.device | None) -> Tree:
-    return tree if device is None else _map(lambda x: on_device(x, device), tree)
 
 
 def _named(output: Any, name: str) -> Any:

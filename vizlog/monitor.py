@@ -903,17 +903,14 @@ def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
         return batch
     examples = None
     if batch is not None and ranks.writes:
-        own = batch.part(0, len(batch), torch.device("cpu"))
-        examples = own.ids, own.inputs, own.targets
+        examples = batch.part(0, len(batch), torch.device("cpu")).examples
     given, examples = ranks.broadcast((ranks.gather(batch is not None), examples))
     if not all(given) and any(given):
         without = [rank for rank, has in enumerate(given) if not has]
         raise BatchDoesNotFit(f"batch= must be given on every rank of a sharded model, but ranks {without} have none")
     if batch is None:
         return None
-    common = batch.part(0, 0)
-    common.ids, common.inputs, common.targets = examples
-    return common
+    return batch.with_examples(examples)
 
 
 def _whole(what: str, number: Any) -> int:
