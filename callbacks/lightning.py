@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vizlog.backends.open import check_destination
 from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
 from vizlog.batch import FixedBatch, as_fixed_batch, describe
 from vizlog.isolation import isolated
 from vizlog.loaders import inputs_and_targets, spread_examples
 from vizlog.messages import LOG
-from vizlog.monitor import Monitor
+from vizlog.monitor import Monitor, check_pace
 from vizlog.probes.base import Probe, as_probes
 from vizlog.ranks import whole
-from vizlog.schedules import Schedule, as_schedule
+from vizlog.schedules import Schedule
 from vizlog.stopping import StopWhen, check_stop_when
 
 try:
@@ -52,8 +53,8 @@ class VizLog(Callback):
             "gradients_gone", a function of the health scalars, or a list of these. None: never.
 
     Raises:
-        TypeError, ValueError: `probes` or `every` is nothing of the kind; or, at the start of fit, what was given does
-            not fit the model.
+        TypeError, ValueError: `probes`, `every`, `to` or `budget` is nothing of the kind; or, at the start of fit, what
+            was given does not fit the model.
     """
 
     def __init__(
@@ -67,10 +68,9 @@ class VizLog(Callback):
         stop_when: StopWhen | None = None,
     ) -> None:
         super().__init__()
-        if every is not None:
-            as_schedule(every)
-            if probes is not None:
-                raise ValueError("every= is for the standard probes; give each of probes= its own every=")
+        check_pace(probes, every, budget)
+        if to is not None:
+            check_destination(to)
         self._probes = None if probes is None else as_probes(probes)
         if stop_when is not None:
             check_stop_when(stop_when)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -58,8 +59,15 @@ def watch(
     Raises:
         TypeError, ValueError: what was given does not fit; says what to do. Later nothing of ours is raised.
     """
-    if step is not None and not callable(step) and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
-        raise TypeError(f"step= takes the number to start from or a function that returns it, got {step!r}")
+    if optimizer is None and (step is not None or epoch is not None):
+        raise ValueError(
+            "step= and epoch= number the steps that begin with an optimizer's: give optimizer=, or number your own, "
+            "`with monitor.step(step, epoch):`"
+        )
+    if step is not None and not callable(step):
+        if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
+            raise TypeError(f"step= takes the number to start from or a function that returns it, got {step!r}")
+        step = int(step)
     if epoch is not None and not callable(epoch):
         raise TypeError(f"epoch= takes a function that returns the epoch, got {epoch!r}")
     monitor = Monitor(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import vizlog
 from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch, describe
@@ -457,6 +457,8 @@ def test_a_fourth_channel_is_no_opacity() -> None:
         ({"class_names": "cat"}, "takes a list of names, got 'cat'"),
         ({"class_names": 3}, "takes a list of names, got 3"),
         ({"feature_names": "age"}, "takes a list of names, got 'age'"),
+        ({"class_names": {"cat": 0}}, "takes names by the number of the class, got {'cat': 0}"),
+        ({"tokens": {"the": 0}}, "takes strings by id; of a vocabulary of ids by string give sorted(vocabulary"),
         ({"feature_names": ["age"]}, "takes a name for each column of a table (N, F)"),
         ({"tokens": 3}, "takes a list of strings by id, a tokenizer, or a function"),
         ({"mean": "x"}, "takes a number, or one for each channel, got 'x'"),
@@ -505,6 +507,28 @@ def test_classes_with_names_are_believed_where_one_is_missing_from_the_batch() -
     assert FixedBatch(x, torch.arange(9), class_names=names).logits(logits) is logits
 
 
+def test_names_may_be_given_by_number() -> None:
+    batch = FixedBatch(torch.zeros(2, 3).long(), class_names={2: "dog", 0: "cat"}, tokens={0: "the", 5: "end"})
+    assert batch.class_names == ("cat", "1", "dog")
+    assert batch._token_names([0, 1, 5, 6]) == ["the", "1", "end", "6"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        (TensorDataset(torch.zeros(3, 2)), r"got TensorDataset; of a dataset give some examples, .*default_collate"),
+        (lambda: (torch.zeros(3, 2), None), r"a function that returns one, got function$"),
+    ],
+)
+def test_what_is_no_batch_is_told_what_to_give(batch: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        as_fixed_batch(batch)
+
+
+def test_what_a_video_was_normalised_with_is_not_refused() -> None:
+    assert FixedBatch(torch.zeros(2, 3, 4, 8, 8), mean=[0.5, 0.4, 0.3]).thumbnails() is None
+
+
 def test_class_names_are_used_where_given() -> None:
     batch = FixedBatch(torch.zeros(2, 3), class_names=["cat", "dog"])
     assert [batch.class_name(n) for n in (0, 1, 2)] == ["cat", "dog", "2"]
@@ -521,3 +545,4 @@ def test_feature_names_are_of_the_columns_of_the_table_that_is_explained() -> No
 
 def test_a_value_is_described_in_a_few_words() -> None:
     assert describe({"a": torch.zeros(2, 3), "b": [1, None]}) == "{a: float32 (2, 3), b: (int, None)}"
+    assert describe((torch.zeros(2, 3),)) == "(float32 (2, 3),)"

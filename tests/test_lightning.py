@@ -744,6 +744,13 @@ def test_wrong_arguments_raise_before_training(data: dict[str, Any], held_out: T
         VizLog(every="often")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="each of probes= its own every="):
         VizLog(probes(), every=5)
+    for options, message in (
+        ({"to": 3.14}, "to= takes"),
+        ({"budget": 5}, "budget= takes"),
+        ({"every": "a"}, "every= takes"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            VizLog(**options)  # type: ignore[arg-type]
     images, labels = held_out.tensors
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"probes": [nn.ReLU()]}, "takes a list of probes"),

@@ -1122,6 +1122,16 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"WeightHistograms goes by epochs \(EveryEpoch\).*epoch=",
     ),
     "a step of text": (lambda: watch(step="one"), TypeError, "step= takes the number to start from or a function"),
+    "a step and no optimizer": (
+        lambda: vizlog.watch(nn.Linear(1, 1), to=None, step=3),
+        ValueError,
+        r"give optimizer=, or number your own, `with monitor\.step",
+    ),
+    "an epoch and no optimizer": (
+        lambda: vizlog.watch(nn.Linear(1, 1), to=None, epoch=lambda: 1),
+        ValueError,
+        "give optimizer=",
+    ),
     "a step below 0": (lambda: watch(step=-1), TypeError, "got -1"),
     "an epoch that is no function": (lambda: watch(epoch=3), TypeError, "epoch= takes a function"),
     "no destination": (lambda: watch(to=3), TypeError, "to= takes a path, a SummaryWriter, a wandb run"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -379,6 +381,33 @@ def test_feature_maps_are_the_layers_output_for_the_example(example: int) -> Non
     assert "5 of 6 channels" in second.caption
     assert f"example {example}" in second.caption
     assert second.limits[0] == -second.limits[1]
+
+
+def test_filters_of_a_convolution_that_shares_its_weight_are_drawn() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3))
+    model[1].weight = model[0].weight
+    record = only(seen(model[1:2], vizlog.FilterImages()), "filters/1")
+    shared = nn.ModuleDict({"a": model[0], "b": model[1]})
+    memory = vizlog.Memory()
+    with vizlog.Monitor(shared, [vizlog.FilterImages("b")], to=memory) as monitor, monitor.step():
+        pass
+    np.testing.assert_array_equal(only(memory, "filters/b").pixels, record.pixels)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: vizlog.FeatureMaps(example=1.5), "takes the number of an example, got 1.5"),
+        (lambda: vizlog.FeatureMaps(example="a"), "takes the number of an example, got 'a'"),
+        (lambda: vizlog.SaliencyMaps(noise=-1.0), "takes a share of the example's range, 0 or more, got -1.0"),
+        (lambda: vizlog.SaliencyMaps(noise="a"), "takes a share of the example's range, 0 or more, got 'a'"),
+        (lambda: vizlog.SaliencyMaps(noise=float("nan")), "0 or more, got nan"),
+        (lambda: vizlog.SaliencyMaps(baseline="x"), "takes a number or a tensor, got 'x'"),
+    ],
+)
+def test_what_a_probe_cannot_do_is_said_when_it_is_made(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(said)):
+        make()
 
 
 def test_large_feature_maps_are_averaged_down_and_say_so() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from vizlog.schedules import AtSteps, Every, EveryEpoch, LogSpaced, Schedule, Thinning, as_schedule
@@ -110,6 +111,7 @@ def test_schedules_are_plain_data(schedule: Schedule) -> None:
         (lambda: AtSteps(-1), ValueError, "step >= 0"),
         (lambda: LogSpaced(per_decade=0), ValueError, "per_decade >= 1"),
         (lambda: Thinning(most=2), ValueError, "most >= 8"),
+        (lambda: as_schedule(np.float64(100)), TypeError, "every= takes a number of steps or a schedule"),
         (lambda: as_schedule("100"), TypeError, "every= takes a number of steps or a schedule"),
         (lambda: as_schedule(0), ValueError, "n >= 1"),
         (lambda: Every(1) | 3, TypeError, "unsupported operand"),
@@ -118,3 +120,7 @@ def test_schedules_are_plain_data(schedule: Schedule) -> None:
 def test_what_is_no_schedule_says_so(make: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()  # type: ignore[operator]
+
+
+def test_a_number_of_steps_may_be_numpys() -> None:
+    assert as_schedule(np.int64(5)) == Every(5)  # type: ignore[arg-type]

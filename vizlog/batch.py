@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -77,7 +78,7 @@ class FixedBatch:
             all of them as a dict, those of a list under "0", "1" ….
         score: output -> (N, classes) logits, where they cannot be found in the output.
         loss: (output, targets) -> scalar or (N,), what examples are scored by where there are no classes.
-        class_names: a name for each class number.
+        class_names: a name for each class number, as a list or by number.
         tokens: how token ids read: a sequence of strings by id, a tokenizer, or a function of a list of ids.
         feature_names: a name for each column of a table (N, F), for showing what saliency says of it.
         mean, std: per channel, what the inputs were normalised with; only for showing them.
@@ -94,7 +95,7 @@ class FixedBatch:
         forward: Callable[[Any, Any], Any] | None = None,
         score: Callable[[Any], Tensor] | None = None,
         loss: Callable[[Any, Any], Tensor] | None = None,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | Mapping[int, str] | None = None,
         tokens: Any = None,
         feature_names: Sequence[str] | None = None,
         mean: float | Sequence[float] | None = None,
@@ -116,14 +117,15 @@ class FixedBatch:
         self.targets: Any = self._take(targets, self.ids)
         self._classes = int(self.labels.max()) + 1 if self.labels is not None else 0
         self.forward, self.score, self.loss = forward, score, loss
-        self.class_names = tuple(str(name) for name in class_names) if class_names is not None else ()
-        self.tokens = tokens
+        self.class_names = _in_order(class_names) if class_names is not None else ()
+        self.tokens = _in_order(tokens) if isinstance(tokens, Mapping) else tokens
         self.feature_names = tuple(str(name) for name in feature_names) if feature_names is not None else ()
         self.mean, self.std = mean, std
         self._scored: bool | None = None  # whether outputs are class scores, once a first one has told
-        channels = self.pictures.shape[1] if self.pictures is not None else 1
+        pictures = self.pictures
+        channels = pictures.shape[1] if pictures is not None else 0
         for name, numbers in (("mean", mean), ("std", std)):
-            if np.size(numbers if numbers is not None else 0) not in (1, channels):
+            if channels and np.size(numbers if numbers is not None else 0) not in (1, channels):
                 raise ValueError(f"FixedBatch({name}=) takes a number for each of {channels} channels, got {numbers!r}")
         explained = [tuple(x.shape[1:]) for x in self.float_inputs[:1]]
         if feature_names is not None and explained != [(len(self.feature_names),)]:
@@ -457,6 +459,15 @@ def _check_shown(names: Mapping[str, Any], tokens: Any, numbers: Mapping[str, An
     for name, value in names.items():
         if value is not None and (isinstance(value, str) or not isinstance(value, Iterable)):
             raise TypeError(f"FixedBatch({name}=) takes a list of names, got {value!r}")
+    if isinstance(names["class_names"], Mapping) and not all(isinstance(key, Integral) for key in names["class_names"]):
+        raise TypeError(
+            f"FixedBatch(class_names=) takes names by the number of the class, got {names['class_names']!r}"
+        )
+    if isinstance(tokens, Mapping) and not all(isinstance(key, Integral) for key in tokens):
+        raise TypeError(
+            "FixedBatch(tokens=) takes strings by id; of a vocabulary of ids by string give sorted(vocabulary, "
+            f"key=vocabulary.get), got {type(tokens).__name__} of {len(tokens)}"
+        )
     reads = callable(tokens) or hasattr(tokens, "convert_ids_to_tokens")
     if tokens is not None and not reads and not (hasattr(tokens, "__getitem__") and hasattr(tokens, "__len__")):
         raise TypeError(
@@ -468,6 +479,13 @@ def _check_shown(names: Mapping[str, Any], tokens: Any, numbers: Mapping[str, An
             np.asarray(0 if value is None else value, np.float64)
         except (TypeError, ValueError):
             raise TypeError(f"FixedBatch({name}=) takes a number, or one for each channel, got {value!r}") from None
+
+
+def _in_order(names: Iterable[str] | Mapping[int, str]) -> tuple[str, ...]:
+    """Names by number as a sequence; a number without one is called by itself."""
+    if isinstance(names, Mapping):
+        return tuple(str(names.get(number, number)) for number in range(max(names, default=-1) + 1))
+    return tuple(map(str, names))
 
 
 def examples_run() -> int | None:
@@ -487,9 +505,14 @@ def as_fixed_batch(batch: Any) -> FixedBatch | None:
         return FixedBatch(*batch)
     if isinstance(batch, (Tensor, Mapping)):
         return FixedBatch(batch)
-    advice = "" if isinstance(batch, _PLAIN) else f"; {_OF_A_GRAPH}"
+    advice = "" if isinstance(batch, _PLAIN) or callable(batch) else f"; {_OF_A_GRAPH}"
     if isinstance(batch, Iterator) or hasattr(batch, "dataset"):  # any loader, by what wraps it too
         advice = "; of a loader give its examples, batch=lambda: next(iter(loader))"
+    elif hasattr(batch, "__getitem__") and hasattr(batch, "__len__") and not isinstance(batch, _PLAIN):
+        advice = (
+            "; of a dataset give some examples, put together as a DataLoader does: "
+            "batch=torch.utils.data.default_collate([dataset[k] for k in range(64)])"
+        )
     raise TypeError(
         "batch= takes (inputs, targets), a vizlog.FixedBatch or a function that returns one, "
         f"got {describe(batch)}{advice}"
@@ -504,7 +527,8 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name}: {describe(part)}" for name, part in list(value.items())[:8]) + "}"
     if isinstance(value, (tuple, list)):
-        return "(" + ", ".join(describe(part) for part in value[:8]) + (", …)" if len(value) > 8 else ")")
+        end = ", …)" if len(value) > 8 else ",)" if len(value) == 1 else ")"
+        return "(" + ", ".join(describe(part) for part in value[:8]) + end
     return "None" if value is None else type(value).__name__
 
 

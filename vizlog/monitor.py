@@ -42,11 +42,11 @@ from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_o
 from vizlog.probes.base import Context, Probe, as_probes, measures
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
-from vizlog.schedules import Schedule, Thinning
+from vizlog.schedules import Schedule, Thinning, as_schedule
 from vizlog.selection import given_models, named_models, named_modules, named_once, named_parameters
 from vizlog.stopping import Stop, StopWhen
 
-__all__ = ["Monitor"]
+__all__ = ["Monitor", "check_pace"]
 
 _NEVER = float("inf")
 _OPEN: weakref.WeakSet[Monitor] = weakref.WeakSet()
@@ -109,7 +109,7 @@ class Monitor:
             self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
             _check_models(self._models, self._optimizers)
             self._parameters = _ids(named_parameters(self._models))
-            _check_pace(probes, every, budget)
+            check_pace(probes, every, budget)
             self._budget = budget
             self._stop: Stop | None = None
             self._dtype = _float_type(self._models)
@@ -930,8 +930,10 @@ def _float_type(models: Mapping[str, nn.Module]) -> torch.dtype | None:
     return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
 
 
-def _check_pace(probes: Any, every: Any, budget: float | None) -> None:
+def check_pace(probes: Any, every: Any, budget: float | None) -> None:
     """Raises where it is not said, or said twice, how often to look."""
+    if every is not None:
+        as_schedule(every)
     number = isinstance(budget, numbers.Real) and not isinstance(budget, bool)
     if budget is not None and not (number and 0 < budget <= 1):
         raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")

@@ -11,6 +11,7 @@ import bisect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 
 __all__ = ["AtSteps", "Every", "EveryEpoch", "LogSpaced", "Schedule", "Thinning", "as_schedule"]
 
@@ -160,9 +161,9 @@ def as_schedule(every: int | Schedule) -> Schedule:
     """
     if isinstance(every, Schedule):
         return every
-    if isinstance(every, bool) or not isinstance(every, int):
+    if isinstance(every, bool) or not isinstance(every, Integral):
         raise TypeError(f"every= takes a number of steps or a schedule such as vizlog.EveryEpoch(), got {every!r}")
-    return Every(every)
+    return Every(int(every))
 
 
 def _earlier(a: int | None, b: int | None) -> int | None:

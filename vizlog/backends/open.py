@@ -8,7 +8,7 @@ from typing import Any
 
 from vizlog.backends.base import Backend
 
-__all__ = ["open_backend"]
+__all__ = ["check_destination", "open_backend"]
 
 
 def open_backend(to: Any) -> Backend:
@@ -18,27 +18,48 @@ def open_backend(to: Any) -> Backend:
         TypeError: it is none of these; says what was expected.
         ImportError: the library that it needs is missing; says what to type.
     """
-    if to == "":
-        raise TypeError('to="" names no folder: give one such as "runs/a", or None to write nothing')
+    check_destination(to)
     if isinstance(to, (str, os.PathLike)):
         from vizlog.backends.tensorboard import TensorBoard
 
         return TensorBoard(to)
-    if isinstance(to, Sequence) and not isinstance(to, (bytes, bytearray, memoryview, range)):
+    if isinstance(to, Sequence):
         from vizlog.backends.fanout import FanOut
 
         return FanOut(*(open_backend(part) for part in to))
-    if hasattr(to, "add_summary") or hasattr(to, "_get_file_writer"):
+    if _is_writer(to):
         from vizlog.backends.tensorboard import TensorBoard
 
         return TensorBoard(to)
-    if hasattr(to, "define_metric") and hasattr(to, "log"):
+    if _is_run(to):
         from vizlog.backends.wandb import WandB
 
         return WandB(to)
-    if isinstance(to, Backend):
-        return to
-    raise TypeError(
-        "to= takes a path, a SummaryWriter, a wandb run, a vizlog backend or a list of these "
-        f"(None: write nothing), got {type(to).__name__}"
-    )
+    backend: Backend = to
+    return backend
+
+
+def check_destination(to: Any) -> None:
+    """Raises what `open_backend` does of what is no destination, and opens none.
+
+    Raises:
+        TypeError: says what was expected.
+    """
+    if to == "":
+        raise TypeError('to="" names no folder: give one such as "runs/a", or None to write nothing')
+    if isinstance(to, Sequence) and not isinstance(to, (str, bytes, bytearray, memoryview, range)):
+        for part in to:
+            check_destination(part)
+    elif not (isinstance(to, (str, os.PathLike, Backend)) or _is_writer(to) or _is_run(to)):
+        raise TypeError(
+            "to= takes a path, a SummaryWriter, a wandb run, a vizlog backend or a list of these "
+            f"(None: write nothing), got {type(to).__name__}"
+        )
+
+
+def _is_writer(to: Any) -> bool:
+    return hasattr(to, "add_summary") or hasattr(to, "_get_file_writer")
+
+
+def _is_run(to: Any) -> bool:
+    return hasattr(to, "define_metric") and hasattr(to, "log")

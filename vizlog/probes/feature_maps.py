@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,12 @@ class FeatureMaps(Probe):
     ) -> None:
         super().__init__(every=every)
         self._check_numbers(channels=channels)
-        self._select, self._example, self._channels = select, example, channels
+        given: Any = example
+        if isinstance(given, bool) or not isinstance(given, Integral):
+            raise TypeError(f"{self.name}(example=) takes the number of an example, got {given!r}")
+        self._select, self._example, self._channels = select, int(example), channels
         self._layers: set[str] = set()
-        self._row = example
+        self._row = self._example
         self._picture: Pixels | None = None
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:

@@ -14,7 +14,7 @@ from vizlog.capture import Request, Survey, Weights
 from vizlog.probes.base import Probe
 from vizlog.records import Images, Record
 from vizlog.schedules import LogSpaced, Schedule
-from vizlog.selection import Select, check_select, matcher, named_modules
+from vizlog.selection import Select, check_select, matcher, named_modules, named_parameters
 
 __all__ = ["FilterImages"]
 
@@ -41,8 +41,11 @@ class FilterImages(Probe):
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         modules = named_modules(models)
-        self._weights = {
-            name: f"{name}.{weight}".lstrip(".") for name, module in modules.items() if (weight := _weight(module))
+        known = {id(parameter): name for name, parameter in named_parameters(models).items()}
+        self._weights = {  # under the name that it is known by, where it is shared
+            name: known.get(id(module.get_parameter(weight)), f"{name}.{weight}".lstrip("."))
+            for name, module in modules.items()
+            if (weight := _weight(module))
         }
         convolutions = {
             name: module for name, module in modules.items() if isinstance(module, nn.Conv2d) and name in self._weights

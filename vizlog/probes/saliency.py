@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,16 @@ class SaliencyMaps(Probe):
         samples: int = 50,
         noise: float = 0.15,
         steps: int = 50,
-        baseline: Tensor | float = 0.0,
+        baseline: Tensor | Floats | float = 0.0,
     ) -> None:
         super().__init__(every=every)
         self._check_numbers(examples=examples, samples=samples, steps=steps)
+        if not _is_number(noise) or not noise >= 0:
+            raise ValueError(f"SaliencyMaps(noise=) takes a share of the example's range, 0 or more, got {noise!r}")
+        if isinstance(baseline, np.ndarray):
+            baseline = torch.from_numpy(baseline.copy())
+        if not isinstance(baseline, Tensor) and not _is_number(baseline):
+            raise TypeError(f"SaliencyMaps(baseline=) takes a number or a tensor, got {baseline!r}")
         if isinstance(target, bool) or not isinstance(target, int | str):
             raise TypeError(f"SaliencyMaps(target=) takes 'true', 'predicted' or a class, got {target!r}")
         self._asked = None if methods is None else _known(methods)
@@ -364,6 +371,10 @@ def _predicts_tokens(shown: FixedBatch, survey: Survey) -> bool:
     """Whether the classes are the tokens that go in, so that they have their names."""
     sizes = [layer.module.num_embeddings for layer in survey.layers if isinstance(layer.module, nn.Embedding)]
     return shown.tokens is not None and not shown.class_names and survey.classes in sizes
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _check_baseline(baseline: Tensor, values: Tensor) -> None:
