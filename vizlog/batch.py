@@ -268,10 +268,10 @@ class FixedBatch:
     def logits(self, output: Any) -> Tensor | None:
         """(N, classes) pre-softmax scores found in `output`, or None where there are none.
 
-        They are the first (N, classes) of its parts, `.logits` before all others; one number an example (N,) is (N, 1).
-        Scores at every position (N, T, classes) of token inputs are taken at the last position that is no padding. What
-        is compared with numbers as targets, or rebuilds an input, is no score of classes; nor are embeddings, which are
-        told by their name in an output, by their length of 1, or by being over twice as many as `class_names`.
+        Taken is `.logits`, or else the first floating point part (N, classes), or (N,) as (N, 1); of token inputs also
+        (N, T, classes), at the last position that is no padding. Not taken are parts as large as an input (what
+        rebuilds it), outputs that are compared with numbers (a regression), and embeddings: by their name in an output,
+        rows of length 1, or more than twice as many columns as there are `class_names`.
         """
         if self.score is not None:
             logits = self.score(output)

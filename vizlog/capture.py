@@ -80,7 +80,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients as the optimizer uses them: unscaled, clipped, summed over ranks. A parameter may have none.
+    """Gradients as the optimizer uses them: unscaled, clipped, reduced over ranks. A parameter may have none.
 
     `reduce` and `merge` are as in `Weights`.
     """
@@ -283,8 +283,8 @@ class Capture:
             heard[name] = within_heard or not silent
             if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
                 continue
-            # That it begins need not be known of what calls nothing that could be taken for another's. An activation
-            # does, and where it is shared it may run in a module that is listened to, whatever its name says.
+            # A layer that nobody asked for, and that has no layers in it, needs no hook before it runs. An activation
+            # does: it calls functions itself, and a shared one may run inside a module that is listened to.
             is_quiet = not module._modules and not _is_activation(module)
             if silent and is_quiet and (not within_heard or _calls_nothing(module)):
                 handles.append(module.register_forward_hook(_Hook(ran, name, failed), with_kwargs=True))
@@ -317,8 +317,8 @@ class Capture:
     # that is called there takes microseconds.
 
     def _enter(self, name: str, module: nn.Module, _args: Any) -> None:
-        # A part of what was entered last is within it, and the forward goes on: to look takes long. Only a part that is
-        # called by itself after its whole was interrupted is taken for one within.
+        # By its name it is a part of the module entered last, so it is taken to run inside that, without the search of
+        # the stack, which is slow. That is wrong only of a part called by itself after its whole was interrupted.
         within = name and self._stack and name.startswith(self._stack[-1][0])
         if self._frame is not None and not within and not self._is_running():
             self._give_up_forward()

@@ -58,6 +58,7 @@ class Monitor:
     ```python
     monitor = vizlog.Monitor(model, to="runs/a", batch=(x, y))
     for x, y in data:
+        optimizer.zero_grad()
         with monitor.step():
             loss_fn(model(x), y).backward()
         optimizer.step()
@@ -72,8 +73,8 @@ class Monitor:
         optimizer: an optimizer, several, or what holds them: gradients are then read as it uses them, and weights after
             it. Without one, both are read at `end()`: gradients before clipping and scaled as the loss was.
         every: for the standard probes, how many steps between histograms.
-        budget: the share of training time that may be spent (0.01: one percent); schedules are stretched to keep it.
-            None: never.
+        budget: the share of training time that may be spent (0.01: one percent); from the second due step of each probe
+            on schedules are stretched to keep it. None: never.
         stop_when: when the training is hopeless, so that `should_stop` turns true: "nonfinite", "dead",
             "gradients_gone", a function of the health scalars (`vizlog/…` -> number), or a list of these. None: never.
         forward_context: makes the context that a forward runs under; None takes over the autocast of the first step's

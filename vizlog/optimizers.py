@@ -78,17 +78,18 @@ class StepHooks:
     Args:
         optimizers: the real ones; where there is none, nothing is hooked.
         before: (optimizer) -> whether this step is to be looked at; called before anything has changed.
-        gradients: (optimizer), once the gradients are what the optimizer uses: unscaled, clipped, summed over ranks.
+        gradients: (optimizer), once the gradients are what the optimizer uses: unscaled, clipped, reduced over ranks.
         after: (optimizer), with the new weights.
         other: (optimizer), once for each that steps and is not among them, where none of them has stepped in between.
 
     Where the step is given a closure, gradients are final only once the closure has returned, so it is wrapped; a
     gradient scaler's fused step unscales inside, so gradients are read after it.
 
-    A person's own hooks run first, whenever they were registered: they may clip gradients, or change the new weights.
-    Yet none of ours comes after one of theirs in torch's loop over hooks, which would end in an error where theirs
-    takes itself off: ours stand before them, and take part in the call of the last one. In a compiled step, which runs
-    hooks in the order that it was compiled with, theirs run first that were registered first.
+    A person's own hooks run before ours, whenever they were registered: they may clip gradients, or change the new
+    weights. Ours cannot simply stand last: where one of theirs removes itself while torch loops over all hooks, the
+    loop raises if another follows. So ours stands first, and for this step wraps the last of theirs: it calls that one,
+    and then itself. In a compiled step the order is fixed when it is compiled: only those of theirs run before ours
+    that were registered before.
     """
 
     def __init__(

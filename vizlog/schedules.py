@@ -117,7 +117,7 @@ class LogSpaced(Schedule):
 
 @dataclass(frozen=True)
 class Thinning(Schedule):
-    """Due every `every` steps, then every 2·`every`, 4·`every` …, so that a run keeps about `most` due steps at most.
+    """Due every `every` steps, then every 2·`every`, 4·`every` …, so that a long run has about `most` due steps.
 
     The interval doubles whenever the step has doubled beyond `every`·`most`/4, a function of the step alone. With the
     defaults: every 100 steps up to step 12,400, every 200 up to 24,800 …; 450,000 steps make 443 due ones, and each

@@ -34,16 +34,15 @@ class _Ours(NamedTuple):
 class Rows:
     """Writes rows into a run beside its owner.
 
-    W&B numbers rows. `run.log(row)` takes the next number and closes the row; `run.log(row, step=s)` writes into row s,
-    which stays open until a higher number comes, and lower ones are refused from then on. So rows of our own are right
-    beside an owner who logs the first way, and one who logs the second way would lose all up to our number: there a row
-    of ours goes into the row that he has open, with `commit=False`, or between his numbers where he counts steps as we
-    do and is past them. How far he is behind the training (who logs the loss of the step before, by one) we see as our
-    rows come.
+    `run.log(row)` takes the next number and closes the row. `run.log(row, step=s)` writes into row s, which stays open
+    until a higher number comes; lower numbers are refused from then on. Beside an owner who logs the first way we write
+    rows of our own. One who logs the second way would lose every number up to ours: so a row of ours goes into the one
+    that he has open (`commit=False`), or under a number that he has passed, where he counts steps as we do. How far he
+    is behind the training (by one, where he logs the loss of the step before) we see as our rows come.
 
-    Until he has logged we cannot know. Our first row goes into the row that will be his first, which takes nothing from
-    him; the others wait, at most `MOST_HELD` of them, and until `close`. What then would have to share a row with
-    others of ours waits on for the end of his run, when no number of his can come any more.
+    Which way he logs we know once he has. Until then our first row goes into the one that will be his first, which
+    takes nothing from him, and the others wait, at most `MOST_HELD` of them, and until `close`. What has no place even
+    then follows at the end of his run, when no number of his can come any more.
 
     Args:
         run: a run under way.

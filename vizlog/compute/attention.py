@@ -109,8 +109,8 @@ class AttentionCall:
         entropy: (examples, heads, queries) float32, what `normalised_entropy` makes of the rows over all keys.
         examples, heads: the numbers of those shown.
         total_examples, total_heads, total_queries, total_keys: of the call itself.
-        windows: in how many parts of each example, such as windows of an image, the heads look about for themselves;
-            the heads of one part after another are counted on.
+        windows: how many separate parts of each example heads attend within (windows of an image). Heads are numbered
+            through: head h of window w is w · heads + h.
     """
 
     weights: Tensor
@@ -162,7 +162,7 @@ def sinks(weights: Tensor, queries: Tensor) -> Tensor:
     """(heads,) bool: which heads give the first key over 0.3 of the attention of their queries, on average.
 
     Σ_i A_i1 / T over queries and examples (Gu et al. 2024, "When Attention Sink Emerges in Language Models"); even
-    causal attention over fewer than 12 tokens passes the 0.3 by itself.
+    causal attention over fewer than 10 tokens passes the 0.3 by itself.
 
     Args:
         weights: (examples, heads, queries, keys).
@@ -336,7 +336,7 @@ def _softmax_written_out(seen: _Seen, shown: Shown) -> AttentionCall | None:
 def _four_dimensional(*tensors: Tensor) -> list[Tensor]:
     """(..., L, S) -> (rows, heads, L, S): three dimensions are rows of one head each, more than four are all rows.
 
-    Tensors that are broadcast with each other keep dimensions of 1, unless they are to become one with others.
+    Dimensions of 1, which are broadcast, stay so, unless several leading ones have to be flattened into one.
     """
     most = max(tensor.ndim for tensor in tensors)
     if most == 3:

@@ -177,11 +177,11 @@ class Embeddings(Probe):
 
 
 def _last(survey: Survey) -> Layer:
-    """The linear layer or convolution that ran last: linear layers that convolutions follow are beside the way.
+    """The linear layer or convolution that ran last.
 
-    They make scales of channels, or what a denoiser adds to its maps for a time.
-
-    Where several inputs go through it, each by itself (twins), the first: pictures are of that.
+    A linear layer that convolutions follow is on a side branch: it makes scales of channels (squeeze-and-excitation),
+    or embeds a denoiser's time. Where one network encodes several inputs (twins), its first call, of which the
+    thumbnails are.
     """
     candidates = survey.of_type(nn.Linear, *_CONVOLUTIONS)
     if not candidates:

@@ -124,10 +124,10 @@ class Reader:
 
 
 def has_two_texts(survey: Survey) -> bool:
-    """Whether a second text of the same length goes in, a decoder's, so that lengths do not tell their layers apart.
+    """Whether a second text of the same length passes through the model, so that lengths do not say whose a layer is.
 
-    It is an input; one that is a token longer, and loses it on the way; or the labels, where embeddings of one
-    vocabulary take both.
+    A decoder's, that is: another input; one that is a token longer and loses it on the way; or the labels, where there
+    are two embeddings of one vocabulary.
     """
     batch, ids = survey.batch, survey.batch.token_ids
     if ids is None:

@@ -26,7 +26,7 @@ __all__ = ["GradientHistograms"]
 class GradientHistograms(ParameterHistograms):
     """How the gradient of each parameter is distributed, as the optimizer used it: tags `gradients/…`.
 
-    Gradients are read where they are final: unscaled, clipped, accumulated, summed over ranks. Where no optimizer is
+    Gradients are read where they are final: unscaled, clipped, accumulated, reduced over ranks. Where no optimizer is
     watched they are read before it, and the caption says so. Also `health/gradient_norm`: the Euclidean norm over a
     layer's parameters, but for steps that a gradient scaler skipped.
     """

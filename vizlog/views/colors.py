@@ -96,10 +96,10 @@ def positions(values: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.f
 
 
 def attention_top(weights: NDArray[Any]) -> float:
-    """From which attention on it is shown in the brightest color, of (examples, heads, queries, keys): one for all.
+    """The attention that is shown in the brightest color, one for a whole record (examples, heads, queries, keys).
 
-    Of the head that looks most closely, what half of its queries give to their favourite key at least: 1 where that is
-    most of their attention. Over a hundred tokens it may be a hundredth, and against 1 all heads would look dark.
+    Of each head the median over its queries of their largest weight; the highest of these, or 1 where it is 0.5 or
+    more. Attention that is spread over a hundred tokens would look dark throughout, were 1 the brightest.
     """
     favourites = np.where(np.isnan(weights), 0.0, weights).max(axis=-1)
     top = float(np.median(favourites, axis=-1).max())
