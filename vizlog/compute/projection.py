@@ -300,7 +300,7 @@ def _divergence(joint: Floats, layout: Floats) -> float:
 
 
 def _rate(number: int) -> float:
-    """The learning rate, for gradients with their factor of 4; it grows with the points, as Belkina et al. 2019 have it.
+    """The learning rate, for gradients with their factor of 4; it grows with the points (Belkina et al. 2019).
 
     Found by trial: scikit-learn's floor of 50 throws few points about; on up to 300 digits this reaches a lower
     divergence.
