@@ -1168,3 +1168,15 @@ def test_a_class_holds_no_tensor() -> None:
             return Result
 
     assert list(seen(nn.Sequential(nn.Identity(), Net()), torch.ones(1))) == ["0"]
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool1d(2), nn.AvgPool1d(2), nn.LPPool1d(2, 2), nn.AdaptiveAvgPool1d(2), nn.AdaptiveMaxPool1d(2)]
+)
+def test_units_of_a_pool_that_comes_first_are_its_channels(pool: nn.Module) -> None:
+    told: list[int] = []
+    wanted = {"a": Outputs(lambda layer, module: True, lambda call: told.append(call.channel_dim))}
+    model = nn.Sequential(pool)
+    with Capture({"": model}, wanted).forward():
+        model(torch.ones(2, 3, 4))
+    assert set(told) == {1}

@@ -21,7 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -594,6 +594,28 @@ def test_a_backend_that_fails_is_named(*, writes: bool, beside: bool, caplog: py
     assert len(memory.of("weights/0.weight")) == beside
     assert all("Broken" in message and "away" in message for message in warnings(caplog))
     assert len(warnings(caplog)) == 1
+
+
+def test_nothing_is_measured_for_a_backend_that_is_off() -> None:
+    class Counts(vizlog.Probe):
+        measured: ClassVar[list[int]] = []
+
+        def measure(self, context: Any) -> int:
+            self.measured.append(context.step)
+            return 1
+
+        def finish(self, measured: int) -> Iterator[Scalar]:
+            yield Scalar("mine/count", measured)
+
+    model = nn.Linear(2, 1)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=Broken(writes=False), probes=[Counts(every=1)]) as monitor:
+        for _ in range(5):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            monitor.flush()
+        assert not monitor.is_due
+    assert Counts.measured == [0]
 
 
 def test_a_backend_that_cannot_take_a_summary_is_off_and_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -242,6 +242,7 @@ def test_a_view_of_what_has_no_name_raises(options: dict[str, Any], said: str) -
         (range(2, 5), {"values": [2, 3, 4]}),
         ((np.int64(2), np.int64(6)), {"distribution": "int_uniform", "min": 2, "max": 6}),
         (np.float32(0.5), {"value": 0.5}),
+        ({"values": np.array([1, 10])}, {"values": [1, 10]}),
         ({"distribution": "q_uniform", "min": 0, "max": 8}, {"distribution": "q_uniform", "min": 0, "max": 8}),
     ],
 )
@@ -291,6 +292,7 @@ def test_a_sweep_may_end_trials_early_and_tells_each_when_to_give_up() -> None:
         ({"parameters": {"x": [object()]}}, "numbers, truth values and texts, got <object"),
         ({"parameters": {"x": (1, math.inf)}}, "both finite"),
         ({"parameters": {"x": (False, True)}}, "values are a list"),
+        ({"parameters": {"x": (0, True)}}, "values are a list"),
     ],
 )
 def test_a_sweep_that_cannot_be_raises(options: dict[str, Any], said: str) -> None:

@@ -23,9 +23,6 @@ Tree: TypeAlias = Any
 MOST = 256
 """The most examples a batch keeps."""
 
-PICTURES = 8
-"""How many of the first examples pictures are made of."""
-
 CHUNK = 32
 TOKENS = 2048
 """How many examples go through the model at once, and how many of them have that many tokens at most."""

@@ -855,7 +855,9 @@ _CHANNELS_FIRST = (
     nn.GroupNorm,
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._LPPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
 )
 
 

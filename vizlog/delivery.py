@@ -52,6 +52,7 @@ class Delivery:
     Attributes:
         diagnosis: the run's health, as far as records have been made. It is replaced as a whole: any thread may read.
         now: the step that the training is at, as the monitor sets it.
+        is_in_vain: whether the backend could not write, and nobody else wants to know what is measured.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Delivery:
     ) -> None:
         self.diagnosis = Diagnosis()
         self.now = -1
+        self.is_in_vain = False
         self._diagnoses = diagnoses
         self._diagnosing = threading.Lock()
         self._unmade: list[_Numbers] = []
@@ -372,6 +374,7 @@ class Delivery:
 
     def _report_off(self, error: Exception) -> None:
         backend, self._backend = self._backend, None
+        self.is_in_vain = not self._diagnoses
         LOG.warning("vizlog: %s could not write and is off from now on: %s", type(backend).__name__, told(error))
         if backend is not None:
             with suppress(Exception):  # that it is broken has been said

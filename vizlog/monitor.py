@@ -547,7 +547,12 @@ class Monitor:
             )
 
     def _turns_due(self, step: int, epoch: int | None) -> list[Turn]:
-        return [] if self._ranks.left else [turn for turn in self._turns if turn.due(step, epoch)]
+        return [] if self._nobody_looks else [turn for turn in self._turns if turn.due(step, epoch)]
+
+    @property
+    def _nobody_looks(self) -> bool:
+        """Whether nothing is measured any more; of a sharded model other ranks take part, who do not know."""
+        return self._ranks.left or (self._delivery.is_in_vain and not self._ranks.sharded)
 
     def _consider_stopping(self, stop: Stop, step: int, epoch: int | None) -> None:
         began = time.perf_counter()
@@ -751,7 +756,7 @@ class Monitor:
         self._find_next()
 
     def _find_next(self) -> None:
-        planned = [turn.next_step for turn in self._turns if not turn.disabled]
+        planned = [turn.next_step for turn in self._turns if not (turn.disabled or self._nobody_looks)]
         self._next_step = min((number for number in planned if number is not None), default=_NEVER)
 
     # Errors of ours ---------------------------------------------------------------------------------------------------

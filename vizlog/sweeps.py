@@ -259,13 +259,13 @@ def _parameter(name: str, given: Any) -> dict[str, Any]:
     if not isinstance(name, str) or not name:
         raise TypeError(f"parameters= takes names, as texts, got {name!r}")
     match _plain(given):
-        case Mapping():
-            if not given:
+        case Mapping() as mapping:
+            if not mapping:
                 raise ValueError(f"the mapping of {name!r} is empty: W&B needs a 'value', 'values' or a distribution")
-            return dict(given)
+            return dict(mapping)
         case list(values):
             return _values(name, values)
-        case (int() | float() as low, int() | float() as high) if not isinstance(low, bool):
+        case (int() | float() as low, int() | float() as high) if not (isinstance(low, bool) or isinstance(high, bool)):
             return _range(name, low, high)
         case tuple():
             raise ValueError(f"a tuple is a range of two numbers, and {name!r} has {given!r}; values are a list")
@@ -302,7 +302,7 @@ def _plain(given: Any) -> Any:
     if isinstance(given, (list, tuple, range)):
         parts = map(_plain, given)
         return tuple(parts) if isinstance(given, tuple) else list(parts)
-    return given
+    return {name: _plain(part) for name, part in given.items()} if isinstance(given, Mapping) else given
 
 
 def _axes(parameters: Iterable[str] | Mapping[str, Any]) -> dict[str, bool]:

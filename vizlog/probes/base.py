@@ -60,11 +60,6 @@ class Context:
         """The only model, or the first of several."""
         return next(iter(self.models.values()))
 
-    @property
-    def learning_rates(self) -> tuple[float, ...]:
-        """One per parameter group, over all optimizers."""
-        return tuple(float(group["lr"]) for o in self.optimizers for group in o.param_groups if "lr" in group)
-
 
 @dataclass(frozen=True)
 class Figures:

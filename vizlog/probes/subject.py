@@ -18,7 +18,7 @@ from vizlog.selection import named_modules
 __all__ = ["Subject", "input_values", "logits_of", "met"]
 
 _ROWS = 8
-"""How many rows go through the model at once: saliency keeps the graph of each."""
+"""How many rows go through the model at once, at most: saliency keeps the graph of each."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,13 @@ def met(models: Mapping[str, nn.Module], batch: FixedBatch, *, tokens: bool) -> 
     Raises:
         BatchDoesNotFit: no embedding took the token ids.
     """
+    chunk = min(_ROWS, batch.chunk)
     if not tokens:
         output = batch.run(models)
-        subject = Subject(models, batch, input_values(batch))
+        subject = Subject(models, batch, input_values(batch), chunk=chunk)
     else:
         embedding, values, output = _embedded(models, batch)
-        subject = Subject(models, batch, values, embedding)
+        subject = Subject(models, batch, values, embedding, chunk)
     loss = batch.losses(output) if batch.logits(output) is None else None
     # One loss for all examples says nothing about each: they are run one by one.
     return (replace(subject, chunk=1) if loss is not None and loss.ndim == 0 else subject), output
