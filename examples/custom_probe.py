@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from tqdm import trange
 
 import vizlog
 
@@ -52,7 +52,7 @@ def main(folder: Path, epochs: int = 20) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 
     with vizlog.watch(model, optimizer, to=folder, probes=[Spectra(every=100)]) as monitor:
-        for _ in track(range(epochs), description="digits"):
+        for _ in trange(epochs, desc="digits"):
             for rows in torch.randperm(len(images)).split(64):
                 loss = F.cross_entropy(model(images[rows]), labels[rows])
                 optimizer.zero_grad()

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from torch import Tensor, nn
+from tqdm import trange
 
 import vizlog
 
@@ -82,7 +82,7 @@ def main(backend: str = "tensorboard", steps: int = 400, folder: str = "runs") -
 
     monitor = vizlog.watch(model, optimizer, to=to, batch=fixed, every=50)  # the line before the loop
     generator = torch.Generator().manual_seed(2)
-    for _ in track(range(steps), description="text"):
+    for _ in trange(steps, desc="text"):
         characters, following = excerpts(training, 32, generator)
         loss = F.cross_entropy(model(characters).flatten(0, 1), following.flatten())
         optimizer.zero_grad()

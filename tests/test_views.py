@@ -718,7 +718,7 @@ def test_labels_in_figures_are_text_and_not_markup() -> None:
 
 def test_without_plotly_the_error_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly", None)
-    with pytest.raises(ImportError, match=re.escape("need plotly: pip install 'vizlog[tensorboard]'")):
+    with pytest.raises(ImportError, match=re.escape("need plotly: pip install 'vizlog[wandb]'")):
         figure(SAMPLES["Scalar"])
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+from typing_extensions import assert_never
 
 from vizlog.backends.pictures import Picture, Pictures
 from vizlog.messages import LOG
 from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Record, Scalar, Surface, Text
-
-if sys.version_info >= (3, 11):
-    from typing import assert_never
-else:
-    from typing_extensions import assert_never
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -597,7 +597,7 @@ def _table(record: Embedding) -> wandb.Table:
 def _page(record: Text) -> wandb.Html:
     """Markdown as a page that needs nothing from outside; tags in the text are shown, not obeyed."""
     import wandb
-    from markdown_it import MarkdownIt  # comes with rich
+    from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(record.text)
     head = f"<!doctype html><meta charset='utf-8'><title>{html.escape(record.tag)}</title><style>{_STYLE}</style>"

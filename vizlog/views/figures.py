@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import math
-import sys
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import assert_never
 
 from vizlog.records import (
     Attention,
@@ -28,11 +28,6 @@ from vizlog.views.plots import shared_start
 from vizlog.views.png import encode
 from vizlog.views.raster import raster
 from vizlog.views.typeset import token
-
-if sys.version_info >= (3, 11):
-    from typing import assert_never
-else:
-    from typing_extensions import assert_never
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -54,7 +49,7 @@ def figure(record: Record) -> Figure:
     try:
         from plotly import graph_objects
     except ImportError as error:
-        raise ImportError("interactive figures need plotly: pip install 'vizlog[tensorboard]'") from error
+        raise ImportError("interactive figures need plotly: pip install 'vizlog[wandb]'") from error
     made = _figure(record, graph_objects)
     made.update_layout(template="plotly_white")
     return made if isinstance(record, Images | Text) else _titled(made, record)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 from PIL import Image
+from typing_extensions import assert_never
 
 from vizlog.records import (
     Attention,
@@ -23,11 +22,6 @@ from vizlog.records import (
 from vizlog.views import plots, tiles
 from vizlog.views.layout import stack
 from vizlog.views.typeset import MUTED, PAPER, TITLE, paragraph
-
-if sys.version_info >= (3, 11):
-    from typing import assert_never
-else:
-    from typing_extensions import assert_never
 
 __all__ = ["raster"]
 
