@@ -282,12 +282,15 @@ def _fetch(loaders: Callable[[], Any], trainer: Trainer, pl_module: LightningMod
 
 
 def _first_loader(loaders: Any) -> Any:
-    """The first of nested lists, dicts and CombinedLoaders of loaders."""
+    """The first of nested lists, dicts and CombinedLoaders of loaders; says so where there are others."""
     if hasattr(loaders, "iterables"):
         return _first_loader(loaders.iterables)
-    if isinstance(loaders, Mapping):
-        return _first_loader(next(iter(loaders.values())))
-    return _first_loader(loaders[0]) if isinstance(loaders, (list, tuple)) else loaders
+    if not isinstance(loaders, (Mapping, list, tuple)):
+        return loaders
+    each = list(loaders.values()) if isinstance(loaders, Mapping) else loaders
+    if len(each) > 1:
+        LOG.info("vizlog looks at examples of the first of %d dataloaders; VizLog(batch=…) takes others", len(each))
+    return _first_loader(each[0])
 
 
 def _given_batch(batch: Any, trainer: Trainer, pl_module: LightningModule) -> FixedBatch | None:
@@ -295,7 +298,7 @@ def _given_batch(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Fi
     with isolated([pl_module]):
         fixed = copy.copy(as_fixed_batch(batch() if callable(batch) else batch))
     if fixed is not None:
-        fixed.inputs = trainer.precision_plugin.convert_input(fixed.inputs)
+        fixed = fixed.each(trainer.precision_plugin.convert_input)
         fixed.forward = fixed.forward or _forward(pl_module)
     return fixed
 

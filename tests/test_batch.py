@@ -546,3 +546,36 @@ def test_feature_names_are_of_the_columns_of_the_table_that_is_explained() -> No
 def test_a_value_is_described_in_a_few_words() -> None:
     assert describe({"a": torch.zeros(2, 3), "b": [1, None]}) == "{a: float32 (2, 3), b: (int, None)}"
     assert describe((torch.zeros(2, 3),)) == "(float32 (2, 3),)"
+
+
+def test_zeros_and_ones_of_a_binary_loss_are_classes() -> None:
+    x, yes = torch.randn(6, 2), torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+    assert FixedBatch(x, yes).labels.tolist() == [0, 1, 0, 1, 0, 1]  # type: ignore[union-attr]
+    assert FixedBatch(x, yes[:, None]).labels.tolist() == [0, 1, 0, 1, 0, 1]  # type: ignore[union-attr]
+    assert FixedBatch(x, yes + 0.5).labels is None
+    assert FixedBatch(x, torch.zeros(6)).labels is None
+    assert FixedBatch(x, torch.eye(6)[:, :2]).labels is None
+
+
+def test_each_with_each_is_no_score_of_classes() -> None:
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            found: Tensor = self.a(x) @ self.b(y).T
+            return found
+
+    inputs = torch.randn(6, 4), torch.randn(6, 5)
+    met = survey({"": Towers()}, FixedBatch(inputs, torch.arange(6)))
+    assert (met.scored, met.classes) == ("", 0)
+    met = survey({"": Towers()}, FixedBatch(inputs, torch.arange(6), loss=lambda output, _: -output.diag()))
+    assert met.scored == "loss"
+    met = survey({"": nn.Linear(4, 2)}, FixedBatch(inputs[0], torch.arange(6) % 2))
+    assert (met.scored, met.classes) == ("logits", 2)
+
+
+def test_a_sparse_adjacency_is_told_how_a_graph_is_given() -> None:
+    with pytest.raises(TypeError, match=r"a graph, whose nodes .*torch\.arange\(nodes\)"):
+        FixedBatch((torch.randn(5, 2), torch.eye(5).to_sparse()))

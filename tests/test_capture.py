@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -1180,3 +1181,26 @@ def test_units_of_a_pool_that_comes_first_are_its_channels(pool: nn.Module) -> N
     with Capture({"": model}, wanted).forward():
         model(torch.ones(2, 3, 4))
     assert set(told) == {1}
+
+
+def test_forwards_of_another_thread_are_not_taken_for_the_trainings() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    inside, may_go_on = threading.Event(), threading.Event()
+
+    def act(_module: nn.Module, _args: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            may_go_on.wait()
+
+    model[1].register_forward_pre_hook(act)
+    capture = Capture({"": model}, {"a": Outputs(lambda layer, module: True, lambda call: call.layer)})
+    with ExitStack() as stack:
+        capture.attach_live(stack)
+        actor = threading.Thread(target=lambda: model(torch.ones(1, 2)))
+        actor.start()
+        inside.wait()
+        model(torch.ones(1, 2))
+        may_go_on.set()
+        actor.join()
+        assert torch.overrides._get_current_function_mode_stack() == []
+    assert capture.results["a"] == {"0": ["0"], "1": ["1"]}

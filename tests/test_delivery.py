@@ -626,3 +626,19 @@ def test_what_the_threads_have_computed_is_known(delivery: Delivery) -> None:
     delivery.send(0, measured(Numbers(finish=computes)))
     delivery.flush()
     assert delivery.seconds > 0
+
+
+def test_a_meter_is_read_when_it_is_logged() -> None:
+    class Meter:
+        value = 0.0
+
+        def __float__(self) -> float:
+            return self.value
+
+    meter, memory = Meter(), vizlog.Memory()
+    with vizlog.Monitor(torch.nn.Linear(1, 1), [], to=memory) as monitor:
+        for k in range(3):
+            with monitor.step():
+                meter.value = float(k)
+                monitor.log({"loss": meter})
+    assert [record.value for _, record in memory.of("loss")] == [0.0, 1.0, 2.0]  # type: ignore[union-attr]

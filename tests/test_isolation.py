@@ -6,6 +6,7 @@ import copy
 import random
 import subprocess
 import sys
+import threading
 import time
 from array import array
 from collections import OrderedDict, deque
@@ -26,7 +27,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchmetrics.text import Perplexity
 
 import vizlog
-from vizlog.isolation import isolated
+from vizlog.isolation import isolated, start_noise
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*torch.jit:DeprecationWarning",
@@ -625,3 +626,94 @@ def test_a_module_may_call_anything_max_norm() -> None:
     model.max_norm = 1.0
     with isolated([model]):
         model(torch.ones(1, 2))
+
+
+def test_a_buffer_in_a_file_that_is_only_read_is_not_written(tmp_path: Path) -> None:
+    code = """
+import sys, numpy as np, torch
+from torch import nn
+from vizlog.isolation import isolated
+np.save(sys.argv[1], np.array([0.0, -0.0, np.nan, 1.0], np.float32))
+model = nn.Linear(2, 2)
+model.register_buffer("table", torch.from_numpy(np.load(sys.argv[1], mmap_mode="r")))
+model.held = torch.from_numpy(np.load(sys.argv[1], mmap_mode="r"))
+with isolated([model]):
+    pass
+print("alive")
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "table.npy")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "alive\n"
+
+
+def test_what_has_been_offloaded_is_passed_by() -> None:
+    code = """
+import torch
+from torch import nn
+from vizlog.isolation import isolated
+model = nn.Linear(2, 2)
+model.register_buffer("table", torch.ones(1000))
+model.held = torch.ones(1000)
+for tensor in (model.table, model.held, model.weight):
+    tensor.untyped_storage().resize_(0)
+with isolated([model]):
+    pass
+print("alive")
+"""
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "alive\n"
+
+
+def test_a_parameter_that_a_forward_gives_other_memory_has_its_own_again() -> None:
+    class Prototypes(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight.data = F.normalize(self.weight.data)
+            return super().forward(x)
+
+    model = Prototypes(3, 2)
+    before, place = model.weight.detach().clone(), model.weight.data_ptr()
+    with isolated([model]), torch.no_grad():
+        model(torch.ones(1, 3))
+    assert model.weight.data_ptr() == place
+    assert torch.equal(model.weight, before)
+
+
+def test_a_gradient_of_another_type_than_its_weight_stays() -> None:
+    model = nn.Linear(2, 2)
+    model(torch.ones(1, 2)).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    model.weight.data = model.weight.data.bfloat16()
+    with isolated([model]):
+        assert model.bias.grad is None
+    assert [parameter.grad for parameter in model.parameters()] == gradients
+
+
+def test_passes_of_two_threads_leave_the_settings_of_the_process_as_they_were() -> None:
+    kept, model, other = torch_checkpoint.CheckpointFunction, nn.Linear(1, 1), nn.Linear(1, 1)
+    entered, may_leave = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with isolated([other]):
+            entered.set()
+            may_leave.wait()
+
+    thread = threading.Thread(target=second)
+    with isolated([model]):
+        thread.start()
+        entered.wait()
+    assert torch_checkpoint.CheckpointFunction is not kept
+    may_leave.set()
+    thread.join()
+    assert torch_checkpoint.CheckpointFunction is kept
+
+
+def test_noise_begins_anew_in_each_pass_and_training_has_its_own() -> None:
+    model, drawn = nn.Dropout(0.5), []
+    torch.manual_seed(7)
+    expected = torch.rand(4)
+    torch.manual_seed(7)
+    for _ in range(2):
+        with isolated([model]):
+            start_noise([model])
+            drawn.append((torch.rand(3).tolist(), random.random(), np.random.rand()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+    assert torch.equal(torch.rand(4), expected)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
+import vizlog
 from vizlog.loaders import _held, inputs_and_targets, spread_examples
 
 
@@ -216,3 +217,23 @@ def test_which_part_of_a_batch_is_input(signature: str, batch: Any, inputs: Any,
     found_inputs, found_targets = inputs_and_targets(batch, takes(signature))
     assert str(found_inputs) == str(inputs)
     assert found_targets is targets
+
+
+@pytest.mark.parametrize("kind", ["generator", "persistent workers"])
+def test_a_loader_that_the_batch_is_asked_of_is_as_before(kind: str) -> None:
+    given: dict[str, Any] = {"generator": torch.Generator().manual_seed(5)}
+    if kind == "persistent workers":
+        given = {"num_workers": 1, "persistent_workers": True}
+
+    def order(*, asked: bool) -> list[float]:
+        model = nn.Linear(1, 2)
+        torch.manual_seed(0)
+        if "generator" in given:
+            given["generator"].manual_seed(5)
+        data = TensorDataset(torch.arange(16.0)[:, None], torch.arange(16) % 2)
+        loader = DataLoader(data, batch_size=4, shuffle=True, **given)
+        if asked:
+            vizlog.Monitor(model, [], to=None, batch=lambda: next(iter(loader))).close()
+        return [value for x, _ in loader for value in x.flatten().tolist()]
+
+    assert order(asked=True) == order(asked=False)

@@ -144,7 +144,7 @@ def test_what_is_wrong_with_log_costs_no_step() -> None:
     assert [step for step, _ in memory.of("weights/0.weight")] == [0, 1, 2]
 
 
-def test_a_schedule_of_ones_own_that_fails_costs_its_step_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_schedule_of_ones_own_that_fails_costs_its_probe_alone(caplog: pytest.LogCaptureFixture) -> None:
     class Third(vizlog.Schedule):
         def next_step(self, step: int) -> int:
             if step == 1:
@@ -152,13 +152,15 @@ def test_a_schedule_of_ones_own_that_fails_costs_its_step_alone(caplog: pytest.L
             return step + 1
 
     model, memory = net(), vizlog.Memory()
-    with vizlog.Monitor(model, [vizlog.WeightHistograms(every=Third())], to=memory) as monitor:
-        for _ in range(4):
+    probes = [vizlog.WeightHistograms(every=Third()), vizlog.ActivationHistograms(every=2)]
+    with vizlog.Monitor(model, probes, to=memory, batch=(torch.randn(4, 3), None)) as monitor:
+        for _ in range(5):
             with monitor.step():
                 pass
-    assert steps(memory, "weights/0.weight") == [0, 2, 3]
+    assert steps(memory, "weights/0.weight") == [0, 1]
+    assert steps(memory, "activations/0") == [0, 2, 4]
     (message,) = warnings(caplog)
-    assert "failed at the end of a step: ArithmeticError: no" in message
+    assert "WeightHistograms failed at the Third schedule, off from now on: ArithmeticError: no" in message
 
 
 def test_what_fails_between_probes_costs_its_step_alone(
@@ -295,7 +297,7 @@ def test_what_fails_between_steps_reaches_no_optimizer(
     monitor = vizlog.watch(model, optimizer, to=vizlog.Memory(), probes=probes)
     train(model, optimizer, 1)
 
-    def fails(*_: Any) -> Any:
+    def fails(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
     monkeypatch.setattr(part, fails)
@@ -1135,6 +1137,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a step below 0": (lambda: watch(step=-1), TypeError, "got -1"),
     "an epoch that is no function": (lambda: watch(epoch=3), TypeError, "epoch= takes a function"),
     "no destination": (lambda: watch(to=3), TypeError, "to= takes a path, a SummaryWriter, a wandb run"),
+    "a class for a destination": (
+        lambda: watch(to=[vizlog.Memory]),
+        TypeError,
+        r"got the class Memory: call it, Memory\(…\)",
+    ),
     "bytes for a path": (lambda: watch(to=b"runs"), TypeError, "a list of these .*got bytes"),
     "no model": (lambda: vizlog.Monitor("net", to=None), TypeError, r"model must be an nn\.Module"),  # type: ignore[arg-type]
 }

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.optim import SGD
 
 import vizlog
@@ -365,7 +366,7 @@ def test_deeper_filters_come_only_when_asked_for() -> None:
 
 
 def test_no_filters_says_so() -> None:
-    with pytest.raises(ValueError, match="no convolution"):
+    with pytest.raises(ValueError, match="no 2-D convolution"):
         vizlog.Monitor(nn.Sequential(nn.Linear(3, 3)), [vizlog.FilterImages()], to=None)
 
 
@@ -408,6 +409,23 @@ def test_filters_of_a_convolution_that_shares_its_weight_are_drawn() -> None:
 def test_what_a_probe_cannot_do_is_said_when_it_is_made(make: Callable[[], Any], said: str) -> None:
     with pytest.raises((TypeError, ValueError), match=re.escape(said)):
         make()
+
+
+def test_feature_maps_stand_after_no_image_that_may_be_another() -> None:
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(1, 2, 3)
+
+        def forward(self, *images: Tensor) -> Tensor:
+            return torch.stack([self.c(image) for image in images])
+
+    x = torch.rand(3, 1, 6, 6)
+    once, twice = (
+        seen(Twins(), vizlog.FeatureMaps(), batch=vizlog.FixedBatch(images)) for images in ((x,), (x, x + 1))
+    )
+    assert only(once, "feature_maps/c").over is not None
+    assert only(twice, "feature_maps/c").over is None
 
 
 def test_large_feature_maps_are_averaged_down_and_say_so() -> None:
@@ -566,3 +584,29 @@ def test_four_channels_are_four_images_a_filter() -> None:
     assert record.pixels.shape == (8, 3, 3, 1)
     assert list(record.titles)[:5] == ["0, input 0", "0, input 1", "0, input 2", "0, input 3", "1, input 0"]
     assert "2 of 2 filters, 4 of 4 input channels" in record.caption
+
+
+def test_layers_stand_in_the_order_in_which_they_ran() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+            self.tower = nn.Sequential(weight_norm(nn.Linear(4, 4)), nn.ReLU())
+            self.tower.shift = nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.tower(x + self.tower.shift))
+            return y
+
+    model, memory = Model(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    probes = [vizlog.GradientHistograms(every=1), vizlog.UpdateRatios(every=1), vizlog.WeightHistograms(every=1)]
+    with vizlog.watch(model, optimizer, to=memory, batch=(x, y), probes=probes):
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    for kind in ("gradient_norm", "update_ratio", "nonfinite"):
+        assert list(only(memory, f"health/{kind}").x_names) == ["tower", "tower.0", "head"]
+    (norms,) = only(memory, "health/gradient_norm").ys.values()
+    parts = [p.grad.flatten() for p in model.tower[0].parameters() if p.grad is not None]
+    assert norms[1] == pytest.approx(float(torch.cat(parts).norm()))

@@ -262,15 +262,18 @@ def test_gradcam_reads_the_layer_that_is_named(model: nn.Sequential, batch: Fixe
     assert "layer 0 " in record.caption
 
 
-def test_large_images_are_averaged_down() -> None:
+def test_of_large_images_the_strongest_of_each_block_is_shown() -> None:
     images, labels = torch.rand(2, 3, 300, 520), torch.tensor([0, 1])
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2 * 300 * 520, 3))
     record = drawn(SaliencyMaps(methods="gradient"), model, FixedBatch(images, labels))["saliency/gradient"]
     assert record.values.shape == (2, 100, 174)
     assert record.over is not None
     assert record.over.shape == (2, 100, 174, 3)
-    cell = captum_gradient(model, images, labels)[:, 30:33, 60:63]
-    np.testing.assert_allclose(record.values[:, 10, 20], cell.mean((1, 2)), atol=1e-7)
+    cell = captum_gradient(model, images, labels)[:, 30:33, 60:63].reshape(2, 9)
+    strongest = cell[[0, 1], np.abs(cell).argmax(1)]
+    np.testing.assert_allclose(record.values[:, 10, 20], strongest, atol=1e-7)
+    assert "of 300 x 520 values the one furthest from 0 of each block is shown" in record.caption
+    np.testing.assert_allclose(record.over[0, 10, 20], 255 * images[0, :, 30:33, 60:63].mean((1, 2)), atol=1.5)
 
 
 # Other inputs and outputs --------------------------------------------------------------------------------------------

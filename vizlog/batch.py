@@ -163,7 +163,7 @@ class FixedBatch:
     def part(self, start: int, stop: int, device: torch.device | None = None) -> FixedBatch:
         """Examples start … stop of this batch, on `device`."""
         part = self.take(torch.arange(len(self), device="cpu")[start:stop])
-        return part if device is None else part._each(lambda x: on_device(x, device), of_targets=True)  # noqa: SLF001 -- of this class
+        return part if device is None else part.each(lambda x: on_device(x, device), of_targets=True)
 
     def take(self, rows: Tensor) -> FixedBatch:
         """The examples of these rows (an int64 tensor on the CPU) in their order; one may come several times."""
@@ -172,11 +172,11 @@ class FixedBatch:
 
     def substitute(self, old: Tensor, new: Tensor) -> FixedBatch:
         """The same examples with `new` in the place of the input `old` (noisy, or requiring a gradient)."""
-        return self._each(lambda x: new if x is old else x)
+        return self.each(lambda x: new if x is old else x)
 
     def cast(self, old: torch.dtype | None, new: torch.dtype) -> FixedBatch:
         """The same examples, with inputs of one floating type as another."""
-        return self._each(lambda x: x.to(new) if x.dtype == old else x)
+        return self.each(lambda x: x.to(new) if x.dtype == old else x)
 
     @property
     def examples(self) -> tuple[Any, ...]:
@@ -193,7 +193,7 @@ class FixedBatch:
         other.__dict__.update(self.__dict__, **changes)
         return other
 
-    def _each(self, function: Callable[[Tensor], Tensor], *, of_targets: bool = False) -> FixedBatch:
+    def each(self, function: Callable[[Tensor], Tensor], *, of_targets: bool = False) -> FixedBatch:
         """The same examples, with the tensors of the inputs as the function makes them."""
         constants: list[Any] = []
 
@@ -360,6 +360,13 @@ class FixedBatch:
                 squares = x.detach().reshape(len(x), side, side)
                 return squares[:, None] if _is_picture(squares.float()) else None
         return None
+
+    @property
+    def pictures_one_input(self) -> bool:
+        """Whether there is no other input that pictures could as well be of: a second image, or row of pixels."""
+        first, *others = self.float_inputs or [torch.empty(0)]
+        alike = [x for x in others if x.shape == first.shape or (x.ndim == 4 and x.shape[2] > 1)]
+        return not alike
 
     @property
     def float_inputs(self) -> list[Tensor]:
@@ -555,9 +562,10 @@ def _number(inputs: Tree, targets: Any) -> int:
     whole = next((x for x in (*tensors, targets) if isinstance(x, Tensor) and _is_in_one_piece(x)), None)
     if whole is not None and len(whole) == len(tensors[0]):
         kind = "nested" if whole.is_nested else "sparse"
+        advice = f"give dense ones, padded, and let vizlog.FixedBatch(inputs, targets, forward=…) make them {kind}"
         raise TypeError(
-            f"examples cannot be taken out of a {kind} tensor, got {describe(inputs)}: give dense ones, padded, "
-            f"and let vizlog.FixedBatch(inputs, targets, forward=lambda model, inputs: …) make them {kind}"
+            f"examples cannot be taken out of a {kind} tensor, got {describe(inputs)}: "
+            f"{_OF_A_GRAPH if _is_adjacency(whole) else advice}"
         )
     if _is_packed(inputs):
         raise TypeError(
@@ -591,6 +599,10 @@ def _is_edges(tensor: Tensor) -> bool:
     return tensor.ndim == 2 and len(tensor) == 2 and tensor.dtype in _INTEGERS
 
 
+def _is_adjacency(tensor: Tensor) -> bool:
+    return not tensor.is_nested and tensor.layout != torch.strided and len(set(tensor.shape)) == 1 < tensor.ndim
+
+
 def _is_in_one_piece(tensor: Tensor) -> bool:
     """Whether rows cannot be picked out of it by their numbers."""
     return tensor.is_nested or tensor.layout != torch.strided
@@ -621,12 +633,13 @@ def _as_tensor(targets: Any) -> Any:
 
 
 def _class_numbers(targets: Any) -> Tensor | None:
-    """(N,) int64 on the CPU of targets that are integers (N,) or (N, 1), else None."""
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+    """(N,) int64 on the CPU of targets that are integers (N,) or (N, 1), or all 0.0 and 1.0, as binary losses take."""
+    if not isinstance(targets, Tensor) or targets.is_complex() or (targets.ndim != 1 and targets.shape[1:] != (1,)):
         return None
-    if targets.ndim != 1 and targets.shape[1:] != (1,):
+    found = targets.detach().cpu().reshape(-1)
+    if targets.is_floating_point() and not (((found == 0) | (found == 1)).all() and len(found.unique()) == 2):
         return None
-    return targets.detach().cpu().long().reshape(-1)
+    return found.long()
 
 
 def _tensors(tree: Tree) -> list[Tensor]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from threading import get_ident
 from types import FrameType
 from typing import Any, ClassVar, TypeAlias
 
@@ -258,6 +259,7 @@ class Capture:
         self._handled = id(None)  # the exception that was being handled then
         self._live = False
         self._frame: FrameType | None = None  # in which a live forward is called
+        self._thread: int | None = get_ident()  # the one that is looked at; None: the first that comes
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -293,13 +295,14 @@ class Capture:
             left = _Hook(leave, name, failed)
             handles.append(module.register_forward_hook(left, with_kwargs=True, always_call=True))
 
-    def attach_live(self, stack: ExitStack) -> None:
-        """Looks at the training's own forwards until `stack` closes.
+    def attach_live(self, stack: ExitStack, *, on_any_thread: bool = False) -> None:
+        """Looks at the training's own forwards until `stack` closes: of this thread, or of the first that comes.
 
         Left out: an evaluation (eval mode and grad off, or inference mode), what a checkpoint computes again during
         backward, and what is being compiled or recorded into a CUDA graph.
         """
         self._live = True
+        self._thread = None if on_any_thread else get_ident()
         stack.callback(self._stop)
         self.attach(stack)
 
@@ -319,6 +322,8 @@ class Capture:
     def _enter(self, name: str, module: nn.Module, _args: Any) -> None:
         # By its name it is a part of the module entered last, so it is taken to run inside that, without the search of
         # the stack, which is slow. That is wrong only of a part called by itself after its whole was interrupted.
+        if self._is_elsewhere():
+            return
         within = name and self._stack and name.startswith(self._stack[-1][0])
         if self._frame is not None and not within and not self._is_running():
             self._give_up_forward()
@@ -339,6 +344,8 @@ class Capture:
         self._stack.append((name, module, listens))
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if self._is_elsewhere():
+            return
         if self._passed_by is not None:
             if self._passed_by is module:
                 self._passed_by = self._frame = None
@@ -359,11 +366,19 @@ class Capture:
 
     def _ran_leaf(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """In place of the two above, for a silent module in which nothing else begins."""
+        if self._is_elsewhere():
+            return
         if self._passed_by is None and self._stack and name.startswith(self._stack[-1][0]):
             self._returned(name, module, args, kwargs, output)
         else:  # it may be called by itself
             self._enter(name, module, args)
             self._leave(name, module, args, kwargs, output)
+
+    def _is_elsewhere(self) -> bool:
+        """Whether this is another thread, an actor's say, than the one that is looked at."""
+        if self._thread is None:
+            self._thread = get_ident()
+        return self._thread != get_ident()
 
     def _returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not name and is_leaf(module):
@@ -764,6 +779,8 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         with torch.no_grad(), capture.forward():
             output = first.run(models)
         logits = first.logits(output)
+        if logits is not None and batch.score is None and _is_square(logits, batch, models):
+            batch, first, logits = batch.as_met(scored=False), first.as_met(scored=False), None
         scored = "logits" if logits is not None else "loss" if first.losses(output) is not None else ""
     except (CommunicatesError, RanksApart, BatchDoesNotFit):
         raise
@@ -784,6 +801,16 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     classes = logits.shape[1] if logits is not None else 0
     met = batch.as_met(scored=logits is not None)
     return Survey(met, tuple(layers), tuple(dict.fromkeys(attention)), scored, classes)
+
+
+def _is_square(logits: Tensor, batch: FixedBatch, models: Mapping[str, nn.Module]) -> bool:
+    """Whether there are as many columns as examples, whatever their number: each is compared with each, as by CLIP."""
+    if len(logits) < 2 or logits.shape[1] != len(logits):
+        return False
+    more = batch.part(0, len(logits) + 1 if len(batch) > len(logits) else 1, device_of(models))
+    with torch.no_grad():
+        found = more.logits(more.run(models))
+    return found is not None and found.shape[1] == len(more)
 
 
 def device_of(models: Mapping[str, nn.Module]) -> torch.device:

@@ -462,7 +462,14 @@ class _Numbers:
 def _owned(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (int, float, str, np.generic)):
+        return value
+    try:
+        return float(value)  # now, for a meter of one's own goes on
+    except Exception:  # noqa: BLE001 -- it is said where it is written
+        return value
 
 
 def _cost(turns: Iterable[Turn], time_share: float) -> list[Record]:

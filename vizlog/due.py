@@ -17,7 +17,7 @@ from vizlog.capture import AttentionCalls, Capture, Gradients, Outputs, Request,
 from vizlog.channel import RanksApart
 from vizlog.compute.transfer import to_host
 from vizlog.probes.base import Probe
-from vizlog.ranks import Ranks, local, reshard, summed, whole
+from vizlog.ranks import GIVEN_UP, Ranks, has_memory, local, reshard, summed, whole
 from vizlog.schedules import Schedule
 
 __all__ = ["DueStep", "Part", "Turn"]
@@ -193,7 +193,11 @@ class DueStep:
         for key, request in self._requests(Updates):
             with self.guarded(key[0], "a copy of the weights"), key[0].timed():
                 for name in self._mine(request.names, owned):
-                    self._before.setdefault(key, {})[name] = self._part(request, name).clone()
+                    part = self._part(request, name)
+                    if type(part) is Tensor and part.layout == torch.strided and not has_memory(part):
+                        self._results.setdefault(key, {})[name] = GIVEN_UP
+                    else:
+                        self._before.setdefault(key, {})[name] = part.clone()
 
     def read_gradients(self, owned: Collection[int] | None = None) -> None:
         """Reduces the gradients of the owned parameters (None: of all); those of a step that raised are forgotten."""
@@ -303,11 +307,11 @@ class DueStep:
         """Whether a probe asks for the training forward itself."""
         return any(request.live for _, request in self._requests(Outputs))
 
-    def attach_live(self, stack: ExitStack) -> None:
+    def attach_live(self, stack: ExitStack, *, on_any_thread: bool = False) -> None:
         """Looks at the training forwards until `stack` closes; compiled ones run eagerly meanwhile."""
         wanted = {key: request for key, request in self._requests(Outputs) if request.live}
         self._live = Capture(self.models, wanted, self._silent[0])
-        self._live.attach_live(stack)
+        self._live.attach_live(stack, on_any_thread=on_any_thread)
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
 

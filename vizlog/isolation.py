@@ -6,6 +6,7 @@ import enum
 import operator
 import random
 import sys
+import threading
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import checkpoint
 
-from vizlog.ranks import reshard, sharded_modules
+from vizlog.ranks import has_memory, reshard, sharded_modules
 from vizlog.selection import parts_of
 
-__all__ = ["isolated"]
+__all__ = ["isolated", "start_noise"]
 
 
 @contextmanager
@@ -43,8 +44,9 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     Modules that `fully_shard` was applied to hold their own shards again afterwards; all ranks go inside together.
 
     What cannot be kept: objects that hold more than data, such as a file, a lock, an iterator or a function, or more
-    than 64 MB of it or 10,000 parts, and are changed by a forward from within; a parameter that a forward changes; and
-    what a hook of the user's own, which runs here too, does elsewhere.
+    than 64 MB of it or 10,000 parts, and are changed by a forward from within; a parameter that a forward changes in
+    place (one that it gives other memory is put back); and what a hook of the user's own, which runs here too, does
+    elsewhere.
     """
     models = list(models)
     modules = _modules(models)
@@ -53,10 +55,12 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
         stack.enter_context(_random_states(parameters))
         stack.enter_context(_eager())
         stack.enter_context(_no_cached_casts())
-        stack.enter_context(_no_reentrant_checkpoints())
+        stack.enter_context(_UNCHECKPOINTED.held())
         stack.enter_context(_gradients(parameters))
         stack.callback(reshard, models)
         left_alone = _left_alone(models)
+        if not left_alone:
+            stack.enter_context(_parameters(parameters))
         data = _Data(modules, left_alone)
         stack.enter_context(_tensors(modules, data.tensors.values()))
         stack.enter_context(_generators(data.generators.values()))
@@ -126,13 +130,22 @@ def _random_states(parameters: list[nn.Parameter]) -> Iterator[None]:
             np.random.set_state(legacy)  # noqa: NPY002
 
 
+def start_noise(models: Iterable[nn.Module]) -> None:
+    """Inside `isolated`: random numbers begin anew, so that a model that samples is the same in every pass."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 -- the one that all share
+    torch.default_generator.manual_seed(0)
+    for device in {parameter.device for model in models for parameter in model.parameters()}:
+        if device.type == "cuda" and torch.cuda.is_initialized():
+            torch.cuda.default_generators[device.index or 0].manual_seed(0)
+
+
 def _eager() -> AbstractContextManager[Any]:
     # Calling a compiled module in another mode or shape would add a graph for each. Where dynamo was never imported
     # nothing is compiled, but flex_attention would import it and compile itself.
     if sys.modules.keys().isdisjoint(("torch._dynamo", "torch.nn.attention.flex_attention")):
         return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
+    return _EAGER.held()
 
 
 @contextmanager
@@ -146,15 +159,48 @@ def _no_cached_casts() -> Iterator[None]:
         torch.set_autocast_cache_enabled(enabled)
 
 
-@contextmanager
-def _no_reentrant_checkpoints() -> Iterator[None]:
-    # Nothing can be derived by an input through them, as saliency does; under no_grad they warn.
+class _Setting:
+    """A setting of the whole process, for as long as any thread wants it.
+
+    Args:
+        put_on: changes it, and returns what changes it back.
+    """
+
+    def __init__(self, put_on: Callable[[], Callable[[], object]]) -> None:
+        self._put_on = put_on
+        self._lock, self._wanted = threading.Lock(), 0
+        self._take_off: Callable[[], object] = lambda: None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, it is on."""
+        with self._lock:
+            self._wanted += 1
+            if self._wanted == 1:
+                self._take_off = self._put_on()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wanted -= 1
+                if not self._wanted:
+                    self._take_off()
+
+
+def _force_eager() -> Callable[[], object]:
+    stance: Any = torch.compiler.set_stance("force_eager")
+    stance.__enter__()
+    return lambda: stance.__exit__(None, None, None)
+
+
+def _uncheckpoint() -> Callable[[], object]:
+    # Nothing can be derived by an input through reentrant checkpoints, as saliency does; under no_grad they warn.
     kept = checkpoint.CheckpointFunction
     checkpoint.CheckpointFunction = _Uncheckpointed  # type: ignore[misc, assignment]
-    try:
-        yield
-    finally:
-        checkpoint.CheckpointFunction = kept  # type: ignore[misc]
+    return lambda: setattr(checkpoint, "CheckpointFunction", kept)
+
+
+_EAGER, _UNCHECKPOINTED = _Setting(_force_eager), _Setting(_uncheckpoint)
 
 
 class _Uncheckpointed:
@@ -169,15 +215,31 @@ class _Uncheckpointed:
 def _gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
     # A strided gradient of a sparse parameter, as some are given, could not be put back.
     kept = [(parameter, parameter.grad) for parameter in parameters if parameter.layout == torch.strided]
+    # Nor could one of another type, as of an optimizer that makes the weights wide only while it steps.
+    kept = [(p, gradient) for p, gradient in kept if gradient is None or gradient.dtype == p.dtype]
     for parameter, gradient in kept:
         if gradient is not None:
             parameter.grad = None
     try:
         yield
     finally:
-        for parameter, gradient in kept:
-            if parameter.grad is not gradient:
-                parameter.grad = gradient
+        with ExitStack() as stack:  # each, whatever happens to another
+            for parameter, gradient in kept:
+                if parameter.grad is not gradient:
+                    stack.callback(setattr, parameter, "grad", gradient)
+
+
+@contextmanager
+def _parameters(parameters: list[nn.Parameter]) -> Iterator[None]:
+    # A forward may give them other memory: an average of another network, prototypes of length 1.
+    kept = [(p, p.data) for p in parameters if type(p) is nn.Parameter and has_memory(p)]
+    places = [data.data_ptr() for _, data in kept]
+    try:
+        yield
+    finally:
+        for (parameter, data), place in zip(kept, places, strict=True):
+            if parameter.data_ptr() != place:
+                parameter.data = data
 
 
 @contextmanager
@@ -200,14 +262,29 @@ def _fill(tensor: Tensor, copy: Tensor) -> None:
     if tensor.shape != copy.shape:  # an observer's, which is as large as what it has seen
         with torch.no_grad():
             tensor.resize_(copy.shape)
-    # `.data` leaves the version counter alone: a graph that saved this buffer can still run its backward.
-    tensor.data.copy_(copy)
+    # What has not changed is not written, for it may lie in a file that is only read; it is where to look at it would
+    # wait for a device. `.data` leaves the version counter alone: a graph that saved it can still run its backward.
+    if tensor.device.type != "cpu" or not _same_bits(tensor.data, copy):
+        tensor.data.copy_(copy)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    word = _WORDS.get(one.element_size())
+    try:
+        return word is not None and torch.equal(one.view(word), other.view(word))
+    except RuntimeError:  # of a layout or type that has no such view
+        return False
+
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _copied(tensor: Tensor) -> Tensor | None:
     """A copy, or None of what torch cannot copy (int4, bits8) or is expanded, and so cannot be changed in place."""
-    if tensor.layout == torch.strided and not tensor.is_nested and _is_expanded(tensor):
-        return None
+    if tensor.layout == torch.strided and not tensor.is_nested:
+        plain = type(tensor) in (Tensor, nn.Parameter) and not (tensor.is_quantized or tensor.is_meta)
+        if _is_expanded(tensor) or (plain and not has_memory(tensor)):
+            return None
     try:
         return tensor.clone()
     except RuntimeError:

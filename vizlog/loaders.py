@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from types import ModuleType
@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset
 from vizlog.batch import MOST
 from vizlog.selection import bare
 
-__all__ = ["inputs_and_targets", "spread_examples"]
+__all__ = ["asked_for", "inputs_and_targets", "spread_examples"]
 
 _BYTES = 64 << 20
 """How large the examples may be together; 32 are taken whatever they weigh."""
@@ -50,6 +50,28 @@ def spread_examples(loader: Any) -> Any:
         number = min(len(dataset), MOST, max(32, _BYTES // max(size, 1)))
         indices = torch.linspace(0, len(dataset) - 1, number, device="cpu").round().long().tolist()
         return collate([dataset[index] for index in indices])
+
+
+def asked_for(make: Callable[[], Any]) -> Any:
+    """What a function returns that is given as `batch=`; loaders that it names are afterwards as they were.
+
+    Their generators, samplers and datasets, that is, and workers that would stay: the training uses them too.
+    """
+    function = make.func if isinstance(make, partial) else make
+    code = getattr(function, "__code__", None)
+    names = code.co_names + code.co_freevars if code is not None else ()
+    known = {**getattr(function, "__globals__", {}), **_closed_over(function)} if names else {}
+    loaders = [known[name] for name in names if hasattr(known.get(name), "dataset")]
+    with _as_before(loaders):
+        return make()
+
+
+def _closed_over(function: Any) -> dict[str, Any]:
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        with suppress(ValueError):  # not filled yet
+            found[name] = cell.cell_contents
+    return found
 
 
 def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:

@@ -36,7 +36,8 @@ from vizlog.channel import RanksApart
 from vizlog.delivery import Delivery
 from vizlog.diagnosis import Diagnosis
 from vizlog.due import DueStep, Turn
-from vizlog.isolation import isolated
+from vizlog.isolation import isolated, start_noise
+from vizlog.loaders import asked_for
 from vizlog.messages import LOG, show, told
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_optimizers, skipped
 from vizlog.probes.base import Context, Probe, as_probes, measures
@@ -228,7 +229,7 @@ class Monitor:
             )
         self._rounds = Rounds()
         self._sources = (step if callable(step) else None, epoch)
-        self._count = step if isinstance(step, int) else 0
+        self._count = 0 if step is None or callable(step) else _whole("step", step)
         self._latest = self._delivery.now = max(self._count - 1, 0)
         self._arm(self._count)
 
@@ -330,7 +331,7 @@ class Monitor:
         with isolated(self._models.values()), torch.no_grad():
             try:
                 with self._ranks.alone():
-                    fixed = _common(self._ranks, as_fixed_batch(batch() if is_made else batch))
+                    fixed = _common(self._ranks, as_fixed_batch(asked_for(batch) if is_made else batch))
                     if fixed is None:
                         return None, None
                     with context(), self._abreast():
@@ -586,7 +587,7 @@ class Monitor:
         with named_once():
             due.add(turns, forward_passed=forward_passed)
             if due.wants_live:
-                due.attach_live(self._attached)
+                due.attach_live(self._attached, on_any_thread=self._steps == 0)  # which trains is not known yet
         # Between steps a model may be saved whole, and read back where no hook is allowed: once is enough.
         if self._forward_context is self._autocast and not self._autocast.known:
             for root in self._roots:
@@ -656,6 +657,7 @@ class Monitor:
             if looks:
                 stack.enter_context(unseen())
                 stack.enter_context(isolated(self._models.values()))
+                start_noise(self._models.values())
                 stack.enter_context(self._ranks.alone())
                 self._follow_dtype()
             if due.wants_batch:
@@ -743,7 +745,11 @@ class Monitor:
         """Finds what is due next."""
         assert due.step is not None
         for turn in due.due:
-            turn.plan(due.step, due.epoch)
+            try:
+                turn.plan(due.step, due.epoch)
+            except Exception as error:  # noqa: BLE001 -- a schedule of one's own may raise anything
+                turn.next_step = turn.next_epoch = None
+                self._disable(turn, f"the {type(turn.probe.schedule).__name__} schedule", error)
         self._find_next()
 
     def _go_back(self, step: int, epoch: int | None) -> None:

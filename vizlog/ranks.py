@@ -11,8 +11,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vizlog.channel import Channel
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = [
+    "GIVEN_UP",
     "CommunicatesError",
     "FailedElsewhereError",
     "Notice",
     "Ranks",
+    "has_memory",
     "is_elsewhere",
     "is_sharded",
     "local",
@@ -37,6 +41,9 @@ __all__ = [
     "summed",
     "whole",
 ]
+
+GIVEN_UP = "its memory has been given up"
+"""Why nothing is measured of a tensor without `has_memory`."""
 
 _RUNS, _DONE = "a forward follows", "no forward follows"
 
@@ -349,3 +356,12 @@ def _check_readable(models: Iterable[nn.Module]) -> None:
     else:
         return
     raise ValueError(f"vizlog cannot look into a model that is cut up by {cut_by}, or leave vizlog out")
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the values of a strided tensor lie in memory: an offloaded one's has been given up between its uses."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta or is_lazy(tensor):
+        return False
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size() if tensor.numel() else 0
+    return tensor.untyped_storage().nbytes() >= needed

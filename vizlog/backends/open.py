@@ -45,6 +45,8 @@ def check_destination(to: Any) -> None:
     Raises:
         TypeError: says what was expected.
     """
+    if isinstance(to, type):
+        raise TypeError(f"to= takes a destination, got the class {to.__name__}: call it, {to.__name__}(…)")
     if to == "":
         raise TypeError('to="" names no folder: give one such as "runs/a", or None to write nothing')
     if isinstance(to, Sequence) and not isinstance(to, (str, bytes, bytearray, memoryview, range)):

@@ -63,7 +63,8 @@ class FeatureMaps(Probe):
                 f"{self.name}(example=) needs one of the batch's {len(survey.batch)} examples, got {self._example}"
             )
         self._row = self._example % survey.batch.chunk
-        self._picture = survey.batch.part(self._example, self._example + 1).thumbnails()
+        if survey.batch.pictures_one_input:
+            self._picture = survey.batch.part(self._example, self._example + 1).thumbnails()
         maps = {layer.name: layer for layer in survey.layers if len(layer.output_shape) == 4}
         if self._select is None:
             convolutions = [
@@ -122,7 +123,7 @@ class FeatureMaps(Probe):
             [""] * len(values),
             (-most, most) if signed else (0.0, most),
             "diverging" if signed else "sequential",
-            over=self._picture,
+            over=self._picture if "@" not in layer else None,  # called again it may see something else
             caption=f"output of {layer} for example {example}, eval mode: {len(values)} of {seen['channels']} channels"
             f"{shrunk}; one scale for this layer at this step",
         )

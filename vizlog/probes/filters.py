@@ -63,7 +63,7 @@ class FilterImages(Probe):
         linear = _first_linear(survey) if survey is not None else {}
         self._shapes = {name: shape for name, shape in linear.items() if name in self._weights}
         if not self._shapes:
-            raise ValueError("no convolution of 1, 3 or 4 input channels, and no first linear layer over images")
+            raise ValueError("no 2-D convolution of 1, 3 or 4 input channels, and no first linear layer over images")
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         return {"weights": Weights(tuple(self._weights[name] for name in self._shapes), self._first, whole=True)}

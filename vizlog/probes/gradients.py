@@ -79,7 +79,7 @@ class GradientHistograms(ParameterHistograms):
         for name, count in counts.items():
             # What is not finite is the worst of all, and not a layer of which nothing is known.
             squares[layer_of(name)] += math.inf if count.nonfinite else count.squares
-        norms = {layer: math.sqrt(square) for layer, square in squares.items()}
+        norms = self._depth.order({layer: math.sqrt(square) for layer, square in squares.items()})
         lost = "; infinite where a gradient holds NaN" if math.inf in norms.values() else ""
         yield Figures("gradient_norm", norms, caption=f"Euclidean norm of each layer's gradient, {self._how}{lost}")
 

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vizlog.capture import Survey
 from vizlog.probes.base import Figures
 from vizlog.records import Curves, Record, Scalar
 
-__all__ = ["draw", "layer_of"]
+__all__ = ["Depth", "draw", "layer_of"]
+
+_MADE_OF = re.compile(r"\.original\d*$")
+"""How the parts of a parametrized weight end: `conv1.parametrizations.weight.original1`."""
 
 _RATIOS = ("gradient_norm", "update_ratio")
 """Kinds that differ between layers by orders of magnitude; the others are shares."""
 
 
 def layer_of(parameter: str) -> str:
-    """The layer that a parameter belongs to: `conv1.weight` -> `conv1`."""
+    """The layer that a parameter belongs to, or what its weight is made of: `conv1.weight` -> `conv1`."""
+    parameter = _MADE_OF.sub("", parameter.replace(".parametrizations.", "."))
     return parameter.rpartition(".")[0] or parameter
+
+
+class Depth:
+    """In which order layers ran on the fixed batch; without one, the order in which they were registered stands."""
+
+    def __init__(self, survey: Survey | None = None) -> None:
+        self._places: dict[str, int] = {}  # of each module the place of the first layer in it that ran, or its own
+        for place, layer in enumerate(survey.layers if survey is not None else ()):
+            name = layer.name.partition("@")[0]
+            while name:
+                self._places.setdefault(name, place)
+                name = name.rpartition(".")[0]
+
+    def order(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The same figures of layers, in that order; one that did not run comes behind the one registered before it."""
+        placed, place = [], -1
+        for number, layer in enumerate(values):
+            place = self._places.get(layer, place)
+            placed.append((place, number, layer))
+        return {layer: values[layer] for _, _, layer in sorted(placed)}
 
 
 def draw(figures: Sequence[Figures]) -> list[Record]:

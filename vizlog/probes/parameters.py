@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vizlog.capture import Gradients, Request, Survey, Weights, device_of
 from vizlog.compute.histogram import BitCounts, Counts, Uncountable, count_each, histograms, prepare
 from vizlog.probes.base import Figures, Probe
-from vizlog.probes.health import layer_of
+from vizlog.probes.health import Depth, layer_of
 from vizlog.records import Record
 from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Select, check_select, matcher, named_parameters, selected_parameters, spread
@@ -46,10 +46,12 @@ class ParameterHistograms(Probe):
         self._drawn: list[str] = []
         self._met: set[str] = set()
         self._matrices: set[str] = set()
+        self._depth = Depth()
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         found = self._names(models)
         check_select(self._select, named_parameters(models), found, "parameter")
+        self._depth = Depth(survey)
         prepare(device_of(models))
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
@@ -76,6 +78,7 @@ class ParameterHistograms(Probe):
         for name, counted in counts.items():
             layer, nonfinite = layer_of(name), counted.nonfinite
             share[layer] = max(share.get(layer, 0.0), nonfinite / counted.count if nonfinite else 0.0)
+        share = self._depth.order(share)
         yield Figures("nonfinite", share, caption="share of elements that are NaN or infinite", source=self.source)
 
     @property

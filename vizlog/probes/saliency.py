@@ -185,7 +185,7 @@ class SaliencyMaps(Probe):
         images = self._pictures is not None
         if method == "gradcam":
             maps = _map_of_positions(subject.gradcam(score, self._convolution), values, tokens=self._tokens)
-            return _Found(method, question, _shrunk(maps, images=images), gap)
+            return _Found(method, question, _shrunk(maps, images=images), gap, tuple(maps.shape[1:]))
         if method == "gradient":
             found = gradient(score, values, chunk=subject.chunk)
         elif method == "smoothgrad":
@@ -198,7 +198,7 @@ class SaliencyMaps(Probe):
             maps = _map_of_values(found)
             if images and found.ndim == 2:  # pixels laid flat
                 maps = maps.unflatten(2, (math.isqrt(maps.shape[2]), -1)).squeeze(1)
-            return _Found(method, question, _shrunk(maps, images=images), gap)
+            return _Found(method, question, _shrunk(maps, images=images), gap, tuple(maps.shape[1:]))
         # The dimensions of an embedding mean nothing by themselves. The gradient along the embedding does: what the
         # token adds to the score, to first order. Integrated gradients are that already.
         parts = found if gap is not None else found * values.float()
@@ -224,9 +224,15 @@ class SaliencyMaps(Probe):
             _limits(values, signed=signed),
             "diverging" if signed else "sequential",
             column_labels=labels,
-            over=None if one_row or self._pictures is None else self._pictures[rows.numpy()],
-            caption=f"{self._what(found.method)}. {self._of_what(found.question, shown)}",
+            over=None if one_row else self._below(found.method, rows),
+            caption=f"{self._what(found.method)}. {self._of_what(found.question, shown)}{found.left_out}",
         )
+
+    def _below(self, method: str, rows: Tensor) -> Pixels | None:
+        """The pictures that maps are of; which of several images a convolution sees is not known."""
+        assert self._shown is not None
+        unknown = method == "gradcam" and not self._shown.pictures_one_input
+        return None if self._pictures is None or unknown else self._pictures[rows.numpy()]
 
     def _what(self, method: str) -> str:
         """What was computed, for the caption."""
@@ -314,12 +320,21 @@ class _Question:
 
 @dataclass(frozen=True)
 class _Found:
-    """One record to be: maps (N, H, W) of the question's examples."""
+    """One record to be: maps (N, H, W) of the question's examples, and how many values a side there were."""
 
     method: str
     question: _Question
     maps: Tensor
     gap: Gap | None
+    sides: tuple[int, ...] = ()
+
+    @property
+    def left_out(self) -> str:
+        """What the caption says of values that are not shown."""
+        if self.sides in ((), tuple(self.maps.shape[1:])):
+            return ""
+        whole = " x ".join(map(str, self.sides))
+        return f"; of {whole} values the one furthest from 0 of each block is shown"
 
 
 @dataclass(frozen=True)
@@ -422,11 +437,21 @@ def _middle(maps: Tensor) -> Tensor:
 
 
 def _shrunk(maps: Tensor, *, images: bool) -> Tensor:
-    """Averaged down where a side is longer than 256; images keep their proportions."""
-    factors = [-(-side // _SIDE) for side in maps.shape[1:]]
-    if images:
-        factors = [min(max(factors), side) for side in maps.shape[1:]]
-    return F.avg_pool2d(maps[:, None], factors, ceil_mode=True)[:, 0] if max(factors) > 1 else maps
+    """Fewer where a side is longer than 256, of each block the value furthest from 0; images keep their proportions.
+
+    An average would lose what is of either sign in turn, as gradients are.
+    """
+    block = _block(maps.shape[1:], images=images)
+    if max(block) == 1:
+        return maps
+    high, low = (F.max_pool2d(sign * maps[:, None], block, ceil_mode=True)[:, 0] for sign in (1, -1))
+    return torch.where(high >= low, high, -low)
+
+
+def _block(shape: Sequence[int], *, images: bool) -> list[int]:
+    """How many values along each side are shown as one."""
+    block = [-(-side // _SIDE) for side in shape]
+    return [min(max(block), side) for side in shape] if images else block
 
 
 def _pictures(batch: FixedBatch, examples: int) -> Pixels | None:
@@ -434,8 +459,9 @@ def _pictures(batch: FixedBatch, examples: int) -> Pixels | None:
     pixels = batch.thumbnails(examples)
     if pixels is None or max(pixels.shape[1:3]) <= _SIDE:
         return pixels
-    channels = torch.from_numpy(pixels.astype(np.float32)).unbind(-1)
-    shrunk: Pixels = torch.stack([_shrunk(channel, images=True) for channel in channels], -1).round().byte().numpy()
+    channels = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2)
+    averaged = F.avg_pool2d(channels, _block(pixels.shape[1:3], images=True), ceil_mode=True)
+    shrunk: Pixels = averaged.permute(0, 2, 3, 1).round().byte().numpy()
     return shrunk
 
 

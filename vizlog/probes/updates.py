@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from vizlog.capture import Request, Survey, Updates
 from vizlog.messages import told
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
-from vizlog.probes.health import layer_of
-from vizlog.ranks import shards
+from vizlog.probes.health import Depth, layer_of
+from vizlog.ranks import GIVEN_UP, has_memory, shards
 from vizlog.records import Record, Scalar
 from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Select, check_select, matcher, named_parameters, selected_parameters, spread
@@ -56,9 +56,11 @@ class UpdateRatios(Probe):
         self._all: list[str] = []
         self._turn = 0  # how many of them are looked at this time
         self._parts: dict[str, tuple[int, int]] = {}
+        self._depth = Depth()
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         check_select(self._select, named_parameters(models), self._found(models), "parameter")
+        self._depth = Depth(survey)
 
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         found = self._found(models)
@@ -96,7 +98,7 @@ class UpdateRatios(Probe):
         lost = "; infinite where a weight became NaN" if math.inf in ratios.values() else ""
         yield Figures(
             "update_ratio",
-            ratios,
+            self._depth.order(ratios),
             caption="|Δw| / |w| over each layer's parameters, Euclidean norms; about 1e-3 is usual" + lost + looked,
         )
 
@@ -137,6 +139,8 @@ def _squares(before: Tensor, after: Tensor) -> Tensor | str:
     """
     if before.is_meta:
         return "a meta tensor has no values"
+    if type(after) is Tensor and after.layout == torch.strided and not has_memory(after):
+        return GIVEN_UP
     try:
         if before.is_floating_point() and before.element_size() < 2:  # of 8 bits: there is no arithmetic on them
             before, after = before.float(), after.float()

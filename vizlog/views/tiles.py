@@ -43,6 +43,7 @@ __all__ = ["attention", "heatmaps", "images"]
 _GAP = 10
 _TRANSPARENT = 232  # what shows through transparent pixels: neither black nor the paper's white
 _SMALLEST = 4  # pixels; tiles are shrunk to this before any is left out
+_LEGIBLE = 208  # pixels in width of tiles with notes under them
 _LEAST_LABEL = 12  # pixels from one label to the next
 _COMFORTABLE = 1400  # pixels in height that attention maps take, unless their cells would be under _COARSE pixels
 _COARSE = 6
@@ -291,6 +292,8 @@ def _maps(record: Heatmaps, width: int, common: Image.Image | None) -> Image.Ima
     labelled = rows is not None or columns is not None
     shape = (height, wide) if record.over is None else (record.over.shape[1], record.over.shape[2])
     largest = _side(count) if panels == 1 else (150 if count > 2 else 280)
+    if any(record.notes) and panels == 1:
+        largest = max(largest, _LEGIBLE)
     if labelled:
         largest = max(largest, min(2 * _side(count), 34 * max(shape)))
     notes_height = (2 + 2 * any(record.notes)) * line_height()
@@ -300,7 +303,8 @@ def _maps(record: Heatmaps, width: int, common: Image.Image | None) -> Image.Ima
     titles, notes = _words(record.titles[:shown], reach), _words(record.notes[:shown], reach)
     tiles = []
     if common is not None:
-        tiles.append(_input_tile(common, _scaled((common.height, common.width), max(fit.width, fit.height))))
+        larger = max(fit.width, fit.height) / max(common.width, common.height)
+        tiles.append(_input_tile(common, (max(round(common.width * larger), 1), max(round(common.height * larger), 1))))
     for i in range(shown):
         pictures = _panels(record, i, (fit.width, fit.height))
         if labelled and panels == 1:
