@@ -16,6 +16,7 @@ from vizlog.batch import FixedBatch
 from vizlog.capture import AttentionCalls, Capture, Gradients, Outputs, Request, Silent, Updates, Weights, device_of
 from vizlog.channel import RanksApart
 from vizlog.compute.transfer import to_host
+from vizlog.isolation import eager
 from vizlog.probes.base import Probe
 from vizlog.ranks import GIVEN_UP, Ranks, has_memory, local, reshard, summed, whole
 from vizlog.schedules import Schedule
@@ -313,7 +314,7 @@ class DueStep:
         self._live = Capture(self.models, wanted, self._silent[0])
         self._live.attach_live(stack, on_any_thread=on_any_thread)
         if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(eager())
 
     def take_live(self) -> float:
         """Takes over what the training forwards showed; returns how many seconds that took, in them."""

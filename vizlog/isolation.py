@@ -24,7 +24,7 @@ from torch.utils import checkpoint
 from vizlog.ranks import has_memory, reshard, sharded_modules
 from vizlog.selection import parts_of
 
-__all__ = ["isolated", "start_noise"]
+__all__ = ["eager", "isolated", "start_noise"]
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         parameters = [parameter for model in models for parameter in model.parameters()]
         stack.enter_context(_random_states(parameters))
-        stack.enter_context(_eager())
+        stack.enter_context(eager())
         stack.enter_context(_no_cached_casts())
         stack.enter_context(_UNCHECKPOINTED.held())
         stack.enter_context(_gradients(parameters))
@@ -140,7 +140,8 @@ def start_noise(models: Iterable[nn.Module]) -> None:
             torch.cuda.default_generators[device.index or 0].manual_seed(0)
 
 
-def _eager() -> AbstractContextManager[Any]:
+def eager() -> AbstractContextManager[Any]:
+    """Inside, what is compiled runs eagerly."""
     # Calling a compiled module in another mode or shape would add a graph for each. Where dynamo was never imported
     # nothing is compiled, but flex_attention would import it and compile itself.
     if sys.modules.keys().isdisjoint(("torch._dynamo", "torch.nn.attention.flex_attention")):
@@ -269,13 +270,15 @@ def _fill(tensor: Tensor, copy: Tensor) -> None:
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    word = _WORDS.get(one.element_size())
-    try:
-        return word is not None and torch.equal(one.view(word), other.view(word))
-    except RuntimeError:  # of a layout or type that has no such view
-        return False
+    """Whether they are known to hold the same; of what is no plain tensor nothing is."""
+    word = _WORDS.get(one.element_size()) if type(one) is Tensor and has_memory(one) else None
+    return word is not None and one.dtype in _COMPARABLE and torch.equal(one.view(word), other.view(word))
 
 
+_COMPARABLE = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64}
+)
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
