@@ -8,6 +8,7 @@ import logging
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -327,12 +328,13 @@ def test_an_idle_step_keeps_no_memory_and_has_no_hook() -> None:
         monitor.flush()
         gc.collect()
         tracemalloc.start()
-        train(optimizer, Clock(), 500)
-        before, _ = tracemalloc.get_traced_memory()
-        train(optimizer, Clock(), 500)
-        after, _ = tracemalloc.get_traced_memory()
+        kept = []
+        for _ in range(4):
+            train(optimizer, Clock(), 500)
+            kept.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
-        assert after - before < 2000  # 4 bytes a step would be as much
+        # 4 bytes a step would be as much, each time; once it may be a thread's that another test has left.
+        assert min(after - before for before, after in pairwise(kept)) < 2000
         assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
         assert not any(parameter._backward_hooks for parameter in model.parameters())
 
