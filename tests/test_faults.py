@@ -1038,7 +1038,7 @@ with vizlog.watch(model, optimizer, to=[run, "run"], probes=[vizlog.WeightHistog
         model(torch.ones(1, 3)).sum().backward()
         optimizer.step()
         monitor.flush()
-print([r.getMessage() for r in said if r.levelno >= logging.WARNING])
+print([r.getMessage() for r in said if r.levelno >= logging.WARNING], flush=True)
 os._exit(0)
 """
     ended = subprocess.run(
@@ -1302,7 +1302,7 @@ else:
             os.kill(pid, getattr(signal, name))
     for name, pid in pids.items():
         statuses[name] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    print(json.dumps(statuses))
+    print(json.dumps(statuses), flush=True)
     os._exit(0)
 """
 
