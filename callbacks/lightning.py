@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
 from vizlog.batch import FixedBatch, as_fixed_batch, describe
 from vizlog.isolation import isolated
-from vizlog.loaders import inputs_and_targets, spread_examples
+from vizlog.loaders import asked_for, inputs_and_targets, spread_examples
 from vizlog.messages import LOG
 from vizlog.monitor import Monitor, check_pace
 from vizlog.probes.base import Probe, as_probes
@@ -296,7 +295,7 @@ def _first_loader(loaders: Any) -> Any:
 def _given_batch(batch: Any, trainer: Trainer, pl_module: LightningModule) -> FixedBatch | None:
     """What a person gave, in the Trainer's precision."""
     with isolated([pl_module]):
-        fixed = copy.copy(as_fixed_batch(batch() if callable(batch) else batch))
+        fixed = as_fixed_batch(asked_for(batch) if callable(batch) else batch)
     if fixed is not None:
         fixed = fixed.each(trainer.precision_plugin.convert_input)
         fixed.forward = fixed.forward or _forward(pl_module)

@@ -194,7 +194,7 @@ class FixedBatch:
         return other
 
     def each(self, function: Callable[[Tensor], Tensor], *, of_targets: bool = False) -> FixedBatch:
-        """The same examples, with the tensors of the inputs as the function makes them."""
+        """The same examples, with the tensors of the inputs, and `of_targets` too, as the function makes them."""
         constants: list[Any] = []
 
         def change(leaf: Any) -> Any:

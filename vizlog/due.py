@@ -18,7 +18,7 @@ from vizlog.channel import RanksApart
 from vizlog.compute.transfer import to_host
 from vizlog.isolation import eager
 from vizlog.probes.base import Probe
-from vizlog.ranks import GIVEN_UP, Ranks, has_memory, local, reshard, summed, whole
+from vizlog.ranks import GIVEN_UP, Ranks, is_given_up, local, reshard, summed, whole
 from vizlog.schedules import Schedule
 
 __all__ = ["DueStep", "Part", "Turn"]
@@ -195,7 +195,7 @@ class DueStep:
             with self.guarded(key[0], "a copy of the weights"), key[0].timed():
                 for name in self._mine(request.names, owned):
                     part = self._part(request, name)
-                    if type(part) is Tensor and part.layout == torch.strided and not has_memory(part):
+                    if is_given_up(part):
                         self._results.setdefault(key, {})[name] = GIVEN_UP
                     else:
                         self._before.setdefault(key, {})[name] = part.clone()

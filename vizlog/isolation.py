@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import checkpoint
 
-from vizlog.ranks import has_memory, reshard, sharded_modules
+from vizlog.ranks import has_memory, is_given_up, reshard, sharded_modules
 from vizlog.selection import parts_of
 
 __all__ = ["eager", "isolated", "start_noise"]
@@ -284,10 +284,8 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def _copied(tensor: Tensor) -> Tensor | None:
     """A copy, or None of what torch cannot copy (int4, bits8) or is expanded, and so cannot be changed in place."""
-    if tensor.layout == torch.strided and not tensor.is_nested:
-        plain = type(tensor) in (Tensor, nn.Parameter) and not (tensor.is_quantized or tensor.is_meta)
-        if _is_expanded(tensor) or (plain and not has_memory(tensor)):
-            return None
+    if is_given_up(tensor) or (tensor.layout == torch.strided and not tensor.is_nested and _is_expanded(tensor)):
+        return None
     try:
         return tensor.clone()
     except RuntimeError:

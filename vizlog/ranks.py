@@ -33,6 +33,7 @@ __all__ = [
     "Ranks",
     "has_memory",
     "is_elsewhere",
+    "is_given_up",
     "is_sharded",
     "local",
     "reshard",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 GIVEN_UP = "its memory has been given up"
-"""Why nothing is measured of a tensor without `has_memory`."""
+"""Why nothing is measured of a tensor that `is_given_up`."""
 
 _RUNS, _DONE = "a forward follows", "no forward follows"
 
@@ -358,8 +359,14 @@ def _check_readable(models: Iterable[nn.Module]) -> None:
     raise ValueError(f"vizlog cannot look into a model that is cut up by {cut_by}, or leave vizlog out")
 
 
+def is_given_up(tensor: Tensor) -> bool:
+    """Whether this is a plain tensor that should have memory and has none, as of what is offloaded between its uses."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not is_lazy(tensor)
+    return plain and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta) and not has_memory(tensor)
+
+
 def has_memory(tensor: Tensor) -> bool:
-    """Whether the values of a strided tensor lie in memory: an offloaded one's has been given up between its uses."""
+    """Whether the values of a strided tensor lie in memory."""
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta or is_lazy(tensor):
         return False
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))

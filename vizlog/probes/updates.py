@@ -14,7 +14,7 @@ from vizlog.capture import Request, Survey, Updates
 from vizlog.messages import told
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.probes.health import Depth, layer_of
-from vizlog.ranks import GIVEN_UP, has_memory, shards
+from vizlog.ranks import GIVEN_UP, is_given_up, shards
 from vizlog.records import Record, Scalar
 from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Select, check_select, matcher, named_parameters, selected_parameters, spread
@@ -139,7 +139,7 @@ def _squares(before: Tensor, after: Tensor) -> Tensor | str:
     """
     if before.is_meta:
         return "a meta tensor has no values"
-    if type(after) is Tensor and after.layout == torch.strided and not has_memory(after):
+    if is_given_up(after):
         return GIVEN_UP
     try:
         if before.is_floating_point() and before.element_size() < 2:  # of 8 bits: there is no arithmetic on them
