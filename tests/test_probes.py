@@ -191,6 +191,15 @@ def test_units_of_a_convolution_are_its_channels() -> None:
     assert curve(memory, "dead_units")["1"] == 0.5
 
 
+def test_what_attention_puts_out_is_seen_though_its_projection_never_runs() -> None:
+    model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(4, 5, 8)
+    with torch.no_grad():
+        put_out, _ = model.eval().self_attn(x, x, x)
+    record = only(seen(model, vizlog.ActivationHistograms(), batch=x), "activations/self_attn")
+    assert (record.count, record.mean) == (put_out.numel(), pytest.approx(put_out.mean().item(), abs=1e-6))
+    assert record.max == pytest.approx(put_out.max().item(), abs=1e-6)
+
+
 def test_activations_of_the_batch_are_those_of_its_first_32_examples_in_eval_mode() -> None:
     model = nn.Sequential(nn.Dropout(0.9), nn.Linear(3, 2))
     x = torch.randn(50, 3)

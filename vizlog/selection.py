@@ -65,8 +65,12 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether it computes its output itself: it has no parts but those that make its parameters."""
-    return not module._modules or module._modules.keys() <= {"parametrizations"}
+    """Whether it computes its output itself: it has no parts but those that make its parameters, or calls none."""
+    return (
+        not module._modules
+        or module._modules.keys() <= {"parametrizations"}
+        or isinstance(module, nn.MultiheadAttention)  # of its `out_proj` it takes the weights alone
+    )
 
 
 def parts_of(models: Iterable[nn.Module], found: set[int] | None = None) -> list[nn.Module]:
