@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +78,24 @@ class VizLog(Callback):
         self._stop_when = stop_when
         self._monitor: Monitor | None = None
         self._resumed: dict[str, Any] | None = None
+        self._latest: dict[str, Any] = {}  # state: a checkpoint may be saved after the fit, or because it raised
         self._seen: Any = None  # the first batch of the sanity check
         self._waits_for_batch = False
         self._measures_norm = True
 
     @property
     def state_key(self) -> str:
-        looks_at = None if self._probes is None else [probe.name for probe in self._probes]
+        looks_at = None if self._probes is None else [_in_words(probe) for probe in self._probes]
         to = self._to if self._to is None or isinstance(self._to, (str, Path)) else type(self._to).__name__
         return self._generate_state_key(probes=looks_at, every=self._every, to=to)
 
     def state_dict(self) -> dict[str, Any]:
         # Without a budget schedules follow from the step alone, and there is nothing to keep but what stops a run.
-        keeps = self._budget is not None or self._stop_when is not None
-        return self._monitor.state_dict() if self._monitor is not None and keeps else {}
+        if self._budget is None and self._stop_when is None:
+            return {}
+        if self._monitor is not None:
+            self._latest = self._monitor.state_dict()
+        return self._latest
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict
@@ -182,10 +187,18 @@ class VizLog(Callback):
             self._monitor.load_state_dict(resumed)
 
     def _stop(self) -> None:
+        self._latest = self.state_dict()
         monitor, self._monitor = self._monitor, None
         self._seen, self._waits_for_batch = None, False
         if monitor is not None:
             monitor.close()
+
+
+def _in_words(probe: Probe) -> str:
+    """What tells a probe from another of its kind, as it will be of the one that a resumed run makes."""
+    select, schedule = getattr(probe, "_select", None), probe.schedule
+    chosen = select if isinstance(select, (str, list, tuple)) and "0x" not in repr(select) else type(select).__name__
+    return f"{probe.name} {chosen} {schedule if is_dataclass(schedule) else type(schedule).__name__}"
 
 
 # The Trainer ----------------------------------------------------------------------------------------------------------

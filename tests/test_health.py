@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vizlog.compute import health
-from vizlog.compute.health import LIMITS, alive, dead_units, saturated, saturated_rows, unit_dim
+from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows
 
 
 @pytest.fixture(params=["numba", "torch"], autouse=True)
@@ -25,7 +25,7 @@ def test_a_unit_is_dead_if_it_is_zero_for_every_example_and_position() -> None:
     output[1, 0, 2, 2] = 1e-30
     output[0, 2, 0, 0] = -5.0
     output[0, 3] = -0.0
-    assert dead_units(output, channel_dim=1).tolist() == [False, True, False, True]
+    assert alive(output, channel_dim=1).tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,7 @@ def test_units_are_found_inside_a_transformation() -> None:
 def test_units_of_a_transformer_are_the_entries_of_its_last_dimension() -> None:
     output = torch.zeros(2, 5, 3)
     output[1, 4, 1] = 2.0
-    assert unit_dim(output, convolution=False) == 2
-    assert dead_units(output).tolist() == [True, False, True]
+    assert alive(output).tolist() == [False, True, False]
 
 
 def test_units_of_a_convolution_are_its_channels() -> None:
@@ -80,7 +79,7 @@ def test_units_of_a_convolution_are_its_channels() -> None:
     nn.init.zeros_(convolution.weight[1])
     nn.init.zeros_(convolution.bias)
     output = convolution(torch.randn(2, 3, 8, 8))
-    assert dead_units(output, unit_dim(output, convolution=True)).tolist() == [False, True, False, False]
+    assert alive(output, channel_dim=1).tolist() == [True, False, True, True]
 
 
 def test_alive_flags_of_several_calls_are_ored() -> None:

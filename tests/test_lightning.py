@@ -982,6 +982,38 @@ def test_several_in_one_trainer(data: dict[str, Any]) -> None:
     assert steps(second, "gradients/head.weight") == [0, 2]
 
 
+def test_two_selections_of_one_kind_in_one_trainer(data: dict[str, Any]) -> None:
+    def selecting(pattern: str, to: vizlog.Memory) -> VizLog:
+        return VizLog([vizlog.WeightHistograms(pattern, every=1)], to=to)
+
+    first, second = vizlog.Memory(), vizlog.Memory()
+    fit(Classifier(), data, selecting("head.weight", first), selecting("head.bias", second))
+    assert steps(first, "weights/head.weight") == steps(second, "weights/head.bias") == [0, 1, 2, 3]
+    assert selecting("head.*", first).state_key == selecting("head.*", second).state_key  # of a run that is resumed
+
+
+def test_a_checkpoint_saved_after_the_fit_or_because_it_raised_holds_the_state(
+    data: dict[str, Any], tmp_path: Path
+) -> None:
+    class Breaking(Classifier):
+        def training_step(self, batch: Any, index: int) -> Any:
+            if index == 2:
+                raise RuntimeError("enough")
+            return super().training_step(batch, index)
+
+    def held(made: Trainer) -> list[int]:
+        made.save_checkpoint(tmp_path / "last.ckpt")
+        callbacks = torch.load(tmp_path / "last.ckpt", weights_only=False)["callbacks"]
+        return [state["step"] for key, state in callbacks.items() if key.startswith("VizLog")]
+
+    callback = VizLog(probes(), to=vizlog.Memory(), budget=1.0)
+    assert held(fit(Classifier(), data, callback)) == [4]
+    made = trainer(callback)
+    with pytest.raises(RuntimeError, match="enough"):
+        made.fit(Breaking(), **data)
+    assert held(made) == [2]
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 def test_what_was_seen_before_an_exception_is_written(
     kind: type[BaseException], data: dict[str, Any], tmp_path: Path

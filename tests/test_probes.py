@@ -17,6 +17,8 @@ from torch.optim import SGD
 
 import vizlog
 from vizlog.probes import activations
+from vizlog.probes.base import Figures
+from vizlog.probes.health import draw
 from vizlog.records import Curves, Heatmaps, Histogram, Images, Scalar
 
 
@@ -72,6 +74,31 @@ def test_at_most_so_many_are_drawn_spread_over_the_depth_and_health_covers_all()
     assert curve(memory, "nonfinite", "weights")["1"] == 0.25
     assert only(memory, "health/nonfinite_worst").value == 0.25
     assert only(memory, "health/nonfinite_mean").value == pytest.approx(0.25 / 9)
+
+
+def test_the_mean_of_nonfinite_values_counts_each_layer_once() -> None:
+    figures = [
+        Figures("nonfinite", {"a": 1.0, "b": 0.0}, source="weights"),
+        Figures("nonfinite", {"a": 0.5, "b": 0.0, "c": 0.0}, source="activations"),
+        Figures("nonfinite", {"a": 1.0}, source="gradients"),
+    ]
+    worst, mean, _ = draw(figures)
+    assert (worst.value, mean.value) == (1.0, pytest.approx(1 / 3))
+    assert "over 3 layers" in mean.caption
+
+
+def test_filters_whose_memory_was_given_up_are_left_out_of_that_step_alone() -> None:
+    model, memory = nn.Conv2d(1, 4, 3), vizlog.Memory()
+    weight, size = model.weight.detach().clone(), model.weight.untyped_storage().nbytes()
+    with vizlog.Monitor(model, [vizlog.FilterImages(every=1)], to=memory) as monitor:
+        for step in range(3):
+            with monitor.step():
+                if step == 1:
+                    model.weight.untyped_storage().resize_(0)
+            if step == 1:
+                model.weight.untyped_storage().resize_(size)
+                model.weight.data.copy_(weight)
+    assert [step for step, record in memory.records if record.tag.startswith("filters/")] == [0, 2]
 
 
 def test_a_frozen_parameter_has_no_gradient_and_is_left_out() -> None:
@@ -218,6 +245,53 @@ def test_live_activations_add_up_over_micro_batches() -> None:
     record = only(seen(model, vizlog.ActivationHistograms(), backward=micro_batches), "activations/1")
     assert record.count == 30
     assert "live forward" in record.caption
+
+
+def test_probes_of_one_model_know_nothing_of_it_at_the_next() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 3)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.head((self.other(a) + self.other(b)).flatten(1))
+
+    x = torch.rand(8, 1, 8, 8)
+    drawn, maps = vizlog.ActivationHistograms(most=2), vizlog.FeatureMaps()
+    seen(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()), drawn, maps, batch=x)
+    memory = seen(Two(), drawn, maps, batch=vizlog.FixedBatch((x, torch.rand(8, 1, 8, 8))))
+    assert memory.of("activations/other")
+    assert only(memory, "feature_maps/other").over is None
+
+
+def test_a_probe_that_looks_at_two_models_at_once_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    shared, to = [vizlog.FilterImages()], vizlog.Memory()
+    models = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3)
+    with vizlog.Monitor(models[0], shared, to=to), vizlog.Monitor(models[1], shared, to=to):
+        pass
+    assert [m for m in caplog.messages if "make one for each" in m] == [
+        "vizlog: FilterImages of another monitor now looks at this one's model: make one for each"
+    ]
+
+
+def test_a_layer_whose_calls_differ_in_precision_is_left_out_by_name() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.same, self.mixed, self.calls = nn.Linear(3, 3), nn.Identity(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.mixed(self.same(x).to(torch.float64 if self.calls == 2 else torch.float32))
+
+    def backward(model: nn.Module) -> None:
+        for _ in range(3):
+            model(torch.randn(4, 3))
+
+    memory = seen(Mixed(), vizlog.ActivationHistograms(source="live"), backward=backward)
+    assert not memory.of("activations/mixed")
+    assert only(memory, "activations/same").count == 36
+    assert "1 layers skipped (mixed: its calls differ in precision" in only(memory, "activations/same").caption
 
 
 def test_nothing_captured_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.compute import saliency
+from vizlog.probes.saliency import _map_of_positions
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients:UserWarning:captum")
 
@@ -254,12 +255,10 @@ def test_gradcam_weighs_channels_by_their_mean_gradient_in_one_two_and_three_dim
     assert (expected > 0).any()
 
 
-def test_maps_are_upsampled_linearly_between_pixel_centres() -> None:
+def test_a_map_over_tokens_is_stretched_linearly_between_their_centres() -> None:
     line = torch.tensor([[0.0, 1.0]])
     expected = torch.tensor([0, 0.25, 0.75, 1])
-    torch.testing.assert_close(saliency.upsample(line, (4,))[0], expected)
-    torch.testing.assert_close(saliency.upsample(line[:, None], (3, 4))[0], expected.expand(3, 4))
-    torch.testing.assert_close(saliency.upsample(line[:, None, None], (2, 3, 4))[0], expected.expand(2, 3, 4))
+    torch.testing.assert_close(_map_of_positions(line, torch.zeros(1, 4, 8), tokens=True)[0, 0], expected)
 
 
 def test_a_sum_of_embeddings_gives_each_token_its_own_part() -> None:
@@ -423,8 +422,6 @@ def test_counts_below_one_and_unfit_shapes_are_said() -> None:
         saliency.integrated_gradients(row_sums, ones, baseline=torch.ones(2))
     with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 3\)"):
         saliency.gradcam(ones, ones)
-    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(4, 4\)"):
-        saliency.upsample(ones, (4, 4))
     with pytest.raises(ValueError, match=r"\(N, tokens, dimensions\), got \(2, 3\)"):
         saliency.per_token(ones)
 

@@ -124,3 +124,11 @@ def test_what_is_no_schedule_says_so(make: object, error: type[Exception], messa
 
 def test_a_number_of_steps_may_be_numpys() -> None:
     assert as_schedule(np.int64(5)) == Every(5)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert Every(np.int64(5)) == Every(5)  # type: ignore[arg-type]
+    assert AtSteps(np.arange(3)).steps == (0, 1, 2)
+    assert type(Thinning(np.int32(7)).next_step(np.int64(8).item())) is int  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"needs a whole number, got n=2\.5"):
+        Every(2.5)  # type: ignore[arg-type]

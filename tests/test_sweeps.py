@@ -232,6 +232,7 @@ def test_a_view_of_what_has_no_name_raises(options: dict[str, Any], said: str) -
     [
         (["relu", "tanh"], {"values": ["relu", "tanh"]}),
         ((1e-4, 1e-1), {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-1}),
+        ((3e-5, 3e-4), {"distribution": "log_uniform_values", "min": 3e-5, "max": 3e-4}),  # in floats 9.999…
         ((0.1, 0.9), {"distribution": "uniform", "min": 0.1, "max": 0.9}),
         ((-1.0, 1.0), {"distribution": "uniform", "min": -1.0, "max": 1.0}),
         ((2, 6), {"distribution": "int_uniform", "min": 2, "max": 6}),

@@ -864,7 +864,8 @@ def test_the_run_stays_open(run: wandb.Run) -> None:
     backend.write(0, [Scalar("loss/train", value=1.0)])
     backend.close()
     backend.close()
-    backend.write(1, [Scalar("loss/train", value=2.0)])
+    with pytest.raises(ValueError, match=r"closed: give each training a new one"):
+        backend.write(1, [Scalar("loss/train", value=2.0)])
     run.log({"mine": 3})
     written = finish(run)
     assert written.of("mine") == [3]

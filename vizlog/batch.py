@@ -158,7 +158,7 @@ class FixedBatch:
         targets = self.targets
         sequences = isinstance(targets, Tensor) and targets.ndim == 2 and not targets.is_floating_point()
         predicts_tokens = sequences and self.labels is None
-        return self._token_names([number])[0] if predicts_tokens and self.tokens is not None else str(number)
+        return self.token_name(number) if predicts_tokens and self.tokens is not None else str(number)
 
     def part(self, start: int, stop: int, device: torch.device | None = None) -> FixedBatch:
         """Examples start … stop of this batch, on `device`."""
@@ -417,6 +417,10 @@ class FixedBatch:
         assert ids is not None, "only for token inputs"
         return self._token_names(ids[example].tolist())
 
+    def token_name(self, number: int) -> str:
+        """One token id as a string."""
+        return self._token_names([number])[0]
+
     def _token_names(self, row: list[int]) -> list[str]:
         if self.tokens is None:
             return [str(token) for token in row]
@@ -510,6 +514,8 @@ def as_fixed_batch(batch: Any) -> FixedBatch | None:
     if isinstance(batch, (Tensor, Mapping)):
         return FixedBatch(batch)
     advice = "" if isinstance(batch, _PLAIN) or callable(batch) else f"; {_OF_A_GRAPH}"
+    if isinstance(batch, (tuple, list)) and len(batch) > 2 and all(isinstance(part, Tensor) for part in batch):
+        advice = "; of several inputs and targets make vizlog.FixedBatch((a, b), y)"
     if isinstance(batch, Iterator) or hasattr(batch, "dataset"):  # any loader, by what wraps it too
         advice = "; of a loader give its examples, batch=lambda: next(iter(loader))"
     elif hasattr(batch, "__getitem__") and hasattr(batch, "__len__") and not isinstance(batch, _PLAIN):

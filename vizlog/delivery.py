@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from vizlog.schedules import LogSpaced
 from vizlog.worker import Worker
 
 __all__ = ["Delivery"]
+
+P = TypeVar("P")
+M = TypeVar("M")
 
 _TOGETHER = 64
 """How many calls of `log` share one copy to the host, at most."""
@@ -78,6 +81,7 @@ class Delivery:
         self._worker = Worker()
         self._left_out: set[str] = set()
         self._waiting = _Waiting()
+        self._is_late = False
         self._next_curves = -1
         self._said_parts = False
         self._said_twice: set[str] = set()
@@ -100,7 +104,11 @@ class Delivery:
             if not self._diagnoses:
                 return
             measured = [(turn, tree) for turn, tree in measured if not turn.probe.picture]
-        measured, pending = self._on_its_way(measured)
+        measured, pending = _without_bad(
+            measured,
+            lambda each: to_host([tree for _, tree in each]),
+            lambda each, error: self._failed(each[0], "measure()", error),
+        )
         written: set[str] = set()
         turns = [turn for turn, _ in measured]
         numbers = [(number, turn) for number, turn in enumerate(turns) if not turn.probe.picture]
@@ -125,21 +133,6 @@ class Delivery:
             if wanted[1].probe.slow:
                 self._worker.submit(partial(finish, wanted), picture=True, slow=True)
 
-    def _on_its_way(self, measured: Sequence[tuple[Turn, Any]]) -> tuple[Sequence[tuple[Turn, Any]], Pending]:
-        """What was measured, on its way to the host, without that of a probe whose results cannot be copied."""
-        try:
-            return measured, to_host([tree for _, tree in measured])
-        except Exception:  # noqa: BLE001 -- one of them is to blame, and the others go on
-            left = []
-            for turn, tree in measured:
-                try:
-                    to_host(tree)
-                except Exception as error:  # noqa: BLE001 -- whatever a tensor raises that has no value
-                    self._failed(turn, "measure()", error)
-                else:
-                    left.append((turn, tree))
-            return left, to_host([tree for _, tree in left])
-
     def log(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Keeps numbers for the next copy; tensors are cloned, since training may change them in place."""
         if self._backend is None:
@@ -151,8 +144,9 @@ class Delivery:
         number = self._waiting.add(step, {tag: _owned(scalars[tag]) for tag in scalars if tag not in parts})
         if number >= _TOGETHER:
             self._send_scalars()
-        elif number == 1:  # the worker looks after them, should the training not come back for a while
-            self._worker.submit_within(_SECONDS, self._send_scalars)
+        elif number == 1 or self._is_late:  # the worker looks after them, should the training not come back for a while
+            self._is_late = False
+            self._worker.submit_within(_SECONDS, self._send_late)
 
     def up_to_date(self) -> Diagnosis:
         """The diagnosis of all numbers measured so far; those that the worker has not come to are made here.
@@ -253,28 +247,24 @@ class Delivery:
     def _send_scalars(self) -> None:
         self._waiting.hand_over(self._take)
 
-    def _take(self, steps: Sequence[int], numbers: list[dict[str, Any]]) -> None:
-        pending = self._on_their_way(numbers)
-        self._worker.submit(lambda: self._write_taken(steps, pending))
+    def _send_late(self) -> None:
+        """Numbers that have waited long enough; while a CUDA graph is recorded they wait for the next of them."""
+        self._is_late = not self._waiting.hand_over(self._take)
 
-    def _on_their_way(self, numbers: list[dict[str, Any]]) -> Pending:
-        """Values on their way to the host in one copy, without those that cannot be copied: meta tensors, of vmap."""
-        try:
-            return to_host(numbers)
-        except Exception:  # noqa: BLE001 -- the others are written, and the training goes on
-            return to_host([dict(self._copied(values)) for values in numbers])
+    def _take(self, numbers: list[tuple[int, dict[str, Any]]]) -> None:
+        # Not copied are meta tensors, and those of a vmap.
+        taken, pending = _without_bad(
+            [(call, tag, value) for call, (_, values) in enumerate(numbers) for tag, value in values.items()],
+            lambda each: to_host([value for _, _, value in each]),
+            lambda each, error: self._say_left_out(each[1], error),
+        )
+        self._worker.submit(lambda: self._write_taken([step for step, _ in numbers], taken, pending))
 
-    def _copied(self, values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-        for tag, value in values.items():
-            try:
-                to_host(value)
-            except Exception as error:  # noqa: BLE001 -- whatever a tensor raises that has no value
-                self._say_left_out(tag, error)
-            else:
-                yield tag, value
-
-    def _write_taken(self, steps: Sequence[int], pending: Pending) -> None:
-        for step, values in zip(steps, pending.wait(), strict=True):
+    def _write_taken(self, steps: Sequence[int], taken: Sequence[tuple[int, str, Any]], pending: Pending) -> None:
+        calls: list[dict[str, Any]] = [{} for _ in steps]
+        for (call, tag, _), value in zip(taken, pending.wait(), strict=True):
+            calls[call][tag] = value
+        for step, values in zip(steps, calls, strict=True):
             self._write(step, list(self._scalars(values)))
 
     def _scalars(self, values: Mapping[str, Any]) -> Iterable[Scalar]:
@@ -309,22 +299,12 @@ class Delivery:
                         raise TypeError(f"it gives records and Figures, not {type(found).__name__}")  # noqa: TRY301
             except Exception as error:  # noqa: BLE001 -- whatever one probe raises, the others go on
                 self._failed(turn, "finish()", error)
-        return records + self._drawn(figures)
-
-    def _drawn(self, figures: Sequence[tuple[Turn, Figures]]) -> list[Record]:
-        """Without those of a probe that cannot be drawn."""
-        try:
-            return draw([part for _, part in figures])
-        except Exception:  # noqa: BLE001 -- one of them is to blame, and the others go on
-            left = []
-            for turn, part in figures:
-                try:
-                    draw([part])
-                except Exception as error:  # noqa: BLE001 -- whatever values a probe of one's own has
-                    self._failed(turn, "finish()", error)
-                else:
-                    left.append(part)
-            return draw(left)
+        _, drawn = _without_bad(
+            figures,
+            lambda each: draw([part for _, part in each]),
+            lambda each, error: self._failed(each[0], "finish()", error),
+        )
+        return records + drawn
 
     def _diagnosed(self, step: int, records: Sequence[Record], written: set[str]) -> list[Record]:
         """What probes have found at a step, the first of each tag, once the diagnosis knows of it."""
@@ -381,6 +361,24 @@ class Delivery:
                 backend.close()
 
 
+def _without_bad(
+    parts: Sequence[P], make: Callable[[Sequence[P]], M], blame: Callable[[P, Exception], None]
+) -> tuple[Sequence[P], M]:
+    """What is made of all parts at once, and of which; each that alone cannot be made into anything is blamed."""
+    try:
+        return parts, make(parts)
+    except Exception:  # noqa: BLE001 -- one of them is to blame, and the others go on
+        left = []
+        for part in parts:
+            try:
+                make([part])
+            except Exception as error:  # noqa: BLE001 -- a tensor without a value, values of a person's own probe
+                blame(part, error)
+            else:
+                left.append(part)
+        return left, make(left)
+
+
 def _without_curves(records: Iterable[Record]) -> list[Record]:
     """Records but for the health of each layer."""
     return [record for record in records if not (isinstance(record, Curves) and record.tag.startswith("health/"))]
@@ -410,15 +408,15 @@ class _Waiting:
                         known.append(stream)
             return len(self._numbers)
 
-    def hand_over(self, receive: Callable[[list[int], list[dict[str, Any]]], None]) -> None:
+    def hand_over(self, receive: Callable[[list[tuple[int, dict[str, Any]]]], None]) -> bool:
         """Gives their steps and the values, where what is done with those is done behind what made them, if any wait.
 
-        Under the lock, so that no later numbers overtake them.
+        Under the lock, so that no later numbers overtake them. False where they cannot be given yet.
         """
         self._leave_the_parents()
         with self._lock, ExitStack() as stack:
             if any(_is_recording(stream) for known in self._streams.values() for stream in known):
-                return  # what is done on it now would go into a CUDA graph
+                return False  # what is done on it now would go into a CUDA graph
             stack.enter_context(beside_a_capture())
             numbers, self._numbers = self._numbers, []
             streams, self._streams = self._streams, {}
@@ -428,7 +426,8 @@ class _Waiting:
                 for other in others:
                     latest.wait_stream(other)
             if numbers:
-                receive([step for step, _ in numbers], [values for _, values in numbers])
+                receive(numbers)
+            return True
 
     def _leave_the_parents(self) -> None:
         """In a forked child: what waited is the parent's to write, and a thread that is not here may hold the lock."""

@@ -127,6 +127,7 @@ class DueStep:
     ) -> None:
         self.step: int | None = None  # None until it has begun
         self.epoch: int | None = None
+        self.ended = False  # whether its forward and backward are over
         self.models = models
         self.due: list[Turn] = []  # the same on every rank
         self.turns: list[Turn] = []  # of them, those that have not failed here

@@ -24,7 +24,7 @@ from torch.utils import checkpoint
 from vizlog.ranks import has_memory, is_given_up, reshard, sharded_modules
 from vizlog.selection import parts_of
 
-__all__ = ["eager", "isolated", "start_noise"]
+__all__ = ["eager", "generators_kept", "is_generator", "isolated", "start_noise"]
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
             stack.enter_context(_parameters(parameters))
         data = _Data(modules, left_alone)
         stack.enter_context(_tensors(modules, data.tensors.values()))
-        stack.enter_context(_generators(data.generators.values()))
+        stack.enter_context(generators_kept(data.generators.values()))
         stack.enter_context(_attributes(modules, data.containers.values()))
         stack.enter_context(_hooks(modules))
         for module in modules:
@@ -297,7 +297,8 @@ def _is_expanded(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def _generators(generators: Iterable[Any]) -> Iterator[None]:
+def generators_kept(generators: Iterable[Any]) -> Iterator[None]:
+    """Afterwards random generators have the states that they had."""
     kept = [(generator, *_state(generator)) for generator in generators]
     try:
         yield
@@ -374,7 +375,7 @@ class _Data:
             return
         if isinstance(value, (*_CONTAINERS, tuple)) and len(value) <= _MOST_PARTS:
             for part in list(value.values() if isinstance(value, dict) else value):
-                if isinstance(part, Tensor) or _is_generator(part):
+                if isinstance(part, Tensor) or is_generator(part):
                     self._add(part)
         if isinstance(value, _CONTAINERS):  # of modules or functions, say: itself, but nothing in it
             self.containers[id(value)] = value
@@ -402,7 +403,7 @@ class _Walk:
             self.tensors[id(value)] = value
             self._bytes_left -= value.numel() * value.element_size()
             return self._bytes_left >= 0
-        if _is_generator(value):
+        if is_generator(value):
             self.generators[id(value)] = value
             return True
         self._parts_left -= 1
@@ -419,7 +420,8 @@ class _Walk:
         return all(self.is_data(part, depth + 1) for part in parts)
 
 
-def _is_generator(value: Any) -> bool:
+def is_generator(value: Any) -> bool:
+    """Whether it is a random generator, of torch, NumPy or Python."""
     kind = type(value)
     return (kind.__module__.partition(".")[0], kind.__name__) in _GENERATORS
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import IterableDataset
 
 from vizlog.batch import MOST
+from vizlog.isolation import generators_kept, is_generator
 from vizlog.selection import bare
 
 __all__ = ["asked_for", "inputs_and_targets", "spread_examples"]
@@ -46,7 +46,7 @@ def spread_examples(loader: Any) -> Any:
     if loader.batch_sampler is None:
         raise TypeError(f"{type(dataset).__name__} makes batches itself")
     with _as_before([dataset, collate]):
-        size = sum(x.numel() * x.element_size() for x in tree_leaves(dataset[0]) if isinstance(x, Tensor))
+        size = sum(x.nbytes for x in tree_leaves(dataset[0]) if isinstance(x, (Tensor, np.ndarray)))
         number = min(len(dataset), MOST, max(32, _BYTES // max(size, 1)))
         indices = torch.linspace(0, len(dataset) - 1, number, device="cpu").round().long().tolist()
         return collate([dataset[index] for index in indices])
@@ -94,14 +94,6 @@ def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
 
 # What the data keeps --------------------------------------------------------------------------------------------------
 
-# Kind, how its state is read, and how it is put back.
-_STATES: tuple[tuple[type, Callable[[Any], Any], Callable[[Any, Any], Any]], ...] = (
-    (torch.Generator, torch.Generator.get_state, torch.Generator.set_state),
-    (np.random.Generator, lambda g: g.bit_generator.state, lambda g, state: setattr(g.bit_generator, "state", state)),
-    (np.random.RandomState, np.random.RandomState.get_state, np.random.RandomState.set_state),
-    (random.Random, random.Random.getstate, random.Random.setstate),
-)
-_KINDS = tuple(kind for kind, _, _ in _STATES)
 _CLOSED = (type, ModuleType, Tensor)
 _DEPTH = 4
 """How far objects are looked into: a subset of a dataset that holds a transform of transforms."""
@@ -115,21 +107,14 @@ def _as_before(objects: Iterable[Any]) -> Iterator[None]:
     """
     owners, generators = _held(objects)
     before = [(owner, dict(owner.__dict__)) for owner in owners]
-    states = [
-        (put_back, generator, read(generator))
-        for generator in generators
-        for kind, read, put_back in _STATES
-        if isinstance(generator, kind)
-    ]
-    try:
-        yield
-    finally:
-        for put_back, generator, state in states:
-            put_back(generator, state)
-        for owner, attributes in before:
-            for name in owner.__dict__.keys() - attributes.keys():
-                del owner.__dict__[name]
-            owner.__dict__.update(attributes)
+    with generators_kept(generators):
+        try:
+            yield
+        finally:
+            for owner, attributes in before:
+                for name in owner.__dict__.keys() - attributes.keys():
+                    del owner.__dict__[name]
+                owner.__dict__.update(attributes)
 
 
 def _held(objects: Iterable[Any]) -> tuple[list[Any], list[Any]]:
@@ -144,7 +129,7 @@ def _held(objects: Iterable[Any]) -> tuple[list[Any], list[Any]]:
             if id(found) in seen:
                 continue
             seen.add(id(found))
-            if isinstance(found, _KINDS):
+            if is_generator(found):
                 generators.append(found)
             elif isinstance(found, partial):
                 below += [found.func, *found.args, *found.keywords.values()]

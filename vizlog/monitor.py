@@ -39,7 +39,7 @@ from vizlog.due import DueStep, Turn
 from vizlog.isolation import isolated, start_noise
 from vizlog.loaders import asked_for
 from vizlog.messages import LOG, show, told
-from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_optimizers, skipped
+from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_optimizers, skipped, weakly
 from vizlog.probes.base import Context, Probe, as_probes, measures
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
@@ -127,9 +127,10 @@ class Monitor:
                 self._stop = Stop(stop_when, schedules, Notice(self._ranks.world))
             self._place = os.path.abspath(to) if isinstance(to, (str, os.PathLike)) else None  # noqa: PTH100 -- str or bytes
             self._close_earlier()
+            self._say_shared()
             writes = to is not None and self._ranks.writes
             self._delivery = Delivery(
-                open_backend(to) if writes else None, _weakly(self._disable), diagnoses=self._stop is not None
+                open_backend(to) if writes else None, weakly(self._disable), diagnoses=self._stop is not None
             )
         self._rounds: Rounds | None = None
         self._sources: tuple[Callable[[], int] | None, Callable[[], int] | None] = (None, None)
@@ -140,7 +141,7 @@ class Monitor:
         self._by_epochs = any(turn.probe.schedule.needs_epochs for turn in self._turns)
         self._due: DueStep | None = None
         self._silent = Silent(), Silent()  # in the training forward, and on the fixed batch
-        self._ended = self._cancelled = False
+        self._cancelled = False
         self._attached = ExitStack()
         self._passed_over: int | None = None  # id of an optimizer whose step is none: recorded, or makes state alone
         self._started = 0.0  # when the first step began
@@ -186,7 +187,7 @@ class Monitor:
         with self._contained("the start of a step"):
             self._begin(self._count if step is None else step, epoch)
             if self._due is not None:
-                self._ended = False
+                self._due.ended = False
 
     def end(self) -> None:
         """After the backward of a step; what is due is finished here, or once the watched optimizers have stepped."""
@@ -292,7 +293,7 @@ class Monitor:
         trained = time.perf_counter() - self._started  # what is waited for below is no training
         _OPEN.discard(self)
         # At the exit of one rank the others may be elsewhere: none waits for them there.
-        if self._due is not None and self._due.step is not None and self._ended and not self._ranks.sharded:
+        if self._due is not None and self._due.step is not None and self._due.ended and not self._ranks.sharded:
             self._finish(self._due)
         self._forget()
         self._hooks.remove()
@@ -366,6 +367,12 @@ class Monitor:
         for earlier in [other for other in _OPEN if self._place is not None and self._same(other)]:
             self._take_over(earlier)
             LOG.warning("vizlog: an earlier monitor of this model still wrote to %s; it is closed", self._place)
+
+    def _say_shared(self) -> None:
+        """Where a probe still looks at another model: it knows the layers of one alone."""
+        taken = {id(probe) for other in _OPEN for probe in other.probes}
+        if shared := sorted({probe.name for probe in self.probes if id(probe) in taken}):
+            LOG.warning("vizlog: %s of another monitor now looks at this one's model: make one for each", shared[0])
 
     def _take_over(self, earlier: Monitor) -> None:
         earlier._followed = True
@@ -455,7 +462,7 @@ class Monitor:
                 due.waiting.discard(id(optimizer))
                 if (found := skipped(optimizer)) is not None:
                     due.skipped.append(found)
-                if self._ended and not due.waiting:
+                if due.ended and not due.waiting:
                     self._finish(due)
         if self._rounds is not None and self._due is None and (self._by_epochs or self._count >= self._next_step):
             with self._contained("the next step"), self._charged:
@@ -566,11 +573,11 @@ class Monitor:
     def _forward_done(self) -> None:
         """Forward and backward of this step are over, so that it counts: finds what is due next."""
         self._count = self._latest + 1
-        self._ended = True
         due = self._due
-        if due is None or due.step != self._latest:
-            return
-        self._plan(due)
+        if due is not None:
+            due.ended = True
+            if due.step == self._latest:
+                self._plan(due)
 
     def _arm(self, step: int) -> None:
         """Between steps: if something will be due at `step`, attaches what must see its forward."""
@@ -599,7 +606,7 @@ class Monitor:
         due = self._due
         if due is None or due.step is None:
             return
-        if not self._ended:
+        if not due.ended:
             self._forget()
             return
         self._warn_once(
@@ -999,17 +1006,6 @@ def _some(names: Sequence[str]) -> str:
 
 def _ids(parameters: Mapping[str, nn.Parameter]) -> set[int]:
     return {id(parameter) for parameter in parameters.values()}
-
-
-def _weakly(method: Callable[..., None]) -> Callable[..., None]:
-    """Calls a method as long as its object is there, and does not keep it."""
-    reference = weakref.WeakMethod(method)
-
-    def call(*args: Any) -> None:
-        if (alive := reference()) is not None:
-            alive(*args)
-
-    return call
 
 
 def _close_at_exit(monitor: Monitor, delivery: Delivery, attached: ExitStack) -> None:

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vizlog.ranks import whole
 
-__all__ = ["Rounds", "StepHooks", "makes_state_only", "owned", "real_optimizers", "skipped"]
+__all__ = ["Rounds", "StepHooks", "makes_state_only", "owned", "real_optimizers", "skipped", "weakly"]
 
 
 def real_optimizers(given: Any) -> list[Optimizer]:
@@ -108,7 +108,7 @@ class StepHooks:
         self._unread: set[int] = set()
         self._behind: dict[int, _Behind] = {}
         own = [optimizer.register_step_pre_hook(_Ours(self)) for optimizer in optimizers]
-        everyones = [_AFTER_ALL.tell(_weakly(self))] if optimizers else []
+        everyones = [_AFTER_ALL.tell(weakly(self.stepped))] if optimizers else []
         later = {
             id(optimizer): handle.id
             for optimizer, handle in zip(optimizers, own, strict=True)
@@ -263,15 +263,15 @@ def _puts_first(places: Mapping[int, int]) -> Callable[[Optimizer], None]:
     return put
 
 
-def _weakly(hooks: StepHooks) -> Callable[[Optimizer], None]:
-    """Tells that an optimizer has stepped; it keeps nothing alive."""
-    reference = weakref.ref(hooks)
+def weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """Calls a method as long as its object is there, and does not keep it."""
+    reference = weakref.WeakMethod(method)
 
-    def stepped(optimizer: Optimizer) -> None:
+    def call(*args: Any) -> None:
         if (alive := reference()) is not None:
-            alive.stepped(optimizer)
+            alive(*args)
 
-    return stepped
+    return call
 
 
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -48,7 +48,7 @@ class Every(Schedule):
     n: int
 
     def __post_init__(self) -> None:
-        _check_whole("Every(n)", "n", self.n, least=1)
+        object.__setattr__(self, "n", _whole("Every(n)", "n", self.n, least=1))
 
     def next_step(self, step: int) -> int:
         return (step // self.n + 1) * self.n
@@ -61,7 +61,7 @@ class EveryEpoch(Schedule):
     n: int = 1
 
     def __post_init__(self) -> None:
-        _check_whole("EveryEpoch(n)", "n", self.n, least=1)
+        object.__setattr__(self, "n", _whole("EveryEpoch(n)", "n", self.n, least=1))
 
     def next_epoch(self, epoch: int) -> int:
         return (epoch // self.n + 1) * self.n
@@ -79,9 +79,8 @@ class AtSteps(Schedule):
             flat.extend(step if isinstance(step, Iterable) else (step,))
         if not flat:
             raise ValueError("AtSteps needs at least one step, got none")
-        for step in flat:
-            _check_whole("AtSteps(step)", "step", step, least=0)
-        object.__setattr__(self, "steps", tuple(sorted(set(flat))))
+        whole = {_whole("AtSteps(step)", "step", step, least=0) for step in flat}
+        object.__setattr__(self, "steps", tuple(sorted(whole)))
 
     def next_step(self, step: int) -> int | None:
         place = bisect.bisect_right(self.steps, step)
@@ -100,8 +99,8 @@ class LogSpaced(Schedule):
     per_decade: int = 4
 
     def __post_init__(self) -> None:
-        _check_whole("LogSpaced(every)", "every", self.every, least=1)
-        _check_whole("LogSpaced(per_decade)", "per_decade", self.per_decade, least=1)
+        object.__setattr__(self, "every", _whole("LogSpaced(every)", "every", self.every, least=1))
+        object.__setattr__(self, "per_decade", _whole("LogSpaced(per_decade)", "per_decade", self.per_decade, least=1))
 
     def next_step(self, step: int) -> int:
         if step < 0:
@@ -128,8 +127,8 @@ class Thinning(Schedule):
     most: int = 500
 
     def __post_init__(self) -> None:
-        _check_whole("Thinning(every)", "every", self.every, least=1)
-        _check_whole("Thinning(most)", "most", self.most, least=8)
+        object.__setattr__(self, "every", _whole("Thinning(every)", "every", self.every, least=1))
+        object.__setattr__(self, "most", _whole("Thinning(most)", "most", self.most, least=8))
 
     def next_step(self, step: int) -> int:
         interval = self._interval(step)
@@ -170,8 +169,9 @@ def _earlier(a: int | None, b: int | None) -> int | None:
     return min((number for number in (a, b) if number is not None), default=None)
 
 
-def _check_whole(what: str, name: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def _whole(what: str, name: str, value: object, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{what} needs a whole number, got {name}={value!r}")
     if value < least:
         raise ValueError(f"{what} needs {name} >= {least}, got {name}={value}")
+    return int(value)

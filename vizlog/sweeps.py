@@ -23,6 +23,7 @@ Goal: TypeAlias = Literal["maximize", "minimize"]
 _STEP = "vizlog/step"
 _HEALTH = ("dead_units_worst", "saturated_worst", "gradient_norm_max", "vanishing", "update_ratio_max", "knn_accuracy")
 _BY_MAGNITUDE = {"gradient_norm", "gradient_norm_max", "vanishing", "update_ratio_worst", "update_ratio_max"}
+_TENFOLD = 10 * (1 - 1e-6)  # as 3e-4 / 3e-5 comes out
 _PICTURES = ("saliency/gradient", "saliency/gradcam", "saliency/gradient/predicted")
 
 _LINES: Mapping[str, Sequence[str]] = {
@@ -291,7 +292,7 @@ def _range(name: str, low: float, high: float) -> dict[str, Any]:
         raise ValueError(f"the range of {name!r} needs low < high, and both finite, got {(low, high)}")
     if isinstance(low, int) and isinstance(high, int):
         return {"distribution": "int_uniform", "min": low, "max": high}
-    kind = "log_uniform_values" if low > 0 and high / low >= 10 else "uniform"
+    kind = "log_uniform_values" if low > 0 and high / low > _TENFOLD else "uniform"
     return {"distribution": kind, "min": low, "max": high}
 
 

@@ -137,8 +137,11 @@ class WandB:
         self._with_nonfinite: set[str] = set()
         self._nonfinite_scalars = 0
         self._alerted = False
+        self._is_closed = False
 
     def write(self, step: int, records: Sequence[Record]) -> None:
+        if self._is_closed:
+            raise ValueError("this WandB is closed: give each training a new one, vizlog.WandB(run)")
         rows = self._rows
         if rows is None:
             return
@@ -154,7 +157,8 @@ class WandB:
         if self._rows is None or _is_finished(self._rows.run):
             return
         run = self._rows.run
-        alerts, self._alerted = stopped_because != "" and not self._alerted, self._alerted or stopped_because != ""
+        alerts = bool(stopped_because) and not self._alerted
+        self._alerted = self._alerted or alerts
 
         def summarise() -> None:
             run.summary.update({**scalars, STOPPED_BECAUSE: stopped_because})
@@ -172,6 +176,7 @@ class WandB:
         """Lets go of the run, which stays open: it is its owner's."""
         if self._rows is not None:
             self._end(self._rows, self._rows.close)
+            self._is_closed = True
         self._rows = self._deliver = None
 
     def _open_rows(self, run: wandb.Run, *, charts_by_key: bool) -> Rows:

@@ -209,11 +209,6 @@ class BitCounts:
         finite, (_, _, total, about_the_mean) = self.finite, self.moments
         return about_the_mean + total * (total / finite) if finite else 0.0
 
-    @property
-    def norm(self) -> float:
-        """Euclidean norm of the finite elements."""
-        return math.sqrt(self.squares)
-
     def __add__(self, other: BitCounts) -> BitCounts:
         """The counts of both together, exactly; moments to float64 rounding.
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["LIMITS", "alive", "dead_units", "prepare", "saturated", "saturated_rows", "unit_dim"]
+__all__ = ["LIMITS", "alive", "prepare", "saturated", "saturated_rows", "stuck"]
 
 LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -41,14 +41,6 @@ _ONE_THREAD = (1 << 15) - 1
 def prepare() -> None:
     """Loads what is compiled, or compiles it, so that the first forward that is looked at waits for nothing."""
     _find_alive()
-
-
-def unit_dim(output: Tensor, *, convolution: bool) -> int:
-    """The dimension that holds the units of a layer's output: a convolution's channels, else the last.
-
-    An unbatched convolution output (C, H, W) cannot be told from (N, C, L) by its shape: batches are assumed.
-    """
-    return 1 if convolution and output.dim() > 2 else output.dim() - 1
 
 
 def alive(output: Tensor, channel_dim: int = -1) -> Tensor:
@@ -118,11 +110,6 @@ def _any(output: Tensor, dims: list[int]) -> Tensor:
     if output.dtype in (torch.float32, torch.float64):
         return (output.amax(dims) != 0) | (output.amin(dims) != 0)
     return torch.any(output, dim=dims)
-
-
-def dead_units(output: Tensor, channel_dim: int = -1) -> Tensor:
-    """(units,) bool: whether each unit is zero for every example and position of this output."""
-    return ~alive(output, channel_dim)
 
 
 def saturated(output: Tensor, low: float, high: float) -> Tensor:

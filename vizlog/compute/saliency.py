@@ -17,7 +17,6 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vizlog.batch import on_device
 
@@ -32,7 +31,6 @@ __all__ = [
     "integrated_gradients",
     "per_token",
     "smoothgrad",
-    "upsample",
 ]
 
 Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -133,7 +131,7 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
         gradients: of the score with respect to them, same shape (see `derivative`).
 
     Returns:
-        (N, ...) float32, of the convolution's own size (see `upsample`).
+        (N, ...) float32, of the convolution's own size.
 
     Raises:
         ValueError: shapes that differ or have no space.
@@ -146,16 +144,6 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     activations, gradients = activations.detach().float(), gradients.detach().float()
     space = tuple(range(2, activations.ndim))
     return (gradients.mean(space, keepdim=True) * activations).sum(1).relu()
-
-
-def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (N, ...) over one, two or three dimensions of space, interpolated linearly to `size`; float32."""
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}.get(maps.ndim - 1)
-    if mode is None or len(size) != maps.ndim - 1:
-        raise ValueError(
-            f"upsample needs maps (N, ...) and a size of as many dimensions, got {tuple(maps.shape)} and {size}"
-        )
-    return F.interpolate(maps.float()[:, None], tuple(size), mode=mode, align_corners=False)[:, 0]
 
 
 def per_token(attributions: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import functools
 import math
 import operator
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,6 +56,13 @@ class _Seen:
             self.saturated + other.saturated if self.saturated is not None else None,
             self.could_saturate + other.could_saturate,
         )
+
+
+def _together(calls: Sequence[_Seen]) -> _Seen:
+    """All calls of a layer as one."""
+    if len({seen.counts.grid for seen in calls if seen.counts is not None}) > 1:
+        return _Seen(None, skipped="its calls differ in precision, and so in their bins")
+    return functools.reduce(operator.add, calls)
 
 
 def _either(alive: Tensor | Literal[True] | None, other: Tensor | Literal[True] | None) -> Any:
@@ -116,6 +123,7 @@ class ActivationHistograms(Probe):
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         if survey is None and self._source == "batch":
             raise ValueError(f"{self.name}(source='batch') needs batch=(inputs, targets) or a vizlog.FixedBatch")
+        self._drawn, self._met = [], set()  # of this model
         self._live = self._source == "live" or survey is None
         self._examples = survey.batch.chunk if survey is not None else 0
         prepare(device_of(models))
@@ -152,9 +160,9 @@ class ActivationHistograms(Probe):
             LOG.warning("vizlog: %s %s", self.name, message)
 
     def finish(self, measured: Mapping[str, list[_Seen]]) -> Iterable[Record | Figures]:
-        layers = {name: functools.reduce(operator.add, calls) for name, calls in measured.items()}
+        layers = {name: _together(calls) for name, calls in measured.items()}
         counted = {name: seen for name, seen in layers.items() if seen.counts is not None and seen.counts.count}
-        counts = {name: seen.counts for name, seen in counted.items() if seen.counts is not None}
+        counts = {name: seen.counts for name, seen in counted.items()}
         new = [name for name in counted if name not in self._met]
         self._met.update(new)
         room = len(new) if self._most is None else self._most - len(self._drawn)

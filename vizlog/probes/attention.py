@@ -75,6 +75,7 @@ class AttentionMaps(Probe):
         self._layers, self._total_layers = spread(matching, self._most_layers), len(survey.attention)
         shown = survey.batch.part(0, len(self._shown.examples))
         self._ids = shown.ids.tolist()
+        self._tokens, self._mask, self._longest = [], None, 0
         if shown.token_ids is not None and not has_two_texts(survey):
             self._tokens = [shown.token_names(example) for example in range(len(shown))]
             self._mask = shown.token_mask

@@ -63,8 +63,8 @@ class FeatureMaps(Probe):
                 f"{self.name}(example=) needs one of the batch's {len(survey.batch)} examples, got {self._example}"
             )
         self._row = self._example % survey.batch.chunk
-        if survey.batch.pictures_one_input:
-            self._picture = survey.batch.part(self._example, self._example + 1).thumbnails()
+        example = survey.batch.part(self._example, self._example + 1)
+        self._picture = example.thumbnails() if survey.batch.pictures_one_input else None
         maps = {layer.name: layer for layer in survey.layers if len(layer.output_shape) == 4}
         if self._select is None:
             convolutions = [

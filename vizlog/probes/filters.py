@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from vizlog.capture import Request, Survey, Weights
 from vizlog.probes.base import Probe
+from vizlog.ranks import is_given_up
 from vizlog.records import Images, Record
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, named_modules, named_parameters
@@ -71,12 +72,14 @@ class FilterImages(Probe):
     def finish(self, measured: Any) -> Iterable[Record]:
         for name, shape in self._shapes.items():
             taken = measured["weights"].get(self._weights[name])
-            if taken is not None:
+            if taken is not None:  # of one whose memory has been given up there is nothing to see at this step
                 weight, number = taken
                 yield self._images(name, weight.numpy(), int(number), shape)
 
-    def _first(self, weights: list[Tensor]) -> list[tuple[Tensor, int]]:
-        return [(weight[: self._most].float().clone(), len(weight)) for weight in weights]
+    def _first(self, weights: list[Tensor]) -> list[tuple[Tensor, int] | None]:
+        return [
+            None if is_given_up(weight) else (weight[: self._most].float().clone(), len(weight)) for weight in weights
+        ]
 
     def _images(self, name: str, weight: np.ndarray, number: int, shape: tuple[int, int, int] | None) -> Images:
         if shape is not None:

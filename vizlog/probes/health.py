@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -62,15 +63,15 @@ def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
     for part in parts:  # of several probes with one source: two selections of layers
         lines.setdefault(part.source or kind, {}).update(part.values)
     ys = {name: np.array([values.get(layer, np.nan) for layer in layers]) for name, values in lines.items()}
-    everything = np.concatenate(list(ys.values()))
-    known = everything[~np.isnan(everything)]
+    worst = parts[0].worst
+    together = np.fmax if worst == "highest" else np.fmin  # of a layer's sources: NaN is no source
+    each = functools.reduce(together, ys.values())
+    known = each[~np.isnan(each)]
     caption = "; ".join(dict.fromkeys(part.caption for part in parts if part.caption))
     records: list[Record] = []
     if known.size:
-        worst = parts[0].worst
         value = float(known.max() if worst == "highest" else known.min())
-        number = int((~np.isnan(np.stack(list(ys.values())))).any(0).sum())
-        those = "1 layer" if number == 1 else f"{number} layers"
+        those = "1 layer" if known.size == 1 else f"{known.size} layers"
         records.append(Scalar(f"health/{kind}_worst", value, caption=f"the {worst} of {those}; {caption}"))
         records.append(Scalar(f"health/{kind}_mean", float(known.mean()), caption=f"over {those}; {caption}"))
     records.append(

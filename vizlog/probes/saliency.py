@@ -23,7 +23,6 @@ from vizlog.compute.saliency import (
     integrated_gradients,
     per_token,
     smoothgrad,
-    upsample,
 )
 from vizlog.probes.base import Context, Probe
 from vizlog.probes.subject import Subject, input_values, logits_of, met
@@ -170,7 +169,8 @@ class SaliencyMaps(Probe):
         predicted = logits.argmax(1).cpu()
         if self._target not in ("true", "predicted"):
             chosen = choose_targets(logits, None, self._target, batch.class_names).cpu()
-            yield _Question(f"class-{batch.class_name(int(chosen[0]))}", every, chosen)
+            name = batch.token_name if self._next_tokens and not batch.class_names else batch.class_name
+            yield _Question(f"class-{name(int(chosen[0]))}", every, chosen)
         elif self._target == "predicted" or (batch.labels is None and logits.shape[1] > 1):
             yield _Question("predicted", every, predicted)
         else:
@@ -303,9 +303,8 @@ class SaliencyMaps(Probe):
         assert self._shown is not None
         if self._shown.class_names:
             return self._shown.class_name(number)
-        ids = self._shown.token_ids
-        if self._next_tokens and ids is not None:
-            return repr(self._shown.substitute(ids, torch.full_like(ids[:, :1], number)).token_names(0)[0])
+        if self._next_tokens:
+            return repr(self._shown.token_name(number))
         return f"class {number}"
 
 
@@ -356,7 +355,7 @@ def _known(methods: str | Sequence[str]) -> tuple[str, ...]:
     unknown = [method for method in asked if method not in _METHODS]
     if unknown or not asked:
         raise ValueError(
-            f"SaliencyMaps(methods=) takes any of {', '.join(_METHODS)}, got {', '.join(unknown) or 'none'}"
+            f"SaliencyMaps(methods=) takes any of {', '.join(_METHODS)}, got {', '.join(map(str, unknown)) or 'none'}"
         )
     return asked
 
@@ -428,7 +427,8 @@ def _map_of_values(found: Tensor) -> Tensor:
 def _map_of_positions(cam: Tensor, values: Tensor, *, tokens: bool) -> Tensor:
     """Grad-CAM of a convolution over one, two or three dimensions as maps (N, H, W)."""
     if cam.ndim == 2:
-        return (upsample(cam, values.shape[1:2]) if tokens else cam)[:, None]
+        cam = cam[:, None]
+        return F.interpolate(cam, values.shape[1:2], mode="linear") if tokens else cam
     return _middle(cam)
 
 

@@ -43,8 +43,11 @@ def standard(
             are log-spaced from it, 16 of each in 450,000 steps. A schedule is taken for all as it is.
 
     Raises:
+        TypeError: the model or the batch is nothing of the kind.
         BatchDoesNotFit: the model cannot be run on the batch.
     """
+    if callable(batch):
+        raise TypeError("standard() takes the batch itself: give what the function returns")
     models = named_models(model)
     fixed = as_fixed_batch(batch)
     met = None
