@@ -579,3 +579,80 @@ def test_each_with_each_is_no_score_of_classes() -> None:
 def test_a_sparse_adjacency_is_told_how_a_graph_is_given() -> None:
     with pytest.raises(TypeError, match=r"a graph, whose nodes .*torch\.arange\(nodes\)"):
         FixedBatch((torch.randn(5, 2), torch.eye(5).to_sparse()))
+
+
+def test_of_several_outputs_the_one_as_wide_as_there_are_classes_scores_them() -> None:
+    x, labels = torch.randn(6, 5), torch.arange(6) % 3
+    features, scores = torch.randn(6, 8), torch.randn(6, 3)
+    assert FixedBatch(x, labels).logits((features, scores)) is scores
+    assert FixedBatch(x, class_names=list("abc")).logits({"hidden": features, "out": scores}) is scores
+    assert FixedBatch(x, labels).logits({"parity": torch.randn(6, 1), "digit": scores}) is scores
+    assert FixedBatch(x, labels).logits((torch.randn(6, 1), torch.randn(6, 4))).shape == (6, 4)  # a class is missing
+    assert FixedBatch(x, labels).logits((features, torch.randn(6, 8))) is None  # two views of an example
+    assert FixedBatch(x).logits((features, scores)) is features  # nobody knows
+
+
+def test_numbers_between_0_and_1_are_no_shares_of_classes() -> None:
+    x, output = torch.randn(64, 5), torch.randn(64, 3)
+    boxes = torch.rand(64, 3)
+    assert FixedBatch(x, boxes).logits(output) is None
+    spread = torch.randn(64, 3) * 5
+    spread[0] = torch.tensor([0.2, 0.5, 0.9])
+    assert survey({"": nn.Linear(5, 3)}, FixedBatch(x, spread)).scored == ""
+    shares = boxes.softmax(1)
+    assert FixedBatch(x, shares).logits(output) is output
+    assert FixedBatch(x, shares).labels is None
+    classes = torch.arange(64) % 3
+    one_hot = FixedBatch(x, nn.functional.one_hot(classes).float())
+    assert one_hot.logits(output) is output
+    assert one_hot.labels is not None
+    assert one_hot.labels.tolist() == classes[one_hot.ids].tolist()
+
+
+def test_labels_of_which_an_example_has_several_are_sets() -> None:
+    x, sets = torch.randn(4, 5), torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]])
+    batch = FixedBatch(x, sets)
+    assert batch.labels is None
+    assert batch.label_sets is not None
+    assert batch.part(1, 3).label_sets.tolist() == [[True, False, False], [True, True, False]]  # type: ignore[union-attr]
+    assert FixedBatch(x, torch.randn(4, 3)).label_sets is None
+
+
+def test_padding_is_what_the_embedding_of_the_tokens_says_it_is() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.head = nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.tokens(ids))
+
+    ids = torch.tensor([[5, 3, 0, 0], [1, 2, 3, 4], [0, 0, 0, 0]])
+    met = survey({"": Tagger()}, FixedBatch(ids))
+    assert met.batch.token_mask.tolist() == [[True, True, False, False], [True] * 4, [True] * 4]
+    assert met.batch.last_positions.tolist() == [1, 3, 3]
+    assert met.scores_a_position
+    given = FixedBatch(
+        {"input_ids": ids, "attention_mask": torch.ones(3, 4).long()}, forward=lambda m, x: m(x["input_ids"])
+    )
+    assert survey({"": Tagger()}, given).batch.token_mask.all()
+
+
+def test_a_forward_that_differentiates_its_inputs_is_told_how_to() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.body(x).tanh().sum(), x, create_graph=True)
+            return slope
+
+    def with_gradients(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return model(x)
+
+    with pytest.raises(BatchDoesNotFit, match=r"FixedBatch\(forward=…\) may torch\.enable_grad\(\)"):
+        survey({"": Residual()}, FixedBatch(torch.randn(4, 2)))
+    assert survey({"": Residual()}, FixedBatch(torch.randn(4, 2), forward=with_gradients)).layers

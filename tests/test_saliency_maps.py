@@ -571,3 +571,70 @@ def test_a_model_that_ends_in_softmax_is_explained_as_without(last: nn.Module) -
         assert np.abs(record.values).max() > 1
         np.testing.assert_allclose(record.values, ended[tag].values, rtol=1e-3, atol=1e-3)
         assert record.notes == ended[tag].notes
+
+
+def test_several_labels_are_told_by_the_likeliest_and_by_those_that_are_true() -> None:
+    model, x = nn.Linear(6, 3), torch.randn(4, 6)
+    sets = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]])
+    batch = FixedBatch(x, sets, class_names=["cat", "dog", "hat"])
+    record = drawn(SaliencyMaps(), model, batch)["saliency/gradient/predicted"]
+    assert list(record.titles) == ["example 0: none", "example 1: cat", "example 2: cat, dog", "example 3: hat"]
+    share, label = model(x).detach().sigmoid().max(1)
+    name = batch.class_names[int(label[0])]
+    assert record.notes[0] == f"explains {name}; predicted {name} ({float(share[0]):.0%})"
+    assert "of the predicted label" in record.caption
+    ended = drawn(SaliencyMaps(), nn.Sequential(model, nn.Sigmoid()), batch)["saliency/gradient/predicted"]
+    assert record.notes == ended.notes
+
+
+def test_of_a_video_the_middle_frame_is_shown_and_the_caption_says_so() -> None:
+    class Video(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(5 * 3 * 8 * 8, 2)
+
+        def forward(self, frames: Tensor) -> Tensor:
+            return self.head(frames.flatten(1))
+
+    model, frames = Video(), torch.randn(4, 5, 3, 8, 8)
+    batch = FixedBatch(frames, torch.arange(4) % 2)
+    record = drawn(SaliencyMaps(methods="gradient"), model, batch)["saliency/gradient"]
+    weights = model.head.weight.detach().view(2, 5, 3, 8, 8)[batch.targets]
+    np.testing.assert_allclose(record.values, weights[:, 2].sum(1).numpy(), atol=1e-6)
+    assert "of 5 frames the middle one" in record.caption
+    volumes = drawn(SaliencyMaps(methods="gradient"), model, FixedBatch(frames.transpose(1, 2), torch.arange(4) % 2))
+    assert "of 5 slices the middle one" in volumes["saliency/gradient"].caption
+
+
+def test_a_tagger_is_explained_at_the_last_position_and_says_so() -> None:
+    class Tagger(Reviews):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Embedding(20, 6, padding_idx=0)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return self.head(self.token(input_ids))
+
+    model, ids = Tagger(), torch.tensor([[4, 7, 2, 0], [3, 5, 0, 0]])
+    met = survey({"": model}, FixedBatch(ids)).batch
+    record = drawn(SaliencyMaps(), model, met)["saliency/gradient/predicted"]
+    assert "of the predicted class, at the last position" in record.caption
+    assert record.values.shape == (2, 1, 3)  # the fourth is padding in both
+    assert [row.nonzero()[1].tolist() for row in record.values] == [[2], [1]]
+
+
+def test_a_table_whose_categories_are_offset_is_explained_by_its_numbers() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.categories, self.head = nn.Embedding(10, 4), nn.Linear(4 + 3, 2)
+
+        def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
+            looked_up = self.categories(categories + torch.tensor([0, 5])).sum(1)
+            return self.head(torch.cat([looked_up, numbers], 1))
+
+    inputs = torch.randn(4, 3), torch.randint(0, 5, (4, 2))
+    batch = FixedBatch(inputs, torch.arange(4) % 2, feature_names=["a", "b", "c"])
+    record = drawn(SaliencyMaps(), Mixed(), batch)["saliency/gradient"]
+    assert record.column_labels is not None
+    assert record.column_labels[0] == ["a", "b", "c"]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -113,6 +113,10 @@ class FixedBatch:
         self.inputs: Tree = self._take(inputs, self.ids)
         self.targets: Any = self._take(targets, self.ids)
         self._classes = int(self.labels.max()) + 1 if self.labels is not None else 0
+        self._targets_are = _kind_of(
+            self.targets
+        )  # of all examples: of a few, numbers may lie between 0 and 1 by chance
+        self._padding: int | None = None  # the token that fills texts up, once a first pass has told
         self.forward, self.score, self.loss = forward, score, loss
         self.class_names = _in_order(class_names) if class_names is not None else ()
         self.tokens = _in_order(tokens) if isinstance(tokens, Mapping) else tokens
@@ -150,6 +154,11 @@ class FixedBatch:
     def labels(self) -> Tensor | None:
         """(N,) int64 class numbers on the CPU, or None where the targets are no classes."""
         return _class_numbers(self.targets)
+
+    @property
+    def label_sets(self) -> Tensor | None:
+        """(N, C) bool on the CPU, which of C labels each example has, or None where it has one class or none."""
+        return self.targets.detach().cpu() > 0 if self._targets_are == "sets" else None
 
     def class_name(self, number: int) -> str:
         """What a class is called: its name where given; the token where tokens are predicted; else its number."""
@@ -265,10 +274,11 @@ class FixedBatch:
     def logits(self, output: Any) -> Tensor | None:
         """(N, classes) pre-softmax scores found in `output`, or None where there are none.
 
-        Taken is `.logits`, or else the first floating point part (N, classes), or (N,) as (N, 1); of token inputs also
-        (N, T, classes), at the last position that is no padding. Not taken are parts as large as an input (what
-        rebuilds it), outputs that are compared with numbers (a regression), and embeddings: by their name in an output,
-        rows of length 1, or more than twice as many columns as there are `class_names`.
+        Taken is `.logits`, or else the first floating point part (N, classes), or (N,) as (N, 1), of several the one
+        that has as many columns as there are classes; of token inputs also (N, T, classes), at the last position that
+        is no padding. Not taken are parts as large as an input (what rebuilds it), outputs that are compared with
+        numbers (a regression), and embeddings: by their name in an output, rows of length 1, several of one width that
+        are no classes, or more than twice as many columns as there are `class_names`.
         """
         if self.score is not None:
             logits = self.score(output)
@@ -280,11 +290,9 @@ class FixedBatch:
         parts = [part for part in _parts(output) if len(part) == len(self)]
         if self._scored is False or self._reconstruct(parts):
             return None
-        found = next((x for x in parts if x.ndim in (2, 3) and x.is_floating_point()), None)
+        found = self._scoring(parts)
         if found is None:
             return parts[0][:, None] if self._scored_alone(parts) else None
-        if found.ndim == 3 and found.shape[1] == 1:
-            found = found[:, 0]  # one position: a language model that generates, a sequence that was pooled
         if found.ndim == 3:
             if self.token_ids is None or found.shape[1] != self.token_ids.shape[1] or self._of_second_text(output):
                 return None
@@ -292,12 +300,33 @@ class FixedBatch:
         told = found.shape[1] == 1 or self._scored
         return found if told or not (self._regresses(found) or self._embeds(found)) else None
 
-    def as_met(self, *, scored: bool) -> FixedBatch:
-        """The same examples, of which a first output was class scores, or was none.
+    def scores_a_position(self, output: Any) -> bool:
+        """Whether `logits` are those of the last position alone, of an output that scores each."""
+        found = self._scoring([part for part in _parts(output) if len(part) == len(self)])
+        return self.score is None and found is not None and found.ndim == 3
+
+    def as_met(self, *, scored: bool, padding: int | None = None) -> FixedBatch:
+        """The same examples, of which a first output was class scores, or was none; and the token that is padding.
 
         Other outputs are not asked by their values again: one or two examples may have any length by chance.
         """
-        return self._with(_scored=scored)
+        return self._with(_scored=scored, _padding=padding)
+
+    def _scoring(self, parts: Sequence[Tensor]) -> Tensor | None:
+        """Of the parts of an output the one that may score classes, (N, classes) or (N, T, classes)."""
+        each = [x for x in parts if x.ndim in (2, 3) and x.is_floating_point()]
+        known = len(self.class_names) or (
+            self.targets.shape[1] if self._targets_are in ("shares", "sets") else self._classes
+        )
+        if known and len(each) > 1:
+            fitting = [x for x in each if x.shape[-1] == known] or [x for x in each if x.shape[-1] > known]
+            widths = {x.shape[-1] for x in fitting}
+            if len(fitting) > 1 and len(widths) == 1 and min(widths) > known:
+                return None  # two views of an example, which are compared with each other
+            each = fitting or each
+        found = next(iter(each), None)
+        # One position: a language model that generates, a sequence that was pooled.
+        return found[:, 0] if found is not None and found.ndim == 3 and found.shape[1] == 1 else found
 
     def _of_second_text(self, output: Any) -> bool:
         """Whether the positions of an output are a decoder's, and only by chance as many as the tokens that went in."""
@@ -331,7 +360,7 @@ class FixedBatch:
         targets = self.targets
         if not isinstance(targets, Tensor) or not targets.is_floating_point():
             return False
-        return targets.shape != scores.shape or not bool(((targets >= 0) & (targets <= 1)).all())
+        return targets.shape != scores.shape or self._targets_are == "numbers"
 
     def losses(self, output: Any) -> Tensor | None:
         """(N,) loss of each example, a scalar loss of all, or None where there is no way to tell."""
@@ -396,13 +425,19 @@ class FixedBatch:
 
     @property
     def token_mask(self) -> Tensor:
-        """(N, T) bool on the CPU, False where a token is padding (a mapping's `attention_mask`)."""
+        """(N, T) bool on the CPU, False where a token is padding: by a mapping's `attention_mask`, else by its number.
+
+        Its number is the `padding_idx` of the embedding that takes the tokens, if it has one.
+        """
         ids = self.token_ids
         assert ids is not None, "only for token inputs"
         mask = self.inputs.get("attention_mask") if isinstance(self.inputs, Mapping) else None
         if isinstance(mask, Tensor) and mask.shape == ids.shape:
             return mask.detach().cpu().bool()
-        return torch.ones(ids.shape, dtype=torch.bool, device="cpu")
+        if self._padding is None:
+            return torch.ones(ids.shape, dtype=torch.bool, device="cpu")
+        known = ids.detach().cpu() != self._padding
+        return known | ~known.any(1, keepdim=True)  # a text of nothing else is shown as it is
 
     @property
     def last_positions(self) -> Tensor:
@@ -638,8 +673,24 @@ def _as_tensor(targets: Any) -> Any:
     return targets
 
 
+def _kind_of(targets: Any) -> Literal["shares", "sets", "numbers", ""]:
+    """What floating targets (N, C) are, with C of 2 or more; "" for all others.
+
+    Shares of classes add up to 1, as one-hot rows do; of a set of labels an example has any number, 0.0 or 1.0 each.
+    """
+    if not isinstance(targets, Tensor) or targets.ndim != 2 or targets.shape[1] < 2 or not targets.is_floating_point():
+        return ""
+    found = targets.detach().cpu().double()
+    if bool((found >= 0).all()) and bool(((found.sum(1) - 1).abs() < 1e-2).all()):
+        return "shares"
+    return "sets" if bool(((found == 0) | (found == 1)).all()) else "numbers"
+
+
 def _class_numbers(targets: Any) -> Tensor | None:
-    """(N,) int64 on the CPU of targets that are integers (N,) or (N, 1), or all 0.0 and 1.0, as binary losses take."""
+    """(N,) int64 on the CPU of targets that are integers (N,) or (N, 1), or 0.0 and 1.0: of two classes, or one-hot."""
+    if _kind_of(targets) == "shares" and bool(((targets == 0) | (targets == 1)).all()):
+        numbers: Tensor = targets.detach().cpu().argmax(1)
+        return numbers
     if not isinstance(targets, Tensor) or targets.is_complex() or (targets.ndim != 1 and targets.shape[1:] != (1,)):
         return None
     found = targets.detach().cpu().reshape(-1)

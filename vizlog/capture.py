@@ -726,6 +726,8 @@ class Survey:
         attention: names of the layers in which an attention function ran.
         scored: "logits", "loss" or "" : what examples can be scored by.
         classes: how many classes the logits have; 0 where there are none.
+        scores_a_position: whether they are of the last position of each example, where the model scores every one.
+        embeds_tokens: whether an nn.Embedding took the token ids as they are.
     """
 
     batch: FixedBatch
@@ -733,6 +735,8 @@ class Survey:
     attention: tuple[str, ...]
     scored: str
     classes: int = 0
+    scores_a_position: bool = False
+    embeds_tokens: bool = False
 
     def of_type(self, *types: type[nn.Module]) -> list[Layer]:
         """Layers of these module types, in the order they ran."""
@@ -749,10 +753,13 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     """
     layers: list[Layer] = []
     attention: list[str] = []
+    embeddings: list[nn.Embedding] = []  # which took the token ids
 
     def note(call: Call) -> None:
-        tensor, given = call.tensor, call.input
+        tensor, given, ids = call.tensor, call.input, first.token_ids
         assert tensor is not None  # calls that return none are not told
+        if isinstance(call.module, nn.Embedding) and given is not None and ids is not None and torch.equal(given, ids):
+            embeddings.append(call.module)
         layers.append(
             Layer(
                 call.layer,
@@ -785,22 +792,33 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     except (CommunicatesError, RanksApart, BatchDoesNotFit):
         raise
     except Exception as error:
-        if output is not None and (given := [name for name in ("score", "loss") if getattr(batch, name) is not None]):
-            raise BatchDoesNotFit(
-                f"the model's output on the fixed batch is {describe(output)}, of which FixedBatch({given[0]}=) raised "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        model = next(iter(models.values()))
-        raise BatchDoesNotFit(
-            f"{type(model).__name__} could not be run on the fixed batch: its inputs are {describe(first.inputs)}, "
-            f"and the model raised {type(error).__name__}: {error}. "
-            "Give inputs as the model takes them, or say how to run it with FixedBatch(forward=…)"
-        ) from error
+        raise _does_not_fit(error, models, batch, first, output) from error
     for unexpected in capture.errors.values():
         raise unexpected
     classes = logits.shape[1] if logits is not None else 0
-    met = batch.as_met(scored=logits is not None)
-    return Survey(met, tuple(layers), tuple(dict.fromkeys(attention)), scored, classes)
+    met = batch.as_met(scored=logits is not None, padding=embeddings[0].padding_idx if embeddings else None)
+    at_last = logits is not None and first.scores_a_position(output)
+    names = tuple(dict.fromkeys(attention))
+    return Survey(met, tuple(layers), names, scored, classes, scores_a_position=at_last, embeds_tokens=bool(embeddings))
+
+
+def _does_not_fit(
+    error: Exception, models: Mapping[str, nn.Module], batch: FixedBatch, first: FixedBatch, output: Any
+) -> BatchDoesNotFit:
+    """What to say of an error that the model raised, or what makes scores of its output."""
+    raised = f"{type(error).__name__}: {error}"
+    if output is not None and (given := [name for name in ("score", "loss") if getattr(batch, name) is not None]):
+        return BatchDoesNotFit(
+            f"the model's output on the fixed batch is {describe(output)}, "
+            f"of which FixedBatch({given[0]}=) raised {raised}"
+        )
+    advice = "Give inputs as the model takes them, or say how to run it with FixedBatch(forward=…)"
+    if "does not require grad" in str(error):
+        advice = "It runs without gradients here; where it needs some, FixedBatch(forward=…) may torch.enable_grad()"
+    return BatchDoesNotFit(
+        f"{type(next(iter(models.values()))).__name__} could not be run on the fixed batch: "
+        f"its inputs are {describe(first.inputs)}, and the model raised {raised}. {advice}"
+    )
 
 
 def _is_square(logits: Tensor, batch: FixedBatch, models: Mapping[str, nn.Module]) -> bool:

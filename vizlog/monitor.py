@@ -126,8 +126,7 @@ class Monitor:
                 schedules = _schedules_of_numbers(given, every)
                 self._stop = Stop(stop_when, schedules, Notice(self._ranks.world))
             self._place = os.path.abspath(to) if isinstance(to, (str, os.PathLike)) else None  # noqa: PTH100 -- str or bytes
-            self._close_earlier()
-            self._say_shared()
+            self._meet_others()
             writes = to is not None and self._ranks.writes
             self._delivery = Delivery(
                 open_backend(to) if writes else None, weakly(self._disable), diagnoses=self._stop is not None
@@ -362,14 +361,14 @@ class Monitor:
             return False
         return True
 
-    def _close_earlier(self) -> None:
-        """Where a notebook's cell runs again, what it made before still watches this model, for the same folder."""
+    def _meet_others(self) -> None:
+        """Closes earlier monitors that this one takes the place of, and says what it takes from those that go on.
+
+        Where a notebook's cell runs again, what it made before still watches this model, for the same folder.
+        """
         for earlier in [other for other in _OPEN if self._place is not None and self._same(other)]:
             self._take_over(earlier)
             LOG.warning("vizlog: an earlier monitor of this model still wrote to %s; it is closed", self._place)
-
-    def _say_shared(self) -> None:
-        """Where a probe still looks at another model: it knows the layers of one alone."""
         taken = {id(probe) for other in _OPEN for probe in other.probes}
         if shared := sorted({probe.name for probe in self.probes if id(probe) in taken}):
             LOG.warning("vizlog: %s of another monitor now looks at this one's model: make one for each", shared[0])

@@ -92,7 +92,8 @@ class SaliencyMaps(Probe):
         self._methods: tuple[str, ...] = ()
         self._convolution = ""
         self._tokens = False
-        self._next_tokens = False
+        self._next_tokens = self._at_last = False
+        self._middle = ""
         self._one_number = False
         self._shown: FixedBatch | None = None
         self._pictures: Pixels | None = None
@@ -108,9 +109,11 @@ class SaliencyMaps(Probe):
         self._shown = survey.batch.part(0, self._examples)
         self._pictures = _pictures(survey.batch, self._examples)
         self._one_number = survey.classes == 1
+        self._at_last = survey.scores_a_position
         self._check_target(self._shown, survey)
         self._tokens = _explains_tokens(self._shown, survey)
         self._next_tokens = self._tokens and _predicts_tokens(self._shown, survey)
+        self._middle = "" if self._tokens else _left_out_of(input_values(self._shown).shape)
         if isinstance(self._baseline, Tensor) and not self._tokens:
             _check_baseline(self._baseline, input_values(self._shown))
         convolution = self._last_convolution(survey)
@@ -135,7 +138,7 @@ class SaliencyMaps(Probe):
                 for question in self._questions(batch, logits)
                 for method in self._methods
             ]
-        return _Measured(_prediction(logits), found)
+        return _Measured(_prediction(logits, sets=batch.label_sets is not None), found)
 
     def finish(self, measured: _Measured) -> Iterable[Heatmaps]:
         for found in measured.found:
@@ -225,7 +228,7 @@ class SaliencyMaps(Probe):
             "diverging" if signed else "sequential",
             column_labels=labels,
             over=None if one_row else self._below(found.method, rows),
-            caption=f"{self._what(found.method)}. {self._of_what(found.question, shown)}{found.left_out}",
+            caption=f"{self._what(found.method)}. {self._of_what(found.question, shown)}{self._middle}{found.left_out}",
         )
 
     def _below(self, method: str, rows: Tensor) -> Pixels | None:
@@ -259,7 +262,8 @@ class SaliencyMaps(Probe):
 
     def _of_what(self, question: _Question, shown: FixedBatch) -> str:
         """Which score of which examples, for the caption."""
-        kind = "next token, at the last position" if self._next_tokens else "class"
+        kind = "next token" if self._next_tokens else "class" if shown.label_sets is None else "label"
+        kind += ", at the last position" if self._at_last else ""
         if question.targets is None:
             score = "minus the loss"
         elif self._one_number:
@@ -275,6 +279,9 @@ class SaliencyMaps(Probe):
 
     def _titles(self, shown: FixedBatch) -> list[str]:
         names = [f"example {number}" for number in shown.ids.tolist()]
+        if (sets := shown.label_sets) is not None:
+            those = [[self._class_name(label) for label in each.nonzero().flatten().tolist()] for each in sets]
+            return [f"{name}: {', '.join(labels) or 'none'}" for name, labels in zip(names, those, strict=True)]
         if shown.labels is None:
             return names
         return [f"{name}: {self._class_name(label)}" for name, label in zip(names, shown.labels.tolist(), strict=True)]
@@ -369,7 +376,7 @@ def _explains_tokens(shown: FixedBatch, survey: Survey) -> bool:
     if shown.images is not None:
         return False
     ids = shown.token_ids
-    if ids is not None and any(layer.input_shape[1:] == ids.shape[1:] for layer in survey.of_type(nn.Embedding)):
+    if ids is not None and survey.embeds_tokens:
         return True
     if not shown.float_inputs:
         raise ValueError(
@@ -409,7 +416,7 @@ def _recurrent_backward(models: Mapping[str, nn.Module]) -> AbstractContextManag
 
 
 def _map_of_values(found: Tensor) -> Tensor:
-    """Attributions of an input as maps (N, H, W): channels are summed, of a volume the middle slice is shown.
+    """Attributions of an input as maps (N, H, W): channels are summed, of a volume or a video the middle is shown.
 
     A series lies along W, whichever of its dimensions comes first in the input.
     """
@@ -421,7 +428,19 @@ def _map_of_values(found: Tensor) -> Tensor:
         return found.transpose(1, 2) if found.shape[1] > found.shape[2] else found
     if found.ndim == 4 and found.shape[-1] in (1, 3, 4) and found.shape[1] not in (1, 3, 4):
         return found.sum(-1)
-    return _middle(found.sum(1))
+    return _middle(found.sum(2 if _is_video(found.shape) else 1))
+
+
+def _is_video(shape: Sequence[int]) -> bool:
+    """Whether an input is frames (N, T, C, H, W), and no volume (N, C, D, H, W)."""
+    return len(shape) == 5 and shape[1] not in (1, 3, 4) and shape[2] in (1, 3, 4)
+
+
+def _left_out_of(shape: Sequence[int]) -> str:
+    """For the caption: what of an input of this shape is not shown."""
+    if len(shape) != 5:
+        return ""
+    return f"; of {shape[1]} frames the middle one" if _is_video(shape) else f"; of {shape[2]} slices the middle one"
 
 
 def _map_of_positions(cam: Tensor, values: Tensor, *, tokens: bool) -> Tensor:
@@ -465,12 +484,18 @@ def _pictures(batch: FixedBatch, examples: int) -> Pixels | None:
     return shrunk
 
 
-def _prediction(logits: Tensor | None) -> _Prediction | None:
+def _prediction(logits: Tensor | None, *, sets: bool) -> _Prediction | None:
+    """What the model predicts; of labels that an example may have several of, the likeliest."""
     if logits is None:
         return None
     if logits.shape[1] == 1:
         return _Prediction(None, logits[:, 0].float())
-    shares, classes = logits.float().softmax(1).max(1)
+    logits = logits.float()
+    if sets:
+        are_shares = bool(((logits >= 0) & (logits <= 1)).all())
+        shares, classes = (logits if are_shares else logits.sigmoid()).max(1)
+    else:
+        shares, classes = logits.softmax(1).max(1)
     return _Prediction(classes, shares)
 
 
