@@ -457,7 +457,7 @@ def test_two_monitors_of_one_model_go_on_side_by_side(to: Any, caplog: pytest.Lo
         vizlog.watch(model, optimizer, to=to, probes=[vizlog.GradientHistograms(every=1)]) as second,
     ):
         train(model, optimizer, 2)
-        assert (first._steps, second._steps) == (2, 2)
+        assert (first._cost.steps, second._cost.steps) == (2, 2)
     assert caplog.text.count("closed") == 0
 
 

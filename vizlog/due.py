@@ -45,6 +45,11 @@ class Turn:
         self.disabled = False
         self.error = ""  # of this rank; what fails on one is disabled once all ranks know
 
+    @property
+    def name(self) -> str:
+        """How its probe is called."""
+        return self.probe.name
+
     def due(self, step: int, epoch: int | None) -> bool:
         """Whether a due number has been reached."""
         if self.disabled:

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from vizlog.backends.open import open_backend
 from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch
-from vizlog.budget import stretches
+from vizlog.budget import Cost, stretches
 from vizlog.capture import (
     AutocastSeen,
     Silent,
@@ -143,10 +143,7 @@ class Monitor:
         self._cancelled = False
         self._attached = ExitStack()
         self._passed_over: int | None = None  # id of an optimizer whose step is none: recorded, or makes state alone
-        self._started = 0.0  # when the first step began
-        self._pace: float | None = None  # seconds a step takes
-        self._steps = 0
-        self._charged, self._deciding = _Charged(self._turns), 0.0  # the latter: seconds spent on whether to stop
+        self._cost = Cost(self._turns)
         self._closed = False
         self._warned: set[str] = set()
         # A rank that takes no part counts steps all the same where all are to stop at one.
@@ -197,7 +194,7 @@ class Monitor:
             due = self._due
             if due is None:
                 return
-            with self._charged:
+            with self._cost:
                 if not self._optimizers:
                     due.read_gradients()
                 if not due.waiting:
@@ -289,7 +286,7 @@ class Monitor:
         if self._closed:
             return
         self._closed = True
-        trained = time.perf_counter() - self._started  # what is waited for below is no training
+        trained = self._cost.elapsed  # what is waited for below is no training
         _OPEN.discard(self)
         # At the exit of one rank the others may be elsewhere: none waits for them there.
         if self._due is not None and self._due.step is not None and self._due.ended and not self._ranks.sharded:
@@ -299,14 +296,15 @@ class Monitor:
         self._ranks.leave()
         self._delivery.close()
         follows = self._rounds is not None or not self._optimizers
-        if self._ranks.takes_part and not self._steps and follows and not (self._warned or self._followed):
+        if self._ranks.takes_part and not self._cost.steps and follows and not (self._warned or self._followed):
             why = (
                 "the watched optimizer never stepped, so the model that trains is perhaps another; watch it"
                 if self._optimizers
                 else "give optimizer=, or put `with monitor.step():` around forward and backward"
             )
             self._warn_once(f"no step was seen: {why}")
-        self._say_cost(trained)
+        if self._ranks.writes and (words := self._cost.in_words(trained, self._delivery.seconds)):
+            LOG.info("%s", words)
 
     def __enter__(self) -> Monitor:
         return self
@@ -440,13 +438,13 @@ class Monitor:
             return False
         if due.step is not None and due.step < self._latest and len(due.waiting) == len(self._optimizers):
             due.step, due.epoch = self._latest, self._epoch  # in the steps since a gradient scaler let none step
-        with self._contained("a copy of the weights"), self._charged:
+        with self._contained("a copy of the weights"), self._cost:
             due.keep_weights(owned(optimizer))
         return True
 
     def _gradients_ready(self, optimizer: Optimizer) -> None:
         if self._due is not None:
-            with self._contained("the gradients"), self._charged:
+            with self._contained("the gradients"), self._cost:
                 self._due.read_gradients(owned(optimizer))
 
     def _after_step(self, optimizer: Optimizer) -> None:
@@ -456,7 +454,7 @@ class Monitor:
             self._rounds.stepped.add(id(optimizer))
         due = self._due
         if due is not None and id(optimizer) in due.waiting:
-            with self._contained("the weights"), self._charged:
+            with self._contained("the weights"), self._cost:
                 due.read_weights(owned(optimizer))
                 due.waiting.discard(id(optimizer))
                 if (found := skipped(optimizer)) is not None:
@@ -464,7 +462,7 @@ class Monitor:
                 if due.ended and not due.waiting:
                     self._finish(due)
         if self._rounds is not None and self._due is None and (self._by_epochs or self._count >= self._next_step):
-            with self._contained("the next step"), self._charged:
+            with self._contained("the next step"), self._cost:
                 self._arm(self._count)
 
     def _is_recorded(self) -> bool:
@@ -492,7 +490,7 @@ class Monitor:
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
         step = step if type(step) is int else _whole("step", step)
         epoch = None if epoch is None else _whole("epoch", epoch)
-        again = step == self._latest and self._steps > 0
+        again = step == self._latest and self._cost.steps > 0
         if self._closed or (again and not self._cancelled):
             return
         self._cancelled = False
@@ -502,15 +500,13 @@ class Monitor:
             self._go_back(step, epoch)
         if not again:
             self._latest = self._delivery.now = step
-            self._steps += 1
-            if self._steps == 1:
-                self._started = time.perf_counter()
-            elif self._steps == 2 and self._by_epochs and epoch is None:
+            self._cost.step_begins()
+            if self._cost.steps == 2 and self._by_epochs and epoch is None:
                 self._warn_once("a schedule goes by epochs, and no step says which: monitor.step(step, epoch=epoch)")
             if self._stop is not None:
                 self._consider_stopping(self._stop, step, epoch)
         if self._ranks.takes_part and (self._due is not None or step >= self._next_step or epoch != self._epoch):
-            with self._charged:
+            with self._cost:
                 self._begin_due(step, epoch, forward_passed=forward_passed)
 
     def _begin_due(self, step: int, epoch: int | None, *, forward_passed: bool) -> None:
@@ -518,7 +514,7 @@ class Monitor:
         self._epoch = epoch
         turns = self._turns_due(step, epoch)
         if turns:
-            self._pace = self._seconds_a_step()
+            self._cost.look()
             self._close_late()
         with named_once():
             if turns:
@@ -564,7 +560,7 @@ class Monitor:
     def _consider_stopping(self, stop: Stop, step: int, epoch: int | None) -> None:
         began = time.perf_counter()
         turned = stop.consider(step, epoch, self._delivery.up_to_date)
-        self._deciding += time.perf_counter() - began
+        self._cost.add(time.perf_counter() - began)
         if turned and self._ranks.writes:
             LOG.warning("vizlog: the training should stop at step %d: %s", step, stop.because)
             self._delivery.stopped(step, stop.because)
@@ -589,11 +585,11 @@ class Monitor:
             self._due.add(turns, forward_passed=forward_passed)
             return
         self._due = due = DueStep(self._models, self._disable, self._ranks, self._silent)
-        self._charged.share_among(due.due)
+        self._cost.share_among(due.due)
         with named_once():
             due.add(turns, forward_passed=forward_passed)
             if due.wants_live:
-                due.attach_live(self._attached, on_any_thread=self._steps == 0)  # which trains is not known yet
+                due.attach_live(self._attached, on_any_thread=self._cost.steps == 0)  # which trains is not known yet
         # Between steps a model may be saved whole, and read back where no hook is allowed: once is enough.
         if self._forward_context is self._autocast and not self._autocast.known:
             for root in self._roots:
@@ -619,18 +615,18 @@ class Monitor:
         self._attached.close()
         self._due = None
         assert due.step is not None
-        with self._contained("a due step"), self._ranks.together(), self._charged:
-            self._charged.share_among(due.due)
+        with self._contained("a due step"), self._ranks.together(), self._cost:
+            self._cost.share_among(due.due)
             due.read_weights()
-            self._charged.leave_out(due.take_live())
+            self._cost.leave_out(due.take_live())
             if self._ranks.sharded:
                 self._bring_together(due)
             due.read_whole_weights()
             measured = self._measure(due)
-            self._charged.settle()
+            self._cost.settle()
             self._stretch(due)
             if self._ranks.writes:
-                self._delivery.send(due.step, measured, self._time_share())
+                self._delivery.send(due.step, measured, self._cost.share)
 
     def _bring_together(self, due: DueStep) -> None:
         """What all ranks have read of their shards comes together on the one that writes."""
@@ -722,30 +718,15 @@ class Monitor:
 
     def _stretch(self, due: DueStep) -> None:
         """Keeps the budget: what each probe took this time, against what a step takes without them."""
-        if self._budget is None or self._pace is None:
+        pace = self._cost.a_step
+        if self._budget is None or pace is None:
             return
         live = [turn for turn in self._turns if not turn.disabled]
-        shares = [turn.latest_seconds / (turn.interval(self._latest) * self._pace) for turn in live]
+        shares = [turn.latest_seconds / (turn.interval(self._latest) * pace) for turn in live]
         # One rank's clock decides for all of a sharded model's.
         for turn, factor in zip(live, self._ranks.broadcast(stretches(shares, self._budget)), strict=True):
             turn.stretch = factor
         self._plan(due)
-
-    def _seconds_a_step(self) -> float | None:
-        """What the steps so far took without vizlog, on average; None at the first."""
-        if self._steps < 2:
-            return None
-        return max(time.perf_counter() - self._started - self._spent, 1e-6) / (self._steps - 1)
-
-    def _time_share(self) -> float:
-        """The share of the time since the first step that vizlog took."""
-        elapsed = time.perf_counter() - self._started
-        return min(self._spent / max(elapsed, 1e-6), 1.0)
-
-    @property
-    def _spent(self) -> float:
-        """Seconds that vizlog has taken from the training thread."""
-        return sum(turn.seconds for turn in self._turns) + self._deciding
 
     def _plan(self, due: DueStep) -> None:
         """Finds what is due next."""
@@ -817,26 +798,6 @@ class Monitor:
         else:
             LOG.warning("vizlog: %s failed at %s, off from now on: %s", names, doing, what, exc_info=error)
 
-    def _say_cost(self, elapsed: float) -> None:
-        if not self._steps or not self._ranks.writes:
-            return
-        spent = self._spent
-        most = max(self._turns, key=lambda turn: turn.seconds, default=None)
-        if most is not None and elapsed > 0:
-            LOG.info(
-                "vizlog took %s%% of %s s of training (%d steps); most of it %s, %s s; a thread %s s beside it",
-                _rounded(100 * spent / elapsed),
-                _rounded(elapsed),
-                self._steps,
-                most.probe.name,
-                _rounded(most.seconds),
-                _rounded(self._delivery.seconds),
-            )
-
-
-def _rounded(number: float) -> str:
-    return f"{number:.2g}" if number < 10 else f"{number:.0f}"
-
 
 class _Contained:
     """A context that gives what is raised inside to `survive`; a generator takes most of a step with nothing due."""
@@ -851,51 +812,6 @@ class _Contained:
 
     def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> bool:
         return error is not None and self._survive(self._doing, error)
-
-
-class _Charged:
-    """Around all that a due step takes: what no probe is known to have taken is shared among those that are due.
-
-    To find parameters, to isolate the models, to send what was found: it is taken from the training like the rest.
-
-    Args:
-        turns: all there are.
-    """
-
-    def __init__(self, turns: Sequence[Turn]) -> None:
-        self._all = turns
-        self._due: Sequence[Turn] = ()
-        self._depth = 0
-        self._began = self._before = 0.0
-
-    def __enter__(self) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            self._began, self._before = time.perf_counter(), self._known()
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self.settle()
-
-    def share_among(self, turns: Sequence[Turn]) -> None:
-        """Says who is due: a list, which may grow."""
-        self._due = turns
-
-    def leave_out(self, seconds: float) -> None:
-        """Says that what probes are known to have taken grew by time that had passed before."""
-        self._before += seconds
-
-    def settle(self) -> None:
-        """Shares out what has passed so far."""
-        now = time.perf_counter()
-        rest = now - self._began - (self._known() - self._before)
-        for turn in self._due:
-            turn.took(rest / len(self._due))
-        self._began, self._before = now, self._known()
-
-    def _known(self) -> float:
-        return sum(turn.seconds for turn in self._all)
 
 
 def _schedules_of_numbers(probes: Sequence[Probe] | None, every: int | Schedule | None) -> list[Schedule]:
