@@ -18,7 +18,7 @@ from vizlog.channel import RanksApart
 from vizlog.compute.transfer import to_host
 from vizlog.isolation import eager
 from vizlog.probes.base import Probe
-from vizlog.ranks import GIVEN_UP, Ranks, is_given_up, local, reshard, summed, whole
+from vizlog.ranks import GIVEN_UP, Ranks, is_given_up, local, summed, whole
 from vizlog.schedules import Schedule
 
 __all__ = ["DueStep", "Part", "Turn"]
@@ -136,7 +136,6 @@ class DueStep:
         self.models = models
         self.due: list[Turn] = []  # the same on every rank
         self.turns: list[Turn] = []  # of them, those that have not failed here
-        reshard(models.values())  # an evaluation leaves whole parameters behind, which no optimizer knows
         self._ranks = ranks
         self.parameters: Mapping[str, nn.Parameter] = {}  # those there are when it begins
         self.waiting: set[int] = set()

@@ -364,9 +364,12 @@ class Monitor:
 
         Where a notebook's cell runs again, what it made before still watches this model, for the same folder.
         """
-        for earlier in [other for other in _OPEN if self._place is not None and self._same(other)]:
-            self._take_over(earlier)
-            LOG.warning("vizlog: an earlier monitor of this model still wrote to %s; it is closed", self._place)
+        for other in [other for other in _OPEN if self._place is not None and self._writes_alike(other)]:
+            if self._shares_a_model(other):
+                self._take_over(other)
+                LOG.warning("vizlog: an earlier monitor of this model still wrote to %s; it is closed", self._place)
+            elif self._mixes_with(other):
+                LOG.warning("vizlog: two models are written to %s, where tags mix: give each a folder", self._place)
         taken = {id(probe) for other in _OPEN for probe in other.probes}
         if shared := sorted({probe.name for probe in self.probes if id(probe) in taken}):
             LOG.warning("vizlog: %s of another monitor now looks at this one's model: make one for each", shared[0])
@@ -375,11 +378,17 @@ class Monitor:
         earlier._followed = True
         earlier.close()
 
-    def _same(self, other: Monitor) -> bool:
-        """Whether another monitor looks at a model of this one in the same way, for the same folder."""
-        models = set(map(id, self._models.values())) & set(map(id, other._models.values()))
+    def _writes_alike(self, other: Monitor) -> bool:
+        """Whether another monitor has tags like this one's, for the same folder."""
         looks = {probe.name for probe in self.probes} & {probe.name for probe in other.probes}
-        return other._place == self._place and bool(models and looks)
+        return other._place == self._place and bool(looks)
+
+    def _shares_a_model(self, other: Monitor) -> bool:
+        return not set(map(id, self._models.values())).isdisjoint(map(id, other._models.values()))
+
+    def _mixes_with(self, other: Monitor) -> bool:
+        """Whether the folder is still new: of one that holds steps this monitor gets another."""
+        return not other._cost.steps
 
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
         if not self._ranks.takes_part:
@@ -584,6 +593,7 @@ class Monitor:
         if self._due is not None:
             self._due.add(turns, forward_passed=forward_passed)
             return
+        reshard(self._models.values())  # an evaluation leaves whole parameters behind, which no optimizer knows
         self._due = due = DueStep(self._models, self._disable, self._ranks, self._silent)
         self._cost.share_among(due.due)
         with named_once():
