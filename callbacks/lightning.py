@@ -82,6 +82,7 @@ class VizLog(Callback):
         self._seen: Any = None  # the first batch of the sanity check
         self._waits_for_batch = False
         self._measures_norm = True
+        self._has_norm = False
 
     @property
     def state_key(self) -> str:
@@ -127,6 +128,7 @@ class VizLog(Callback):
         if self._waits_for_batch:
             self._waits_for_batch = False
             self._start(trainer, pl_module, _inferred_batch(batch, pl_module))
+        self._has_norm = False
         if self._monitor is not None:
             self._monitor.begin(_step(trainer), trainer.current_epoch)
             if self._monitor.should_stop:
@@ -142,9 +144,12 @@ class VizLog(Callback):
             or _unscales(optimizer, trainer)
         ):
             return
-        if self._measures_norm:
+        if self._measures_norm and not self._has_norm:  # a closure may be called many times in one step
             try:
-                monitor.log({"health/gradient_norm_before_clipping": _gradient_norm(optimizer)})
+                norm = _gradient_norm(optimizer)
+                if norm is not None:
+                    self._has_norm = True
+                    monitor.log({"health/gradient_norm_before_clipping": norm})
             except Exception as error:  # noqa: BLE001 -- nothing of ours reaches the training loop
                 self._measures_norm = False
                 LOG.warning("vizlog could not measure the gradient norm: %s: %s", type(error).__name__, error)
@@ -244,9 +249,11 @@ def _unscales(optimizer: Any, trainer: Trainer) -> bool:
     return scaler is not None and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
-def _gradient_norm(optimizer: Any) -> Tensor:
-    """The 2-norm over all gradients of an optimizer, as a scalar on their device."""
+def _gradient_norm(optimizer: Any) -> Tensor | None:
+    """The 2-norm over all gradients of an optimizer, as a scalar on their device; None where there is none."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:  # no loss, or an epoch that only runs the batch norms
+        return None
     return whole(torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients]))
 
 

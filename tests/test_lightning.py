@@ -427,6 +427,7 @@ def test_an_optimizer_that_calls_back_often(data: dict[str, Any]) -> None:
     memory = vizlog.Memory()
     fit(Newton(), data, VizLog(probes(), to=memory))
     assert steps(memory, "gradients/head.weight") == [0, 1, 2, 3]
+    assert steps(memory, "health/gradient_norm_before_clipping") == [0, 1, 2, 3]  # once, of the first call
 
 
 def test_sparse_gradients(data: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
@@ -803,6 +804,7 @@ def test_steps_without_a_loss(data: dict[str, Any]) -> None:
     with pytest.warns(UserWarning, match="training_step` returned `None`"):
         fit(Skipping(), data, VizLog(probes(), to=memory))
     assert steps(memory, "weights/head.weight") == [0, 1, 2, 3]
+    assert steps(memory, "health/gradient_norm_before_clipping") == [1, 3]  # none is not 0
 
 
 # Where it goes --------------------------------------------------------------------------------------------------------
