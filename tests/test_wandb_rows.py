@@ -236,6 +236,38 @@ def test_what_comes_late_of_the_first_step_waits_for_nobody() -> None:
     assert [row["health"] for row in found if "health" in row] == [0, 10, 1]
 
 
+@pytest.mark.parametrize("calls", [1, 2, 3])
+@pytest.mark.parametrize("before", [True, False])
+def test_an_owner_who_goes_on_while_a_row_is_written_costs_no_row(calls: int, before: bool) -> None:  # noqa: FBT001
+    class Hasty(Numbered):
+        his = 0
+
+        def log(self, row: Row, step: int | None = None, commit: bool | None = None) -> None:  # noqa: FBT001
+            interrupted = commit is False and row["health"] in (35, 37)
+            if interrupted and before:
+                self.go_on()
+            super().log(row, step, commit)
+            if interrupted and not before:
+                self.go_on()
+
+        def go_on(self, calls: int = calls) -> None:
+            for _ in range(calls):
+                super().log({"loss": self.his}, step=self.his)
+                self.his += 1
+
+    run = Hasty()
+    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"], now=lambda: run.his)  # type: ignore[arg-type]
+    run.go_on(41)
+    for step in range(35, 41):
+        rows.add(step, {"vizlog/step": step, "health": step})
+    run.go_on(9)
+    rows.close()
+    rows.run_ends()
+    found = run.finish()
+    assert [row["health"] for row in found if "health" in row] == [*range(35, 41)]
+    assert [row["loss"] for row in found if "loss" in row] == [*range(run.his)]
+
+
 def test_what_comes_late_shares_the_row_of_its_step(caplog: pytest.LogCaptureFixture) -> None:
     run = Numbered()
     rows = Rows(run, waits=True, keys=["vizlog/step"])  # type: ignore[arg-type]

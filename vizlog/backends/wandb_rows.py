@@ -24,7 +24,7 @@ _LONG = 60.0
 
 
 class _Ours(NamedTuple):
-    """Where ours share a number: which one, the step that they are of, and what they hold."""
+    """Where ours share a number: which one at most, the latest step that they are of, and what they hold."""
 
     number: int = -1
     step: int = -1
@@ -170,8 +170,8 @@ class Rows:
                 self._place(self._latest.number, step, row)
             elif free:
                 to = min(max(step, free[0]), free[-1])
-                free = range(to + 1, last + 1)
                 self._place(to, step, row)
+                free = range(max(to, self._latest.number) + 1, last + 1)
             else:
                 left.append((step, row))
         if left and (ends or len(left) > MOST_HELD or not self._may_keep_pace(number, newest)):
@@ -186,12 +186,13 @@ class Rows:
     def _place(self, number: int, step: int, row: Row) -> None:
         latest = self._latest
         same = latest.keys if (latest.number, latest.step) == (number, step) else frozenset()
-        self._latest = _Ours(number, step, same | row.keys())
         if number > self._number():
             # A call of its own opens it. Should he get there between this look and the call, W&B refuses the call, and
             # the row goes into the one that is open then.
             self.run.log({}, step=number)
         self._log(row, commit=False)
+        # He may have gone on meanwhile, and the row may be in the one that is open now: the next goes above it.
+        self._latest = _Ours(max(number, self._number()), step, same | row.keys())
 
     def _replace(self, rows: Iterable[tuple[int, Row]]) -> None:
         """Into the row that is open, where later values take the place of earlier ones."""
