@@ -268,6 +268,21 @@ def test_an_owner_who_goes_on_while_a_row_is_written_costs_no_row(calls: int, be
     assert [row["loss"] for row in found if "loss" in row] == [*range(run.his)]
 
 
+def test_what_comes_late_in_an_epoch_takes_the_place_of_nothing_newer() -> None:
+    run, now = Numbered(), 0
+    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"], now=lambda: now)  # type: ignore[arg-type]
+    for epoch in range(2):
+        run.log({"loss": epoch}, step=epoch)
+    for now in (100, 200, 300):
+        rows.add(now, {"vizlog/step": now, "health": now})
+    rows.add(100, {"vizlog/step": 100, "picture": 100})  # was drawn for so long
+    rows.add(200, {"vizlog/step": 200, "health": -200, "picture": 200})
+    rows.add(100, {"vizlog/step": 100, "picture": 0})
+    assert run._open == {"loss": 1, "vizlog/step": 300, "health": 300, "picture": 200}
+    rows.add(400, {"vizlog/step": 400, "health": 400, "picture": 400})
+    assert run._open == {"loss": 1, "vizlog/step": 400, "health": 400, "picture": 400}
+
+
 def test_what_comes_late_shares_the_row_of_its_step(caplog: pytest.LogCaptureFixture) -> None:
     run = Numbered()
     rows = Rows(run, waits=True, keys=["vizlog/step"])  # type: ignore[arg-type]

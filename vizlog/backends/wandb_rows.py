@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from vizlog.messages import LOG
@@ -24,11 +24,11 @@ _LONG = 60.0
 
 
 class _Ours(NamedTuple):
-    """Where ours share a number: which one at most, the latest step that they are of, and what they hold."""
+    """Where ours share a number: which one at most, the latest step that they are of, and what is of which step."""
 
     number: int = -1
     step: int = -1
-    keys: frozenset[str] = frozenset()
+    steps: Mapping[str, int] = {}
 
 
 class Rows:
@@ -181,18 +181,20 @@ class Rows:
 
     def _fits(self, step: int, row: Row) -> bool:
         """Whether a row takes the place of nothing in the one that we wrote last."""
-        return step == self._latest.step and not self._latest.keys & (row.keys() - self._keys)
+        return step == self._latest.step and not self._latest.steps.keys() & (row.keys() - self._keys)
 
     def _place(self, number: int, step: int, row: Row) -> None:
-        latest = self._latest
-        same = latest.keys if (latest.number, latest.step) == (number, step) else frozenset()
+        latest = self._latest if self._latest.number == number else _Ours()
+        # What comes late leaves newer values, and the step that they are of.
+        row = {key: value for key, value in row.items() if step >= latest.steps.get(key, step)}
         if number > self._number():
             # A call of its own opens it. Should he get there between this look and the call, W&B refuses the call, and
             # the row goes into the one that is open then.
             self.run.log({}, step=number)
         self._log(row, commit=False)
+        steps = {**latest.steps, **dict.fromkeys(row, step)}
         # He may have gone on meanwhile, and the row may be in the one that is open now: the next goes above it.
-        self._latest = _Ours(max(number, self._number()), step, same | row.keys())
+        self._latest = _Ours(max(number, self._number()), max(step, latest.step), steps)
 
     def _replace(self, rows: Iterable[tuple[int, Row]]) -> None:
         """Into the row that is open, where later values take the place of earlier ones."""
