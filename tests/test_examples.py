@@ -84,7 +84,7 @@ def value(summary_value: object) -> float:
 def test_both_write_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = read_run(Path(example("lightning_digits", monkeypatch).main("wandb", epochs=2, folder=str(tmp_path))))
     text = read_run(Path(example("plain_loop_text", monkeypatch).main("wandb", steps=3, folder=str(tmp_path))))
-    of_weights = [row["trainer/global_step"] for row in digits.rows if "weights/conv1/weight" in row]
+    of_weights = [row["vizlog/step"] for row in digits.rows if "weights/conv1/weight" in row]
     assert of_weights == [0, 30]
     assert {"saliency/gradient", "embeddings/classifier/input", "filters/conv1"} <= digits.keys
     assert {"attention/blocks/0", "weights/blocks/0/qkv/weight"} <= text.keys

@@ -275,8 +275,14 @@ def test_steps_are_those_of_the_charts_in_tensorboard_and_wandb_alike(monkeypatc
     assert list(ours) == [1, 2, 3, 4, 5]
 
     rows = read_run(written).rows
-    for key in ("train/loss", "weights/classifier/weight", "health/gradient_norm_worst"):
-        assert [row["train/global_step"] for row in rows if key in row] == [1, 2, 3, 4, 5]
+    assert [row["train/global_step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5]
+    for key in ("weights/classifier/weight", "health/gradient_norm_worst"):
+        assert [row["vizlog/step"] for row in rows if key in row] == [1, 2, 3, 4, 5]
+    assert all(
+        row["vizlog/step"] == row["train/global_step"]
+        for row in rows
+        if {"vizlog/step", "train/global_step"} <= row.keys()
+    )
     found = [row["health/gradient_norm_worst"] for row in rows if "health/gradient_norm_worst" in row]
     np.testing.assert_allclose(found, seen.norms, rtol=1e-5)
     # All of it is in the Trainer's own file, which it closes when the training ends.

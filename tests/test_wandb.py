@@ -721,8 +721,10 @@ def test_under_lightnings_logger_rows_carry_its_step(tmp_path: Path) -> None:
     assert [row[where] for row in written.rows if "health/x" in row] == [0, 10, 20]
 
 
-def test_rows_that_come_late_leave_the_owners_step_in_the_summary(run: wandb.Run) -> None:
+def test_rows_that_come_late_leave_the_owners_step_in_his_rows_and_in_the_summary(run: wandb.Run) -> None:
     key, now = "trainer/global_step", [0]
+    run.define_metric(key)
+    run.define_metric("*", step_metric=key, step_sync=True)  # as Lightning's logger does
     backend = WandB(run, step_key=key)
     backend.accompany(lambda: now[0], lambda: None)
     for step in range(0, 60, 10):
@@ -730,12 +732,19 @@ def test_rows_that_come_late_leave_the_owners_step_in_the_summary(run: wandb.Run
         run.log({"loss": step, key: step})
     for step in (20, 40):
         backend.write(step, [Scalar("health/x", value=float(step))])
+        run.log({"his": step})
         assert run.summary.get(key) == 50
     now[0] = 60
     backend.write(60, [Scalar("health/x", value=60.0)])
     backend.close()
     assert run.summary.get(key) == 60
-    assert finish(run).of(key) == [0, 10, 20, 30, 40, 50, 20, 40, 60]
+    written = finish(run)
+    assert [row[key] for row in written.rows if "his" in row] == [50, 50]
+    assert [(row["vizlog/step"], row.get(key)) for row in written.rows if "health/x" in row] == [
+        (20, None),
+        (40, None),
+        (60, 60),
+    ]
 
 
 def test_two_runs_in_one_process_have_the_same_keys(start: Callable[..., wandb.Run]) -> None:

@@ -104,8 +104,9 @@ class WandB:
     Args:
         run: a `wandb.Run`, such as Lightning's `WandbLogger.experiment`; None: the active one. A disabled run, and what
             Lightning hands to ranks that do not log, are taken, and nothing is written.
-        step_key: a second key for the step in every row. Lightning's logger makes `trainer/global_step` the x-axis of
-            every key, and W&B would fill in a stale one.
+        step_key: a second key for the step, which is yours too: Lightning's logger makes `trainer/global_step` the
+            x-axis of every key. Rows that are late have `vizlog/step` alone, for W&B fills the latest value of yours
+            that it has seen into rows of yours that lack it.
         max_files: pictures, charts and tables are files. The first half goes to whatever comes; after that each tenfold
             of the steps takes half of what is left, evenly over tags. `vizlog/files_left_out` counts the rest.
 
@@ -126,7 +127,7 @@ class WandB:
         self._refused_tables = False
         self._now: Callable[[], int] = lambda: -1
         self._deliver: Callable[[], None] | None = None
-        self._rows = None if opened is None else self._open_rows(opened, charts_by_key=step_key is not None)
+        self._rows = None if opened is None else self._open_rows(opened, step_key)
         self._files = _FileBudget(max_files)
         self._drawable = Drawable()
         self._pictures = Pictures()
@@ -179,7 +180,7 @@ class WandB:
             self._is_closed = True
         self._rows = self._deliver = None
 
-    def _open_rows(self, run: wandb.Run, *, charts_by_key: bool) -> Rows:
+    def _open_rows(self, run: wandb.Run, step_key: str | None) -> Rows:
         """Rows that wait for the owner's, unless he charts by a key: then he does not number them by `step=`."""
 
         def run_ends() -> None:
@@ -193,12 +194,13 @@ class WandB:
 
         will_hear = _before_finish(run, run_ends)
         # What waits would be lost where he finishes the run before us and nobody says so.
-        waits = will_hear and not charts_by_key
+        waits = will_hear and step_key is None
         rows = Rows(
             run,
             waits=waits,
             told=will_hear,
             keys=self._step_keys,
+            his=step_key,
             now=now,
             written=self._client.sign_of_life,
         )
@@ -236,20 +238,9 @@ class WandB:
                     self._give_up(rows.run, step)
                 return
             self._define(rows.run, row)
-            beyond = self._beyond(rows.run, step)
             rows.add(step, {**row, **dict.fromkeys(self._step_keys, step)})
-            if beyond:
-                rows.run.summary.update(beyond)
 
         return add
-
-    def _beyond(self, run: wandb.Run, step: int) -> dict[str, float]:
-        """What the summary says of the owner's own step: the latest value, which a row that comes late would lower."""
-        if step >= self._now():
-            return {}
-        summary: Any = run.summary
-        latest = {key: summary.get(key) for key in self._step_keys if key != _STEP}
-        return {key: value for key, value in latest.items() if isinstance(value, (int, float)) and value > step}
 
     def _registered(self, rows: Rows, step: int, tables: Mapping[str, Any]) -> Mapping[str, Any]:
         """Those of the tables that the client has made artifacts of, for which it asks the service and waits.

@@ -49,6 +49,8 @@ class Rows:
         waits: whether he may number rows by `step=`.
         told: whether `run_ends` will be called before it ends.
         keys: those that every row has, whatever else it holds.
+        his: the one of them that his rows have too, if any. Rows of the step that the training is at have it: W&B fills
+            the latest value that it has seen into his rows that lack it.
         now: says which step the training is at; the rows that come may be of much earlier ones.
         written: called after each row.
     """
@@ -59,6 +61,7 @@ class Rows:
         *,
         waits: bool,
         keys: Iterable[str],
+        his: str | None = None,
         told: bool = False,
         now: Callable[[], int] = lambda: -1,
         written: Callable[[], None] = lambda: None,
@@ -71,6 +74,7 @@ class Rows:
         self._numbered = getattr(run.settings, "mode", None) != "shared"
         self._waits = waits and self._numbered
         self._keys = frozenset(keys)
+        self._his = his
         self._held: list[tuple[int, Row]] = []
         self._since = time.monotonic()
         self._newest = -1
@@ -149,8 +153,8 @@ class Rows:
         if self._latest.number >= 0 and self._latest.number == self._number():
             self.run.log({}, commit=True)  # our first row is still open
         held, self._held = self._held, []
-        for _, row in held:
-            self._log(row)
+        for step, row in held:
+            self._log(step, row)
 
     def _join(self, *, ends: bool = False) -> None:
         """Beside an owner who numbers rows himself: each row where a number is free, the others wait for one."""
@@ -191,7 +195,7 @@ class Rows:
             # A call of its own opens it. Should he get there between this look and the call, W&B refuses the call, and
             # the row goes into the one that is open then.
             self.run.log({}, step=number)
-        self._log(row, commit=False)
+        self._log(step, row, commit=False)
         steps = {**latest.steps, **dict.fromkeys(row, step)}
         # He may have gone on meanwhile, and the row may be in the one that is open now: the next goes above it.
         self._latest = _Ours(max(number, self._number()), max(step, latest.step), steps)
@@ -220,7 +224,9 @@ class Rows:
         """
         return number > 0.6 * now + 2
 
-    def _log(self, row: Row, **how: Any) -> None:
+    def _log(self, step: int, row: Row, **how: Any) -> None:
+        if step < self._now():
+            row = {key: value for key, value in row.items() if key != self._his}
         self.run.log(row, **how)
         self._written()
 
