@@ -331,11 +331,28 @@ def test_what_depends_on_the_model_stays_out_of_the_summary(start: Callable[...,
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     backend = WandB(run, max_files=10)  # of 18
     run.log({})  # its owner logs without `step=`: rows go out at once
+    ours = [Scalar(tag, 0.1, caption="of a layer") for tag in ("updates/0.weight", "health/dead_units_worst")]
     for step in (0, 1):
-        backend.write(step, [*every_kind(), Scalar("updates/0.weight", 0.1), Scalar("health/dead_units_worst", 0.1)])
+        backend.write(step, [*every_kind(), *ours])
     always = {"vizlog/nonfinite_scalars", "vizlog/step", "loss/train"} | ({"trainer/global_step"} if star else set())
     assert keys(run) <= always
     assert "loss/train" in keys(run)
+
+
+def test_what_is_logged_by_hand_is_in_the_summary_under_any_name(start: Callable[..., wandb.Run]) -> None:
+    model, run, memory = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), start(), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(20, 6), torch.arange(20) % 3
+    mine = {"gradients/total_norm": 1.5, "health/mine": 2.0, "loss.train": 0.5}
+    with vizlog.watch(model, optimizer, to=[run, memory], batch=(x, y), every=1) as monitor:
+        for _ in range(2):
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            monitor.log(mine)
+    assert {key: run.summary.get(key.replace(".", "/")) for key in mine} == mine
+    others = {record.tag.replace(".", "/") for _, record in memory.records} - {key.replace(".", "/") for key in mine}
+    assert len(others) > 10
+    assert not others & keys(run)
 
 
 def test_trials_of_other_depth_and_activation_have_the_same_keys(start: Callable[..., wandb.Run]) -> None:

@@ -89,7 +89,8 @@ class WandB:
 
     The run's summary gets the health scalars, `vizlog/dead_units_worst` and the others, under the same keys in every
     run, so that a sweep can compare them; what else vizlog writes depends on the model, and stays out of it. What is
-    logged with `monitor.log` gets into it as usual. Where `stop_when` stops the training, W&B sends its owner an alert.
+    logged with `monitor.log` gets into it under any name. Where `stop_when` stops the training, W&B sends its owner an
+    alert.
 
     Where the owner logs with `step=`, W&B keeps one row for each of his steps and refuses to go back; vizlog then
     writes into his rows, or between them; what finds no row there until `close` follows as he finishes the run. Its
@@ -133,6 +134,7 @@ class WandB:
         self._pictures = Pictures()
         self._defined = set(self._step_keys)
         self._tags: dict[str, str] = {}
+        self._logged: set[str] = set()
         self._bins = _MOST_BINS
         self._histograms_left_out = 0
         self._with_nonfinite: set[str] = set()
@@ -209,6 +211,8 @@ class WandB:
     def _row(self, step: int, records: Sequence[Record]) -> dict[str, Any]:
         """What these records become, by key."""
         fitting = self._fitting(records)
+        # Numbers of vizlog's own have a caption.
+        self._logged.update(_key(one.tag) for one in fitting if isinstance(one, Scalar) and not one.caption)
         try:
             histograms = _histograms(fitting, self._bins)
         except Exception:  # noqa: BLE001 -- with one among them that cannot be drawn, each by itself, to find which
@@ -441,13 +445,21 @@ class WandB:
         for key, value in row.items():
             if key not in self._defined:
                 self._defined.add(key)
-                parts = _PARTS.get(type(value).__name__, "").split()
-                of_its_own = bool(parts) or key.partition("/")[0] in _KINDS or key in (_LEFT_OUT, _HISTOGRAMS_LEFT_OUT)
-                summary = "none" if of_its_own else None
+                summary = "none" if self._is_of_its_own(key, value) else None
                 run.define_metric(key, step_metric=_STEP, step_sync=False, summary=summary)
-                for part in parts:  # where a value has parts, the client heeds only what is said of each
+                for part in _parts(value):  # where a value has parts, the client heeds only what is said of each
                     run.define_metric(f"{key}.{part}", summary="none")
                 self._client.sign_of_life()
+
+    def _is_of_its_own(self, key: str, value: Any) -> bool:
+        """Whether a key may be of one kind of model alone; what `monitor.log` takes is its caller's choice."""
+        if _parts(value) or key in (_LEFT_OUT, _HISTOGRAMS_LEFT_OUT):
+            return True
+        return key.partition("/")[0] in _KINDS and key not in self._logged
+
+
+def _parts(value: Any) -> list[str]:
+    return _PARTS.get(type(value).__name__, "").split()
 
 
 class _FileBudget:
