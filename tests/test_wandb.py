@@ -597,6 +597,7 @@ def test_an_empty_row_of_the_owners_ends_the_wait(
         backend.write(step, [Scalar("health/x", value=float(step))])
     (line,) = said()
     assert "wait for your first run.log()" in line
+    assert "until then a run that is killed loses them" in line
     run.log({})
     backend.write(3, [Scalar("health/x", value=3.0)])
     assert waiting(backend) == 0

@@ -136,7 +136,7 @@ class Rows:
         elif self._held and time.monotonic() - self._since > _LONG:
             self._say(
                 "vizlog's rows for the W&B run %s wait for your first run.log(), to learn whether you pass step=; "
-                "run.log({}) sends them at once",
+                "until then a run that is killed loses them, and run.log({}) sends them at once",
                 self.run.id,
             )
         return not self._waits
