@@ -558,6 +558,47 @@ def test_an_owner_who_passes_step_seldom_costs_us_few_rows(run: wandb.Run) -> No
     assert written.of("health/x") == ours
 
 
+@pytest.mark.parametrize("watches", [True, False])
+def test_a_key_of_the_owners_keeps_his_values_and_its_x_axis(
+    run: wandb.Run,
+    said: Callable[[], list[str]],
+    watches: bool,  # noqa: FBT001
+) -> None:
+    his, model = "gradients/weight", nn.Linear(2, 2, bias=False)
+    backend = WandB(run)
+    if watches:
+        run.watch(model, log_freq=1)  # writes while a row is open, and may do so first after vizlog
+    for step in range(6):
+        if step >= 2 or not watches:
+            run.log({his: step}, step=step)
+        if step >= 2:
+            backend.write(step, [histogram(his, np.arange(9.0)), Scalar("health/x", 1.0, caption="of a layer")])
+    run.unwatch(model)
+    written = finish(run)
+    assert written.of(his) == [*range(2 if watches else 0, 6)]
+    assert his not in written.metrics
+    assert [value["_type"] for value in written.of(f"{his}-vizlog")] == ["histogram"] * 4
+    assert written.metrics[f"{his}-vizlog"]["step_metric"] == "vizlog/step"
+    assert len(written.of("health/x")) == 4
+    (line,) = [line for line in said() if "keeps one row" not in line]
+    assert f"instead of {his!r} vizlog writes" in line
+
+
+def test_what_another_monitor_wrote_into_a_run_is_not_taken_for_the_owners(
+    run: wandb.Run, said: Callable[[], list[str]]
+) -> None:
+    records = [*every_kind(), Scalar("updates/a", 1.0, caption="of a layer"), Scalar("health/mine", 1.0)]
+    for step in range(3):
+        backend = WandB(run)
+        run.log({})
+        backend.write(step, records)
+        backend.close()
+    written = finish(run)
+    assert not {key for key in written.keys if "-vizlog" in key}
+    assert len(written.of("updates/a")) == len(written.of("health/mine")) == 3
+    assert said() == []
+
+
 def test_the_first_row_is_not_lost_where_nobody_else_logs(start: Callable[..., wandb.Run]) -> None:
     for closes in (True, False):
         run = start()

@@ -98,6 +98,9 @@ class WandB:
     `run.log({})` sends them at once, and `run.log({}, step=0)` before training says that he will number his rows
     himself. A run that is finished before the monitor is closed first takes all that is under way.
 
+    A key that is yours by the time of vizlog's first value, in the summary or as one of `wandb.watch`, stays yours:
+    vizlog's own value is `KEY-vizlog` then, and that is said. One that you take later is a key of both.
+
     Where W&B's process on this machine is dead or stopped, nothing waits for it longer than 4 seconds, and what it did
     not take is said; as long as it lives, everything is handed to it, on a busy machine too. The service itself is
     asked for tables alone: where it does not answer, rows go without them, and they follow when it does.
@@ -135,6 +138,7 @@ class WandB:
         self._defined = set(self._step_keys)
         self._tags: dict[str, str] = {}
         self._logged: set[str] = set()
+        self._names: dict[str, str] = {}
         self._bins = _MOST_BINS
         self._histograms_left_out = 0
         self._with_nonfinite: set[str] = set()
@@ -241,10 +245,31 @@ class WandB:
                 if self._rows is rows:
                     self._give_up(rows.run, step)
                 return
-            self._define(rows.run, row)
-            rows.add(step, {**row, **dict.fromkeys(self._step_keys, step)})
+            ours = self._apart(rows.run, row)
+            self._define(rows.run, ours)
+            rows.add(step, {**ours, **dict.fromkeys(self._step_keys, step)})
 
         return add
+
+    def _apart(self, run: wandb.Run, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row, with another name for what vizlog would write under a key of the owner's, which keeps its x-axis.
+
+        Looked for once a key, before its first value. Such keys are his if they are in the summary: vizlog keeps its
+        own out of it, in runs that are resumed and by other monitors too.
+        """
+        new = [key for key, value in row.items() if key not in self._names and self._is_of_its_own(key, value)]
+        if new:
+            his = _keys_of_owner(run)
+            self._names.update({key: f"{key}-vizlog" if key in his else key for key in new})
+            if taken := [key for key in new if key in his]:
+                LOG.warning(
+                    "%d keys of vizlog's are its owner's in the W&B run %s: instead of %r vizlog writes %r",
+                    len(taken),
+                    run.id,
+                    taken[0],
+                    self._names[taken[0]],
+                )
+        return {self._names.get(key, key): value for key, value in row.items()}
 
     def _registered(self, rows: Rows, step: int, tables: Mapping[str, Any]) -> Mapping[str, Any]:
         """Those of the tables that the client has made artifacts of, for which it asks the service and waits.
@@ -551,6 +576,15 @@ def _before_finish(run: wandb.Run, work: Callable[[], None]) -> bool:
     hooks.append(TeardownHook(call, TeardownStage.EARLY))
     atexit.register(call)  # the client ends runs that are open then without a word to anybody
     return True
+
+
+def _keys_of_owner(run: wandb.Run) -> set[str]:
+    """What he has logged, and what `wandb.watch` is going to log for him."""
+    try:
+        summary: Any = run.summary
+        return {*summary.keys(), *getattr(getattr(run, "_torch_history", None), "_hook_handles", ())}
+    except Exception:  # noqa: BLE001 -- a client that does not answer says so of the row
+        return set()
 
 
 def _is_finished(run: wandb.Run) -> bool:
