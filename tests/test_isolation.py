@@ -460,6 +460,20 @@ def test_a_tensor_of_any_size_is_put_back() -> None:
     assert float(model.bank[0]) == 0  # type: ignore[index, arg-type]
 
 
+@pytest.mark.parametrize("change", [torch.Tensor.zero_, torch.Tensor.neg_, lambda held: held], ids=["0", "-", "none"])
+@pytest.mark.parametrize("read", [lambda x: x, Tensor.conj, lambda x: x.conj().imag], ids=["plain", "conj", "negative"])
+def test_a_lazily_conjugate_or_negative_tensor_is_put_back(read: Any, change: Any) -> None:
+    model = nn.Linear(1, 1)
+    model.register_buffer("of_buffers", read(torch.tensor([1 + 2j, -0j])))
+    model.held = [read(torch.tensor([3 - 1j]))]
+    before = model.of_buffers.clone(), model.held[0].clone()  # type: ignore[operator, index]
+    with isolated([model]):
+        change(model.of_buffers)
+        change(model.held[0])  # type: ignore[index]
+    assert torch.equal(model.of_buffers, before[0])  # type: ignore[arg-type]
+    assert torch.equal(model.held[0], before[1])  # type: ignore[index]
+
+
 def test_what_many_modules_share_is_looked_at_once() -> None:
     def seconds(number: int) -> float:
         model = nn.Sequential(*(nn.Identity() for _ in range(number)))

@@ -272,7 +272,10 @@ def _fill(tensor: Tensor, copy: Tensor) -> None:
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether they are known to hold the same; of what is no plain tensor nothing is."""
     word = _WORDS.get(one.element_size()) if type(one) is Tensor and has_memory(one) else None
-    return word is not None and one.dtype in _COMPARABLE and torch.equal(one.view(word), other.view(word))
+    if word is None or one.dtype not in _COMPARABLE:
+        return False
+    one, other = one.resolve_conj().resolve_neg(), other.resolve_conj().resolve_neg()  # lazy ones have no such view
+    return torch.equal(one.view(word), other.view(word))
 
 
 _COMPARABLE = frozenset(
