@@ -262,6 +262,32 @@ def test_hooks_that_a_forward_adds_go_again_and_others_stay() -> None:
     assert not hasattr(model, "hooked")
 
 
+@pytest.mark.parametrize("of", ["register_hook", "register_post_accumulate_grad_hook"])
+@pytest.mark.parametrize("hooked_before", [True, False])
+def test_hooks_of_gradients_are_those_of_before(of: str, *, hooked_before: bool) -> None:
+    model, ran = nn.Linear(2, 2), []
+    hook = getattr(model.weight, of)
+    first = hook(lambda _: ran.append("first")) if hooked_before else None
+    before = [model.weight._backward_hooks, model.weight._post_accumulate_grad_hooks]
+    with isolated([model]):
+        hook(lambda _: ran.append("added inside"))
+        if first is not None:
+            first.remove()
+    after = [model.weight._backward_hooks, model.weight._post_accumulate_grad_hooks]
+    assert all(kept is now for kept, now in zip(before, after, strict=True))
+    hook(lambda _: ran.append("added later"))
+    model(torch.ones(1, 2)).sum().backward()
+    assert ran == ["first"] * hooked_before + ["added later"]
+
+
+def test_what_a_pass_freezes_is_trained_and_what_it_thaws_is_not() -> None:
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad = False
+    with isolated([model]):
+        model.weight.requires_grad, model.bias.requires_grad = False, True
+    assert [parameter.requires_grad for parameter in model.parameters()] == [True, False]
+
+
 def test_a_model_that_hooks_its_own_layers_at_its_first_forward_trains_the_same() -> None:
     transformers = pytest.importorskip("transformers")
     two_blocks = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 8]}

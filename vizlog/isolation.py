@@ -37,9 +37,9 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     that a module holds; the contents of every buffer and other tensor attribute (metric states), and of embeddings
     whose norm is limited; every module's attributes, lists, dicts and NumPy arrays, and those of objects in them that
     hold nothing but data (a cache, a memory bank), each training flag separately (a frozen BatchNorm stays frozen);
-    every `.grad`, which is None inside. Hooks that a forward adds to modules go again, and those that it removes come
-    back. A LightningModule's `log` does nothing inside, and a DistributedDataParallel calls what it wraps, with no word
-    to other ranks.
+    every `.grad`, which is None inside, and whether a parameter takes one. Hooks that a forward adds to modules and to
+    gradients of parameters go again, and those that it removes come back. A LightningModule's `log` does nothing
+    inside, and a DistributedDataParallel calls what it wraps, with no word to other ranks.
 
     Modules that `fully_shard` was applied to hold their own shards again afterwards; all ranks go inside together.
 
@@ -64,8 +64,9 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
         data = _Data(modules, left_alone)
         stack.enter_context(_tensors(modules, data.tensors.values()))
         stack.enter_context(generators_kept(data.generators.values()))
-        stack.enter_context(_attributes(modules, data.containers.values()))
+        stack.enter_context(_contents((*(module.__dict__ for module in modules), *data.containers.values())))
         stack.enter_context(_hooks(modules))
+        stack.enter_context(_derived(parameters))
         for module in modules:
             if isinstance(module, torch.jit.ScriptModule):  # its flag lies beyond Python
                 stack.callback(setattr, module, "training", module.training)
@@ -321,8 +322,8 @@ def _state(generator: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 @contextmanager
-def _attributes(modules: list[nn.Module], containers: Iterable[Any]) -> Iterator[None]:
-    kept = [(container, _shallow(container)) for container in (*(module.__dict__ for module in modules), *containers)]
+def _contents(containers: Iterable[Any]) -> Iterator[None]:
+    kept = [(container, _shallow(container)) for container in containers]
     try:
         yield
     finally:
@@ -342,6 +343,28 @@ def _hooks(modules: list[nn.Module]) -> Iterator[None]:
         for hooks, before in kept:
             if hooks or before:
                 _put_back(hooks, before)
+
+
+@contextmanager
+def _derived(parameters: list[nn.Parameter]) -> Iterator[None]:
+    # Some models freeze layers where they evaluate, or hook a gradient at their first forward.
+    kept = list(map(_OF_AUTOGRAD, parameters))
+    with _contents(hooks for _, early, late in kept for hooks in (early, late) if hooks is not None):
+        try:
+            yield
+        finally:
+            with ExitStack() as stack:  # each, whatever happens to another
+                for parameter, before in zip(parameters, kept, strict=True):
+                    if _OF_AUTOGRAD(parameter) != before:
+                        stack.callback(_put_back_derived, parameter, before)
+
+
+def _put_back_derived(parameter: nn.Parameter, before: tuple[Any, ...]) -> None:
+    parameter.requires_grad, *hooks = before
+    for name, kept in zip(_GRADIENT_HOOKS, hooks, strict=True):
+        if (now := getattr(parameter, name)) is not kept:
+            (now or {}).clear()  # torch goes on with those that it was given, also once None is in their place
+            setattr(parameter, name, kept)
 
 
 class _Data:
@@ -490,6 +513,8 @@ _GENERATORS = frozenset(
 _OF_TORCH = frozenset(nn.Module().__dict__)
 # Of a state dict they change nothing in training, and those that `fully_shard` adds in the first forward must stay.
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.startswith(("_forward_", "_backward_")))
+_GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+_OF_AUTOGRAD = operator.attrgetter("requires_grad", *_GRADIENT_HOOKS)
 _NONE: dict[Any, Any] = {}
 _DEEPEST = 6
 _DEEPEST_MODULE = 3
