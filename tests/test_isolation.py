@@ -500,6 +500,30 @@ def test_a_lazily_conjugate_or_negative_tensor_is_put_back(read: Any, change: An
     assert torch.equal(model.held[0], before[1])  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda held: held.mul_(2),
+        lambda held: held._values().mul_(2),
+        lambda held: held.add_(torch.ones(2, 2).to_sparse()),
+        lambda held: held.sparse_resize_and_clear_((4, 4), 2, 0),
+        lambda _: None,
+    ],
+    ids=["scaled", "values", "more of them", "resized", "not"],
+)
+@pytest.mark.parametrize("coalesced", [True, False])
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_a_sparse_tensor_is_put_back(change: Any, *, coalesced: bool) -> None:
+    model, indices = nn.Linear(1, 1), torch.tensor([[0, 1], [0, 1]] if coalesced else [[0, 0], [1, 1]])
+    model.adjacency = torch.sparse_coo_tensor(indices, torch.ones(2), (2, 2), is_coalesced=coalesced)
+    before = model.adjacency.clone()  # type: ignore[operator]
+    with isolated([model]):
+        change(model.adjacency)
+    assert torch.equal(model.adjacency.to_dense(), before.to_dense())  # type: ignore[operator]
+    assert torch.equal(model.adjacency._indices(), before._indices())  # type: ignore[operator]
+    assert model.adjacency.is_coalesced() == coalesced  # type: ignore[operator]
+
+
 def test_what_many_modules_share_is_looked_at_once() -> None:
     def seconds(number: int) -> float:
         model = nn.Sequential(*(nn.Identity() for _ in range(number)))

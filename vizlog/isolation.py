@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
 from torch.utils import checkpoint
 
@@ -261,6 +262,11 @@ def _tensors(modules: list[nn.Module], others: Iterable[Tensor]) -> Iterator[Non
 
 
 def _fill(tensor: Tensor, copy: Tensor) -> None:
+    if tensor.layout == torch.sparse_coo:  # its `.data` shares the memory alone, and other is put in its place
+        if not _same_sparse(tensor, copy):
+            with torch.no_grad(), _unsafe_preserve_version_counter(tensor):
+                tensor.copy_(copy)
+        return
     if tensor.shape != copy.shape:  # an observer's, which is as large as what it has seen
         with torch.no_grad():
             tensor.resize_(copy.shape)
@@ -277,6 +283,13 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
         return False
     one, other = one.resolve_conj().resolve_neg(), other.resolve_conj().resolve_neg()  # lazy ones have no such view
     return torch.equal(one.view(word), other.view(word))
+
+
+def _same_sparse(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.is_coalesced() != other.is_coalesced():
+        return False
+    read = (torch.Tensor._indices, torch.Tensor._values)  # noqa: SLF001 -- the others are of coalesced ones alone
+    return all(_same_bits(part(one), part(other)) for part in read)
 
 
 _COMPARABLE = frozenset(
