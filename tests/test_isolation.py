@@ -478,6 +478,43 @@ def test_arrays_of_python_are_put_back(held: Any) -> None:
     assert held == before
 
 
+def test_arrays_that_are_only_read_are_passed_by() -> None:
+    model, base = nn.Linear(1, 1), np.zeros(2)
+    view = base.view()
+    view.flags.writeable = False
+    model.view, model.base, model.seen = view, base, [0]
+    with isolated([model]):
+        base += 1
+        model.seen[0] += 1  # type: ignore[index, operator]
+    assert (base.tolist(), model.seen) == ([0, 0], [0])
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 2)])
+def test_arrays_that_are_resized_are_put_back(shape: tuple[int, ...]) -> None:
+    model = nn.Linear(1, 1)
+    model.held = np.arange(3.0)
+    with isolated([model]):
+        model.held.resize(shape, refcheck=False)  # type: ignore[operator]
+        model.held[...] = 7  # type: ignore[operator]
+    assert model.held.tolist() == [0, 1, 2]  # type: ignore[operator]
+
+
+def test_one_that_cannot_be_put_back_costs_no_other() -> None:
+    model, stuck = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), np.zeros(1)
+    model[0].stuck, model[1].seen = stuck, [0]  # type: ignore[assignment]
+
+    def changes() -> None:
+        stuck[0] = 1
+        stuck.flags.writeable = False
+        model[1].seen.append(1)  # type: ignore[union-attr, operator]
+        model[1].register_forward_hook(lambda *_: None)
+        model[1].later = 1  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="read-only"), isolated([model]):
+        changes()
+    assert (model[1].seen, len(model[1]._forward_hooks), hasattr(model[1], "later")) == ([0], 0, False)
+
+
 def test_a_tensor_of_any_size_is_put_back() -> None:
     model = nn.Linear(1, 1)
     model.bank = LARGE.clone().zero_()

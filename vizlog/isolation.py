@@ -316,12 +316,13 @@ def _is_expanded(tensor: Tensor) -> bool:
 @contextmanager
 def generators_kept(generators: Iterable[Any]) -> Iterator[None]:
     """Afterwards random generators have the states that they had."""
-    kept = [(generator, *_state(generator)) for generator in generators]
+    kept = [_state(generator) for generator in generators]
     try:
         yield
     finally:
-        for _, state, put_back in kept:
-            put_back(state)
+        with ExitStack() as stack:  # each, whatever happens to another
+            for state, put_back in kept:
+                stack.callback(put_back, state)
 
 
 def _state(generator: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -340,8 +341,7 @@ def _contents(containers: Iterable[Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        for container, copy in kept:
-            _put_back(container, copy)
+        _put_all_back(kept)
 
 
 @contextmanager
@@ -353,9 +353,7 @@ def _hooks(modules: list[nn.Module]) -> Iterator[None]:
     try:
         yield
     finally:
-        for hooks, before in kept:
-            if hooks or before:
-                _put_back(hooks, before)
+        _put_all_back((hooks, before) for hooks, before in kept if hooks or before)
 
 
 @contextmanager
@@ -434,10 +432,15 @@ class _Walk:
         kind = type(value)
         if kind in _PLAIN or isinstance(value, (nn.Parameter, *_CONSTANT)):
             return True
-        if isinstance(value, (np.ndarray, *_ARRAYS)):
+        if isinstance(value, np.ndarray):
+            if value.flags.writeable:
+                self.containers[id(value)] = value
+                self._bytes_left -= value.nbytes
+            return self._bytes_left >= 0 and not value.dtype.hasobject
+        if isinstance(value, _ARRAYS):
             self.containers[id(value)] = value
-            self._bytes_left -= value.nbytes if isinstance(value, np.ndarray) else memoryview(value).nbytes
-            return self._bytes_left >= 0 and not (isinstance(value, np.ndarray) and value.dtype.hasobject)
+            self._bytes_left -= memoryview(value).nbytes
+            return self._bytes_left >= 0
         if isinstance(value, Tensor):
             self.tensors[id(value)] = value
             self._bytes_left -= value.numel() * value.element_size()
@@ -562,8 +565,16 @@ def _shallow(container: Any) -> Any:
     return kind(container)
 
 
-def _bytes(values: Any) -> bytes:
-    return bytes(values) if isinstance(values, bytearray) else values.tobytes()
+def _put_all_back(kept: Iterable[tuple[Any, Any]]) -> None:
+    """Each, whatever happens to another; then the first error is raised."""
+    errors = []
+    for container, copy in kept:
+        try:
+            _put_back(container, copy)
+        except Exception as error:  # noqa: BLE001 -- raised below
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _put_back(container: Any, copy: Any) -> None:
@@ -574,10 +585,11 @@ def _put_back(container: Any, copy: Any) -> None:
             of_dicts: Any = OrderedDict if isinstance(container, OrderedDict) else dict
             of_dicts.clear(container)
             of_dicts.update(container, copy)
-    elif isinstance(container, (np.ndarray, *_ARRAYS)):
-        if _bytes(container) != _bytes(copy):
-            everything: Any = ... if isinstance(container, np.ndarray) else slice(None)
-            container[everything] = copy
+    elif isinstance(container, np.ndarray):
+        _put_back_array(container, copy)
+    elif isinstance(container, _ARRAYS):
+        if bytes(container) != bytes(copy):
+            container[:] = copy
     elif isinstance(container, _Slots):
         container.write(copy)
     elif isinstance(container, (deque, list)):
@@ -588,6 +600,13 @@ def _put_back(container: Any, copy: Any) -> None:
     elif container != copy:
         set.clear(container)
         set.update(container, copy)
+
+
+def _put_back_array(array: np.ndarray[Any, Any], copy: np.ndarray[Any, Any]) -> None:
+    if array.shape != copy.shape:
+        np.ndarray.resize(array, copy.shape, refcheck=False)  # others hold it, as they did where it was resized
+    if array.tobytes() != copy.tobytes():
+        array[...] = copy
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:
