@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -613,12 +613,50 @@ class Holds(nn.Module):
         return x
 
 
+class Totals(NamedTuple):
+    seen: list[int]
+    last: dict[str, int]
+
+
+class Names(SimpleNamespace):
+    pass
+
+
+class Dice(random.Random):
+    pass
+
+
+class Numbered(list[int]):
+    """Has both slots and attributes beside what it holds."""
+
+    __slots__ = ("__dict__", "in_slot")
+
+
+class Itself(dict[str, Any]):
+    """Its parts are its attributes too."""
+
+    def __init__(self) -> None:
+        super().__init__(n=0)
+        self.__dict__ = self
+
+
 class Wrapper:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
 
 ONES = torch.ones(3, 2)
+
+
+def with_attributes(value: Any) -> Any:
+    value.n = value.in_slot = 0
+    return value
+
+
+def add_to_both(value: Any) -> None:
+    value.append(1)
+    value.n += 1
+    value.in_slot += 1
 
 
 def ones_in(array: Any) -> None:
@@ -631,6 +669,21 @@ def ones_in(array: Any) -> None:
         (np.zeros(2), ones_in, lambda kept: kept.tolist()),
         (SimpleNamespace(n=0), lambda kept: setattr(kept, "n", 1), lambda kept: kept.n),
         (Numbers(), lambda kept: kept.update(a=1), dict),
+        (with_attributes(Numbers()), lambda kept: setattr(kept, "n", 1), lambda kept: kept.n),
+        (with_attributes(Numbered()), add_to_both, lambda kept: (list(kept), kept.n, kept.in_slot)),
+        (Itself(), lambda kept: kept.update(n=1), dict),
+        (Totals([], {}), lambda kept: (kept.seen.append(1), kept.last.update(a=1)), str),
+        (Names(n=0), lambda kept: setattr(kept, "n", 1), lambda kept: kept.n),
+        (with_attributes(torch.zeros(1)), lambda kept: setattr(kept, "n", 1), lambda kept: kept.n),
+        ([torch.zeros(1)], lambda kept: setattr(kept[0], "n", 1), lambda kept: hasattr(kept[0], "n")),
+        (Dice(1), lambda kept: kept.random(), lambda kept: kept.getstate()),
+        (random.SystemRandom(), lambda kept: kept.random(), str),
+        (
+            np.random.Generator(np.random.SFC64(1)),
+            lambda kept: kept.random(),
+            lambda kept: str(kept.bit_generator.state),
+        ),
+        (np.random.PCG64(1), lambda kept: kept.random_raw(), lambda kept: kept.state),
         ({"t": torch.zeros(1), "f": print}, lambda kept: kept["t"].add_(1), lambda kept: kept["t"].item()),
         ({"t": torch.zeros(1), "p": Path("a")}, lambda kept: kept["t"].add_(1), lambda kept: kept["t"].item()),
         (OrderedDict(a=1, b=2), lambda kept: kept.move_to_end("a"), list),
@@ -649,6 +702,17 @@ def ones_in(array: Any) -> None:
         "array",
         "namespace",
         "class of dicts",
+        "its attributes",
+        "its slots",
+        "attributes that are its parts",
+        "named tuple",
+        "class of namespaces",
+        "attribute of a tensor",
+        "attribute of a tensor in a list",
+        "class of generators",
+        "generator without a state",
+        "generator",
+        "bit generator",
         "beside a function",
         "beside a path",
         "order",
@@ -662,6 +726,15 @@ def test_what_a_module_holds_is_put_back_whatever_it_is(kept: Any, change: Any, 
     with isolated([model]):
         model(torch.ones(1))
     assert read(kept) == before
+
+
+def test_attributes_of_parameters_and_buffers_are_put_back() -> None:
+    model = nn.BatchNorm1d(2)
+    model.weight.calls = 0  # type: ignore[attr-defined]
+    with isolated([model]):
+        model.weight.calls = model.running_mean.calls = 1  # type: ignore[attr-defined, union-attr]
+    assert model.weight.calls == 0  # type: ignore[attr-defined]
+    assert not hasattr(model.running_mean, "calls")
 
 
 @pytest.mark.parametrize("layer", [nn.Embedding(3, 2, max_norm=0.1), nn.EmbeddingBag(3, 2, max_norm=0.1)])

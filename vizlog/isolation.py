@@ -8,7 +8,7 @@ import random
 import sys
 import threading
 from array import array
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import PurePath
@@ -36,11 +36,12 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
 
     Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy, and of generators
     that a module holds; the contents of every buffer and other tensor attribute (metric states), and of embeddings
-    whose norm is limited; every module's attributes, lists, dicts and NumPy arrays, and those of objects in them that
-    hold nothing but data (a cache, a memory bank), each training flag separately (a frozen BatchNorm stays frozen);
-    every `.grad`, which is None inside, and whether a parameter takes one. Hooks that a forward adds to modules and to
-    gradients of parameters go again, and those that it removes come back. A LightningModule's `log` does nothing
-    inside, and a DistributedDataParallel calls what it wraps, with no word to other ranks.
+    whose norm is limited; every module's attributes, lists, dicts and NumPy arrays, and those of tensors, and of
+    objects in them that hold nothing but data (a cache, a memory bank), each training flag separately (a frozen
+    BatchNorm stays frozen); every `.grad`, which is None inside, and whether a parameter takes one. Hooks that a
+    forward adds to modules and to gradients of parameters go again, and those that it removes come back. A
+    LightningModule's `log` does nothing inside, and a DistributedDataParallel calls what it wraps, with no word to
+    other ranks.
 
     Modules that `fully_shard` was applied to hold their own shards again afterwards; all ranks go inside together.
 
@@ -331,7 +332,7 @@ def _state(generator: Any) -> tuple[Any, Callable[[Any], Any]]:
         return generator.getstate(), generator.setstate
     if hasattr(generator, "get_state"):  # torch's, and NumPy's old one
         return generator.get_state(), generator.set_state
-    bits = generator.bit_generator
+    bits = getattr(generator, "bit_generator", generator)
     return bits.state, lambda state: setattr(bits, "state", state)
 
 
@@ -382,7 +383,7 @@ class _Data:
     """What modules hold in their attributes that a forward may change from within; each once, by id.
 
     Attributes:
-        containers: lists, dicts, sets, deques and arrays, and what holds the attributes of objects.
+        containers: lists, dicts, sets, deques and arrays, and what holds the attributes of objects and of tensors.
     """
 
     def __init__(self, modules: Iterable[nn.Module], left_alone: frozenset[str]) -> None:
@@ -393,8 +394,10 @@ class _Data:
         for module in modules:
             for name in ("_parameters", "_buffers", "_modules"):
                 value = module.__dict__.get(name)
-                if name not in left_alone and isinstance(value, _CONTAINERS):  # a ScriptModule's lie beyond Python
+                if name not in left_alone and isinstance(value, dict):  # a ScriptModule's lie beyond Python
                     self.containers[id(value)] = value
+                    tensors = value.values() if name != "_modules" else ()
+                    self.containers.update((id(held), held.__dict__) for held in tensors if held is not None)
             for value in _own(module):
                 if id(value) not in self._known:
                     self._known.add(id(value))
@@ -403,6 +406,7 @@ class _Data:
     def _add(self, value: Any) -> None:
         if isinstance(value, Tensor):
             self.tensors[id(value)] = value
+            self.containers[id(value)] = value.__dict__
             return
         found = _Walk()
         if found.is_data(value, 0):
@@ -443,6 +447,7 @@ class _Walk:
             return self._bytes_left >= 0
         if isinstance(value, Tensor):
             self.tensors[id(value)] = value
+            self.containers[id(value)] = value.__dict__
             self._bytes_left -= value.numel() * value.element_size()
             return self._bytes_left >= 0
         if is_generator(value):
@@ -451,11 +456,11 @@ class _Walk:
         self._parts_left -= 1
         if depth > _DEEPEST or self._parts_left < 0:
             return False
-        if kind is tuple:
-            return self._are_data(value, depth)
-        held = [value] if isinstance(value, _CONTAINERS) else _attributes_of(value)
+        held = _attributes_of(value)
+        if isinstance(value, (*_CONTAINERS, tuple)):
+            held.append(value)
         new = {_identity(container): container for container in held if _identity(container) not in self.containers}
-        self.containers.update(new)
+        self.containers.update((key, container) for key, container in new.items() if not isinstance(container, tuple))
         return bool(held) and all(self._are_data(_parts(container), depth) for container in new.values())
 
     def _are_data(self, parts: Iterable[Any], depth: int) -> bool:
@@ -464,8 +469,7 @@ class _Walk:
 
 def is_generator(value: Any) -> bool:
     """Whether it is a random generator, of torch, NumPy or Python."""
-    kind = type(value)
-    return (kind.__module__.partition(".")[0], kind.__name__) in _GENERATORS
+    return isinstance(value, _GENERATORS) and not isinstance(value, random.SystemRandom)  # which has no state
 
 
 class _Slots:
@@ -498,9 +502,9 @@ class _Slots:
 def _attributes_of(value: Any) -> list[Any]:
     """What holds all there is to an object written in Python, `__dict__` or slots; none of modules, files, locks."""
     kind = type(value)
-    if kind is SimpleNamespace:
-        return [vars(value)]
-    if isinstance(value, nn.Module) or not all(base.__flags__ & _HEAP_TYPE for base in kind.__mro__[:-1]):
+    if kind in _BARE or isinstance(value, nn.Module):
+        return []
+    if not all(base.__flags__ & _HEAP_TYPE or base in _BUILT_IN for base in kind.__mro__[:-1]):
         return []
     written = [base for base in kind.__mro__ if vars(base).get("__slots__")]  # Generic and the like have empty ones
     slots = [slot for base in written for slot in vars(base).values() if isinstance(slot, MemberDescriptorType)]
@@ -509,7 +513,7 @@ def _attributes_of(value: Any) -> list[Any]:
 
 
 def _identity(container: Any) -> int:
-    return id(container.value) if isinstance(container, _Slots) else id(container)
+    return -id(container.value) if isinstance(container, _Slots) else id(container)  # a list may have slots beside
 
 
 def _parts(container: Any) -> Iterable[Any]:
@@ -523,9 +527,9 @@ _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dty
 _CONSTANT = (enum.Enum, PurePath, np.generic, range, slice)
 _CONTAINERS = (list, dict, set, deque)
 _ARRAYS = (bytearray, array)
-_GENERATORS = frozenset(
-    {("torch", "Generator"), ("numpy", "Generator"), ("numpy", "RandomState"), ("random", "Random")}
-)
+_BARE: frozenset[type] = frozenset({*_CONTAINERS, tuple, defaultdict})
+_BUILT_IN = _BARE | {OrderedDict, SimpleNamespace}
+_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState)
 _OF_TORCH = frozenset(nn.Module().__dict__)
 # Of a state dict they change nothing in training, and those that `fully_shard` adds in the first forward must stay.
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.startswith(("_forward_", "_backward_")))
@@ -545,6 +549,8 @@ def _left_alone(models: list[nn.Module]) -> frozenset[str]:
 
 def _same(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
     """Whether they hold the same objects, in one order."""
+    if b is _NONE:
+        return not a
     kind: Any = OrderedDict if isinstance(a, OrderedDict) else dict
     if len(a) != len(b) or not all(map(operator.is_, kind.keys(a), b)):
         return False
@@ -554,7 +560,7 @@ def _same(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
 def _shallow(container: Any) -> Any:
     """Its parts, as the plain container or array that holds them."""
     if type(container) is dict:  # nearly all are
-        return container.copy()
+        return container.copy() if container else _NONE
     if isinstance(container, np.ndarray):
         return container.copy()
     if isinstance(container, _Slots):
