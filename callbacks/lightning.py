@@ -315,7 +315,7 @@ def _first_loader(loaders: Any) -> Any:
 def _given_batch(batch: Any, trainer: Trainer, pl_module: LightningModule) -> FixedBatch | None:
     """What a person gave, in the Trainer's precision."""
     with isolated([pl_module]):
-        fixed = as_fixed_batch(asked_for(batch) if callable(batch) else batch)
+        fixed = asked_for(batch, as_fixed_batch) if callable(batch) else as_fixed_batch(batch)
     if fixed is not None:
         fixed = fixed.each(trainer.precision_plugin.convert_input)
         fixed.forward = fixed.forward or _forward(pl_module)

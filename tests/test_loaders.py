@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset, default_collate
 
 import vizlog
-from vizlog.loaders import _held, inputs_and_targets, spread_examples
+from vizlog.batch import FixedBatch
+from vizlog.loaders import _held, _small, asked_for, inputs_and_targets, spread_examples
 
 
 class Noisy(Dataset[Any]):
@@ -131,7 +133,7 @@ def test_what_holds_each_other_is_looked_into_once() -> None:
     parts = [SimpleNamespace() for _ in range(60)]
     for part in parts:
         part.others = parts
-    assert len(_held([SimpleNamespace(parts=parts)])[0]) == 61
+    assert len(_held([SimpleNamespace(parts=parts)])) == 62  # and the list
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
@@ -217,6 +219,142 @@ def test_which_part_of_a_batch_is_input(signature: str, batch: Any, inputs: Any,
     found_inputs, found_targets = inputs_and_targets(batch, takes(signature))
     assert str(found_inputs) == str(inputs)
     assert found_targets is targets
+
+
+def first(loader: Any) -> Any:
+    return next(iter(loader))
+
+
+class Holder:
+    """Holds a loader, and gives its first batch in whatever way it is asked."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def batch(self) -> Any:
+        return next(iter(self.loader))
+
+    __call__ = batch
+
+
+WAYS: dict[str, Callable[[Any], Callable[[], Any]]] = {
+    "closure": lambda loader: lambda: next(iter(loader)),
+    "default": lambda loader: lambda of=loader: next(iter(of)),
+    "partial": lambda loader: partial(first, loader),
+    "dict of loaders": lambda loader: partial(lambda loaders: first(loaders["train"]), {"train": loader}),
+    "method": lambda loader: Holder(loader).batch,
+    "callable": Holder,
+    "object": lambda loader: partial(Holder.batch, Holder(loader)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_loader_with_a_generator_is_as_before_however_the_function_gets_at_it(way: str) -> None:
+    def order(*, asked: bool) -> list[float]:
+        data = TensorDataset(torch.arange(16.0)[:, None], torch.arange(16) % 2)
+        loader = DataLoader(data, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(5))
+        if asked:
+            vizlog.Monitor(nn.Linear(1, 2), [], to=None, batch=WAYS[way](loader)).close()
+        return [value for x, _ in loader for value in x.flatten().tolist()]
+
+    assert order(asked=True) == order(asked=False)
+
+
+class Shuffled(Sampler[int]):
+    """Shuffles one list again and again."""
+
+    def __init__(self) -> None:
+        self.order = list(range(16))
+
+    def __len__(self) -> int:
+        return 16
+
+    def __iter__(self) -> Iterator[int]:
+        random.Random(1).shuffle(self.order)
+        return iter(list(self.order))
+
+
+class Remembering(Dataset[Any]):
+    """Keeps what it was asked for, in place, in a list, an array and a tensor."""
+
+    def __init__(self) -> None:
+        self.asked, self.sum, self.number = [0], np.zeros(1), torch.zeros(1)
+        self.fixed, self.table = torch.zeros(1).expand(2), np.zeros(1)
+        self.table.flags.writeable = False
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.asked.append(index)
+        self.sum += index
+        self.number += 1
+        return torch.tensor([len(self.asked), self.sum[0], self.number[0], index]).float(), index % 2
+
+
+def test_what_samplers_and_datasets_change_in_place_is_put_back() -> None:
+    def seen(*, asked: bool) -> list[float]:
+        loader = DataLoader(Remembering(), batch_size=4, sampler=Shuffled())
+        if asked:
+            vizlog.Monitor(nn.Linear(4, 2), [], to=None, batch=lambda: next(iter(loader))).close()
+        return [value for x, _ in loader for value in x.flatten().tolist()]
+
+    assert seen(asked=True) == seen(asked=False)
+
+
+class Buffering:
+    """A collator that gives out memory of its own."""
+
+    def __init__(self) -> None:
+        self.buffer, self.array = torch.zeros(16, 1), np.zeros(16)
+
+    def __call__(self, examples: list[Any]) -> tuple[Tensor, Any]:
+        self.buffer[:] = torch.stack(examples)
+        self.array[:] = self.buffer[:, 0]
+        return self.buffer, self.array
+
+
+def test_a_batch_in_memory_that_the_collator_keeps_is_that_batch() -> None:
+    loader = DataLoader(list(torch.arange(1.0, 17)[:, None]), batch_size=16, collate_fn=Buffering())
+    spread, array = spread_examples(loader)
+    asked = asked_for(lambda: next(iter(loader))[0], FixedBatch)
+    expected = list(range(1, 17))
+    assert [spread.flatten().tolist(), array.tolist(), asked.inputs.flatten().tolist()] == [expected] * 3
+    assert not loader.collate_fn.buffer.any()  # type: ignore[attr-defined]
+
+
+def test_what_a_dataset_holds_is_kept_up_to_a_size() -> None:
+    large, small = torch.zeros(5 << 20), [torch.zeros(3 << 20) for _ in range(8)]
+    kept = list(_small([large, *small, [1]]))
+    assert [id(tensor) for tensor in kept[:-1]] == [id(tensor) for tensor in small[:5]]
+    assert kept[-1] == [1]
+
+
+def test_iterations_on_other_threads_and_afterwards_are_left_alone() -> None:
+    plain, loader = DataLoader.__iter__, DataLoader([1, 2], shuffle=True, generator=torch.Generator().manual_seed(1))
+    before = loader.generator.get_state()
+
+    def elsewhere() -> None:
+        thread = threading.Thread(target=list, args=(loader,))
+        thread.start()
+        thread.join()
+
+    with pytest.raises(ZeroDivisionError):
+        asked_for(lambda: [list(DataLoader([1])), elsewhere(), 1 / 0], FixedBatch)
+    assert DataLoader.__iter__ is plain
+    assert not torch.equal(loader.generator.get_state(), before)
+
+
+def test_a_training_in_the_middle_of_persistent_workers_goes_on_with_its_own() -> None:
+    def order(*, asked: bool) -> list[int]:
+        loader = DataLoader(range(12), batch_size=2, num_workers=1, persistent_workers=True)  # type: ignore[arg-type]
+        batches = iter(loader)
+        found = next(batches).tolist()
+        if asked:
+            assert asked_for(lambda: first(loader).float()[:, None], FixedBatch).inputs.flatten().tolist() == [0, 1]
+        return found + [value for batch in batches for value in batch.tolist()]
+
+    assert order(asked=True) == order(asked=False) == list(range(12))
 
 
 @pytest.mark.parametrize("kind", ["generator", "persistent workers"])

@@ -25,7 +25,7 @@ from torch.utils import checkpoint
 from vizlog.ranks import has_memory, is_given_up, reshard, sharded_modules
 from vizlog.selection import parts_of
 
-__all__ = ["eager", "generators_kept", "is_generator", "isolated", "start_noise"]
+__all__ = ["Setting", "contents_kept", "eager", "generators_kept", "is_generator", "isolated", "start_noise"]
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
         data = _Data(modules, left_alone)
         stack.enter_context(_tensors(modules, data.tensors.values()))
         stack.enter_context(generators_kept(data.generators.values()))
-        stack.enter_context(_contents((*(module.__dict__ for module in modules), *data.containers.values())))
+        stack.enter_context(contents_kept((*(module.__dict__ for module in modules), *data.containers.values())))
         stack.enter_context(_hooks(modules))
         stack.enter_context(_derived(parameters))
         for module in modules:
@@ -163,7 +163,7 @@ def _no_cached_casts() -> Iterator[None]:
         torch.set_autocast_cache_enabled(enabled)
 
 
-class _Setting:
+class Setting:
     """A setting of the whole process, for as long as any thread wants it.
 
     Args:
@@ -204,7 +204,7 @@ def _uncheckpoint() -> Callable[[], object]:
     return lambda: setattr(checkpoint, "CheckpointFunction", kept)
 
 
-_EAGER, _UNCHECKPOINTED = _Setting(_force_eager), _Setting(_uncheckpoint)
+_EAGER, _UNCHECKPOINTED = Setting(_force_eager), Setting(_uncheckpoint)
 
 
 class _Uncheckpointed:
@@ -337,8 +337,9 @@ def _state(generator: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 @contextmanager
-def _contents(containers: Iterable[Any]) -> Iterator[None]:
-    kept = [(container, _shallow(container)) for container in containers]
+def contents_kept(containers: Iterable[Any]) -> Iterator[None]:
+    """Afterwards lists, dicts, sets, deques, arrays and tensors hold what they held."""
+    kept = [(container, copy) for container in containers if (copy := _shallow(container)) is not None]
     try:
         yield
     finally:
@@ -361,7 +362,7 @@ def _hooks(modules: list[nn.Module]) -> Iterator[None]:
 def _derived(parameters: list[nn.Parameter]) -> Iterator[None]:
     # Some models freeze layers where they evaluate, or hook a gradient at their first forward.
     kept = list(map(_OF_AUTOGRAD, parameters))
-    with _contents(hooks for _, early, late in kept for hooks in (early, late) if hooks is not None):
+    with contents_kept(hooks for _, early, late in kept for hooks in (early, late) if hooks is not None):
         try:
             yield
         finally:
@@ -558,11 +559,13 @@ def _same(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
 
 
 def _shallow(container: Any) -> Any:
-    """Its parts, as the plain container or array that holds them."""
+    """Its parts, as the plain container or array that holds them; None of a tensor that cannot be changed in place."""
     if type(container) is dict:  # nearly all are
         return container.copy() if container else _NONE
     if isinstance(container, np.ndarray):
         return container.copy()
+    if isinstance(container, Tensor):
+        return _copied(container)
     if isinstance(container, _Slots):
         return container.read()
     if isinstance(container, _ARRAYS):
@@ -591,11 +594,8 @@ def _put_back(container: Any, copy: Any) -> None:
             of_dicts: Any = OrderedDict if isinstance(container, OrderedDict) else dict
             of_dicts.clear(container)
             of_dicts.update(container, copy)
-    elif isinstance(container, np.ndarray):
-        _put_back_array(container, copy)
-    elif isinstance(container, _ARRAYS):
-        if bytes(container) != bytes(copy):
-            container[:] = copy
+    elif isinstance(container, (Tensor, np.ndarray, *_ARRAYS)):
+        _put_back_numbers(container, copy)
     elif isinstance(container, _Slots):
         container.write(copy)
     elif isinstance(container, (deque, list)):
@@ -608,11 +608,16 @@ def _put_back(container: Any, copy: Any) -> None:
         set.update(container, copy)
 
 
-def _put_back_array(array: np.ndarray[Any, Any], copy: np.ndarray[Any, Any]) -> None:
-    if array.shape != copy.shape:
-        np.ndarray.resize(array, copy.shape, refcheck=False)  # others hold it, as they did where it was resized
-    if array.tobytes() != copy.tobytes():
-        array[...] = copy
+def _put_back_numbers(held: Any, copy: Any) -> None:
+    if isinstance(held, Tensor):
+        _fill(held, copy)
+    elif isinstance(held, np.ndarray):
+        if held.shape != copy.shape:
+            np.ndarray.resize(held, copy.shape, refcheck=False)  # others hold it, as they did where it was resized
+        if held.tobytes() != copy.tobytes():
+            held[...] = copy
+    elif bytes(held) != bytes(copy):
+        held[:] = copy
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:

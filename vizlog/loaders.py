@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import inspect
+import math
+import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from itertools import islice
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import IterableDataset
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from vizlog.batch import MOST
-from vizlog.isolation import generators_kept, is_generator
+from vizlog.isolation import Setting, contents_kept, generators_kept, is_generator
+from vizlog.ranks import has_memory
 from vizlog.selection import bare
 
 __all__ = ["asked_for", "inputs_and_targets", "spread_examples"]
+
+T = TypeVar("T")
 
 _BYTES = 64 << 20
 """How large the examples may be together; 32 are taken whatever they weigh."""
@@ -45,25 +53,77 @@ def spread_examples(loader: Any) -> Any:
         raise TypeError(f"{type(dataset).__name__} is iterable")
     if loader.batch_sampler is None:
         raise TypeError(f"{type(dataset).__name__} makes batches itself")
-    with _as_before([dataset, collate]):
+    with _as_before(dataset, collate):
         size = sum(x.nbytes for x in tree_leaves(dataset[0]) if isinstance(x, (Tensor, np.ndarray)))
         number = min(len(dataset), MOST, max(32, _BYTES // max(size, 1)))
         indices = torch.linspace(0, len(dataset) - 1, number, device="cpu").round().long().tolist()
-        return collate([dataset[index] for index in indices])
+        return tree_map(_apart, collate([dataset[index] for index in indices]))
 
 
-def asked_for(make: Callable[[], Any]) -> Any:
-    """What a function returns that is given as `batch=`; loaders that it names are afterwards as they were.
+def _apart(leaf: Any) -> Any:
+    """A copy, for it may lie in memory that the collator keeps."""
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
-    Their generators, samplers and datasets, that is, and workers that would stay: the training uses them too.
+
+def asked_for(make: Callable[[], Any], use: Callable[[Any], T]) -> T:
+    """Uses what a function returns that is given as `batch=`; loaders that it names or iterates are then as they were.
+
+    Their generators, samplers and datasets, that is, and workers that would stay: the training uses them too. What is
+    made of the batch is made before, for it may lie in memory that a collator keeps.
     """
-    function = make.func if isinstance(make, partial) else make
+    with ExitStack() as stack:
+        for loader in _named(make):  # of any class, with what it does before it iterates a DataLoader inside
+            stack.enter_context(_as_before(loader, *_parts(loader)))
+        stack.enter_context(_each_iterated(partial(_start_anew, stack)))
+        return use(make())
+
+
+def _start_anew(stack: ExitStack, loader: DataLoader[Any]) -> None:
+    """Before a loader is iterated: keeps it as it is, and gives it other workers than those the training waits for."""
+    stack.enter_context(_as_before(loader, *_parts(loader)))
+    loader.__dict__["_iterator"] = None
+
+
+@contextmanager
+def _each_iterated(do: Callable[[Any], object]) -> Iterator[None]:
+    """Inside, this is done with each DataLoader just before this thread first iterates it."""
+    seen: dict[int, Any] = {}
+
+    def do_once(loader: Any) -> None:
+        if id(loader) not in seen:
+            seen[id(loader)] = loader
+            do(loader)
+
+    token = _before_iterating.set(do_once)
+    try:
+        with _ITERATION_TOLD.held():
+            yield
+    finally:
+        _before_iterating.reset(token)
+
+
+def _tell_iteration() -> Callable[[], object]:
+    iterate = DataLoader.__iter__
+
+    def tells(loader: DataLoader[Any]) -> Any:
+        _before_iterating.get()(loader)
+        return iterate(loader)
+
+    DataLoader.__iter__ = tells  # type: ignore[method-assign]
+    return lambda: setattr(DataLoader, "__iter__", iterate)
+
+
+_ITERATION_TOLD = Setting(_tell_iteration)
+_before_iterating: ContextVar[Callable[[Any], object]] = ContextVar("before_iterating", default=lambda _: None)
+
+
+def _named(function: Any) -> list[Any]:
+    """Loaders that a function names."""
+    function = function.func if isinstance(function, partial) else function
     code = getattr(function, "__code__", None)
     names = code.co_names + code.co_freevars if code is not None else ()
     known = {**getattr(function, "__globals__", {}), **_closed_over(function)} if names else {}
-    loaders = [known[name] for name in names if hasattr(known.get(name), "dataset")]
-    with _as_before(loaders):
-        return make()
+    return [known[name] for name in names if hasattr(known.get(name), "dataset")]
 
 
 def _closed_over(function: Any) -> dict[str, Any]:
@@ -94,53 +154,69 @@ def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
 
 # What the data keeps --------------------------------------------------------------------------------------------------
 
-_CLOSED = (type, ModuleType, Tensor)
+_CLOSED = (type, ModuleType, Tensor, _BaseDataLoaderIter)
 _DEPTH = 4
 """How far objects are looked into: a subset of a dataset that holds a transform of transforms."""
 
+_PLAIN = (list, dict, set, bytearray, array, np.ndarray, Tensor)
+_BYTES_OF_ONE = 16 << 20
+"""How large a list or an array is at most that is put back where it was changed in place: an order, not the data."""
+
 
 @contextmanager
-def _as_before(objects: Iterable[Any]) -> Iterator[None]:
+def _as_before(*objects: Any) -> Iterator[None]:
     """Afterwards these, and what they hold, have the attributes that they had, and their generators the states.
 
-    A file that a dataset opens when it is first asked is not open then: loader processes would share its place.
+    Lists and arrays among them that are not large hold what they held, 64 MB in all. A file that a dataset opens when
+    it is first asked is not open then: loader processes would share its place.
     """
-    owners, generators = _held(objects)
-    before = [(owner, dict(owner.__dict__)) for owner in owners]
-    with generators_kept(generators):
-        try:
-            yield
-        finally:
-            for owner, attributes in before:
-                for name in owner.__dict__.keys() - attributes.keys():
-                    del owner.__dict__[name]
-                owner.__dict__.update(attributes)
+    held = _held(objects)
+    attributes = [found.__dict__ for found in held if _has_attributes(found)]
+    with generators_kept(filter(is_generator, held)), contents_kept([*attributes, *_small(held)]):
+        yield
 
 
-def _held(objects: Iterable[Any]) -> tuple[list[Any], list[Any]]:
-    """Of these and what they hold, each once: everything that has attributes, and the random generators."""
-    owners: list[Any] = []
-    generators: list[Any] = []
-    seen: set[int] = set()
+def _held(objects: Iterable[Any]) -> list[Any]:
+    """These and what they hold, each once."""
+    held: dict[int, Any] = {}
     level = list(objects)
     for _ in range(_DEPTH):
-        below: list[Any] = []
-        for found in level:
-            if id(found) in seen:
-                continue
-            seen.add(id(found))
-            if is_generator(found):
-                generators.append(found)
-            elif isinstance(found, partial):
-                below += [found.func, *found.args, *found.keywords.values()]
-            elif isinstance(found, (list, tuple)):
-                below += found[:64]
-            elif isinstance(found, dict):
-                below += islice(found.values(), 64)
-            elif inspect.ismethod(found):
-                below.append(found.__self__)
-            elif hasattr(found, "__dict__") and not isinstance(found, _CLOSED):
-                below += found.__dict__.values()
-                owners.append(found)
-        level = below
-    return owners, generators
+        new = {id(found): found for found in level if id(found) not in held}
+        held |= new
+        level = [part for found in new.values() for part in _parts(found)]
+    return list(held.values())
+
+
+def _parts(found: Any) -> Iterable[Any]:
+    if isinstance(found, partial):
+        return (found.func, *found.args, *found.keywords.values())
+    if isinstance(found, (list, tuple)):
+        return found[:64]
+    if isinstance(found, dict):
+        return islice(found.values(), 64)
+    if inspect.ismethod(found):
+        return (found.__self__,)
+    return found.__dict__.values() if _has_attributes(found) else ()
+
+
+def _has_attributes(found: Any) -> bool:
+    no_object = isinstance(found, (partial, list, tuple, dict, *_CLOSED)) or inspect.ismethod(found)
+    return hasattr(found, "__dict__") and not no_object and not is_generator(found)
+
+
+def _small(held: Iterable[Any]) -> Iterator[Any]:
+    """What of these is changed in place and takes little to keep."""
+    left: float = _BYTES
+    for found in held:
+        if type(found) in _PLAIN and (size := _size(found)) <= min(left, _BYTES_OF_ONE):
+            left -= size
+            yield found
+
+
+def _size(found: Any) -> float:
+    """In bytes, without its parts; inf of what cannot be written."""
+    if isinstance(found, np.ndarray):
+        return found.nbytes if found.flags.writeable and not found.dtype.hasobject else math.inf
+    if isinstance(found, Tensor):
+        return found.numel() * found.element_size() if has_memory(found) else math.inf
+    return sys.getsizeof(found)

@@ -329,7 +329,8 @@ class Monitor:
         with isolated(self._models.values()), torch.no_grad():
             try:
                 with self._ranks.alone():
-                    fixed = _common(self._ranks, as_fixed_batch(asked_for(batch) if is_made else batch))
+                    made = asked_for(batch, as_fixed_batch) if is_made else as_fixed_batch(batch)
+                    fixed = _common(self._ranks, made)
                     if fixed is None:
                         return None, None
                     with context(), self._abreast():
