@@ -1069,10 +1069,10 @@ def test_numbers_that_come_while_others_are_handed_over_neither_join_nor_overtak
     waiting, order = _Waiting(), []
     entered, go, added = threading.Event(), threading.Event(), threading.Event()
 
-    def receive(steps: list[int], _: Any) -> None:
+    def receive(numbers: list[tuple[int, dict[str, Any]]]) -> None:
         entered.set()
         go.wait(60)
-        order.extend(steps)
+        order.extend(step for step, _ in numbers)
 
     def later() -> None:
         waiting.add(1, {"n": 1})
