@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import subprocess
@@ -27,7 +28,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchmetrics.text import Perplexity
 
 import vizlog
-from vizlog.isolation import isolated, start_noise
+from vizlog.isolation import changes_learnt, isolated, start_noise
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*torch.jit:DeprecationWarning",
@@ -849,6 +850,152 @@ def test_a_parameter_that_a_forward_gives_other_memory_has_its_own_again() -> No
         model(torch.ones(1, 3))
     assert model.weight.data_ptr() == place
     assert torch.equal(model.weight, before)
+
+
+IN_PLACE: dict[str, Callable[[nn.Parameter, Tensor], object]] = {
+    "mul_": lambda average, now: average.mul_(0.9).add_(now, alpha=0.1),
+    "lerp_": lambda average, now: average.lerp_(now, 0.1),
+    "copy_": lambda average, now: average.copy_(0.9 * average + 0.1 * now),
+    "data.mul_": lambda average, now: average.data.mul_(0.9).add_(now.data, alpha=0.1),
+    "other memory": lambda average, now: setattr(average, "data", average.mul_(0.9) + 0.1 * now),
+}
+
+
+class Momentum(nn.Module):
+    """An encoder and its moving average, which a forward moves on, as MoCo's does."""
+
+    def __init__(self, change: Callable[[nn.Parameter, Tensor], object], *, registered: bool = True) -> None:
+        super().__init__()
+        self.change, self.moves = change, True
+        self.encoder = nn.Linear(3, 2)
+        average = copy.deepcopy(self.encoder).requires_grad_(requires_grad=False)
+        self.average = average if registered else [average]
+
+    def teacher(self) -> nn.Linear:
+        found: Any = self.average
+        return found if isinstance(found, nn.Linear) else found[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        teacher = self.teacher()
+        with torch.no_grad():
+            for average, now in zip(teacher.parameters(), self.encoder.parameters(), strict=True):
+                if self.moves:
+                    self.change(average, now)
+            target = teacher(x)
+        result: Tensor = self.encoder(x) - target
+        return result
+
+
+def moved(change: Callable[[nn.Parameter, Tensor], object], *, registered: bool = True) -> Momentum:
+    """One whose average is behind, so that each forward changes it; but for the bias, so far."""
+    model = Momentum(change, registered=registered)
+    with torch.no_grad():
+        model.encoder.weight += 1
+    return model
+
+
+@pytest.mark.parametrize("registered", [True, False])
+@pytest.mark.parametrize("how", IN_PLACE)
+def test_a_model_whose_forward_changes_parameters_in_place_trains_the_same(how: str, *, registered: bool) -> None:
+    def train(*, watched: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = moved(IN_PLACE[how], registered=registered)
+        optimizer, x = torch.optim.SGD(model.encoder.parameters(), 0.1), torch.randn(6, 3)
+        options: dict[str, Any] = {"to": vizlog.Memory(), "batch": (x, torch.arange(6) % 2), "every": 1}
+        monitor = vizlog.watch(model, optimizer, **options) if watched else None
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+        if monitor is not None:
+            monitor.close()
+            assert monitor.probes
+        return [*model.encoder.parameters(), *model.teacher().parameters()]
+
+    assert all(map(torch.equal, train(watched=True), train(watched=False)))
+
+
+def test_standard_too_leaves_parameters_that_a_forward_changes_as_they_were() -> None:
+    model = moved(IN_PLACE["data.mul_"])
+    before = copy.deepcopy(model.state_dict())
+    vizlog.standard(model, (torch.ones(2, 3), torch.zeros(2, dtype=torch.long)))
+    assert plain(model.state_dict()) == plain(before)
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_a_parameter_first_changed_by_a_later_pass_is_told_once_and_put_back_from_then_on(
+    caplog: pytest.LogCaptureFixture, *, registered: bool
+) -> None:
+    model, x = moved(IN_PLACE["mul_"], registered=registered), torch.ones(1, 3)
+    model.moves = False
+    with isolated([model]), changes_learnt([model]):
+        model(x)
+    model.moves = True
+    with isolated([model]):
+        model(x)
+    (said,) = caplog.messages
+    assert ("average.weight, average.bias" if registered else "shape (2, 3), a parameter of shape (2,)") in said
+    before = copy.deepcopy(model.teacher().state_dict())
+    with isolated([model]):
+        model(x)
+    assert plain(model.teacher().state_dict()) == plain(before)
+    assert len(caplog.messages) == 1
+
+
+def test_of_parameters_those_alone_are_copied_that_are_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+    monkeypatch.setattr("vizlog.isolation._copied", lambda tensor: copied.append(tensor.data_ptr()) or tensor.clone())
+    model = moved(IN_PLACE["data.mul_"])
+    changed = [parameter.data_ptr() for parameter in model.teacher().parameters()]
+    for looks in (changes_learnt, lambda models: contextlib.nullcontext()):
+        with isolated([model]), looks([model]):
+            model(torch.ones(1, 3))
+        assert copied == changed
+        copied.clear()
+
+
+def test_a_parameter_that_other_processes_train_meanwhile_is_left_to_them() -> None:
+    model = nn.Linear(2, 2).share_memory()
+    with isolated([model]), changes_learnt([model]):
+        memory = model.weight.data.numpy()
+        memory[:] = 7  # as another process would: no operator is called for it here
+    assert torch.equal(model.weight, torch.full((2, 2), 7.0))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.nested:UserWarning")
+def test_operators_of_any_kind_are_seen_in_a_first_pass_and_work_there() -> None:
+    class Various(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lists = nn.ParameterList([nn.Parameter(torch.ones(2)) for _ in range(4)])
+            self.kept = nn.Parameter(torch.eye(2))
+            self.sparse = nn.Parameter(torch.eye(2).to_sparse(), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second, third, fourth = (parameter.data for parameter in self.lists)
+            torch._foreach_mul_([first, second], 2)
+            torch.add(x[0], 1, out=third)
+            fourth[0] = 7
+            self.sparse.data.mul_(1)
+            torch.nested.nested_tensor([x[0], x[1, :1]]).mul_(2)
+            torch.vmap(lambda row: row @ self.kept)(x)
+            return x @ self.kept
+
+    model, x = Various(), torch.ones(2, 2)
+    before = copy.deepcopy(model.state_dict())
+    with isolated([model]), changes_learnt([model]), torch.no_grad():
+        model(x)
+    for _ in range(2):
+        assert [plain(p) for p in model.lists] == [plain(before[f"lists.{n}"]) for n in range(4)]
+        with isolated([model]), torch.no_grad():
+            model(x)
+
+
+def test_a_model_made_in_inference_mode_has_no_versions_and_is_let_be() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(2, 2)
+    with isolated([model]), changes_learnt([model]):
+        model(torch.ones(1, 2))
 
 
 def test_a_gradient_of_another_type_than_its_weight_stays() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+import functools
 import operator
 import random
 import sys
 import threading
+import weakref
 from array import array
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +23,22 @@ from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
 from torch.utils import checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vizlog.ranks import has_memory, is_given_up, reshard, sharded_modules
+from vizlog.messages import LOG
+from vizlog.ranks import has_memory, is_given_up, is_sharded, reshard, sharded_modules
 from vizlog.selection import parts_of
 
-__all__ = ["Setting", "contents_kept", "eager", "generators_kept", "is_generator", "isolated", "start_noise"]
+__all__ = [
+    "Setting",
+    "changes_learnt",
+    "contents_kept",
+    "eager",
+    "generators_kept",
+    "is_generator",
+    "isolated",
+    "start_noise",
+]
 
 
 @contextmanager
@@ -35,25 +48,26 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     So are modules that they hold without registering them, in an attribute or a list: a teacher, an average.
 
     Kept and put back: the random states of torch (CPU and the models' devices), Python and NumPy, and of generators
-    that a module holds; the contents of every buffer and other tensor attribute (metric states), and of embeddings
-    whose norm is limited; every module's attributes, lists, dicts and NumPy arrays, and those of tensors, and of
-    objects in them that hold nothing but data (a cache, a memory bank), each training flag separately (a frozen
-    BatchNorm stays frozen); every `.grad`, which is None inside, and whether a parameter takes one. Hooks that a
-    forward adds to modules and to gradients of parameters go again, and those that it removes come back. A
-    LightningModule's `log` does nothing inside, and a DistributedDataParallel calls what it wraps, with no word to
-    other ranks.
+    that a module holds; the contents of every buffer and other tensor attribute (metric states), of embeddings whose
+    norm is limited, and of parameters that a forward is known to change in place (a momentum encoder: see
+    `changes_learnt`); every module's attributes, lists, dicts and NumPy arrays, and those of tensors, and of objects in
+    them that hold nothing but data (a cache, a memory bank), each training flag separately (a frozen BatchNorm stays
+    frozen); every `.grad`, which is None inside, and whether a parameter takes one. Hooks that a forward adds to
+    modules and to gradients of parameters go again, and those that it removes come back. A LightningModule's `log` does
+    nothing inside, and a DistributedDataParallel calls what it wraps, with no word to other ranks.
 
     Modules that `fully_shard` was applied to hold their own shards again afterwards; all ranks go inside together.
 
     What cannot be kept: objects that hold more than data, such as a file, a lock, an iterator or a function, or more
     than 64 MB of it or 10,000 parts, and are changed by a forward from within; a parameter that a forward changes in
-    place (one that it gives other memory is put back); and what a hook of the user's own, which runs here too, does
-    elsewhere.
+    place where it is sharded or of a class of its own, or where the first forward did not change it (from the second
+    time on it is put back, unless that is done through `.data`); and what a hook of the user's own, which runs here
+    too, does elsewhere.
     """
     models = list(models)
     modules = _modules(models)
     with ExitStack() as stack:
-        parameters = [parameter for model in models for parameter in model.parameters()]
+        parameters = _parameters_of(modules)
         stack.enter_context(_random_states(parameters))
         stack.enter_context(eager())
         stack.enter_context(_no_cached_casts())
@@ -62,7 +76,8 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
         stack.callback(reshard, models)
         left_alone = _left_alone(models)
         if not left_alone:
-            stack.enter_context(_parameters(parameters))
+            _remember_renormed(modules)
+            stack.enter_context(_parameters(models, parameters))
         data = _Data(modules, left_alone)
         stack.enter_context(_tensors(modules, data.tensors.values()))
         stack.enter_context(generators_kept(data.generators.values()))
@@ -233,26 +248,128 @@ def _gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
                     stack.callback(setattr, parameter, "grad", gradient)
 
 
+def _parameters_of(modules: list[nn.Module]) -> list[nn.Parameter]:
+    """Theirs, each once."""
+    found = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
+    return list(found.values())
+
+
+_CHANGING: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
+"""Parameters that a forward changes in place, by id: of these each pass has a copy, as of buffers."""
+
+
 @contextmanager
-def _parameters(parameters: list[nn.Parameter]) -> Iterator[None]:
-    # A forward may give them other memory: an average of another network, prototypes of length 1.
-    kept = [(p, p.data) for p in parameters if type(p) is nn.Parameter and has_memory(p)]
-    places = [data.data_ptr() for _, data in kept]
+def changes_learnt(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside `isolated`, around a first forward: learns which parameters it changes in place, and puts them back.
+
+    Each is copied just before it is first written to: copies of all would not fit. Sharded models are left alone.
+    """
+    models = list(models)
+    parameters = _parameters_of(_modules(models))
+    if _left_alone(models) or any(map(is_sharded, parameters)):
+        yield
+        return
+    writes = _Writes(filter(_is_plain, parameters))
+    try:
+        with writes:
+            yield
+    finally:
+        for parameter, data, copy in writes.before:
+            _CHANGING[id(parameter)] = parameter
+            if copy is not None:
+                _fill(data, copy)
+
+
+class _Writes(TorchDispatchMode):
+    """Sees each operator that this thread calls, and copies parameters that one is about to change, by `.data` too.
+
+    Attributes:
+        before: each parameter that was written to, its `.data`, and a copy of that.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own has no types
+        self.before: list[tuple[nn.Parameter, Tensor, Tensor | None]] = []
+        self._at: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}  # some share their memory, as those of an LSTM
+        for parameter in parameters:
+            self._at.setdefault(_place(parameter), []).append((parameter, parameter.data))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for number, name in _written_by(func):
+            value = args[number] if number < len(args) else kwargs.get(name)
+            for tensor in value if isinstance(value, (list, tuple)) else [value]:
+                if type(tensor) in (Tensor, nn.Parameter) and has_memory(tensor) and tensor.numel():
+                    self.before += [(p, data, _copied(data)) for p, data in self._at.pop(_place(tensor), ())]
+        return func(*args, **kwargs)
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+@functools.cache
+def _written_by(func: Any) -> list[tuple[int, str]]:
+    """Number and name of the arguments that an operator changes."""
+    arguments = getattr(getattr(func, "_schema", None), "arguments", ())
+    return [(n, each.name) for n, each in enumerate(arguments) if each.alias_info and each.alias_info.is_write]
+
+
+def _is_plain(parameter: nn.Parameter) -> bool:
+    return type(parameter) is nn.Parameter and has_memory(parameter)
+
+
+def _version(parameter: nn.Parameter) -> int:
+    """How often torch has changed it in place; operations on its `.data` are not counted."""
+    return 0 if parameter.is_inference() else parameter._version  # noqa: SLF001 -- it has no public name
+
+
+def _remember_renormed(modules: list[nn.Module]) -> None:
+    """An embedding of limited norm shortens the rows that it looks up."""
+    for module in modules:
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            weight: Any = module.weight
+            _CHANGING[id(weight)] = weight
+
+
+@contextmanager
+def _parameters(models: list[nn.Module], parameters: list[nn.Parameter]) -> Iterator[None]:
+    # A forward may give them other memory: an average of another network, prototypes of length 1. Or change them where
+    # they are; all are too many to copy, so these must be known.
+    kept = [(p, p.data, _version(p)) for p in parameters if _is_plain(p)]
+    places = [data.data_ptr() for _, data, _ in kept]
+    known = [(data, _copied(data)) for p, data, _ in kept if id(p) in _CHANGING]
     try:
         yield
     finally:
-        for (parameter, data), place in zip(kept, places, strict=True):
+        changed = [p for p, _, version in kept if _version(p) != version and id(p) not in _CHANGING]
+        for (parameter, data, _), place in zip(kept, places, strict=True):
             if parameter.data_ptr() != place:
                 parameter.data = data
+        for data, copy in known:
+            if copy is not None and has_memory(data):
+                _fill(data, copy)
+        if changed:
+            _CHANGING.update((id(parameter), parameter) for parameter in changed)
+            _say_changed(models, changed)
+
+
+def _say_changed(models: list[nn.Module], changed: list[nn.Parameter]) -> None:
+    names = {id(p): name for model in models for name, p in model.named_parameters()}
+    which = ", ".join(names.get(id(p), f"a parameter of shape {tuple(p.shape)}") for p in changed[:4])
+    LOG.warning(
+        "vizlog: what ran in a pass of vizlog's has changed parameters in place for the first time, which cannot be "
+        "undone: %s. From now on they are put back after each pass",
+        which + (f" and {len(changed) - 4} more" if len(changed) > 4 else ""),
+    )
 
 
 @contextmanager
 def _tensors(modules: list[nn.Module], others: Iterable[Tensor]) -> Iterator[None]:
     buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    # An embedding of limited norm shortens the rows that it looks up.
-    embeddings = [module for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
-    weights = [embedding.weight for embedding in embeddings if embedding.max_norm is not None]
-    found = {id(tensor): tensor for tensor in (*buffers, *weights, *others) if not is_lazy(tensor)}
+    found = {id(tensor): tensor for tensor in (*buffers, *others) if not is_lazy(tensor)}
     kept = [(tensor, copy) for tensor in found.values() if (copy := _copied(tensor)) is not None]
     try:
         yield

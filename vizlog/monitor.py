@@ -36,7 +36,7 @@ from vizlog.channel import RanksApart
 from vizlog.delivery import Delivery
 from vizlog.diagnosis import Diagnosis
 from vizlog.due import DueStep, Turn
-from vizlog.isolation import isolated, start_noise
+from vizlog.isolation import changes_learnt, isolated, start_noise
 from vizlog.loaders import asked_for
 from vizlog.messages import LOG, show, told
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_optimizers, skipped, weakly
@@ -333,7 +333,7 @@ class Monitor:
                     fixed = _common(self._ranks, made)
                     if fixed is None:
                         return None, None
-                    with context(), self._abreast():
+                    with changes_learnt(self._models.values()), context(), self._abreast():
                         met = survey(self._models, fixed)
             except CommunicatesError as error:
                 self._communicates = True

@@ -9,7 +9,7 @@ from torch import nn
 
 from vizlog.batch import FixedBatch, as_fixed_batch
 from vizlog.capture import Survey, survey
-from vizlog.isolation import isolated
+from vizlog.isolation import changes_learnt, isolated
 from vizlog.messages import LOG
 from vizlog.probes.activations import ActivationHistograms
 from vizlog.probes.attention import AttentionMaps
@@ -52,7 +52,7 @@ def standard(
     fixed = as_fixed_batch(batch)
     met = None
     if fixed is not None:
-        with isolated(models.values()):
+        with isolated(models.values()), changes_learnt(models.values()):
             met = survey(models, fixed)
     return standard_for(models, met, every=every)
 
