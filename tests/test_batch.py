@@ -490,7 +490,7 @@ def test_what_has_no_rows_is_never_cut_however_long_a_part_of_the_batch_is() -> 
     torch.testing.assert_close(common.inputs["x"], theirs.inputs["x"][:3])
 
 
-@pytest.mark.parametrize("classes", [1, 3, 700, 5000])
+@pytest.mark.parametrize("classes", [1, 3, 32])
 def test_classes_take_turns_and_the_first_examples_of_each_come_first(classes: int) -> None:
     labels = torch.randint(-2, classes - 2, (1000,))
     seen: Counter[int] = Counter()
@@ -499,6 +499,29 @@ def test_classes_take_turns_and_the_first_examples_of_each_come_first(classes: i
         turns.append((seen[label], label, row))
         seen[label] += 1
     assert FixedBatch(torch.zeros(1000, 2), labels).ids.tolist() == [row for _, _, row in sorted(turns)[:256]]
+
+
+@pytest.mark.parametrize("classes", [33, 100, 300])
+def test_of_many_classes_a_few_spread_over_all_have_several_of_the_first_examples(classes: int) -> None:
+    labels = (torch.arange(5 * classes) * 7 + 3) % classes
+    batch = FixedBatch(torch.arange(len(labels)), labels)
+    assert batch.labels is not None
+    first = batch.labels[:128].reshape(4, 32)
+    assert torch.equal(first, torch.linspace(0, classes - 1, 32).round().long().expand(4, 32))
+    assert len(set(batch.ids.tolist())) == min(256, len(labels))
+    assert torch.equal(labels[batch.ids], batch.labels)
+    if classes == 33:  # nobody is left out who has room
+        assert len(batch.labels.unique()) == classes
+
+
+def test_of_many_classes_those_of_several_examples_come_first() -> None:
+    labels = torch.cat([torch.arange(1000), torch.tensor([-1, -1, 7, 500, 7])])
+    batch = FixedBatch(torch.zeros(1005), labels)
+    assert batch.ids.tolist()[:8] == [7, 500, 1002, 1003, 1004, 1000, 0, 1]
+
+
+def test_classes_of_one_example_each_take_turns_as_they_are() -> None:
+    assert FixedBatch(torch.zeros(300), torch.arange(300)).ids.tolist() == list(range(256))
 
 
 def test_classes_with_names_are_believed_where_one_is_missing_from_the_batch() -> None:

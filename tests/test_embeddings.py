@@ -98,6 +98,25 @@ def test_the_features_before_the_last_linear_layer_are_found(digits, small_cnn):
     assert silhouette.value == pytest.approx(silhouette_score(expected, embedding.labels), abs=1e-5)
 
 
+@pytest.mark.parametrize("classes", [100, 1000])
+def test_many_classes_that_separate_score_as_such_and_how_many_are_shown_is_said(classes):
+    labels = torch.arange(5 * classes) % classes
+    prototypes = torch.randn(classes, 32, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, classes))
+    embedding, knn, silhouette = look(
+        model, vizlog.Embeddings(methods=["pca"], examples=128), (prototypes[labels], labels)
+    )
+    assert knn.value == 1
+    assert silhouette.value > 0.99
+    assert f"32 of {classes} classes" in embedding.caption
+
+
+def test_classes_of_one_example_each_get_no_score():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 40))
+    (embedding,) = look(model, vizlog.Embeddings(methods=["pca"]), (torch.randn(40, 3), torch.arange(40)))
+    assert embedding.scores == {}
+
+
 def test_classes_of_a_few_examples_that_separate_score_as_such():
     labels = torch.arange(12) % 4
     inputs = nn.functional.one_hot(labels, 4) * 100.0 + torch.rand(12, 4)

@@ -268,8 +268,7 @@ def test_knn_accuracy_equals_scikit_learns_leave_one_out(k, monkeypatch):
 
 def test_silhouette_equals_scikit_learns(monkeypatch):
     monkeypatch.setattr(projection, "_CHUNK", 1000)
-    vectors, labels = DIGITS.data[:200], DIGITS.target[:200].copy()
-    labels[0] = 77  # a class of one point
+    vectors, labels = DIGITS.data[:200], DIGITS.target[:200]
     assert silhouette(vectors, labels) == pytest.approx(silhouette_score(vectors, labels), abs=1e-9)
     assert silhouette(vectors + 1e5, labels) == pytest.approx(silhouette(vectors, labels), abs=1e-9)
 
@@ -306,15 +305,24 @@ def test_scores_of_fewer_than_two_classes_are_nan(score):
 @pytest.mark.parametrize("far", [1e6, 1e14, 1e30])
 def test_scores_of_points_beside_one_far_off_are_those_of_the_points(far):
     vectors, labels = DIGITS.data[:100], DIGITS.target[:100]
-    beside = np.vstack([vectors, np.full((1, 64), far)]), np.append(labels, 99)  # a class of its own
-    assert knn_accuracy(*beside) == pytest.approx(knn_accuracy(vectors, labels) * 100 / 101)
-    assert silhouette(*beside) == pytest.approx(silhouette(vectors, labels) * 100 / 101, rel=1e-6)
+    beside = np.vstack([vectors, np.full((2, 64), far)]), np.append(labels, [99, 99])  # a class of their own
+    assert knn_accuracy(*beside) == pytest.approx(knn_accuracy(vectors, labels) * 100 / 102)
+    assert silhouette(*beside) == pytest.approx((silhouette(vectors, labels) * 100 + 2) / 102, rel=1e-6)
     moved_off = vectors + far if far < 1e10 else vectors
     assert knn_accuracy(moved_off, labels) == knn_accuracy(vectors, labels)
 
 
+@pytest.mark.parametrize("score", [knn_accuracy, silhouette])
+def test_points_that_are_alone_in_their_class_are_not_scored(score):
+    vectors, labels = DIGITS.data[:100], DIGITS.target[:100].copy()
+    labels[:30] = np.arange(100, 130)
+    assert score(vectors, labels) == score(vectors[30:], labels[30:])
+    assert np.isnan(score(vectors[:31], labels[:31]))
+    assert neighbours(labels, 10) == neighbours(labels[30:], 10)
+
+
 def test_scores_of_two_points_and_of_equal_points_are_defined():
-    assert knn_accuracy(np.eye(2), np.arange(2)) == 0
+    assert np.isnan(knn_accuracy(np.eye(2), np.arange(2)))
     assert np.isnan(silhouette(np.eye(2), np.arange(2)))
     assert silhouette(np.ones((6, 2)), np.arange(6) % 2) == 0
 

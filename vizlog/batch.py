@@ -23,6 +23,9 @@ Tree: TypeAlias = Any
 MOST = 256
 """The most examples a batch keeps."""
 
+_FIRST_CLASSES = 32
+"""Of how many classes, where there are more, the first examples are."""
+
 CHUNK = 32
 TOKENS = 2048
 """How many examples go through the model at once, and how many of them have that many tokens at most."""
@@ -62,7 +65,8 @@ class FixedBatch:
     """Examples to look at the model with, the same at every step.
 
     At most 256 are kept, balanced over the classes; they are put in the order class 0, 1, 2 …, 0, 1, 2 …, so that the
-    first few already show every class. `ids` says which example of the given ones each is.
+    first few already show every class. Of more than 32 classes 32 that have several examples come before the others.
+    `ids` says which example of the given ones each is.
 
     Args:
         inputs: what the model takes, examples along dimension 0. A mapping goes in as `model(**inputs)`, a tuple as
@@ -650,16 +654,23 @@ def _is_in_one_piece(tensor: Tensor) -> bool:
 
 
 def _balanced(targets: Any, number: int) -> Tensor:
-    """Which examples to keep, in which order: round-robin over the classes if there are any, else evenly spread."""
+    """Which examples to keep, in which order: round-robin over the classes if there are any, else evenly spread.
+
+    Of more than 32 classes 32 that have several examples, spread over these, come before all others: of each there are
+    then enough among the first examples to say how well they separate.
+    """
     labels = _class_numbers(targets)
     if labels is None:
         return torch.linspace(0, number - 1, min(number, MOST), device="cpu").round().long()
     classes = labels.numpy()
     by_class = np.argsort(classes, kind="stable")
-    _, starts, counts = np.unique(classes[by_class], return_index=True, return_counts=True)
+    names, starts, counts = np.unique(classes[by_class], return_index=True, return_counts=True)
     turn = np.empty(number, np.int64)  # which of its class each example is
     turn[by_class] = np.arange(number) - np.repeat(starts, counts)
-    return torch.as_tensor(np.lexsort((classes, turn))[:MOST], device="cpu")
+    several = names[(counts > 1) & (names >= 0)]
+    first = several[np.linspace(0, len(several) - 1, min(len(several), _FIRST_CLASSES)).round().astype(int)]
+    behind = ~np.isin(classes, first) if len(names) > _FIRST_CLASSES else np.zeros(number, bool)
+    return torch.as_tensor(np.lexsort((classes, turn, behind))[:MOST], device="cpu")
 
 
 def _as_tensor(targets: Any) -> Any:

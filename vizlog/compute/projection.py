@@ -129,20 +129,23 @@ def neighbours(labels: ArrayLike, most: int) -> int:
     """How many neighbours to ask for a point's class: `most`, and no more than classes have other points on average.
 
     Among more of them than its class has, the points of other classes outvote it however well the classes separate.
+    Classes of one point are not counted, as they are not scored.
     """
     found = np.asarray(labels)
-    found = found[found != -1]
-    return max(1, min(most, len(found) // max(1, len(np.unique(found))) - 1))
+    _, counts = np.unique(found[found != -1], return_counts=True)
+    counts = counts[counts > 1]
+    return max(1, min(most, int(counts.sum()) // max(1, len(counts)) - 1))
 
 
 def knn_accuracy(vectors: ArrayLike, labels: ArrayLike, k: int = 10) -> float:
     """Share of the points whose class most of their `k` nearest others have (leave-one-out, Euclidean distance).
 
     Args:
-        vectors: (N, D); labels: (N,) ints. Rows that are not finite or have label −1 are left out.
+        vectors: (N, D); labels: (N,) ints. Rows that are not finite, have label −1 or are alone in their class are left
+            out.
 
     Returns:
-        0 to 1; NaN with fewer than two classes.
+        0 to 1; NaN with fewer than two classes of several points.
     """
     points, classes, number = _labelled(vectors, labels)
     if number < 2:
@@ -162,14 +165,14 @@ def silhouette(vectors: ArrayLike, labels: ArrayLike) -> float:
     """Mean silhouette (Rousseeuw 1987): (b − a) / max(a, b), a point's mean distance to its own and to the next class.
 
     Args:
-        vectors: (N, D); labels: (N,) ints. Rows that are not finite or have label −1 are left out.
+        vectors: (N, D); labels: (N,) ints. Rows that are not finite, have label −1 or are alone in their class are left
+            out.
 
     Returns:
-        −1 to 1 (0: classes overlap; a class of one point counts as 0); NaN with fewer than two classes, or where each
-        point is its own class.
+        −1 to 1 (0: classes overlap); NaN with fewer than two classes of several points.
     """
     points, classes, number = _labelled(vectors, labels)
-    if not 2 <= number < len(points):
+    if number < 2:
         return float("nan")
     members = np.eye(number)[classes]
     sizes = members.sum(0)
@@ -177,13 +180,13 @@ def silhouette(vectors: ArrayLike, labels: ArrayLike) -> float:
     for rows, squared in _distances(points):
         sums = np.sqrt(squared) @ members
         own = classes[rows][:, None]
-        inside = np.take_along_axis(sums, own, 1)[:, 0] / np.maximum(sizes[own[:, 0]] - 1, 1)
+        inside = np.take_along_axis(sums, own, 1)[:, 0] / (sizes[own[:, 0]] - 1)
         means = sums / sizes
         np.put_along_axis(means, own, np.inf, 1)
         outside = means.min(1)
         spread = np.maximum(inside, outside)
-        several = (sizes[own[:, 0]] > 1) & (spread > 0)
-        total += float(((outside - inside)[several] / spread[several]).sum())
+        apart = spread > 0
+        total += float(((outside - inside)[apart] / spread[apart]).sum())
     return total / len(points)
 
 
@@ -201,9 +204,11 @@ def _scaled(vectors: ArrayLike) -> tuple[Floats, float]:
 
 
 def _labelled(vectors: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.intp], int]:
-    """The finite, labelled points; their classes counted from 0; how many classes there are."""
+    """The finite, labelled points that are not alone in their class; classes counted from 0; how many there are."""
     values, labels = np.asarray(vectors, dtype=np.float64), np.asarray(labels)
     kept = np.isfinite(values).all(1) & (labels != -1)
+    _, classes, counts = np.unique(labels[kept], return_inverse=True, return_counts=True)
+    kept[kept] = counts[classes] > 1
     names, classes = np.unique(labels[kept], return_inverse=True)
     if len(names) < 2:
         return values[:0], np.asarray(classes), len(names)

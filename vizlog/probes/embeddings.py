@@ -40,8 +40,8 @@ class Embeddings(Probe):
 
     By itself it takes what goes into the last linear layer, or into the last convolution where that runs later, tagged
     `LAYER.input`. Maps and sequences are averaged to one vector an example; texts without a class of their own become
-    one point a token, 500 at most. With two classes or more `LAYER/knn_accuracy` and `LAYER/silhouette` score the
-    features themselves, not the picture.
+    one point a token, 500 at most. With two classes of several points or more `LAYER/knn_accuracy` and
+    `LAYER/silhouette` score the features themselves, not the picture.
 
     Args:
         select: layers whose output to take; None: the features before the last layer.
@@ -79,7 +79,7 @@ class Embeddings(Probe):
         self._most, self._examples = layers, examples
         self._process = shared("layouts")
         self._features: list[Features] = []
-        self._left_out = 0
+        self._left_out = self._classes = 0
         self._points: dict[bool, Points] = {}
         self._layouts: dict[str, Layouts] = {}
 
@@ -89,7 +89,7 @@ class Embeddings(Probe):
         batch, is_input = survey.batch.part(0, self._examples), self._select is None
         layers = [_last(survey)] if is_input else self._selected(survey)
         chosen = spread(layers, self._most)
-        self._left_out = len(layers) - len(chosen)
+        self._left_out, self._classes = len(layers) - len(chosen), survey.classes
         two_texts = has_two_texts(survey)
         by_token = self._by_token(batch)
         by_token = False if by_token is None and two_texts else by_token
@@ -164,6 +164,9 @@ class Embeddings(Probe):
 
     def _caption(self, features: Features, points: Points, vectors: NDArray[np.float32], projected: Projected) -> str:
         parts = [f"{features} for {points.words}, eval mode: {vectors.shape[1]} features; colour: {points.coloured_by}"]
+        shown = len(np.unique(points.labels[points.labels >= 0]))
+        if points.coloured_by == "class" and shown < self._classes:
+            parts.append(f"{shown} of {self._classes} classes")
         if lost := int((~np.isfinite(vectors).all(1)).sum()):
             parts.append(f"{lost} of {len(vectors)} points hold NaN or inf and have no place")
         parts += [f"{method}: {note}" for method, note in projected.notes.items() if note]
