@@ -153,6 +153,16 @@ def test_an_activation_with_one_limit_alone_has_no_share_that_is_saturated() -> 
     assert not memory.of("health/saturated")
 
 
+def test_zeros_that_a_layer_only_passes_on_are_not_its_own() -> None:
+    x = torch.cat([torch.zeros(4, 1, 3, 4), torch.rand(4, 1, 3, 4) + 0.1], dim=2)  # half of each picture is blank
+    model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(24, 6), nn.ReLU(), nn.Flatten(0))
+    memory = seen(model, vizlog.ActivationHistograms(), batch=x)
+    for kind in ("dead_units", "zeros"):
+        assert list(curve(memory, kind)) == ["3", "4"]
+    assert [only(memory, f"activations/{name}").count for name in "0125"] == [96, 96, 96, 24]
+    assert list(curve(memory, "nonfinite", "activations")) == list("012345")
+
+
 def test_what_a_layer_hands_on_as_it_is_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
     count = activations.count_bits

@@ -29,6 +29,9 @@ __all__ = ["ActivationHistograms"]
 _HAND_ON = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 """Layers that may return their input, as it is."""
 
+_PASS_ON = (*_HAND_ON, nn.Flatten, nn.Unflatten)
+"""Layers whose zeros are those of their input, as blank pixels are, and say nothing of the layer."""
+
 
 @dataclass(eq=False, slots=True)
 class _Seen:
@@ -37,6 +40,7 @@ class _Seen:
     Args:
         counts: of its values, `BitCounts` once they are on the host; None where they cannot be counted, for the reason
             in `skipped`.
+        passed_on: whether its zeros are those of its input.
         alive: (units,) bool, which units were ever other than zero; True: all of them; None: it has no units.
         saturated: how many of `could_saturate` values (of a softmax: rows) were, or None for a layer without limits.
     """
@@ -46,6 +50,7 @@ class _Seen:
     saturated: Any = None
     could_saturate: int = 0
     skipped: str = ""
+    passed_on: bool = False
 
     def __add__(self, other: _Seen) -> _Seen:
         if self.counts is None or other.counts is None:
@@ -55,6 +60,7 @@ class _Seen:
             _either(self.alive, other.alive),
             self.saturated + other.saturated if self.saturated is not None else None,
             self.could_saturate + other.could_saturate,
+            passed_on=self.passed_on,
         )
 
 
@@ -80,9 +86,10 @@ class ActivationHistograms(Probe):
     On the fixed batch they come from a pass in eval mode after the step, over its first 32 examples (of texts, those of
     the first 2,048 tokens), so that they compare from step to step; the live forward is looked at where there is no
     batch, or where `source="live"` asks for it. Also `health/dead_units` (units that are zero for every example and
-    position; a unit is a channel of a convolution, else an entry of the last dimension), `health/zeros` and
-    `health/saturated` (within 2% of the range of either limit of a sigmoid, tanh or hard variant; softmax: rows whose
-    maximum is over 0.98), and `health/nonfinite`.
+    position; a unit is a channel of a convolution, else an entry of the last dimension) and `health/zeros`, both not of
+    layers that pass on what they are given (Flatten, Unflatten, Identity, dropouts); `health/saturated` (within 2% of
+    the range of either limit of a sigmoid, tanh or hard variant; softmax: rows whose maximum is over 0.98), and
+    `health/nonfinite`.
 
     The first look at a forward, and every eighth after it, listens to all torch functions; those between only where
     activation functions were called before, or a module is new. One that a module calls for the first time is seen from
@@ -205,8 +212,9 @@ class _Reduction:
         # Of other layers one cannot know: a kernel of one's own writes in place and changes no version.
         handed_on = type(call.module) in _HAND_ON and self._latest() is tensor
         if handed_on and version == self._version and call.channel_dim == self._dim:
-            return _Seen(self._seen.counts, self._seen.alive, skipped=self._seen.skipped)
+            return _Seen(self._seen.counts, self._seen.alive, skipped=self._seen.skipped, passed_on=True)
         seen = _reduced(call, tensor)
+        seen.passed_on = type(call.module) in _PASS_ON
         self._latest, self._version, self._dim, self._seen = weakref.ref(tensor), version, call.channel_dim, seen
         return seen
 
@@ -279,12 +287,13 @@ def _given(call: Call, name: str, place: int, default: Any = None) -> Any:
 
 
 def _figures(layers: Mapping[str, _Seen], counts: Mapping[str, BitCounts], where: str) -> Iterable[Figures]:
+    own = {name: seen for name, seen in layers.items() if not seen.passed_on}
     dead = {
         name: 0.0 if seen.alive is True else 1 - float(seen.alive.float().mean())
-        for name, seen in layers.items()
+        for name, seen in own.items()
         if seen.alive is not None
     }
-    zeros = {name: count.zeros / count.count for name, count in counts.items()}
+    zeros = {name: counts[name].zeros / counts[name].count for name in own}
     nonfinite = {name: count.nonfinite / count.count for name, count in counts.items()}
     saturation = {
         name: float(seen.saturated) / seen.could_saturate for name, seen in layers.items() if seen.saturated is not None
