@@ -178,6 +178,12 @@ class Does(nn.Module):
         ([nn.Conv1d(1, 4, 1), Does(lambda x: x[..., :-1]), nn.ReLU()], [1, 1, 1]),
         ([nn.Conv1d(1, 4, 1), Does(lambda x: x.mT), nn.GELU()], [1, -1, -1]),
         ([nn.Linear(2, 4), Does(lambda x: x.repeat(1, 3, 1)), nn.GELU()], [-1, -1, -1]),
+        ([nn.Conv2d(1, 4, 1), Does(lambda x: x.permute(0, 2, 3, 1)), nn.ReLU()], [1, -1, -1]),
+        ([nn.Conv2d(1, 4, 1), Does(lambda x: F.relu(x.permute(0, 2, 3, 1)).mT)], [1, -1, 2]),
+        ([nn.Conv2d(1, 4, 1), Does(lambda x: x.new_zeros(2, 4, 4, 3))], [1, 1]),
+        ([nn.Conv2d(1, 4, 1), Does(lambda x: x.new_zeros(2, 3, 4, 4))], [1, -1]),
+        ([nn.Conv2d(1, 4, 1), Does(lambda x: x.new_zeros(2, 3, 5, 6))], [1, 1]),
+        ([nn.Linear(2, 5), Does(lambda x: F.relu(x.repeat(1, 3, 1).mT)), nn.Linear(3, 2)], [-1, 1, -1]),
         (
             [
                 nn.Conv1d(1, 4, 1),

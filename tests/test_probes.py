@@ -153,6 +153,24 @@ def test_an_activation_with_one_limit_alone_has_no_share_that_is_saturated() -> 
     assert not memory.of("health/saturated")
 
 
+def test_dead_channels_are_found_where_they_have_been_moved_to_the_last_place() -> None:
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(1, 8, 3), nn.ReLU()
+            with torch.no_grad():
+                self.conv.weight[:3], self.conv.bias[:3] = 0, -1  # type: ignore[index]
+
+        def forward(self, x: Tensor) -> Any:
+            out: Tensor = self.relu(self.conv(x).permute(0, 2, 3, 1))
+            self.dead = float((out == 0).all(0).all(0).all(0).float().mean())
+            return out
+
+    model = Stem()
+    found = curve(seen(model, vizlog.ActivationHistograms(), batch=torch.rand(20, 1, 12, 6)), "dead_units")
+    assert found["relu"] == pytest.approx(3 / 8)
+
+
 def test_zeros_that_a_layer_only_passes_on_are_not_its_own() -> None:
     x = torch.cat([torch.zeros(4, 1, 3, 4), torch.rand(4, 1, 3, 4) + 0.1], dim=2)  # half of each picture is blank
     model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(24, 6), nn.ReLU(), nn.Flatten(0))

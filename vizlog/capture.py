@@ -146,7 +146,8 @@ class Call:
         function: the function called, None for a module.
         args, kwargs: what it was called with.
         output: what it returned.
-        channel_dim: the dimension of `tensor` that counts units: 1 for convolutions and what follows them, else −1.
+        channel_dim: the dimension of `tensor` that counts units: 1 for convolutions and what follows them, else −1;
+            another where a permute has moved it.
     """
 
     layer: str
@@ -500,14 +501,28 @@ class Capture:
     def _dim_before(self, shape: tuple[int, ...]) -> int:
         """Of an activation or a block: units lie where they lay in the last output of this shape.
 
-        Where there was none, as after pooling, where they lay in the last one that had as many of them.
+        Where there was none, as after pooling, where they lay in the last one that had as many of them; or to where
+        those of the last output have moved, as a permute does.
         """
         if shape in self._channel_dims:
             return self._channel_dims[shape]
-        for other, dim in reversed(self._channel_dims.items()):
-            if len(other) == len(shape) > 0 and other[dim] == shape[dim]:
+        alike = [(other, dim) for other, dim in reversed(self._channel_dims.items()) if len(other) == len(shape) > 0]
+        for number, (other, dim) in enumerate(alike):
+            if other[dim] == shape[dim]:
                 return dim
+            if number == 0 and (moved := _moved_to(other[dim], shape)) is not None:
+                return moved
         return 1 if len(shape) > 3 else -1
+
+
+def _moved_to(units: int, shape: tuple[int, ...]) -> int | None:
+    """The dimension that has as many entries: the last one, or the only one behind that of the examples."""
+    if units < 2:
+        return None
+    places = [dim for dim in range(1, len(shape)) if shape[dim] == units]
+    if len(shape) - 1 in places:
+        return -1
+    return places[0] if len(places) == 1 else None
 
 
 def _here(tensor: Tensor, output: Any) -> Any:

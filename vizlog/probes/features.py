@@ -33,7 +33,7 @@ class Features:
         layer: name of the call.
         is_input: whether it is what goes into the layer, and not what comes out.
         by_token: whether each token is a point.
-        channel_dim: 1 or −1.
+        channel_dim: which holds the features.
         examples_dim: 0 or 1; −1 where the first dimension holds the tokens of all examples.
         tokens: how many tokens an example has.
     """
