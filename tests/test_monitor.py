@@ -881,6 +881,50 @@ def test_a_model_that_does_not_run_on_the_batch_is_named_once(models: Any, caplo
     assert "FixedBatch(inputs, forward=" in message
 
 
+class Generates(nn.Module):
+    """A generator, and parts that its forward does not run."""
+
+    def __init__(self, **others: nn.Module) -> None:
+        super().__init__()
+        self.generator = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        for name, part in others.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.generator(x)
+        return out
+
+
+def not_run(caplog: pytest.LogCaptureFixture, model: nn.Module, *optimizers: torch.optim.Optimizer) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "vizlog"):
+        vizlog.Monitor(model, to=None, batch=torch.randn(4, 3), optimizer=optimizers or None).close()
+    return [record.getMessage() for record in caplog.records if "nothing runs" in record.getMessage()]
+
+
+def test_trained_parts_of_a_model_that_do_not_run_on_the_batch_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = Generates(discriminator=net(), frozen=net().requires_grad_(requires_grad=False), critic=nn.Linear(2, 2))
+    (message,) = not_run(caplog, model)
+    assert message.startswith("vizlog: nothing runs discriminator, critic on the fixed batch")
+    assert "FixedBatch(inputs, forward=lambda model, inputs" in message
+    (message,) = not_run(caplog, model, SGD(model.generator.parameters(), 0.1), SGD(model.critic.parameters(), 0.1))
+    assert message.startswith("vizlog: nothing runs critic on the fixed batch")
+    assert not not_run(caplog, model, SGD(model.generator.parameters(), 0.1))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_parts_that_run_or_cannot_be_seen_to_are_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = Generates(scripted=torch.jit.script(nn.Linear(3, 3)), table=nn.ParameterList([torch.ones(2)]))
+    model.again = nn.ModuleList([model.generator[0]])  # type: ignore[index]  # the same layer under a second name
+    assert not not_run(caplog, model)
+
+    class Attends(nn.MultiheadAttention):
+        def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+            return super().forward(x, x, x)
+
+    assert not not_run(caplog, Attends(3, 1))
+
+
 def test_numbers_are_logged_at_the_step_under_way_as_they_were_then() -> None:
     model, memory = net(), vizlog.Memory()
     loss, seen = torch.zeros((), requires_grad=True), np.zeros(())

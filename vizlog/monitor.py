@@ -44,7 +44,7 @@ from vizlog.probes.base import Context, Probe, as_probes, measures
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
 from vizlog.schedules import Schedule, Thinning, as_schedule
-from vizlog.selection import given_models, named_models, named_modules, named_once, named_parameters
+from vizlog.selection import given_models, is_leaf, named_models, named_modules, named_once, named_parameters
 from vizlog.stopping import Stop, StopWhen
 
 __all__ = ["Monitor", "check_pace"]
@@ -342,7 +342,7 @@ class Monitor:
             except FailedElsewhereError as error:
                 raise BatchDoesNotFit(f"the model could not be run on the fixed batch: {error}") from error
         if self._ranks.writes:
-            _say_not_run(self._models, met)
+            _say_not_run(self._models, self._optimizers, met)
         return met.batch, met
 
     def _binds(self, probe: Probe, met: Survey | None) -> bool:
@@ -908,16 +908,37 @@ def _say_untrained(models: Mapping[str, nn.Module], optimizers: Sequence[Optimiz
         LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", left)
 
 
-def _say_not_run(models: Mapping[str, nn.Module], met: Survey) -> None:
-    """Says which of several models a pass over the fixed batch does not reach."""
-    ran = {layer.name.partition("@")[0] for layer in met.layers}
-    left = [name for name in models if not any(layer == name or layer.startswith(f"{name}.") for layer in ran)]
-    if len(models) > 1 and left:
+def _say_not_run(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer], met: Survey) -> None:
+    """Says which of several models, or which trained parts of one, a pass over the fixed batch does not reach."""
+    if len(models) > 1:
+        ran = {layer.name.partition("@")[0] for layer in met.layers}
+        left = [name for name in models if not any(layer == name or layer.startswith(f"{name}.") for layer in ran)]
+        how = "say how the models run together with FixedBatch(inputs, forward=lambda models, inputs: ...)"
+    else:
+        left = _parts_not_run(next(iter(models.values())), optimizers, met)
+        how = "where it should be, say how with FixedBatch(inputs, forward=lambda model, inputs: ...)"
+    if left:
         LOG.info(
-            "vizlog: nothing runs %s on the fixed batch, so its activations are not seen there: say how the models run "
-            "together with FixedBatch(inputs, forward=lambda models, inputs: ...)",
-            _some(left),
+            "vizlog: nothing runs %s on the fixed batch, so its activations are not seen there: %s", _some(left), how
         )
+
+
+def _parts_not_run(model: nn.Module, optimizers: Sequence[Optimizer], met: Survey) -> list[str]:
+    """Names of a model's own parts that are trained and of which no layer ran: a GAN's discriminator."""
+    if isinstance(model, torch.jit.ScriptModule) or is_leaf(model):
+        return []
+    ran = {id(layer.module) for layer in met.layers}
+    trained: set[int] = set().union(*map(owned, optimizers))
+    left = []
+    for name, part in model.named_children():
+        modules = list(part.modules())
+        # Nobody can see one that is scripted run, and what has no forward holds parameters alone.
+        seen = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+        runs = len(seen) == len(modules) and any(type(module).forward is not nn.Module.forward for module in seen)
+        is_trained = any(p.requires_grad and (not optimizers or id(p) in trained) for p in part.parameters())
+        if runs and is_trained and ran.isdisjoint(map(id, modules)):
+            left.append(name)
+    return left
 
 
 def _untrained(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]) -> str:
