@@ -824,11 +824,15 @@ def test_a_writer_that_broke_over_a_full_disk_is_gone_on_with_beside_it(
 ) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
+    before = set(threading.enumerate())
     backend = vizlog.TensorBoard(SummaryWriter(tmp_path))
     backend.write(0, [Scalar("a", 0)])
+    its = set(threading.enumerate()) - before
     with full_after(3000):
         for step in (1, 2):
             backend.write(step, every_record(step))
+    for thread in its:
+        thread.join(10)  # or what it raised may be told of a later test
     for step in (3, 4):
         backend.write(step, [Scalar("a", step)])
     backend.close()
