@@ -679,3 +679,22 @@ def test_a_forward_that_differentiates_its_inputs_is_told_how_to() -> None:
     with pytest.raises(BatchDoesNotFit, match=r"FixedBatch\(forward=…\) may torch\.enable_grad\(\)"):
         survey({"": Residual()}, FixedBatch(torch.randn(4, 2)))
     assert survey({"": Residual()}, FixedBatch(torch.randn(4, 2), forward=with_gradients)).layers
+
+
+def test_one_logit_of_two_classes_goes_before_wider_outputs() -> None:
+    x, labels, logit, wide = torch.randn(6, 5), torch.arange(6) % 2, torch.randn(6, 1), torch.randn(6, 8)
+    assert FixedBatch(x, labels).logits((wide, logit)) is logit
+    assert FixedBatch(x, labels).logits((wide, logit, pair := torch.randn(6, 2))) is pair
+
+
+def test_an_embedding_on_another_device_is_asked_nothing_of_its_ids() -> None:
+    class Elsewhere(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.tokens = nn.Linear(4, 2), nn.Embedding(9, 4, device="meta")
+
+        def forward(self, ids: Tensor) -> Tensor:
+            looked_up = self.tokens(ids.to("meta"))
+            return self.head(torch.ones(looked_up.shape[0], 4, device="cpu"))
+
+    assert not survey({"": Elsewhere()}, FixedBatch(torch.randint(0, 9, (4, 5)))).embeds_tokens

@@ -581,8 +581,8 @@ def test_several_labels_are_told_by_the_likeliest_and_by_those_that_are_true() -
     assert list(record.titles) == ["example 0: none", "example 1: cat", "example 2: cat, dog", "example 3: hat"]
     share, label = model(x).detach().sigmoid().max(1)
     name = batch.class_names[int(label[0])]
-    assert record.notes[0] == f"explains {name}; predicted {name} ({float(share[0]):.0%})"
-    assert "of the predicted label" in record.caption
+    assert record.notes[0] == f"explains {name}; likeliest {name} ({float(share[0]):.0%})"
+    assert "the logit (before sigmoid) of the likeliest label" in record.caption
     ended = drawn(SaliencyMaps(), nn.Sequential(model, nn.Sigmoid()), batch)["saliency/gradient/predicted"]
     assert record.notes == ended.notes
 
@@ -638,3 +638,10 @@ def test_a_table_whose_categories_are_offset_is_explained_by_its_numbers() -> No
     record = drawn(SaliencyMaps(), Mixed(), batch)["saliency/gradient"]
     assert record.column_labels is not None
     assert record.column_labels[0] == ["a", "b", "c"]
+
+
+def test_pixels_of_a_drawing_are_no_labels() -> None:
+    model, drawings = nn.Linear(36, 36), (torch.rand(4, 36) > 0.5).float()
+    batch = FixedBatch(drawings, drawings, loss=lambda output, targets: (output - targets).square().mean(1))
+    record = drawn(SaliencyMaps(), model, batch)["saliency/gradient"]
+    assert list(record.titles) == [f"example {number}" for number in range(4)]

@@ -117,9 +117,8 @@ class FixedBatch:
         self.inputs: Tree = self._take(inputs, self.ids)
         self.targets: Any = self._take(targets, self.ids)
         self._classes = int(self.labels.max()) + 1 if self.labels is not None else 0
-        self._targets_are = _kind_of(
-            self.targets
-        )  # of all examples: of a few, numbers may lie between 0 and 1 by chance
+        # Of all examples: of a few, numbers may lie between 0 and 1 by chance.
+        self._targets_are = _kind_of(self.targets)
         self._padding: int | None = None  # the token that fills texts up, once a first pass has told
         self.forward, self.score, self.loss = forward, score, loss
         self.class_names = _in_order(class_names) if class_names is not None else ()
@@ -319,11 +318,11 @@ class FixedBatch:
     def _scoring(self, parts: Sequence[Tensor]) -> Tensor | None:
         """Of the parts of an output the one that may score classes, (N, classes) or (N, T, classes)."""
         each = [x for x in parts if x.ndim in (2, 3) and x.is_floating_point()]
-        known = len(self.class_names) or (
-            self.targets.shape[1] if self._targets_are in ("shares", "sets") else self._classes
-        )
+        in_targets = self.targets.shape[1] if self._targets_are in ("shares", "sets") else self._classes
+        known = len(self.class_names) or in_targets
         if known and len(each) > 1:
-            fitting = [x for x in each if x.shape[-1] == known] or [x for x in each if x.shape[-1] > known]
+            exact = [x for width in (known, 1 if known == 2 else known) for x in each if x.shape[-1] == width]
+            fitting = exact or [x for x in each if x.shape[-1] > known]
             widths = {x.shape[-1] for x in fitting}
             if len(fitting) > 1 and len(widths) == 1 and min(widths) > known:
                 return None  # two views of an example, which are compared with each other
@@ -426,6 +425,13 @@ class FixedBatch:
         named = self.inputs.items() if isinstance(self.inputs, Mapping) else (("", part) for part in [self.inputs])
         others = [x for name, part in named if not str(name).endswith(beside) for x in _tensors(part) if x is not ids]
         return next((x for x in others if x.shape[:1] == ids.shape[:1] and _is_another_text(x, ids)), None)
+
+    def is_token_ids(self, given: Tensor | None) -> bool:
+        """Whether this tensor, on whatever device, holds the token ids as they are."""
+        ids = self.token_ids
+        if ids is None or given is None or given.is_nested or given.is_meta or given.shape != ids.shape:
+            return False
+        return torch.equal(on_device(given, ids.device), ids)
 
     @property
     def token_mask(self) -> Tensor:

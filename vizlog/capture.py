@@ -771,9 +771,9 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     embeddings: list[nn.Embedding] = []  # which took the token ids
 
     def note(call: Call) -> None:
-        tensor, given, ids = call.tensor, call.input, first.token_ids
+        tensor, given = call.tensor, call.input
         assert tensor is not None  # calls that return none are not told
-        if isinstance(call.module, nn.Embedding) and given is not None and ids is not None and torch.equal(given, ids):
+        if isinstance(call.module, nn.Embedding) and first.is_token_ids(given):
             embeddings.append(call.module)
         layers.append(
             Layer(

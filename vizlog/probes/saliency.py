@@ -92,7 +92,7 @@ class SaliencyMaps(Probe):
         self._methods: tuple[str, ...] = ()
         self._convolution = ""
         self._tokens = False
-        self._next_tokens = self._at_last = False
+        self._next_tokens = self._at_last = self._of_sets = False
         self._middle = ""
         self._one_number = False
         self._shown: FixedBatch | None = None
@@ -110,6 +110,8 @@ class SaliencyMaps(Probe):
         self._pictures = _pictures(survey.batch, self._examples)
         self._one_number = survey.classes == 1
         self._at_last = survey.scores_a_position
+        sets = self._shown.label_sets  # of a loss they may be anything of 0 and 1: the pixels of a drawing
+        self._of_sets = sets is not None and sets.shape[1] == survey.classes
         self._check_target(self._shown, survey)
         self._tokens = _explains_tokens(self._shown, survey)
         self._next_tokens = self._tokens and _predicts_tokens(self._shown, survey)
@@ -138,7 +140,7 @@ class SaliencyMaps(Probe):
                 for question in self._questions(batch, logits)
                 for method in self._methods
             ]
-        return _Measured(_prediction(logits, sets=batch.label_sets is not None), found)
+        return _Measured(_prediction(logits, sets=self._of_sets), found)
 
     def finish(self, measured: _Measured) -> Iterable[Heatmaps]:
         for found in measured.found:
@@ -262,16 +264,17 @@ class SaliencyMaps(Probe):
 
     def _of_what(self, question: _Question, shown: FixedBatch) -> str:
         """Which score of which examples, for the caption."""
-        kind = "next token" if self._next_tokens else "class" if shown.label_sets is None else "label"
+        kind = "next token" if self._next_tokens else "label" if self._of_sets else "class"
         kind += ", at the last position" if self._at_last else ""
+        logit = f"the logit (before {'sigmoid' if self._of_sets else 'softmax'})"
         if question.targets is None:
             score = "minus the loss"
         elif self._one_number:
             score = "the model's output, one number an example"
         elif question.suffix.startswith("class-"):
-            score = f"the logit (before softmax) of {self._class_name(int(question.targets[0]))}"
+            score = f"{logit} of {self._class_name(int(question.targets[0]))}"
         else:
-            score = f"the logit (before softmax) of the {question.suffix or 'true'} {kind}"
+            score = f"{logit} of the {'likeliest' if self._of_sets else question.suffix or 'true'} {kind}"
         which = f"{len(shown)} examples of the fixed batch"
         if question.suffix == "predicted" and shown.labels is not None and self._target == "true":
             which = "only examples that are misclassified"
@@ -279,7 +282,7 @@ class SaliencyMaps(Probe):
 
     def _titles(self, shown: FixedBatch) -> list[str]:
         names = [f"example {number}" for number in shown.ids.tolist()]
-        if (sets := shown.label_sets) is not None:
+        if self._of_sets and (sets := shown.label_sets) is not None:
             those = [[self._class_name(label) for label in each.nonzero().flatten().tolist()] for each in sets]
             return [f"{name}: {', '.join(labels) or 'none'}" for name, labels in zip(names, those, strict=True)]
         if shown.labels is None:
@@ -298,7 +301,8 @@ class SaliencyMaps(Probe):
                 wrong = ", wrong" if shown.labels is not None and guess != int(shown.labels[i]) else ""
                 explained = "explains" if found.question.suffix else "target"
                 parts.append(f"{explained} {self._class_name(int(found.question.targets[i]))}")
-                predicted = f"predicted {self._class_name(guess)} ({share:.0%}{wrong})"
+                said = "likeliest" if self._of_sets else "predicted"
+                predicted = f"{said} {self._class_name(guess)} ({share:.0%}{wrong})"
                 parts.append("no class is predicted: scores are NaN" if math.isnan(share) else predicted)
             if found.gap is not None:
                 parts.append(f"gap {float(found.gap.absolute[i]):+.2g} ({100 * float(found.gap.relative[i]):.2g}%)")
