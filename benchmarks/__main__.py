@@ -7,8 +7,10 @@ import importlib
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 from benchmarks import report, results
+from vizlog.compute.loops import load
 
 NAMES = ("startup", "histogram", "bins", "idle", "logged_step", "training", "event_file", "memory", "long_run", "scale")
 ON_A_GPU = ("cuda", "cuda_training")
@@ -37,6 +39,8 @@ def main() -> int:
 
 
 def _run(name: str) -> results.Found:
+    with suppress(ImportError):  # of numba
+        load()  # else some of what follows would be measured while a process compiles
     start = time.perf_counter()
     found: results.Found = importlib.import_module(f"benchmarks.{name}").run()
     seconds = time.perf_counter() - start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import random
 import sys
@@ -19,6 +20,7 @@ from processes import Processes
 from torch import Tensor, nn
 from wandb_service import WandbService
 
+from vizlog.compute.loops import load
 from vizlog.process import shared
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they would wait for each other's threads
@@ -51,6 +53,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_thread() -> None:
     """Sums come out the same on every machine, and tests do not wait for each other's threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_loops() -> None:
+    """Where a test counts with numpy, it says so."""
+    if importlib.util.find_spec("numba"):
+        load()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vizlog.compute import bits_torch
+from vizlog.compute import bits_torch, loops
 from vizlog.compute import histogram as module
 from vizlog.compute.bits import GRIDS, NO_MOMENTS, Grid, interpolation_error
 from vizlog.compute.bits_numpy import PlainPass
@@ -69,9 +70,9 @@ def total_variation(record: Any, values: NDArray[np.float64]) -> float:
 @pytest.fixture(params=["numba", "numpy"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to count on a CPU."""
-    monkeypatch.setattr(module, "_idle", {name: [] for name in GRIDS})
+    monkeypatch.setattr(module, "_idle", defaultdict(list))
     if request.param == "numpy":
-        monkeypatch.setattr(module, "_new_pass", PlainPass)
+        monkeypatch.setattr(loops, "_compiled", False)
     else:
         pytest.importorskip("numba")
 
@@ -130,8 +131,8 @@ def test_without_numba_the_counts_are_equal(monkeypatch: pytest.MonkeyPatch, dty
     pytest.importorskip("numba")
     tensors = [everything(dtype), everything(dtype, 1000)]
     compiled = count_each(tensors)
-    monkeypatch.setattr(module, "_idle", {name: [] for name in GRIDS})
-    monkeypatch.setattr(module, "_new_pass", PlainPass)
+    monkeypatch.setattr(module, "_idle", defaultdict(list))
+    monkeypatch.setattr(loops, "_compiled", False)
     for a, b in zip(compiled, count_each(tensors), strict=True):
         assert_equal_counts(a, b)
 
@@ -344,25 +345,6 @@ def test_histograms_made_together_are_those_made_one_by_one() -> None:
         histograms([("", named[0][1], "")])
 
 
-def test_only_who_compiles_says_so(tmp_path: Path) -> None:
-    pytest.importorskip("numba")
-    Path(tmp_path, "twice.py").write_text(
-        "from vizlog.compute.compiled import compiled, made_anew\n"
-        "@compiled('int64(int64)')\n"
-        "def twice(number):\n"
-        "    return 2 * number\n"
-        "print(twice(4), made_anew())\n"
-    )
-
-    def said() -> str:
-        command = [sys.executable, "-c", "import twice"]
-        root = str(Path(module.__file__).parents[2])
-        paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
-        return subprocess.run(command, env=paths, capture_output=True, text=True, check=True).stdout.strip()
-
-    assert [said(), said()] == ["8 it is kept for the next run", "8"]
-
-
 @pytest.mark.parametrize("room", [1 << 19, 3000, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_counts_of_many_are_those_of_each_wherever_memory_ends(
@@ -376,14 +358,14 @@ def test_counts_of_many_are_those_of_each_wherever_memory_ends(
         torch.randn(40, 30, dtype=dtype).t(),
         torch.randn(2, 3, 4, 5, dtype=dtype)[..., ::2],
     ]
-    monkeypatch.setattr(module, "_idle", {name: [] for name in GRIDS})
+    monkeypatch.setattr(module, "_idle", defaultdict(list))
     monkeypatch.setattr(compiled, "SLAB", room)
     monkeypatch.setattr(compiled, "AT_ONCE", 10 * room)
     monkeypatch.setattr(compiled, "ROWS", 4)
     together = count_each(tensors * 2)
     one_by_one = [count_bits(tensor) for tensor in tensors * 2]
-    monkeypatch.setattr(module, "_idle", {name: [] for name in GRIDS})
-    monkeypatch.setattr(module, "_new_pass", PlainPass)
+    monkeypatch.setattr(module, "_idle", defaultdict(list))
+    monkeypatch.setattr(loops, "_compiled", False)
     expected = count_each(tensors * 2)
     for found in together, one_by_one:
         for its, alone in zip(found, expected, strict=True):
@@ -394,7 +376,7 @@ def test_counts_of_many_are_those_of_each_wherever_memory_ends(
 def test_values_that_change_between_two_passes_are_not_counted(passes: None, grid: Grid) -> None:
     values = iter([np.arange(5.0), np.arange(5.0) * 10])
     with pytest.raises(RuntimeError, match="changed while they were counted"):
-        module._new_pass(grid).count_pieces(lambda: [next(values).astype(grid.real)], always_linear=True)
+        module._taken(grid).count_pieces(lambda: [next(values).astype(grid.real)], always_linear=True)
 
 
 def test_what_another_thread_writes_meanwhile_is_counted_rightly_or_not_at_all() -> None:
@@ -672,9 +654,11 @@ def test_memory_beside_a_large_tensor_is_bounded() -> None:
     code = """
 import torch
 from vizlog.compute.histogram import count_bits, prepare
+from vizlog.compute.loops import load
 def kilobytes(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 torch.set_num_threads(1)
+load()
 prepare()
 kinds = [torch.zeros(4000, 8000)[:, ::2] + 1, torch.zeros(4000, 4000), torch.zeros(4000, 8000)[:, ::2]]
 kinds += [torch.zeros(16_000_000, dtype=torch.bfloat16), torch.zeros(1).expand(16_000_000)]

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from io import FileIO
 from typing import IO, Any, TypeVar, cast
 
-__all__ = ["LowPriority", "shared"]
+__all__ = ["ClosedError", "LowPriority", "shared"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,10 @@ _starting = threading.RLock()
 
 _live: weakref.WeakSet[LowPriority] = weakref.WeakSet()
 _shared: weakref.WeakValueDictionary[str, LowPriority] = weakref.WeakValueDictionary()
+
+
+class ClosedError(RuntimeError):
+    """The low-priority process is closed, as all are where this process ends."""
 
 
 class LowPriority:
@@ -85,7 +89,8 @@ class LowPriority:
 
         Raises:
             TimeoutError: it took longer than that.
-            RuntimeError: the child died twice, with what it said last; or this object is closed.
+            RuntimeError: the child died twice, with what it said last.
+            ClosedError: this object is closed.
             Exception: whatever the function raised, with the child's traceback as its cause.
         """
         if getattr(function, "__module__", None) == "__main__":
@@ -118,7 +123,7 @@ class LowPriority:
 
     def _started(self) -> _Child:
         if self._closed:
-            raise RuntimeError("the low-priority process is closed")
+            raise ClosedError("the low-priority process is closed")
         if self._child is None:
             with _starting:
                 self._child = _Child()

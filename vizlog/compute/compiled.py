@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
+from numba.core import event
 
-__all__ = ["called_back", "compiled", "made_anew"]
+__all__ = ["NotKeptError", "called_back", "compiled", "only_what_is_kept"]
 
-_made: list[Any] = []
+
+class NotKeptError(Exception):
+    """No process has compiled this and kept it.
+
+    Attributes:
+        can_be: whether one can: there is a folder for it.
+    """
+
+    def __init__(self, *, can_be: bool = True) -> None:
+        super().__init__("it is not compiled yet")
+        self.can_be = can_be
 
 
 def compiled(*signatures: str, fastmath: set[str] | bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -22,22 +35,14 @@ def compiled(*signatures: str, fastmath: set[str] | bool = False) -> Callable[[C
     def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
         try:
-            made = numba.njit(list(signatures), cache=True, **options)(function)
+            return numba.njit(list(signatures), cache=True, **options)(function)
         except (RuntimeError, OSError):  # no folder that numba can write its cache to, or no room there
-            made = numba.njit(list(signatures), **options)(function)
-        _made.append(made)
-        return made
+            try:
+                return numba.njit(list(signatures), **options)(function)
+            except NotKeptError:
+                raise NotKeptError(can_be=False) from None
 
     return compile_
-
-
-def made_anew() -> str:
-    """What a person is told where some of it was compiled in this process, which takes seconds; else ""."""
-    if all(made.stats.cache_hits for made in _made):
-        return ""
-    if all(made.stats.cache_path for made in _made):
-        return "it is kept for the next run"
-    return "as at each start, for numba has no folder to keep it in (NUMBA_CACHE_DIR names one)"
 
 
 def called_back(function: Callable[..., Any]) -> Any:
@@ -46,3 +51,24 @@ def called_back(function: Callable[..., Any]) -> Any:
         return numba.cfunc("void(voidptr)", cache=True)(function)
     except (RuntimeError, OSError):
         return numba.cfunc("void(voidptr)")(function)
+
+
+@contextmanager
+def only_what_is_kept() -> Iterator[None]:
+    """In here this thread compiles nothing: `compiled` raises `NotKeptError` where it would have to."""
+    with event.install_listener("numba:compile", _Refuses(threading.get_ident())):
+        yield
+
+
+class _Refuses(event.Listener):
+    """Hears of all that is about to be compiled, on any thread."""
+
+    def __init__(self, thread: int) -> None:
+        self._thread = thread
+
+    def on_start(self, event: event.Event) -> None:
+        if threading.get_ident() == self._thread:
+            raise NotKeptError
+
+    def on_end(self, event: event.Event) -> None:
+        pass

@@ -5,8 +5,6 @@ Each function counts what adds up or can be or-ed over calls, so that many calls
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -15,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from vizlog.compute import loops
 
 __all__ = ["LIMITS", "alive", "prepare", "saturated", "saturated_rows", "stuck"]
 
@@ -39,7 +39,7 @@ _ONE_THREAD = (1 << 15) - 1
 
 
 def prepare() -> None:
-    """Loads what is compiled, or compiles it, so that the first forward that is looked at waits for nothing."""
+    """Loads what is compiled, so that the first forward that is looked at waits for nothing."""
     _find_alive()
 
 
@@ -87,10 +87,9 @@ def _in_memory(output: Tensor, dim: int) -> tuple[int, tuple[int, int, int]] | N
     return address, (math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :]))
 
 
-@functools.cache
 def _find_alive() -> Callable[..., NDArray[np.bool_]] | None:
-    """Compiled, where numba is installed."""
-    if importlib.util.find_spec("numba") is None:
+    """Compiled, where there are compiled loops."""
+    if not loops.are_compiled():
         return None
     from vizlog.compute.health_numba import find_alive
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
-import sys
-import threading
-import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -17,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vizlog.compute import loops
 from vizlog.compute.bits import GRIDS, MOST, NO_MOMENTS, BitCounts, Grid, Linear, Moments, fine, linear_exponent
+from vizlog.compute.bits_numpy import PlainPass
 from vizlog.compute.chunks import as_real, flat_chunks, grid_of, in_memory_order
 from vizlog.compute.passes import ALWAYS_LINEAR, Chunks, Pass, Place
-from vizlog.compute.shown import Shown
+from vizlog.compute.shown import Shown, shown
 from vizlog.compute.uncollected import Together, Uncollected
-from vizlog.messages import LOG
 from vizlog.records import QUANTILES, Histogram
 
 __all__ = [
@@ -109,7 +106,8 @@ def _count_alike(
 
 
 def prepare(device: torch.device | None = None) -> None:
-    """Makes the first histogram as fast as the next: loads what was compiled, or compiles it (seconds, only once)."""
+    """Makes the first histogram as fast as the next; of a device other than a CPU, once loops have been compiled."""
+    loops.prepare(waits=device is None or device.type == "cpu")
     for dtype in (torch.float32, torch.float64):
         histogram("warm-up", _count_on_cpu(torch.arange(4, dtype=dtype, device="cpu")))
     if device is not None and device.type == "cuda":
@@ -165,46 +163,14 @@ def _count_others(tensors: Sequence[Tensor]) -> Sequence[Counts]:
 # on a CPU
 
 
-_idle: dict[str, list[Pass]] = {name: [] for name in GRIDS}
-"""Those that no thread uses, by their grids."""
+_idle: defaultdict[tuple[type[Pass], str], list[Pass]] = defaultdict(list)
+"""Those that no thread uses, by their class and grid."""
 
 _IN_PLACE = {torch.float32: 4, torch.float64: 8}
 """Types whose values are counted where they lie, and how many bytes one takes."""
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 """Classes whose memory holds their values; one that wraps another has none of its own."""
-
-
-_WONDERS = 6.0
-"""Seconds that loading what was compiled does not take."""
-
-
-def _new_pass(grid: Grid) -> Pass:
-    if importlib.util.find_spec("numba"):
-        if "vizlog.compute.bits_numba" not in sys.modules:
-            _load_compiled()
-        from vizlog.compute.bits_numba import CompiledPass
-
-        return CompiledPass(grid)
-    from vizlog.compute.bits_numpy import PlainPass
-
-    return PlainPass(grid)
-
-
-def _load_compiled() -> None:
-    """Loads the compiled loops; where they are compiled, it is said why one waits, while one does and afterwards."""
-    began = time.monotonic()
-    says = threading.Timer(_WONDERS, LOG.info, ["vizlog compiles its histogram, which takes half a minute, once"])
-    says.daemon = True
-    with suppress(RuntimeError):  # where no thread can start
-        says.start()
-    try:
-        importlib.import_module("vizlog.compute.bits_numba")
-        from vizlog.compute.compiled import made_anew
-    finally:
-        says.cancel()
-    if so := made_anew():
-        LOG.info("vizlog compiled its histogram, which took %.0f s; %s", time.monotonic() - began, so)
 
 
 def _place(tensor: Tensor) -> Place | None:
@@ -260,14 +226,22 @@ def _count_lying(dtype: torch.dtype, places: Sequence[Place]) -> list[BitCounts]
 
 def _taken(grid: Grid) -> Pass:
     """One for this thread alone while in use: what an error leaves half counted is never used again."""
+    kind = _compiled_pass() if loops.are_compiled() else PlainPass
     try:
-        return _idle[grid.name].pop()
+        return _idle[kind, grid.name].pop()
     except IndexError:
-        return _new_pass(grid)
+        return kind(grid)
 
 
 def _give_back(counting: Pass) -> None:
-    _idle[counting.grid.name].append(counting)
+    _idle[type(counting), counting.grid.name].append(counting)
+
+
+@functools.cache
+def _compiled_pass() -> type[Pass]:
+    from vizlog.compute.bits_numba import CompiledPass
+
+    return CompiledPass
 
 
 def _count_on_cpu(tensor: Tensor) -> BitCounts:
@@ -369,12 +343,9 @@ def _record(tag: str, counts: BitCounts, caption: str, shown: Shown) -> Histogra
     )
 
 
-@functools.cache
 def _shown() -> Callable[[Sequence[BitCounts], int], list[Shown]]:
-    if importlib.util.find_spec("numba"):
-        from vizlog.compute.shown_numba import shown
-
+    if not loops.are_compiled():
         return shown
-    from vizlog.compute.shown import shown as plain
+    from vizlog.compute.shown_numba import shown as compiled
 
-    return plain
+    return compiled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vizlog.compute import loops
 from vizlog.compute.bits import GRIDS, LINEAR_BINS, BitCounts, Grid, Linear
 
 __all__ = ["Together", "Uncollected", "UncollectedAlive", "UncollectedBeyond"]
@@ -66,7 +66,7 @@ class Together:
     @functools.cached_property
     def counts(self) -> Sequence[BitCounts]:
         """Of each tensor, once the memory lies on the host."""
-        if not self.wide and importlib.util.find_spec("numba"):
+        if not self.wide and loops.are_compiled():
             from vizlog.compute.uncollected_numba import collected
 
             return collected(GRIDS[self.grid], self.arrays)
