@@ -84,24 +84,6 @@ def test_tsne_reaches_the_divergence_of_scikit_learns_exact_method():
     assert trustworthiness(vectors, layout) > trustworthiness(vectors, reference) - 0.005
 
 
-def test_tsne_of_many_points_is_scikit_learns_and_starts_where_it_is_told(monkeypatch):
-    monkeypatch.setattr(projection, "MOST_EXACT", 200)
-    vectors = DIGITS.data[:300]
-    layout, divergence = tsne(vectors)
-    model = TSNE(init="pca", random_state=0).fit(vectors)
-    assert divergence < model.kl_divergence_ * 1.02
-    again, near = tsne(vectors, start=layout)
-    assert near == pytest.approx(divergence, rel=0.02)
-    assert moved([layout, again]) < 0.1
-
-
-def test_tsne_of_many_points_without_scikit_learn_says_what_to_type(monkeypatch):
-    monkeypatch.setattr(projection, "MOST_EXACT", 50)
-    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-    with pytest.raises(ImportError, match=r"t-SNE of more than 50 points needs scikit-learn: pip install 'vizlog\["):
-        tsne(DIGITS.data[:60])
-
-
 def test_tsne_of_a_handful_of_points_shrinks_the_perplexity():
     corners = np.array([[0.0, 0], [0, 1], [10, 0], [10, 1], [20, 0], [20, 1]])
     layout, divergence = tsne(corners)
@@ -256,8 +238,7 @@ def test_umap_without_umap_learn_is_refused_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])
-def test_knn_accuracy_equals_scikit_learns_leave_one_out(k, monkeypatch):
-    monkeypatch.setattr(projection, "_CHUNK", 1000)  # ten rows at a time
+def test_knn_accuracy_equals_scikit_learns_leave_one_out(k):
     # Noise, so that no two distances are equal: which of equally near neighbours counts is nobody's to say.
     vectors = DIGITS.data[:100] + np.random.default_rng(0).normal(scale=6, size=(100, 64))
     labels = DIGITS.target[:100]
@@ -266,8 +247,7 @@ def test_knn_accuracy_equals_scikit_learns_leave_one_out(k, monkeypatch):
     assert knn_accuracy(vectors, labels, k=k) == pytest.approx(expected)
 
 
-def test_silhouette_equals_scikit_learns(monkeypatch):
-    monkeypatch.setattr(projection, "_CHUNK", 1000)
+def test_silhouette_equals_scikit_learns():
     vectors, labels = DIGITS.data[:200], DIGITS.target[:200]
     assert silhouette(vectors, labels) == pytest.approx(silhouette_score(vectors, labels), abs=1e-9)
     assert silhouette(vectors + 1e5, labels) == pytest.approx(silhouette(vectors, labels), abs=1e-9)
@@ -303,7 +283,8 @@ def test_scores_of_fewer_than_two_classes_are_nan(score):
 
 
 @pytest.mark.parametrize("far", [1e6, 1e14, 1e30])
-def test_scores_of_points_beside_one_far_off_are_those_of_the_points(far):
+def test_scores_of_points_beside_one_far_off_are_those_of_the_points(far, monkeypatch):
+    monkeypatch.setattr(projection, "_CHUNK", 1000)  # 15 pairs at a time
     vectors, labels = DIGITS.data[:100], DIGITS.target[:100]
     beside = np.vstack([vectors, np.full((2, 64), far)]), np.append(labels, [99, 99])  # a class of their own
     assert knn_accuracy(*beside) == pytest.approx(knn_accuracy(vectors, labels) * 100 / 102)

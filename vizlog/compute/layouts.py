@@ -55,7 +55,7 @@ def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
     return methods
 
 
-def project(vectors: ArrayLike, methods: Sequence[str], previous: Projected | None = None, seed: int = 0) -> Projected:
+def project(vectors: ArrayLike, methods: Sequence[str], previous: Projected | None = None) -> Projected:
     """Every method's layout of the points, comparable with the previous ones.
 
     PCA is turned onto the previous layout, t-SNE starts from it, UMAP starts from it and is turned onto it. Points that
@@ -80,7 +80,7 @@ def project(vectors: ArrayLike, methods: Sequence[str], previous: Projected | No
             layouts[method], divergence = tsne(points, start=start)
             notes[method] = f"KL divergence {divergence:.2f}"
         else:
-            layouts[method] = umap(points, start=start, seed=seed)
+            layouts[method] = umap(points, start=start)
     return Projected(_spread(layouts, finite), _spread(layouts_3d, finite), notes)
 
 
@@ -89,12 +89,10 @@ class Layouts:
 
     Args:
         methods: some of `METHODS`.
-        seed: of UMAP, the only one that draws random numbers.
     """
 
-    def __init__(self, methods: Sequence[str], *, seed: int = 0) -> None:
+    def __init__(self, methods: Sequence[str]) -> None:
         self.methods = check_methods(methods)
-        self.seed = seed
         self._places: dict[tuple[str, int], dict[int, Floats]] = {}
 
     def update(self, vectors: ArrayLike, ids: ArrayLike, *, by: Project = project) -> Projected:
@@ -108,7 +106,7 @@ class Layouts:
             {method: self._places_of(keys, method, 2) for method in self.methods},
             {"pca": self._places_of(keys, "pca", 3)},
         )
-        projected = by(vectors, self.methods, previous, self.seed)
+        projected = by(vectors, self.methods, previous)
         for layouts in (projected.layouts, projected.layouts_3d):
             for method, layout in layouts.items():
                 places = self._places.setdefault((method, layout.shape[1]), {})

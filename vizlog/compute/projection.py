@@ -1,10 +1,12 @@
-"""Vectors put on a plane (PCA, t-SNE, UMAP), and scores of how well they separate classes."""
+"""Vectors put on a plane (PCA, t-SNE, UMAP), and scores of how well they separate classes.
+
+All of it is for some hundreds of points, as a fixed batch has: the distances between them lie in one matrix.
+"""
 
 from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,11 +18,16 @@ __all__ = ["knn_accuracy", "neighbours", "pca", "procrustes", "silhouette", "tsn
 
 Floats: TypeAlias = NDArray[np.float64]
 
-MOST_EXACT = 1000
-"""Points up to which t-SNE is computed exactly; its cost grows with their square."""
+_PERPLEXITY = 30.0
+"""About how many neighbours t-SNE gives each point."""
 
-_EXAGGERATION, _EXAGGERATED, _PATIENT, _WARM = 12.0, 250, 750, 200
+_EXAGGERATION = 12.0
+_EXAGGERATED, _PATIENT, _WARM = 250, 750, 200
+"""Iterations of t-SNE's gradient descent: exaggerated, those after them, and those from an earlier layout."""
+
 _CHUNK = 1 << 20
+"""Numbers in flight at a time where distances are computed point by point."""
+
 _CANCELLED = 1e-9
 """A squared distance below this share of the squared lengths has lost half of its digits to their difference."""
 
@@ -46,44 +53,30 @@ def pca(vectors: ArrayLike, k: int = 2) -> Floats:
     return layout
 
 
-def tsne(
-    vectors: ArrayLike,
-    *,
-    perplexity: float = 30.0,
-    start: ArrayLike | None = None,
-    iterations: int | None = None,
-) -> tuple[Floats, float]:
+def tsne(vectors: ArrayLike, *, start: ArrayLike | None = None) -> tuple[Floats, float]:
     """t-SNE (van der Maaten & Hinton 2008): neighbours stay neighbours; distances and sizes of clusters mean nothing.
 
     From a `start` (an earlier layout) it goes on without early exaggeration, so that clusters stay where they are.
-    Above `MOST_EXACT` points it is scikit-learn's Barnes-Hut approximation. Nothing in it is random.
+    Exact, so its cost grows with the square of the points, and nothing in it is random.
 
     Args:
         vectors: (N, D), finite, N >= 4.
-        perplexity: about how many neighbours each point has; at most (N − 1) / 3.
         start: (N, 2), or None for the first two principal components.
-        iterations: of gradient descent, after early exaggeration; 750, or 200 from a start.
 
     Returns:
         The layout (N, 2), and its Kullback-Leibler divergence in nats.
-
-    Raises:
-        ImportError: more than `MOST_EXACT` points, and scikit-learn is not installed.
     """
     scaled, _ = _scaled(vectors)
-    perplexity = max(1.0, min(perplexity, (len(scaled) - 1) / 3))
-    cold = start is None
-    layout = _cold_start(scaled) if start is None else np.array(start, dtype=np.float64)
-    if len(scaled) > MOST_EXACT:
-        return _barnes_hut(scaled, layout, perplexity, cold=cold, iterations=iterations)
-    joint = _joint_probabilities(scaled, perplexity)
-    if cold:
-        layout = _descend(joint * _EXAGGERATION, layout, _EXAGGERATED, momentum=0.5)
-    layout = _descend(joint, layout, iterations or (_PATIENT if cold else _WARM), momentum=0.8)
+    joint = _joint_probabilities(scaled, max(1.0, min(_PERPLEXITY, (len(scaled) - 1) / 3)))
+    if start is None:
+        layout = _descend(joint * _EXAGGERATION, _cold_start(scaled), _EXAGGERATED, momentum=0.5)
+        layout = _descend(joint, layout, _PATIENT, momentum=0.8)
+    else:
+        layout = _descend(joint, np.array(start, dtype=np.float64), _WARM, momentum=0.8)
     return layout, _divergence(joint, layout)
 
 
-def umap(vectors: ArrayLike, *, start: ArrayLike | None = None, seed: int = 0, neighbours: int = 15) -> Floats:
+def umap(vectors: ArrayLike, *, start: ArrayLike | None = None) -> Floats:
     """UMAP (McInnes 2018) by umap-learn: neighbours stay neighbours; distances and sizes of clusters mean nothing.
 
     Args:
@@ -97,13 +90,12 @@ def umap(vectors: ArrayLike, *, start: ArrayLike | None = None, seed: int = 0, n
         ImportError: umap-learn is not installed.
     """
     scaled, _ = _scaled(vectors)
-    library = _optional("umap", "UMAP needs umap-learn")
+    library = _umap_learn()
     # Spectral initialisation has fewer eigenvectors than it asks for where points are very few.
     init = ("spectral" if len(scaled) > 16 else "random") if start is None else np.array(start, dtype=np.float32)
     epochs = None if start is None else 100
-    model = library.UMAP(
-        n_neighbors=min(neighbours, len(scaled) - 1), init=init, n_epochs=epochs, random_state=seed, n_jobs=1
-    )
+    near = min(15, len(scaled) - 1)
+    model = library.UMAP(n_neighbors=near, init=init, n_epochs=epochs, random_state=0, n_jobs=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about disconnected neighbourhoods and its own dependencies
         layout = np.asarray(model.fit_transform(scaled.astype(np.float32)), dtype=np.float64)
@@ -151,14 +143,12 @@ def knn_accuracy(vectors: ArrayLike, labels: ArrayLike, k: int = 10) -> float:
     if number < 2:
         return float("nan")
     k = min(k, len(points) - 1)
-    right = 0
-    for rows, squared in _distances(points):
-        squared[np.arange(len(rows)), rows] = np.inf
-        nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
-        votes = np.zeros((len(rows), number))
-        np.add.at(votes, (np.arange(len(rows))[:, None], classes[nearest]), 1)
-        right += int((votes.argmax(1) == classes[rows]).sum())
-    return right / len(points)
+    squared = _squared_distances(points)
+    np.fill_diagonal(squared, np.inf)
+    nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
+    votes = np.zeros((len(points), number))
+    np.add.at(votes, (np.arange(len(points))[:, None], classes[nearest]), 1)
+    return float((votes.argmax(1) == classes).mean())
 
 
 def silhouette(vectors: ArrayLike, labels: ArrayLike) -> float:
@@ -174,20 +164,16 @@ def silhouette(vectors: ArrayLike, labels: ArrayLike) -> float:
     points, classes, number = _labelled(vectors, labels)
     if number < 2:
         return float("nan")
-    members = np.eye(number)[classes]
+    members, own = np.eye(number)[classes], classes[:, None]
     sizes = members.sum(0)
-    total = 0.0
-    for rows, squared in _distances(points):
-        sums = np.sqrt(squared) @ members
-        own = classes[rows][:, None]
-        inside = np.take_along_axis(sums, own, 1)[:, 0] / (sizes[own[:, 0]] - 1)
-        means = sums / sizes
-        np.put_along_axis(means, own, np.inf, 1)
-        outside = means.min(1)
-        spread = np.maximum(inside, outside)
-        apart = spread > 0
-        total += float(((outside - inside)[apart] / spread[apart]).sum())
-    return total / len(points)
+    sums = np.sqrt(_squared_distances(points)) @ members
+    inside = np.take_along_axis(sums, own, 1)[:, 0] / (sizes[classes] - 1)
+    means = sums / sizes
+    np.put_along_axis(means, own, np.inf, 1)
+    outside = means.min(1)
+    larger = np.maximum(inside, outside)
+    apart = larger > 0
+    return float(((outside - inside)[apart] / larger[apart]).sum()) / len(points)
 
 
 def _scaled(vectors: ArrayLike) -> tuple[Floats, float]:
@@ -218,25 +204,18 @@ def _labelled(vectors: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np
     return values - np.median(values, axis=0), np.asarray(classes), len(names)
 
 
-def _distances(points: Floats) -> Iterator[tuple[NDArray[np.intp], Floats]]:
-    """Squared distances to all points, for a few rows at a time: yields (row numbers, (rows, N))."""
+def _squared_distances(points: Floats) -> Floats:
+    """(N, N), by |a|² + |b|² − 2ab; again by (a − b)² where that has lost its digits: near points, far from zero."""
     norms = (points**2).sum(1)
-    step = max(1, _CHUNK // len(points))
-    for first in range(0, len(points), step):
-        rows = np.arange(first, min(first + step, len(points)))
-        both = norms[rows][:, None] + norms
-        squared = both - 2 * points[rows] @ points.T
-        squared[np.arange(len(rows)), rows] = 0
-        _subtract(points, rows, squared, np.argwhere(squared < _CANCELLED * both))
-        yield rows, squared.clip(min=0)
-
-
-def _subtract(points: Floats, rows: NDArray[np.intp], squared: Floats, pairs: NDArray[np.intp]) -> None:
-    """Writes the squared distances of these pairs, point by point: what is near, far off, drowns in its own length."""
+    both = norms[:, None] + norms
+    squared = both - 2 * points @ points.T
+    np.fill_diagonal(squared, 0)
+    pairs = np.argwhere(squared < _CANCELLED * both)
     step = max(1, _CHUNK // points.shape[1])
     for first in range(0, len(pairs), step):
         i, j = pairs[first : first + step].T
-        squared[i, j] = ((points[rows[i]] - points[j]) ** 2).sum(1)
+        squared[i, j] = ((points[i] - points[j]) ** 2).sum(1)
+    return np.asarray(squared.clip(min=0))
 
 
 def _cold_start(scaled: Floats) -> Floats:
@@ -249,7 +228,7 @@ def _joint_probabilities(points: Floats, perplexity: float) -> Floats:
     """P of equations 1 and 2: (N, N), symmetric, adding up to 1; each row's entropy was log(perplexity) before."""
     number = len(points)
     others = ~np.eye(number, dtype=bool)
-    squared = np.concatenate([rows for _, rows in _distances(points)])[others].reshape(number, number - 1)
+    squared = _squared_distances(points)[others].reshape(number, number - 1)
     squared -= squared.min(1, keepdims=True)
     squared /= squared.mean() or 1.0
     low, high, precision = np.zeros(number), np.full(number, np.inf), np.ones(number)
@@ -313,28 +292,10 @@ def _rate(number: int) -> float:
     return max(number / 24, 4.0)
 
 
-def _barnes_hut(
-    scaled: Floats, start: Floats, perplexity: float, *, cold: bool, iterations: int | None
-) -> tuple[Floats, float]:
-    library = _optional("sklearn.manifold", f"t-SNE of more than {MOST_EXACT} points needs scikit-learn")
-    model = library.TSNE(
-        perplexity=perplexity,
-        init=start.astype(np.float32),
-        early_exaggeration=_EXAGGERATION if cold else 1.0,
-        learning_rate=_rate(len(scaled)),
-        # scikit-learn counts its first 250 in, and takes the divergence only after them.
-        max_iter=_EXAGGERATED + (iterations or (_PATIENT if cold else 1)),
-        random_state=0,
-        n_jobs=1,
-    )
-    layout = np.asarray(model.fit_transform(scaled.astype(np.float32)), dtype=np.float64)
-    return layout, float(model.kl_divergence_)
-
-
-def _optional(module: str, need: str) -> Any:
+def _umap_learn() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return importlib.import_module(module)
+            return importlib.import_module("umap")
     except ImportError as error:
-        raise ImportError(f"{need}: pip install 'vizlog[embeddings]'") from error
+        raise ImportError("UMAP needs umap-learn: pip install 'vizlog[embeddings]'") from error
