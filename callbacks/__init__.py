@@ -1,1 +1,1 @@
-"""Ways to train: one file each."""
+"""Ways to train: one file each, and what the callbacks among them share."""

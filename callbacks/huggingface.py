@@ -9,18 +9,18 @@ from typing import Any
 
 from torch import nn
 
-from vizlog.backends.open import check_destination
 from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
 from vizlog.batch import FixedBatch, describe
+from vizlog.callbacks.arguments import Arguments
 from vizlog.isolation import isolated
 from vizlog.loaders import inputs_and_targets, spread_examples
 from vizlog.messages import LOG
-from vizlog.monitor import Monitor, check_pace
-from vizlog.optimizers import real_optimizers
-from vizlog.probes.base import Probe, as_probes
+from vizlog.monitor import Monitor
+from vizlog.optimizers import real_optimizers, training
+from vizlog.probes.base import Probe
 from vizlog.schedules import Schedule
-from vizlog.stopping import StopWhen, check_stop_when
+from vizlog.stopping import StopWhen
 
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -68,14 +68,7 @@ class VizLog(TrainerCallback):  # type: ignore[misc]
         budget: float | None = None,
         stop_when: StopWhen | None = None,
     ) -> None:
-        check_pace(probes, every, budget)
-        if to is not None:
-            check_destination(to)
-        self._probes = None if probes is None else as_probes(probes)
-        if stop_when is not None:
-            check_stop_when(stop_when)
-        self._to, self._batch, self._every, self._budget = to, batch, every, budget
-        self._stop_when = stop_when
+        self._given = Arguments(probes, to, batch, every, budget, stop_when)
         self._monitor: Monitor | None = None
 
     @property
@@ -99,27 +92,17 @@ class VizLog(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._stop()  # of a training that raised, such as one whose batches did not fit in memory
         trainer, writes = _calling_trainer(), state.is_world_process_zero
-        options: dict[str, Any] = {
-            "to": _destinations(trainer, args, self._to) if writes else None,
-            "optimizer": _training(optimizer, model) or None,
-            "every": self._every,
-            "budget": self._budget,
-            "stop_when": self._stop_when,
-            "forward_context": None if trainer is None else trainer.compute_loss_context_manager,
-        }
-        batch = self._batch
+        batch = self._given.batch
         if batch is None:
             say = LOG.warning if writes else LOG.debug
             batch = _inferred_batch(trainer, train_dataloader, model, processing_class, say)
-        try:
-            self._monitor = Monitor(model, self._probes, batch=batch, **options)
-        except Exception as reason:
-            # What else is wrong with the arguments raises again below.
-            if self._batch is not None or batch is None:
-                raise
-            # The batch was ours to guess, so it must not stop the training.
-            LOG.warning("vizlog goes on without pictures of examples: %s", reason)
-            self._monitor = Monitor(model, self._probes, **options)
+        self._monitor = self._given.monitor(
+            model,
+            batch,
+            to=_destinations(trainer, args, self._given.to) if writes else None,
+            optimizer=_watched(optimizer, model) or None,
+            forward_context=None if trainer is None else trainer.compute_loss_context_manager,
+        )
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._monitor is not None:
@@ -185,14 +168,12 @@ def _backend(callback: TrainerCallback) -> Any:
     return None
 
 
-def _training(optimizer: Any, model: nn.Module) -> list[Any]:
-    """The real optimizers that hold the model's parameters; DeepSpeed's has copies of its own."""
-    known = {id(parameter) for parameter in model.parameters()}
+def _watched(optimizer: Any, model: nn.Module) -> list[Any]:
+    """The real optimizers that train the model; none where there is none to be found."""
     try:
-        found = real_optimizers(optimizer)
+        return training(model, real_optimizers(optimizer))
     except TypeError:
         return []
-    return [o for o in found if any(id(p) in known for group in o.param_groups for p in group["params"])]
 
 
 # The fixed batch ------------------------------------------------------------------------------------------------------

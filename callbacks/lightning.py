@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vizlog.backends.open import check_destination
 from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
 from vizlog.batch import FixedBatch, as_fixed_batch, describe
+from vizlog.callbacks.arguments import Arguments
 from vizlog.isolation import isolated
 from vizlog.loaders import asked_for, inputs_and_targets, spread_examples
 from vizlog.messages import LOG
-from vizlog.monitor import Monitor, check_pace
-from vizlog.probes.base import Probe, as_probes
+from vizlog.monitor import Monitor
+from vizlog.optimizers import training
+from vizlog.probes.base import Probe
 from vizlog.ranks import whole
 from vizlog.schedules import Schedule
-from vizlog.stopping import StopWhen, check_stop_when
+from vizlog.stopping import StopWhen
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -68,14 +69,7 @@ class VizLog(Callback):
         stop_when: StopWhen | None = None,
     ) -> None:
         super().__init__()
-        check_pace(probes, every, budget)
-        if to is not None:
-            check_destination(to)
-        self._probes = None if probes is None else as_probes(probes)
-        if stop_when is not None:
-            check_stop_when(stop_when)
-        self._to, self._batch, self._every, self._budget = to, batch, every, budget
-        self._stop_when = stop_when
+        self._given = Arguments(probes, to, batch, every, budget, stop_when)
         self._monitor: Monitor | None = None
         self._resumed: dict[str, Any] | None = None
         self._latest: dict[str, Any] = {}  # state: a checkpoint may be saved after the fit, or because it raised
@@ -86,13 +80,14 @@ class VizLog(Callback):
 
     @property
     def state_key(self) -> str:
-        looks_at = None if self._probes is None else [_in_words(probe) for probe in self._probes]
-        to = self._to if self._to is None or isinstance(self._to, (str, Path)) else type(self._to).__name__
-        return self._generate_state_key(probes=looks_at, every=self._every, to=to)
+        probes, to = self._given.probes, self._given.to
+        looks_at = None if probes is None else [_in_words(probe) for probe in probes]
+        writes_to = to if to is None or isinstance(to, (str, Path)) else type(to).__name__
+        return self._generate_state_key(probes=looks_at, every=self._given.every, to=writes_to)
 
     def state_dict(self) -> dict[str, Any]:
         # Without a budget schedules follow from the step alone, and there is nothing to keep but what stops a run.
-        if self._budget is None and self._stop_when is None:
+        if self._given.budget is None and self._given.stop_when is None:
             return {}
         if self._monitor is not None:
             self._latest = self._monitor.state_dict()
@@ -109,15 +104,15 @@ class VizLog(Callback):
     # Lightning's hooks ------------------------------------------------------------------------------------------------
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
-        if trainer.sanity_checking and self._seen is None and self._batch is None:
+        if trainer.sanity_checking and self._seen is None and self._given.batch is None:
             self._seen = batch  # wanted only where the dataset cannot be asked by index
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seen, self._seen = self._seen, None
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if self._batch is not None:
-            self._start(trainer, pl_module, _given_batch(self._batch, trainer, pl_module))
+        if self._given.batch is not None:
+            self._start(trainer, pl_module, _given_batch(self._given.batch, trainer, pl_module))
             return
         batch = _examples(trainer, pl_module, seen)
         self._waits_for_batch = batch is None
@@ -170,23 +165,13 @@ class VizLog(Callback):
     # What they lead to ------------------------------------------------------------------------------------------------
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, batch: FixedBatch | None) -> None:
-        options: dict[str, Any] = {
-            "to": _destinations(trainer, self._to),
-            "optimizer": _training(trainer.optimizers, pl_module) or None,
-            "every": self._every,
-            "budget": self._budget,
-            "stop_when": self._stop_when,
-            "forward_context": trainer.precision_plugin.forward_context,
-        }
-        try:
-            self._monitor = Monitor(pl_module, self._probes, batch=batch, **options)
-        except Exception as reason:
-            # What else is wrong with the arguments raises again below.
-            if self._batch is not None or batch is None:
-                raise
-            # The batch was ours to guess, so it must not stop the training.
-            self._monitor = Monitor(pl_module, self._probes, **options)
-            LOG.warning("vizlog goes on without pictures of examples: %s", reason)
+        self._monitor = self._given.monitor(
+            pl_module,
+            batch,
+            to=_destinations(trainer, self._given.to),
+            optimizer=training(pl_module, trainer.optimizers) or None,
+            forward_context=trainer.precision_plugin.forward_context,
+        )
         resumed, self._resumed = self._resumed, None
         if resumed:
             self._monitor.load_state_dict(resumed)
@@ -236,12 +221,6 @@ def _backend(logger: Any) -> Any:
     if "WandbLogger" in kinds:
         return WandB(logger.experiment, step_key="trainer/global_step")
     return None
-
-
-def _training(optimizers: Sequence[Any], pl_module: LightningModule) -> list[Any]:
-    """The optimizers that train the model; Lightning has one that does nothing where a module configures none."""
-    known = {id(parameter) for parameter in pl_module.parameters()}
-    return [o for o in optimizers if any(id(p) in known for group in o.param_groups for p in group["params"])]
 
 
 def _unscales(optimizer: Any, trainer: Trainer) -> bool:

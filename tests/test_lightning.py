@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import logging
 import pickle
 from collections.abc import Callable, Iterator
@@ -966,7 +967,7 @@ def test_copies_and_pickles(data: dict[str, Any]) -> None:
     for twin in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
         assert twin.state_key == callback.state_key
         memory = vizlog.Memory()
-        twin._to = memory
+        twin._given = dataclasses.replace(twin._given, to=memory)
         fit(Classifier(), data, twin)
         assert steps(memory, "weights/head.weight") == [0, 2]
 
@@ -1107,10 +1108,10 @@ trainer:
     monkeypatch.setattr("sys.argv", ["train.py", "--config", str(tmp_path / "config.yaml")])
     cli = LightningCLI(Classifier, run=False, seed_everything_default=False)
     first, spaced, second = [c for c in cli.trainer.callbacks if isinstance(c, VizLog)]
-    assert first._every == 50
-    assert second._to == "runs/a"
-    assert isinstance(spaced._every, vizlog.LogSpaced)
-    weights, saliency = second._probes
+    assert first._given.every == 50
+    assert second._given.to == "runs/a"
+    assert isinstance(spaced._given.every, vizlog.LogSpaced)
+    weights, saliency = second._given.probes
     assert isinstance(weights, vizlog.WeightHistograms)
     assert weights.schedule == vizlog.Every(500)
     assert saliency.schedule == vizlog.EveryEpoch(2)

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from vizlog.ranks import whole
 
-__all__ = ["Rounds", "StepHooks", "makes_state_only", "owned", "real_optimizers", "skipped", "weakly"]
+__all__ = ["Rounds", "StepHooks", "makes_state_only", "owned", "real_optimizers", "skipped", "training", "weakly"]
 
 
 def real_optimizers(given: Any) -> list[Optimizer]:
@@ -70,6 +70,15 @@ def _held(wrapper: Any) -> list[Any]:
 def owned(optimizer: Optimizer) -> set[int]:
     """The ids of the parameters that an optimizer trains."""
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def training(model: nn.Module, optimizers: Iterable[Any]) -> list[Any]:
+    """Those of the optimizers that train parameters of this model.
+
+    Not one that has none (Lightning's, where a module configures no optimizer), or copies of its own (DeepSpeed's).
+    """
+    parameters = {id(parameter) for parameter in model.parameters()}
+    return [optimizer for optimizer in optimizers if owned(optimizer) & parameters]
 
 
 class StepHooks:
