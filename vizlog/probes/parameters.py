@@ -15,7 +15,7 @@ from vizlog.records import Record
 from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Select, check_select, matcher, named_parameters, selected_parameters, spread
 
-__all__ = ["ParameterHistograms"]
+__all__ = ["ParameterHistograms", "added_or_skipped"]
 
 
 class ParameterHistograms(Probe):
@@ -57,13 +57,15 @@ class ParameterHistograms(Probe):
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         selected = selected_parameters(models, self._select)
         self._matrices = {name for name, parameter in selected.items() if parameter.ndim > 1}
-        return {"counts": self.request(tuple(selected), count_or_skip, _added)}
+        return {"counts": self.request(tuple(selected), count_or_skip, added_or_skipped)}
 
     def finish(self, measured: Any) -> Iterable[Record | Figures]:
         counts = {name: count for name, count in measured["counts"].items() if isinstance(count, BitCounts)}
         skipped = {name: reason for name, reason in measured["counts"].items() if isinstance(reason, str)}
         left_out = f"; {len(skipped)} skipped ({next(iter(skipped.values()))})" if skipped else ""
-        drawn = self._choose(list(counts))
+        self._meet(list(counts))
+        chosen = set(self._drawn)
+        drawn = [name for name in counts if name in chosen]
         left_out += f"; {len(drawn)} of {len(counts)} tensors are drawn" if len(drawn) < len(counts) else ""
         yield from histograms([(f"{self.kind}/{name}", counts[name], self.caption(name) + left_out) for name in drawn])
         yield from self.figures(counts)
@@ -89,23 +91,22 @@ class ParameterHistograms(Probe):
     def _names(self, models: Mapping[str, nn.Module]) -> list[str]:
         return list(selected_parameters(models, self._select))
 
-    def _choose(self, names: Sequence[str]) -> list[str]:
-        """At most `most` of the tensors there are, in their order.
+    def _meet(self, names: Sequence[str]) -> None:
+        """Chooses which of the tensors that have not been there before are drawn: at most `most` with those chosen.
 
         Once chosen, a tensor stays, since histograms of one tag are compared over time. Those that appear later, as
         layers are unfrozen, get the room there is, and at least their share.
         """
-        drawn = set(self._drawn)
-        new = [name for name in names if name not in self._met or drawn.isdisjoint(names)]
-        if new:
-            self._met.update(names)
-            most = self._most or len(names) + len(drawn)
-            places = max(most - len(drawn), most * len(new) // len(names))
-            matrices = [name for name in new if name in self._matrices]
-            joined = spread(matrices if len(matrices) >= places else new, places)
-            self._drawn = [*spread(self._drawn, most - len(joined)), *joined]
-            drawn = set(self._drawn)
-        return [name for name in names if name in drawn]
+        are_gone = set(self._drawn).isdisjoint(names)
+        new = [name for name in names if are_gone or name not in self._met]
+        if not new:
+            return
+        self._met.update(names)
+        most = self._most or len(names) + len(self._drawn)
+        places = max(most - len(self._drawn), most * len(new) // len(names))
+        matrices = [name for name in new if name in self._matrices]
+        joined = spread(matrices if len(matrices) >= places else new, places)
+        self._drawn = [*spread(self._drawn, most - len(joined)), *joined]
 
 
 def count_or_skip(tensors: list[Tensor]) -> list[Counts | str]:
@@ -116,8 +117,8 @@ def count_or_skip(tensors: list[Tensor]) -> list[Counts | str]:
         return [_one(tensor) for tensor in tensors]
 
 
-def _added(one: BitCounts | str, other: BitCounts | str) -> BitCounts | str:
-    """The counts of two ranks' parts of one tensor; a part that cannot be counted leaves out all of it."""
+def added_or_skipped(one: Any, other: Any) -> Any:
+    """What was found of two ranks' parts of one tensor, added; a part that was skipped leaves out all of it."""
     if isinstance(one, str) or isinstance(other, str):
         return one if isinstance(one, str) else other
     return one + other

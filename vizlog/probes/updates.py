@@ -14,6 +14,7 @@ from vizlog.capture import Request, Survey, Updates
 from vizlog.messages import told
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.probes.health import Depth, layer_of
+from vizlog.probes.parameters import added_or_skipped
 from vizlog.ranks import GIVEN_UP, is_given_up, shards
 from vizlog.records import Record, Scalar
 from vizlog.schedules import Schedule, Thinning
@@ -67,7 +68,7 @@ class UpdateRatios(Probe):
         self._all = list(found)
         names, parts = self._next_chunk(found)
         self._turn, self._parts = len(names), parts
-        return {"squares": Updates(tuple(names), _squares, _added, parts)}
+        return {"squares": Updates(tuple(names), _squares, added_or_skipped, parts)}
 
     @only_arranges
     def measure(self, context: Context) -> Any:
@@ -150,13 +151,6 @@ def _squares(before: Tensor, after: Tensor) -> Tensor | str:
         return torch.stack([update, weight]).double().square()
     except RuntimeError as error:  # sparse or nested
         return told(error)
-
-
-def _added(one: Tensor | str, other: Tensor | str) -> Tensor | str:
-    """The squares of two ranks' parts of one tensor."""
-    if isinstance(one, str) or isinstance(other, str):
-        return one if isinstance(one, str) else other
-    return one + other
 
 
 def _ratio(update: float, weight: float) -> float:
