@@ -158,16 +158,8 @@ class Rows:
 
     def _join(self, *, ends: bool = False) -> None:
         """Beside an owner who numbers rows himself: each row where a number is free, the others wait for one."""
-        number, newest = self._number(), self._newest
-        now = max(self._now(), newest)
-        self._first = min(self._first, number)
-        if number not in (self._first, self._latest.number):  # where he has gone himself, since we know him
-            self._lead = max(self._lead, number - now)
-        last = number
-        if self._keeps_pace(number, now):
-            # At the end there is no later look, and hardly a number of his.
-            last = max(number, newest if ends else int(min(newest, max(now + self._lead, number))))
-        free = range(number + (number == self._latest.number), last + 1)
+        number = self._number()
+        free = self._free_numbers(number, ends=ends)
         left: list[tuple[int, Row]] = []
         for step, row in self._held:
             if self._latest.number >= number and self._fits(step, row):
@@ -175,13 +167,26 @@ class Rows:
             elif free:
                 to = min(max(step, free[0]), free[-1])
                 self._place(to, step, row)
-                free = range(max(to, self._latest.number) + 1, last + 1)
+                free = range(max(to, self._latest.number) + 1, free.stop)
             else:
                 left.append((step, row))
-        if left and (ends or len(left) > MOST_HELD or not self._may_keep_pace(number, newest)):
+        if left and (ends or len(left) > MOST_HELD or not self._may_keep_pace(number, self._newest)):
             self._replace(left)
             left = []
         self._held = left
+
+    def _free_numbers(self, number: int, *, ends: bool) -> range:
+        """Under which numbers a row takes nothing from him: the open one, `number`, and those that he passes over."""
+        now = max(self._now(), self._newest)
+        self._first = min(self._first, number)
+        if number not in (self._first, self._latest.number):  # where he has gone himself, since we know him
+            self._lead = max(self._lead, number - now)
+        last = number
+        if self._keeps_pace(number, now):
+            # At the end there is no later look, and hardly a number of his.
+            past = self._newest if ends else int(min(self._newest, max(now + self._lead, number)))
+            last = max(number, past)
+        return range(number + (number == self._latest.number), last + 1)
 
     def _fits(self, step: int, row: Row) -> bool:
         """Whether a row takes the place of nothing in the one that we wrote last."""
