@@ -24,11 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch
 from vizlog.capture import (
-    AttentionCalls,
     AutocastSeen,
-    Call,
     Capture,
-    Outputs,
     Silent,
     _Functions,
     before_forwards,
@@ -39,6 +36,7 @@ from vizlog.capture import (
 )
 from vizlog.channel import RanksApart
 from vizlog.ranks import CommunicatesError
+from vizlog.requests import AttentionCalls, Call, Outputs
 
 
 def seen(model: nn.Module, *inputs: Any, matches: Any = lambda layer, module: True) -> dict[str, list[Tensor]]:

@@ -20,10 +20,10 @@ from torch import nn
 from torch.optim import SGD
 
 import vizlog
-from vizlog.capture import Outputs
 from vizlog.compute.health import alive
 from vizlog.compute.histogram import count_bits, histogram
 from vizlog.records import Record, Scalar
+from vizlog.requests import Outputs
 
 
 class Dear(vizlog.Probe):

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import vizlog
-from vizlog.capture import Call
 from vizlog.compute.bits import BitCounts
 from vizlog.compute.bits_cuda import TYPES, _kernels, can_count
 from vizlog.compute.health import alive, saturated
@@ -28,6 +27,7 @@ from vizlog.compute.histogram import Uncountable, count_bits, count_each, histog
 from vizlog.compute.transfer import to_host
 from vizlog.probes.activations import _reduced
 from vizlog.records import Histogram
+from vizlog.requests import Call
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 import vizlog
 from vizlog import channel
 from vizlog.batch import BatchDoesNotFit
-from vizlog.capture import Outputs, Weights
 from vizlog.compute.bits import BitCounts, fine
 from vizlog.probes.base import Context, Probe
+from vizlog.requests import Outputs, Weights
 
 # What is trained ------------------------------------------------------------------------------------------------------
 

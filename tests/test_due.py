@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import vizlog
 from vizlog.batch import FixedBatch
-from vizlog.capture import AttentionCalls, Gradients, Outputs, Request, Updates, Weights
 from vizlog.channel import RanksApart
 from vizlog.due import DueStep, Turn
 from vizlog.ranks import Ranks
+from vizlog.requests import AttentionCalls, Gradients, Outputs, Request, Updates, Weights
 from vizlog.selection import named_parameters
 
 

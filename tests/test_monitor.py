@@ -22,11 +22,11 @@ from torch.optim import SGD
 
 import vizlog
 from vizlog.batch import BatchDoesNotFit
-from vizlog.capture import Call, Outputs, Updates, Weights
 from vizlog.delivery import Delivery
 from vizlog.probes.base import Context
 from vizlog.ranks import FailedElsewhereError, Ranks
 from vizlog.records import Histogram, Scalar
+from vizlog.requests import Call, Outputs, Updates, Weights
 
 X, Y = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 3
 

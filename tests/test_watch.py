@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAccuracy
 
 import vizlog
-from vizlog.capture import Updates
 from vizlog.records import Curves, Histogram, Scalar
+from vizlog.requests import Updates
 
 STEPS = 5
 X = torch.randn(64, 1, 6, 6, generator=torch.Generator().manual_seed(1))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import operator
 import sys
 import time
 import weakref
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import get_ident
 from types import FrameType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,26 +27,19 @@ from torch._ops import HigherOrderOperator
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
-from torch.utils._pytree import tree_leaves
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
 from vizlog.channel import RanksApart
-from vizlog.ranks import CommunicatesError, is_elsewhere, whole
+from vizlog.ranks import CommunicatesError
+from vizlog.requests import ACTIVATIONS, AttentionCalls, Call, Outputs, first_tensor, readable
 from vizlog.selection import is_leaf, named_modules
 
 __all__ = [
-    "AttentionCalls",
     "AutocastSeen",
-    "Call",
     "Capture",
-    "Gradients",
     "Layer",
-    "Outputs",
-    "Request",
     "Silent",
     "Survey",
-    "Updates",
-    "Weights",
     "before_forwards",
     "compiles_hooks",
     "is_attention",
@@ -60,125 +51,6 @@ __all__ = [
 ]
 
 _ours: ContextVar[bool] = ContextVar("ours", default=False)
-
-
-# What a probe may ask for ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Parameters after the step. `reduce` takes a list of tensors and gives a small result for each.
-
-    Where the model is sharded, `reduce` sees each rank's own shards, which may be empty, and `merge` makes one result
-    of two ranks'; with `whole` it sees whole tensors, put together for it one by one.
-    """
-
-    names: tuple[str, ...]
-    reduce: Callable[[list[Tensor]], list[Any]]
-    merge: Callable[[Any, Any], Any] = operator.add
-    whole: bool = False
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Gradients as the optimizer uses them: unscaled, clipped, reduced over ranks. A parameter may have none.
-
-    `reduce` and `merge` are as in `Weights`.
-    """
-
-    names: tuple[str, ...]
-    reduce: Callable[[list[Tensor]], list[Any]]
-    merge: Callable[[Any, Any], Any] = operator.add
-    whole: ClassVar[bool] = False
-
-
-@dataclass(frozen=True)
-class Updates:
-    """Parameters before and after the step; `reduce` takes (before, after), of which the first is a copy of ours.
-
-    Where the model is sharded, it sees each rank's own shards, and `merge` makes one result of two ranks'.
-    """
-
-    names: tuple[str, ...]
-    reduce: Callable[[Tensor, Tensor], Any]
-    merge: Callable[[Any, Any], Any] = operator.add
-    parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Of parameters too large to copy whole: which part, and of how many along dimension 0."""
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Outputs of modules and of functional activations; captured is a list for each layer, one result a call.
-
-    Args:
-        matches: (layer, module or None for a functional activation) -> whether it is wanted.
-        reduce: run inside the forward, under no_grad; what it returns must be small and its own.
-        examples: how many of the fixed batch's examples to run.
-        live: whether the training forward is looked at instead of a pass over the fixed batch.
-    """
-
-    matches: Callable[[str, nn.Module | None], bool]
-    reduce: Callable[[Call], Any]
-    examples: int = 32
-    live: bool = False
-
-
-@dataclass(frozen=True)
-class AttentionCalls:
-    """Calls of attention functions (see `is_attention`), by the layer that calls them; None is left out."""
-
-    reduce: Callable[[Call], Any]
-    examples: int = 2
-    live: ClassVar[bool] = False
-
-
-Request: TypeAlias = Weights | Gradients | Updates | Outputs | AttentionCalls
-
-
-@dataclass(eq=False, slots=True)  # a frozen one takes several times as long to make
-class Call:
-    """One call of a module or function, seen from inside the forward.
-
-    Args:
-        layer: canonical name; a second call in one forward is `name@2`. A functional call is named by enclosing module
-            and function.
-        module: the module called, None for a function.
-        function: the function called, None for a module.
-        args, kwargs: what it was called with.
-        output: what it returned.
-        channel_dim: the dimension of `tensor` that counts units: 1 for convolutions and what follows them, else −1;
-            another where a permute has moved it.
-    """
-
-    layer: str
-    module: nn.Module | None
-    function: Callable[..., Any] | None
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    output: Any
-    channel_dim: int = -1
-
-    @property
-    def tensor(self) -> Tensor | None:
-        """The first tensor of the output."""
-        return first_tensor(self.output)
-
-    @property
-    def input(self) -> Tensor | None:
-        """The first tensor that it was called with."""
-        found = first_tensor(self.args)
-        found = found if found is not None else first_tensor(self.kwargs)
-        return found if found is None else _here(found, found)
-
-    @property
-    def kind(self) -> str:
-        """The module's class name or the function's name: "Conv2d", "relu"."""
-        if self.module is not None:
-            return type(self.module).__name__
-        return _ACTIVATIONS.get(self.function, getattr(self.function, "__name__", "function"))
-
-
-# Capturing ------------------------------------------------------------------------------------------------------------
 
 
 class Silent:
@@ -393,7 +265,7 @@ class Capture:
             dim, layer = self._channel_dim(module, tensor), self._numbered(name)
             if tensor is self._last_functional() and is_leaf(module):
                 return  # a module that only calls a function: its output was seen there
-            here = output if type(tensor) is Tensor else _here(tensor, output)
+            here = output if type(tensor) is Tensor else readable(tensor, output)
             self._reduce(self._outputs, Call(layer, module, None, args, kwargs, here, dim))
 
     def _ended(self) -> tuple[str, nn.Module, bool]:
@@ -447,14 +319,14 @@ class Capture:
         if is_attention(function, args, kwargs, output):
             self._silent.spoke(AttentionCalls, module)
             self._reduce(self._attention, Call(name, None, function, args, kwargs, output))
-        kind = _ACTIVATIONS.get(function)
+        kind = ACTIVATIONS.get(function)
         if kind is None or _is_activation(module):
             return
         self._silent.spoke(Outputs, module)
         layer = self._numbered(f"{name}.{kind}" if name else kind)
         self._last_functional = weakref.ref(output)
         dim = self._channel_dim(None, output)
-        self._reduce(self._outputs, Call(layer, None, function, args, kwargs, _here(output, output), dim))
+        self._reduce(self._outputs, Call(layer, None, function, args, kwargs, readable(output, output), dim))
 
     def _reduce(self, requests: Mapping[Any, Outputs | AttentionCalls], call: Call) -> None:
         layer = call.layer
@@ -523,14 +395,6 @@ def _moved_to(units: int, shape: tuple[int, ...]) -> int | None:
     if len(shape) - 1 in places:
         return -1
     return places[0] if len(places) == 1 else None
-
-
-def _here(tensor: Tensor, output: Any) -> Any:
-    """What to look at of an output: where other ranks hold parts of its first tensor, that one, put together."""
-    if not is_elsewhere(tensor):
-        return output
-    with torch.no_grad():
-        return whole(tensor)
 
 
 class _Functions(TorchFunctionMode):
@@ -857,20 +721,6 @@ def shape_of(tensor: Tensor) -> tuple[int, ...]:
     return () if tensor.is_nested else tuple(tensor.shape)
 
 
-def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor in nested tuples, lists, dicts, model outputs and dataclasses."""
-    if isinstance(value, Tensor):
-        return value
-    if type(value) is tuple and value and isinstance(value[0], Tensor):  # the usual, found in a tenth of the time
-        return value[0]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, part.name) for part in dataclasses.fields(value)]
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            return leaf
-    return None
-
-
 def is_attention(function: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> bool:
     """Whether a call is attention: fused, flex_attention, or written out.
 
@@ -932,15 +782,7 @@ def _units_lie(kind: Any) -> int | None:
 _CHOOSE_BY_LISTENERS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 """While nobody listens, these take a faster way, and hand each other what the slower one cannot read."""
 
-_NAMES = (
-    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish hardswish "
-    "hardtanh hardtanh_ hardsigmoid sigmoid sigmoid_ tanh tanh_ softmax softplus softsign prelu rrelu rrelu_ glu"
-).split()
-_ACTIVATIONS: dict[Any, str] = {
-    getattr(home, name): name.rstrip("_") for name in _NAMES for home in (F, torch, Tensor) if hasattr(home, name)
-}
-
 _FUSED_ATTENTION: set[Any] = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
 _SOFTMAX: set[Any] = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
 
-_WATCHED = _FUSED_ATTENTION | _SOFTMAX | set(_ACTIVATIONS)
+_WATCHED = _FUSED_ATTENTION | _SOFTMAX | set(ACTIVATIONS)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch
-from vizlog.capture import AttentionCalls, Capture, Gradients, Outputs, Request, Silent, Updates, Weights, device_of
+from vizlog.capture import Capture, Silent, device_of
 from vizlog.channel import RanksApart
 from vizlog.compute.transfer import to_host
 from vizlog.isolation import eager
 from vizlog.probes.base import Probe
 from vizlog.ranks import GIVEN_UP, Ranks, is_given_up, local, summed, whole
+from vizlog.requests import AttentionCalls, Gradients, Outputs, Request, Updates, Weights
 from vizlog.schedules import Schedule
 
 __all__ = ["DueStep", "Part", "Turn"]

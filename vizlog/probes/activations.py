@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vizlog.capture import Call, Outputs, Request, Survey, device_of, is_compiling
+from vizlog.capture import Survey, device_of, is_compiling
 from vizlog.compute import health
 from vizlog.compute.bits_cuda import Kernels, kernels_for
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows, stuck
@@ -21,6 +21,7 @@ from vizlog.compute.histogram import BitCounts, Uncountable, count_bits, histogr
 from vizlog.messages import LOG
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.records import Record
+from vizlog.requests import Call, Outputs, Request
 from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Matcher, Select, check_select, is_leaf, matcher, named_modules, spread
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch
-from vizlog.capture import Layer, Outputs, Request, Survey
+from vizlog.capture import Layer, Survey
 from vizlog.compute.layouts import Layouts, Projected, check_methods, project
 from vizlog.compute.projection import knn_accuracy, neighbours, silhouette
 from vizlog.probes.base import Context, Probe, only_arranges
 from vizlog.probes.features import Features, Points, Reader, features_of, has_two_texts, points_of
 from vizlog.process import shared
 from vizlog.records import Embedding, Record, Scalar
+from vizlog.requests import Outputs, Request
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, spread
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch, on_device
-from vizlog.capture import Call, Layer, Survey
+from vizlog.capture import Layer, Survey
 from vizlog.records import Pixels
+from vizlog.requests import Call
 
 __all__ = ["Features", "Points", "Reader", "features_of", "has_two_texts", "points_of"]
 

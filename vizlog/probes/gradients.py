@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vizlog.capture import Gradients, Request
 from vizlog.compute.histogram import BitCounts
 from vizlog.diagnosis import SKIPPED
 from vizlog.messages import LOG
@@ -18,6 +17,7 @@ from vizlog.probes.base import Context, Figures, only_arranges
 from vizlog.probes.health import layer_of
 from vizlog.probes.parameters import ParameterHistograms
 from vizlog.records import Record
+from vizlog.requests import Gradients, Request
 from vizlog.selection import selected_parameters
 
 __all__ = ["GradientHistograms"]

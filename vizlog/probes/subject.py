@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch, describe, on_device
-from vizlog.capture import Call, Capture, Outputs, replaced
+from vizlog.capture import Capture, replaced
 from vizlog.compute.saliency import Score, before_softmax, derivative, gradcam
+from vizlog.requests import Call, Outputs
 from vizlog.selection import named_modules
 
 __all__ = ["Subject", "input_values", "logits_of", "met"]

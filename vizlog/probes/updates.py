@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vizlog.capture import Request, Survey, Updates
+from vizlog.capture import Survey
 from vizlog.messages import told
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.probes.health import Depth, layer_of
 from vizlog.probes.parameters import added_or_skipped
 from vizlog.ranks import GIVEN_UP, is_given_up, shards
 from vizlog.records import Record, Scalar
+from vizlog.requests import Request, Updates
 from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Select, check_select, matcher, named_parameters, selected_parameters, spread
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vizlog.capture import Weights
 from vizlog.probes.parameters import ParameterHistograms
+from vizlog.requests import Weights
 
 __all__ = ["WeightHistograms"]
 
