@@ -43,8 +43,9 @@ from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_o
 from vizlog.probes.base import Context, Probe, as_probes, measures
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
+from vizlog.reach import check_models, say_not_run, say_untrained, some, untrained
 from vizlog.schedules import Schedule, Thinning, as_schedule
-from vizlog.selection import given_models, is_leaf, named_models, named_modules, named_once, named_parameters
+from vizlog.selection import given_models, named_models, named_once, named_parameters
 from vizlog.stopping import Stop, StopWhen
 
 __all__ = ["Monitor", "check_pace"]
@@ -109,7 +110,7 @@ class Monitor:
         reshard(self._models.values())
         with self._ranks.together():
             self._optimizers = real_optimizers(optimizer) if optimizer is not None else []
-            _check_models(self._models, self._optimizers)
+            check_models(self._models, self._optimizers)
             self._parameters = _ids(named_parameters(self._models))
             check_pace(probes, every, budget)
             self._budget = budget
@@ -119,7 +120,7 @@ class Monitor:
             self._forward_context = forward_context or self._autocast
             given = None if probes is None else as_probes(probes)
             self._batch, met = self._look(batch, forward_context or nullcontext)
-            _say_untrained(self._models, self._optimizers)
+            say_untrained(self._models, self._optimizers)
             chosen = self._standard(met, 100 if every is None else every) if given is None else given
             self._turns = [Turn(probe) for probe in chosen if self._binds(probe, met)]
             if stop_when is not None:
@@ -342,7 +343,7 @@ class Monitor:
             except FailedElsewhereError as error:
                 raise BatchDoesNotFit(f"the model could not be run on the fixed batch: {error}") from error
         if self._ranks.writes:
-            _say_not_run(self._models, self._optimizers, met)
+            say_not_run(self._models, self._optimizers, met)
         return met.batch, met
 
     def _binds(self, probe: Probe, met: Survey | None) -> bool:
@@ -491,7 +492,7 @@ class Monitor:
             trained = owned(optimizer)
             if theirs := [name for name, p in named_parameters(self._models).items() if id(p) in trained]:
                 self._warn_once(
-                    f"{type(optimizer).__name__} trains {_some(theirs)}, and no watched optimizer has stepped since: "
+                    f"{type(optimizer).__name__} trains {some(theirs)}, and no watched optimizer has stepped since: "
                     "what it does is not seen; watch the optimizer that steps, after prepare() or fully_shard()"
                 )
 
@@ -553,7 +554,7 @@ class Monitor:
             for turn in self._turns:
                 turn.disabled = True
             self._warn_once("the model has been sharded since it was watched, so no more is seen: watch it afterwards")
-        elif left := _untrained(due.parameters, self._optimizers):
+        elif left := untrained(due.parameters, self._optimizers):
             self._warn_once(
                 f"the model's parameters are no longer those that were watched, and no watched optimizer has {left}: "
                 "watch the model and the optimizer after prepare(), or whatever replaces parameters"
@@ -876,7 +877,7 @@ def _float_type(models: Mapping[str, nn.Module]) -> torch.dtype | None:
 
 
 def check_pace(probes: Any, every: Any, budget: float | None) -> None:
-    """Raises where it is not said, or said twice, how often to look."""
+    """Raises where `every` or `budget` is nothing of the kind, or `every` stands beside probes that have their own."""
     if every is not None:
         as_schedule(every)
     number = isinstance(budget, numbers.Real) and not isinstance(budget, bool)
@@ -884,71 +885,6 @@ def check_pace(probes: Any, every: Any, budget: float | None) -> None:
         raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
     if probes is not None and every is not None:
         raise ValueError("every= is for the standard probes; give each of probes= its own every=")
-
-
-def _check_models(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
-    """Raises where the models have no values yet, or an optimizer has nothing to do with them."""
-    modules = named_modules(models).values()
-    parameters = [p for module in modules for p in module._parameters.values() if p is not None]  # lazy ones too
-    if parameters and all(parameter.is_meta for parameter in parameters):
-        raise ValueError(
-            "the model is on the meta device, where parameters have no values: watch it once they have, after "
-            "model.to_empty(device=…) and whatever loads or initialises them, with the optimizer made after that"
-        )
-    for number, optimizer in enumerate(optimizers):
-        if not owned(optimizer) & set(map(id, parameters)):
-            raise ValueError(
-                f"optimizer {number} ({type(optimizer).__name__}) has none of the model's parameters; watch the "
-                "model and the optimizer that train together, after prepare() or fully_shard() if you use them"
-            )
-
-
-def _say_untrained(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
-    if left := _untrained(named_parameters(models), optimizers):
-        LOG.warning("vizlog: no watched optimizer has these parameters, so their gradients are not read: %s", left)
-
-
-def _say_not_run(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer], met: Survey) -> None:
-    """Says which of several models, or which trained parts of one, a pass over the fixed batch does not reach."""
-    if len(models) > 1:
-        ran = {layer.name.partition("@")[0] for layer in met.layers}
-        left = [name for name in models if not any(layer == name or layer.startswith(f"{name}.") for layer in ran)]
-        how = "say how the models run together with FixedBatch(inputs, forward=lambda models, inputs: ...)"
-    else:
-        left = _parts_not_run(next(iter(models.values())), optimizers, met)
-        how = "where it should be, say how with FixedBatch(inputs, forward=lambda model, inputs: ...)"
-    if left:
-        LOG.info(
-            "vizlog: nothing runs %s on the fixed batch, so its activations are not seen there: %s", _some(left), how
-        )
-
-
-def _parts_not_run(model: nn.Module, optimizers: Sequence[Optimizer], met: Survey) -> list[str]:
-    """Names of a model's own parts that are trained and of which no layer ran: a GAN's discriminator."""
-    if isinstance(model, torch.jit.ScriptModule) or is_leaf(model):
-        return []
-    ran = {id(layer.module) for layer in met.layers}
-    trained: set[int] = set().union(*map(owned, optimizers))
-    left = []
-    for name, part in model.named_children():
-        modules = list(part.modules())
-        # Nobody can see one that is scripted run, and what has no forward holds parameters alone.
-        seen = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-        runs = len(seen) == len(modules) and any(type(module).forward is not nn.Module.forward for module in seen)
-        is_trained = any(p.requires_grad and (not optimizers or id(p) in trained) for p in part.parameters())
-        if runs and is_trained and ran.isdisjoint(map(id, modules)):
-            left.append(name)
-    return left
-
-
-def _untrained(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]) -> str:
-    """Names of parameters that require a gradient, where none of the optimizers there are has them."""
-    trained: set[int] = set().union(*map(owned, optimizers))
-    return _some([name for name, p in parameters.items() if optimizers and p.requires_grad and id(p) not in trained])
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _ids(parameters: Mapping[str, nn.Parameter]) -> set[int]:
