@@ -206,10 +206,6 @@ class Monitor:
         self._forget()
         self._cancelled = True
 
-    def _forget(self) -> None:
-        self._due = None
-        self._attached.close()
-
     def follow(self, step: int | Callable[[], int] | None = None, epoch: Callable[[], int] | None = None) -> None:
         """From now on steps begin and end by themselves, as the optimizers step.
 
@@ -252,32 +248,6 @@ class Monitor:
         except Exception as error:  # noqa: BLE001 -- training goes on, and so does the step that is looked at
             self._warn_once(f"log() takes a mapping of tags to numbers: {told(error)}", error)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on as if it had not stopped: the step to come, and when each probe is due.
-
-        Plain data, for a checkpoint.
-        """
-        probes = {name: turn.state_dict() for name, turn in self._named_turns()}
-        health = self._delivery.diagnosis.state_dict()
-        return {"step": self._count, "epoch": self._epoch, "probes": probes, "health": health}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave, before the first step; probes that it does not know start anew."""
-        self._forget()
-        try:
-            step, epoch = _whole("step", state["step"]), state["epoch"]
-            self._count, self._epoch = step, None if epoch is None else _whole("epoch", epoch)
-            for name, turn in self._named_turns():
-                if name in state["probes"]:
-                    turn.load_state_dict(state["probes"][name], step, stretches=self._budget is not None)
-            self._delivery.diagnosis = Diagnosis.from_state(state.get("health", {}))
-        except (KeyError, TypeError, AttributeError) as error:
-            self._warn_once(f"the state of another vizlog is passed over, and schedules begin anew: {told(error)}")
-        self._next_step = -1
-        self._latest = self._delivery.now = max(self._count - 1, 0)
-        if self._rounds is not None:
-            self._arm(self._count)
-
     def flush(self) -> None:
         """Waits until everything under way has been written."""
         self._delivery.flush()
@@ -318,6 +288,59 @@ class Monitor:
         """What is looked at."""
         return tuple(turn.probe for turn in self._turns)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the step under way is looked at."""
+        return self._due is not None and self._due.step is not None
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether one of `stop_when`'s conditions has been met; the same on all ranks at the same step."""
+        return self._stop is not None and self._stop.because != ""
+
+    @property
+    def stopped_because(self) -> str:
+        """Which of `stop_when`'s conditions has been met; "" while none has."""
+        return self._stop.because if self._stop is not None else ""
+
+    # What a checkpoint keeps ------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as if it had not stopped: the step to come, and when each probe is due.
+
+        Plain data, for a checkpoint.
+        """
+        probes = {name: turn.state_dict() for name, turn in self._named_turns()}
+        health = self._delivery.diagnosis.state_dict()
+        return {"step": self._count, "epoch": self._epoch, "probes": probes, "health": health}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave, before the first step; probes that it does not know start anew."""
+        self._forget()
+        try:
+            step, epoch = _whole("step", state["step"]), state["epoch"]
+            self._count, self._epoch = step, None if epoch is None else _whole("epoch", epoch)
+            for name, turn in self._named_turns():
+                if name in state["probes"]:
+                    turn.load_state_dict(state["probes"][name], step, stretches=self._budget is not None)
+            self._delivery.diagnosis = Diagnosis.from_state(state.get("health", {}))
+        except (KeyError, TypeError, AttributeError) as error:
+            self._warn_once(f"the state of another vizlog is passed over, and schedules begin anew: {told(error)}")
+        self._next_step = -1
+        self._latest = self._delivery.now = max(self._count - 1, 0)
+        if self._rounds is not None:
+            self._arm(self._count)
+
+    def _named_turns(self) -> Iterator[tuple[str, Turn]]:
+        """Turns under the names of their probes; a second one of a name is `NAME-2`."""
+        seen: Counter[str] = Counter()
+        for turn in self._turns:
+            seen[turn.probe.name] += 1
+            number = seen[turn.probe.name]
+            yield turn.probe.name + (f"-{number}" if number > 1 else ""), turn
+
+    # Before the first step --------------------------------------------------------------------------------------------
+
     def _look(
         self, batch: Any, context: Callable[[], AbstractContextManager[Any]]
     ) -> tuple[FixedBatch | None, Survey | None]:
@@ -345,6 +368,11 @@ class Monitor:
         if self._ranks.writes:
             say_not_run(self._models, self._optimizers, met)
         return met.batch, met
+
+    def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
+        if not self._ranks.takes_part:
+            return []
+        return standard_for(self._models, met, every=every, optimized=bool(self._optimizers))
 
     def _binds(self, probe: Probe, met: Survey | None) -> bool:
         """Whether a probe is shown what it will look at; not where that needs the model to be run, which cannot be."""
@@ -391,34 +419,6 @@ class Monitor:
     def _mixes_with(self, other: Monitor) -> bool:
         """Whether the folder is still new: of one that holds steps this monitor gets another."""
         return not other._cost.steps
-
-    def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
-        if not self._ranks.takes_part:
-            return []
-        return standard_for(self._models, met, every=every, optimized=bool(self._optimizers))
-
-    def _named_turns(self) -> Iterator[tuple[str, Turn]]:
-        """Turns under the names of their probes; a second one of a name is `NAME-2`."""
-        seen: Counter[str] = Counter()
-        for turn in self._turns:
-            seen[turn.probe.name] += 1
-            number = seen[turn.probe.name]
-            yield turn.probe.name + (f"-{number}" if number > 1 else ""), turn
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether one of `stop_when`'s conditions has been met; the same on all ranks at the same step."""
-        return self._stop is not None and self._stop.because != ""
-
-    @property
-    def stopped_because(self) -> str:
-        """Which of `stop_when`'s conditions has been met; "" while none has."""
-        return self._stop.because if self._stop is not None else ""
-
-    @property
-    def is_due(self) -> bool:
-        """Whether the step under way is looked at."""
-        return self._due is not None and self._due.step is not None
 
     # The optimizer's step ---------------------------------------------------------------------------------------------
 
@@ -476,16 +476,6 @@ class Monitor:
             with self._contained("the next step"), self._cost:
                 self._arm(self._count)
 
-    def _is_recorded(self) -> bool:
-        """Whether this step only goes into a CUDA graph, which may hold nothing of ours; says so."""
-        if not is_recording():
-            return False
-        self._warn_once(
-            "a step was recorded into a CUDA graph, and what a graph replays is not seen: put `with monitor.step():` "
-            "around replay() of a monitor that was given no optimizer, or leave optimizer.step() out of the graph"
-        )
-        return True
-
     def _other_stepped(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped that is not watched, and none that is."""
         with self._contained("the step of an optimizer that is not watched"):
@@ -496,7 +486,17 @@ class Monitor:
                     "what it does is not seen; watch the optimizer that steps, after prepare() or fully_shard()"
                 )
 
-    # One due step -----------------------------------------------------------------------------------------------------
+    def _is_recorded(self) -> bool:
+        """Whether this step only goes into a CUDA graph, which may hold nothing of ours; says so."""
+        if not is_recording():
+            return False
+        self._warn_once(
+            "a step was recorded into a CUDA graph, and what a graph replays is not seen: put `with monitor.step():` "
+            "around replay() of a monitor that was given no optimizer, or leave optimizer.step() out of the graph"
+        )
+        return True
+
+    # What is due ------------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
         step = step if type(step) is int else _whole("step", step)
@@ -542,6 +542,14 @@ class Monitor:
             due.waiting = {id(optimizer) for optimizer in self._optimizers}
             self._check_parameters(due)
 
+    def _turns_due(self, step: int, epoch: int | None) -> list[Turn]:
+        return [] if self._nobody_looks else [turn for turn in self._turns if turn.due(step, epoch)]
+
+    @property
+    def _nobody_looks(self) -> bool:
+        """Whether nothing is measured any more; of a sharded model other ranks take part, who do not know."""
+        return self._ranks.left or (self._delivery.is_in_vain and not self._ranks.sharded)
+
     def _check_parameters(self, due: DueStep) -> None:
         """Takes over parameters that have been replaced since the last due step, and says what of them is not seen."""
         due.parameters = named_parameters(self._models)
@@ -559,14 +567,6 @@ class Monitor:
                 f"the model's parameters are no longer those that were watched, and no watched optimizer has {left}: "
                 "watch the model and the optimizer after prepare(), or whatever replaces parameters"
             )
-
-    def _turns_due(self, step: int, epoch: int | None) -> list[Turn]:
-        return [] if self._nobody_looks else [turn for turn in self._turns if turn.due(step, epoch)]
-
-    @property
-    def _nobody_looks(self) -> bool:
-        """Whether nothing is measured any more; of a sharded model other ranks take part, who do not know."""
-        return self._ranks.left or (self._delivery.is_in_vain and not self._ranks.sharded)
 
     def _consider_stopping(self, stop: Stop, step: int, epoch: int | None) -> None:
         began = time.perf_counter()
@@ -621,6 +621,48 @@ class Monitor:
             "stepped when the next one came due; their parameters are left out there"
         )
         self._finish(due)
+
+    def _forget(self) -> None:
+        self._due = None
+        self._attached.close()
+
+    def _plan(self, due: DueStep) -> None:
+        """Finds what is due next."""
+        assert due.step is not None
+        for turn in due.due:
+            try:
+                turn.plan(due.step, due.epoch)
+            except Exception as error:  # noqa: BLE001 -- a schedule of one's own may raise anything
+                turn.next_step = turn.next_epoch = None
+                self._disable(turn, f"the {type(turn.probe.schedule).__name__} schedule", error)
+        self._find_next()
+
+    def _stretch(self, due: DueStep) -> None:
+        """Keeps the budget: what each probe took this time, against what a step takes without them."""
+        pace = self._cost.a_step
+        if self._budget is None or pace is None:
+            return
+        live = [turn for turn in self._turns if not turn.disabled]
+        shares = [turn.latest_seconds / (turn.interval(self._latest) * pace) for turn in live]
+        # One rank's clock decides for all of a sharded model's.
+        for turn, factor in zip(live, self._ranks.broadcast(stretches(shares, self._budget)), strict=True):
+            turn.stretch = factor
+        self._plan(due)
+
+    def _go_back(self, step: int, epoch: int | None) -> None:
+        self._warn_once(
+            f"the step went back from {self._latest} to {step}, and what is due is due again from there; of steps that "
+            "come twice TensorBoard shows the later ones alone, so give a step= that rises"
+        )
+        for turn in self._turns:
+            turn.go_back(step, epoch)
+        self._find_next()
+
+    def _find_next(self) -> None:
+        planned = [turn.next_step for turn in self._turns if not (turn.disabled or self._nobody_looks)]
+        self._next_step = min((number for number in planned if number is not None), default=_NEVER)
+
+    # One due step -----------------------------------------------------------------------------------------------------
 
     def _finish(self, due: DueStep) -> None:
         """Everything that happens once the step is complete: passes over the fixed batch, measuring, sending."""
@@ -727,42 +769,6 @@ class Monitor:
             rank=self._ranks.rank,
             world=self._ranks.world,
         )
-
-    def _stretch(self, due: DueStep) -> None:
-        """Keeps the budget: what each probe took this time, against what a step takes without them."""
-        pace = self._cost.a_step
-        if self._budget is None or pace is None:
-            return
-        live = [turn for turn in self._turns if not turn.disabled]
-        shares = [turn.latest_seconds / (turn.interval(self._latest) * pace) for turn in live]
-        # One rank's clock decides for all of a sharded model's.
-        for turn, factor in zip(live, self._ranks.broadcast(stretches(shares, self._budget)), strict=True):
-            turn.stretch = factor
-        self._plan(due)
-
-    def _plan(self, due: DueStep) -> None:
-        """Finds what is due next."""
-        assert due.step is not None
-        for turn in due.due:
-            try:
-                turn.plan(due.step, due.epoch)
-            except Exception as error:  # noqa: BLE001 -- a schedule of one's own may raise anything
-                turn.next_step = turn.next_epoch = None
-                self._disable(turn, f"the {type(turn.probe.schedule).__name__} schedule", error)
-        self._find_next()
-
-    def _go_back(self, step: int, epoch: int | None) -> None:
-        self._warn_once(
-            f"the step went back from {self._latest} to {step}, and what is due is due again from there; of steps that "
-            "come twice TensorBoard shows the later ones alone, so give a step= that rises"
-        )
-        for turn in self._turns:
-            turn.go_back(step, epoch)
-        self._find_next()
-
-    def _find_next(self) -> None:
-        planned = [turn.next_step for turn in self._turns if not (turn.disabled or self._nobody_looks)]
-        self._next_step = min((number for number in planned if number is not None), default=_NEVER)
 
     # Errors of ours ---------------------------------------------------------------------------------------------------
 
