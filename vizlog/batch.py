@@ -7,13 +7,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from numbers import Integral
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+
+from vizlog.targets import as_tensor, balanced, class_numbers, kind_of
 
 __all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "describe", "examples_run", "on_device"]
 
@@ -22,9 +24,6 @@ Tree: TypeAlias = Any
 
 MOST = 256
 """The most examples a batch keeps."""
-
-_FIRST_CLASSES = 32
-"""Of how many classes, where there are more, the first examples are."""
 
 CHUNK = 32
 TOKENS = 2048
@@ -45,7 +44,6 @@ _EMBEDDED = (
 _LARGE = 64 << 20
 """Bytes of a part without rows over which each forward is lent the user's own."""
 
-_NUMBERS = (int, float, np.number, np.bool_)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 _PLAIN = (np.ndarray, list, tuple, Mapping, str, bytes, int, float, type(None), Tensor)
@@ -108,9 +106,9 @@ class FixedBatch:
         if targets is None and isinstance(inputs, Mapping):
             targets = inputs.get("labels")
         _check_shown({"class_names": class_names, "feature_names": feature_names}, tokens, {"mean": mean, "std": std})
-        targets = _as_tensor(targets)
+        targets = as_tensor(targets)
         number = _number(inputs, targets)
-        self.ids = _balanced(targets, number)
+        self.ids = balanced(targets, number, MOST)
         targets = list(targets) if _are_mappings(targets) else targets
         # By themselves, for what has no rows may come to be as long as a part of the batch.
         self._constants = [leaf for leaf in _leaves((inputs, targets)) if not _is_as_long(leaf, number)]
@@ -118,7 +116,7 @@ class FixedBatch:
         self.targets: Any = self._take(targets, self.ids)
         self._classes = int(self.labels.max()) + 1 if self.labels is not None else 0
         # Of all examples: of a few, numbers may lie between 0 and 1 by chance.
-        self._targets_are = _kind_of(self.targets)
+        self._targets_are = kind_of(self.targets)
         self._padding: int | None = None  # the token that fills texts up, once a first pass has told
         self.forward, self.score, self.loss = forward, score, loss
         self.class_names = _in_order(class_names) if class_names is not None else ()
@@ -156,7 +154,7 @@ class FixedBatch:
     @property
     def labels(self) -> Tensor | None:
         """(N,) int64 class numbers on the CPU, or None where the targets are no classes."""
-        return _class_numbers(self.targets)
+        return class_numbers(self.targets)
 
     @property
     def label_sets(self) -> Tensor | None:
@@ -657,63 +655,6 @@ def _is_adjacency(tensor: Tensor) -> bool:
 def _is_in_one_piece(tensor: Tensor) -> bool:
     """Whether rows cannot be picked out of it by their numbers."""
     return tensor.is_nested or tensor.layout != torch.strided
-
-
-def _balanced(targets: Any, number: int) -> Tensor:
-    """Which examples to keep, in which order: round-robin over the classes if there are any, else evenly spread.
-
-    Of more than 32 classes 32 that have several examples, spread over these, come before all others: of each there are
-    then enough among the first examples to say how well they separate.
-    """
-    labels = _class_numbers(targets)
-    if labels is None:
-        return torch.linspace(0, number - 1, min(number, MOST), device="cpu").round().long()
-    classes = labels.numpy()
-    by_class = np.argsort(classes, kind="stable")
-    names, starts, counts = np.unique(classes[by_class], return_index=True, return_counts=True)
-    turn = np.empty(number, np.int64)  # which of its class each example is
-    turn[by_class] = np.arange(number) - np.repeat(starts, counts)
-    several = names[(counts > 1) & (names >= 0)]
-    first = several[np.linspace(0, len(several) - 1, min(len(several), _FIRST_CLASSES)).round().astype(int)]
-    behind = ~np.isin(classes, first) if len(names) > _FIRST_CLASSES else np.zeros(number, bool)
-    return torch.as_tensor(np.lexsort((classes, turn, behind))[:MOST], device="cpu")
-
-
-def _as_tensor(targets: Any) -> Any:
-    """Targets that are an array or a list of numbers as a tensor, all others as they are."""
-    if isinstance(targets, (list, tuple)) and targets and all(isinstance(each, _NUMBERS) for each in targets):
-        targets = np.asarray(targets)
-    if isinstance(targets, np.ndarray) and targets.dtype.kind in "biufc":
-        kind = np.dtype(np.int64) if targets.dtype.kind == "u" else targets.dtype.newbyteorder("=")
-        # In order, native and its own: torch takes none that is reversed or byte-swapped, and warns of a read-only one.
-        return torch.as_tensor(np.array(targets, kind, order="C"), device="cpu")
-    return targets
-
-
-def _kind_of(targets: Any) -> Literal["shares", "sets", "numbers", ""]:
-    """What floating targets (N, C) are, with C of 2 or more; "" for all others.
-
-    Shares of classes add up to 1, as one-hot rows do; of a set of labels an example has any number, 0.0 or 1.0 each.
-    """
-    if not isinstance(targets, Tensor) or targets.ndim != 2 or targets.shape[1] < 2 or not targets.is_floating_point():
-        return ""
-    found = targets.detach().cpu().double()
-    if bool((found >= 0).all()) and bool(((found.sum(1) - 1).abs() < 1e-2).all()):
-        return "shares"
-    return "sets" if bool(((found == 0) | (found == 1)).all()) else "numbers"
-
-
-def _class_numbers(targets: Any) -> Tensor | None:
-    """(N,) int64 on the CPU of targets that are integers (N,) or (N, 1), or 0.0 and 1.0: of two classes, or one-hot."""
-    if _kind_of(targets) == "shares" and bool(((targets == 0) | (targets == 1)).all()):
-        numbers: Tensor = targets.detach().cpu().argmax(1)
-        return numbers
-    if not isinstance(targets, Tensor) or targets.is_complex() or (targets.ndim != 1 and targets.shape[1:] != (1,)):
-        return None
-    found = targets.detach().cpu().reshape(-1)
-    if targets.is_floating_point() and not (((found == 0) | (found == 1)).all() and len(found.unique()) == 2):
-        return None
-    return found.long()
 
 
 def _tensors(tree: Tree) -> list[Tensor]:

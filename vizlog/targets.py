@@ -1,0 +1,78 @@
+"""Targets as a person gives them: what they are, and which examples show all classes among the first few."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["as_tensor", "balanced", "class_numbers", "kind_of"]
+
+_FIRST_CLASSES = 32
+"""Where there are more classes, the first examples are all of so many of them."""
+
+_NUMBERS = (int, float, np.number, np.bool_)
+
+
+def as_tensor(targets: Any) -> Any:
+    """Targets that are an array or a list of numbers as a tensor, all others as they are."""
+    if isinstance(targets, (list, tuple)) and targets and all(isinstance(each, _NUMBERS) for each in targets):
+        targets = np.asarray(targets)
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "biufc":
+        kind = np.dtype(np.int64) if targets.dtype.kind == "u" else targets.dtype.newbyteorder("=")
+        # In order, native and its own: torch takes none that is reversed or byte-swapped, and warns of a read-only one.
+        return torch.as_tensor(np.array(targets, kind, order="C"), device="cpu")
+    return targets
+
+
+def kind_of(targets: Any) -> Literal["shares", "sets", "numbers", ""]:
+    """What floating targets (N, C) are, with C of 2 or more; "" for all others.
+
+    Shares of classes add up to 1, as one-hot rows do; of a set of labels an example has any number, 0.0 or 1.0 each.
+    """
+    if not isinstance(targets, Tensor) or targets.ndim != 2 or targets.shape[1] < 2 or not targets.is_floating_point():
+        return ""
+    found = targets.detach().cpu().double()
+    if bool((found >= 0).all()) and bool(((found.sum(1) - 1).abs() < 1e-2).all()):
+        return "shares"
+    return "sets" if bool(((found == 0) | (found == 1)).all()) else "numbers"
+
+
+def class_numbers(targets: Any) -> Tensor | None:
+    """(N,) int64 on the CPU of targets that are integers (N,) or (N, 1), or 0.0 and 1.0: of two classes, or one-hot."""
+    if kind_of(targets) == "shares" and bool(((targets == 0) | (targets == 1)).all()):
+        numbers: Tensor = targets.detach().cpu().argmax(1)
+        return numbers
+    if not isinstance(targets, Tensor) or targets.is_complex() or (targets.ndim != 1 and targets.shape[1:] != (1,)):
+        return None
+    found = targets.detach().cpu().reshape(-1)
+    if targets.is_floating_point() and not (((found == 0) | (found == 1)).all() and len(found.unique()) == 2):
+        return None
+    return found.long()
+
+
+def balanced(targets: Any, number: int, most: int) -> Tensor:
+    """Which examples to keep, in which order: round-robin over the classes if there are any, else evenly spread.
+
+    Of more than 32 classes 32 that have several examples, spread over these, come before all others: of each there are
+    then enough among the first examples to say how well they separate.
+
+    Args:
+        targets: as `as_tensor` gives them.
+        number: how many examples there are.
+        most: how many are kept.
+    """
+    labels = class_numbers(targets)
+    if labels is None:
+        return torch.linspace(0, number - 1, min(number, most), device="cpu").round().long()
+    classes = labels.numpy()
+    by_class = np.argsort(classes, kind="stable")
+    names, starts, counts = np.unique(classes[by_class], return_index=True, return_counts=True)
+    turn = np.empty(number, np.int64)  # which of its class each example is
+    turn[by_class] = np.arange(number) - np.repeat(starts, counts)
+    several = names[(counts > 1) & (names >= 0)]
+    first = several[np.linspace(0, len(several) - 1, min(len(several), _FIRST_CLASSES)).round().astype(int)]
+    behind = ~np.isin(classes, first) if len(names) > _FIRST_CLASSES else np.zeros(number, bool)
+    return torch.as_tensor(np.lexsort((classes, turn, behind))[:most], device="cpu")
