@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from vizlog.targets import as_tensor, balanced, class_numbers, kind_of
+from vizlog.trees import Tree, are_mappings, is_as_long, is_leaf, leaves, lent, mapped, tensors_in
 
 __all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "describe", "examples_run", "on_device"]
-
-Tree: TypeAlias = Any
-"""A tensor, or tuples, lists and mappings of tensors; anything else in it passes through."""
 
 MOST = 256
 """The most examples a batch keeps."""
@@ -40,9 +37,6 @@ _EMBEDDED = (
     "latents",
 )
 """How the names of parts of an output end that are no scores."""
-
-_LARGE = 64 << 20
-"""Bytes of a part without rows over which each forward is lent the user's own."""
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
@@ -109,9 +103,9 @@ class FixedBatch:
         targets = as_tensor(targets)
         number = _number(inputs, targets)
         self.ids = balanced(targets, number, MOST)
-        targets = list(targets) if _are_mappings(targets) else targets
+        targets = list(targets) if are_mappings(targets) else targets
         # By themselves, for what has no rows may come to be as long as a part of the batch.
-        self._constants = [leaf for leaf in _leaves((inputs, targets)) if not _is_as_long(leaf, number)]
+        self._constants = [leaf for leaf in leaves((inputs, targets)) if not is_as_long(leaf, number)]
         self.inputs: Tree = self._take(inputs, self.ids)
         self.targets: Any = self._take(targets, self.ids)
         self._classes = int(self.labels.max()) + 1 if self.labels is not None else 0
@@ -208,15 +202,15 @@ class FixedBatch:
         constants: list[Any] = []
 
         def change(leaf: Any) -> Any:
-            made = function(leaf) if isinstance(leaf, Tensor) else _map(function, leaf)
+            made = function(leaf) if isinstance(leaf, Tensor) else mapped(function, leaf)
             if not self._has_rows(leaf):
                 constants.append(made)
             return made
 
         if of_targets:
-            inputs, targets = _map(change, (self.inputs, self.targets), _is_leaf)
+            inputs, targets = mapped(change, (self.inputs, self.targets), is_leaf)
             return self._with(inputs=inputs, targets=targets, _constants=constants)
-        inputs = _map(change, self.inputs, _is_leaf)
+        inputs = mapped(change, self.inputs, is_leaf)
         return self._with(inputs=inputs, _constants=[*self._constants, *constants])
 
     def _has_rows(self, leaf: Any) -> bool:
@@ -231,7 +225,7 @@ class FixedBatch:
                 return leaf
             return leaf[on_device(rows, leaf.device)] if isinstance(leaf, Tensor) else [leaf[k] for k in rows.tolist()]
 
-        return _map(take, tree, _is_leaf)
+        return mapped(take, tree, is_leaf)
 
     def run(self, models: Mapping[str, nn.Module]) -> Any:
         """The output of the model on these examples, in whatever mode the caller has put it.
@@ -250,7 +244,7 @@ class FixedBatch:
             _run.reset(before)
 
     def _run(self, models: Mapping[str, nn.Module]) -> Any:
-        model, inputs = next(iter(models.values())), _lent(self.inputs, self._has_rows)
+        model, inputs = next(iter(models.values())), lent(self.inputs, self._has_rows)
         if self.forward is not None:
             return self.forward(model if len(models) == 1 else dict(models), inputs)
         if isinstance(inputs, Mapping):
@@ -268,7 +262,7 @@ class FixedBatch:
                 "the second of batch=(x, y) are targets, which the model is not given: "
                 "two inputs are given as vizlog.FixedBatch((x, t)), with targets as vizlog.FixedBatch((x, t), y)"
             )
-        if isinstance(error, IndexError) and any(map(_is_edges, _tensors(self.inputs))):
+        if isinstance(error, IndexError) and any(map(_is_edges, tensors_in(self.inputs))):
             return _OF_A_GRAPH
         return ""
 
@@ -421,7 +415,7 @@ class FixedBatch:
             return None
         beside = ("position_ids", "token_type_ids", "labels", "mask")
         named = self.inputs.items() if isinstance(self.inputs, Mapping) else (("", part) for part in [self.inputs])
-        others = [x for name, part in named if not str(name).endswith(beside) for x in _tensors(part) if x is not ids]
+        others = [x for name, part in named if not str(name).endswith(beside) for x in tensors_in(part) if x is not ids]
         return next((x for x in others if x.shape[:1] == ids.shape[:1] and _is_another_text(x, ids)), None)
 
     def is_token_ids(self, given: Tensor | None) -> bool:
@@ -502,7 +496,7 @@ class FixedBatch:
         if isinstance(inputs, Mapping):
             beside = ("labels", "mask")
             inputs = {name: value for name, value in inputs.items() if not str(name).endswith(beside)}
-        return [leaf for leaf in _leaves(inputs) if isinstance(leaf, Tensor) and self._has_rows(leaf)]
+        return [leaf for leaf in leaves(inputs) if isinstance(leaf, Tensor) and self._has_rows(leaf)]
 
 
 def _check_shown(names: Mapping[str, Any], tokens: Any, numbers: Mapping[str, Any]) -> None:
@@ -596,12 +590,12 @@ def _number(inputs: Tree, targets: Any) -> int:
             "a list of examples is no batch yet: put them together as a DataLoader does, "
             "torch.utils.data.default_collate(examples)"
         )
-    if _are_mappings(targets) and isinstance(inputs, (list, tuple)) and len(inputs) == len(targets):
+    if are_mappings(targets) and isinstance(inputs, (list, tuple)) and len(inputs) == len(targets):
         raise TypeError(
             "a list of images is no batch yet: give vizlog.FixedBatch(torch.stack(images), targets, "
             "forward=lambda model, images: model(list(images)))"
         )
-    tensors = _tensors(inputs)
+    tensors = tensors_in(inputs)
     if not tensors:
         advice = "torch.as_tensor makes one of a NumPy array or a list of numbers"
         raise TypeError(
@@ -655,74 +649,6 @@ def _is_adjacency(tensor: Tensor) -> bool:
 def _is_in_one_piece(tensor: Tensor) -> bool:
     """Whether rows cannot be picked out of it by their numbers."""
     return tensor.is_nested or tensor.layout != torch.strided
-
-
-def _tensors(tree: Tree) -> list[Tensor]:
-    if isinstance(tree, Tensor):
-        return [tree] if tree.ndim else []
-    if isinstance(tree, Mapping):
-        return [tensor for part in tree.values() for tensor in _tensors(part)]
-    if isinstance(tree, (tuple, list)):
-        return [tensor for part in tree for tensor in _tensors(part)]
-    return []
-
-
-def _is_tensor(tree: Tree) -> bool:
-    return isinstance(tree, Tensor)
-
-
-def _map(function: Callable[[Any], Any], tree: Tree, is_leaf: Callable[[Tree], bool] = _is_tensor) -> Tree:
-    if is_leaf(tree):
-        return function(tree)
-    if isinstance(tree, Mapping):
-        return {name: _map(function, part, is_leaf) for name, part in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map(function, part, is_leaf) for part in tree))
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_map(function, part, is_leaf) for part in tree)
-    return tree
-
-
-def _is_leaf(part: Tree) -> bool:
-    """Whether this is what rows are taken out of: a tensor, or a list of a mapping for each example."""
-    return isinstance(part, Tensor) or (isinstance(part, list) and _are_mappings(part))
-
-
-def _leaves(tree: Tree) -> list[Any]:
-    found: list[Any] = []
-    _map(found.append, tree, _is_leaf)
-    return found
-
-
-def _is_as_long(leaf: Any, number: int) -> bool:
-    return not (isinstance(leaf, Tensor) and leaf.ndim == 0) and len(leaf) == number
-
-
-def _lent(tree: Tree, has_rows: Callable[[Any], bool]) -> Tree:
-    """What a model is given: a forward may change what it takes, and parts without rows are the user's own.
-
-    What cannot be copied is given as it is; so are modules, whose copies would learn nothing, and large constants.
-    """
-
-    def copied(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return part if has_rows(part) or part.nbytes > _LARGE else part.clone()
-        if isinstance(part, nn.Module):
-            return part
-        try:
-            return copy.deepcopy(part)
-        except Exception:  # noqa: BLE001 -- an object of the user's own, which may raise anything
-            return part
-
-    def is_leaf(part: Tree) -> bool:
-        return not isinstance(part, (Mapping, tuple, list)) or _are_mappings(part)
-
-    return _map(copied, tree, is_leaf)
-
-
-def _are_mappings(tree: Tree) -> bool:
-    """As detectors take their targets: one for each example, with a row for each box."""
-    return isinstance(tree, (list, tuple)) and bool(tree) and all(isinstance(part, Mapping) for part in tree)
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,0 +1,90 @@
+"""Examples as models take them: tensors in tuples, lists and mappings, whatever else lies among them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+__all__ = ["Tree", "are_mappings", "is_as_long", "is_leaf", "leaves", "lent", "mapped", "tensors_in"]
+
+Tree: TypeAlias = Any
+"""A tensor, or tuples, lists and mappings of tensors; anything else in it passes through."""
+
+_LARGE = 64 << 20
+"""Bytes from which on a constant is not copied for each forward: the model is given the user's own."""
+
+
+def tensors_in(tree: Tree) -> list[Tensor]:
+    """All tensors in it, those of no dimension aside."""
+    if isinstance(tree, Tensor):
+        return [tree] if tree.ndim else []
+    if isinstance(tree, Mapping):
+        return [tensor for part in tree.values() for tensor in tensors_in(part)]
+    if isinstance(tree, (tuple, list)):
+        return [tensor for part in tree for tensor in tensors_in(part)]
+    return []
+
+
+def _is_tensor(tree: Tree) -> bool:
+    return isinstance(tree, Tensor)
+
+
+def mapped(function: Callable[[Any], Any], tree: Tree, is_leaf: Callable[[Tree], bool] = _is_tensor) -> Tree:
+    """The same tree, with what the function makes of each leaf; what is neither leaf nor branch stays as it is."""
+    if is_leaf(tree):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {name: mapped(function, part, is_leaf) for name, part in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(mapped(function, part, is_leaf) for part in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(mapped(function, part, is_leaf) for part in tree)
+    return tree
+
+
+def is_leaf(part: Tree) -> bool:
+    """Whether this is what rows are taken out of: a tensor, or a list of a mapping for each example."""
+    return isinstance(part, Tensor) or (isinstance(part, list) and are_mappings(part))
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """All that `is_leaf`, in order."""
+    found: list[Any] = []
+    mapped(found.append, tree, is_leaf)
+    return found
+
+
+def is_as_long(leaf: Any, number: int) -> bool:
+    """Whether a leaf has as many rows."""
+    return not (isinstance(leaf, Tensor) and leaf.ndim == 0) and len(leaf) == number
+
+
+def lent(tree: Tree, has_rows: Callable[[Any], bool]) -> Tree:
+    """The tree as a model is given it: with copies of the constants, which a forward might change in place.
+
+    Parts with rows are copies already, made when rows were taken. What cannot be copied is given as it is; so are
+    modules, whose copies would learn nothing, and large constants.
+    """
+
+    def copied(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part if has_rows(part) or part.nbytes > _LARGE else part.clone()
+        if isinstance(part, nn.Module):
+            return part
+        try:
+            return copy.deepcopy(part)
+        except Exception:  # noqa: BLE001 -- an object of the user's own, which may raise anything
+            return part
+
+    def is_no_branch(part: Tree) -> bool:
+        return not isinstance(part, (Mapping, tuple, list)) or are_mappings(part)
+
+    return mapped(copied, tree, is_no_branch)
+
+
+def are_mappings(tree: Tree) -> bool:
+    """Whether this is a list of mappings, as detectors take targets: one an example, with a row for each box."""
+    return isinstance(tree, (list, tuple)) and bool(tree) and all(isinstance(part, Mapping) for part in tree)
