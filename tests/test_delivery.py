@@ -232,7 +232,7 @@ def test_a_step_is_written_at_once_and_what_is_slow_after_it(delivery: Delivery,
     delivery.send(3, measured(*probes))
     delivery.log(4, {"later": 2.0})
     delivery._send_scalars()
-    delivery._worker._fast.wait(None)
+    delivery._worker._fast.wait()
     assert tags(to) == [(3, ["number", "picture", "other"]), (4, ["later"])]
     go.set()
     delivery.flush()
@@ -300,7 +300,7 @@ def test_what_is_slow_comes_behind_the_rest_though_it_is_faster(
     def waits(job: Callable[[], None], *, picture: bool = False, slow: bool = False) -> None:
         submit(job, picture=picture, slow=slow)
         if slow:
-            delivery._worker._slow.wait(None)  # it has put its records into the other queue
+            delivery._worker._slow.wait()  # it has put its records into the other queue
 
     monkeypatch.setattr(delivery._worker, "submit", waits)
     delivery.send(0, measured(Slow(Scalar("slow", 1)), Numbers(Scalar("a", 1))))
@@ -504,10 +504,10 @@ def test_a_few_numbers_wait_and_many_do_not(
     for number in range(63):
         delivery.log(number, {"n": number})
     assert looks == [10.0]  # one that looks after all of them
-    assert delivery._worker.flush()
+    delivery._worker.flush()
     assert tags(to) == []
     delivery.log(63, {"n": 63})
-    assert delivery._worker.flush()
+    delivery._worker.flush()
     assert [step for step, _ in tags(to)] == list(range(64))
 
 

@@ -693,7 +693,7 @@ def test_a_backend_that_ends_the_thread_does_not_hang_the_end() -> None:
 
     worker.submit(end)
     worker.submit(lambda: done.append(1))
-    assert worker.close(timeout=60)
+    worker.close()
     assert done == [1]
 
 

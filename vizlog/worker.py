@@ -59,19 +59,17 @@ class Worker:
         self._own()
         self._fast.put_within(seconds, job)
 
-    def flush(self, timeout: float | None = None) -> bool:
-        """Waits until all that was submitted is done; False where `timeout` seconds were not enough."""
-        if os.getpid() != self._pid:
-            return True
-        until = None if timeout is None else time.monotonic() + timeout
-        # A slow job ends by submitting its records to the fast lane, hence the order.
-        return self._slow.wait(until) and self._fast.wait(until)
+    def flush(self) -> None:
+        """Waits until all that was submitted is done."""
+        if os.getpid() == self._pid:
+            # A slow job ends by submitting its records to the fast lane, hence the order.
+            self._slow.wait()
+            self._fast.wait()
 
-    def close(self, timeout: float | None = None) -> bool:
+    def close(self) -> None:
         """Flushes and stops the threads."""
-        done = self.flush(timeout)
+        self.flush()
         self.stop()
-        return done
 
     def stop(self) -> None:
         """Stops the threads once their queues are empty."""
@@ -114,17 +112,11 @@ class _Lane:
         if not started:
             self._run()
 
-    def wait(self, until: float | None) -> bool:
-        """Waits until the queue is empty and nothing runs."""
-        if threading.current_thread() is self._thread:
-            return True
-        with self._changed:
-            while self._jobs or self._busy:
-                left = None if until is None else until - time.monotonic()
-                if left is not None and left <= 0:
-                    return False
-                self._changed.wait(left)
-        return True
+    def wait(self) -> None:
+        """Waits until the queue is empty and nothing runs; not for itself, where one of its own jobs asks."""
+        if threading.current_thread() is not self._thread:
+            with self._changed:
+                self._changed.wait_for(lambda: not (self._jobs or self._busy))
 
     def stop(self) -> None:
         """Ends the thread once the queue is empty."""
