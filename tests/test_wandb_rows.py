@@ -157,7 +157,7 @@ def together(
     starting_step = 1000 if resumed else 0
     run, alone = Numbered(starting_step), Numbered(starting_step)
     now = 0
-    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"], now=lambda: now)
+    rows = Rows(run, waits=True, hears_end=True, keys=["vizlog/step"], now=lambda: now)
     late: list[Row] = []
     ours: list[Row] = []
     lag = draw.choice([0.1, 0.5, 0.97])
@@ -221,7 +221,7 @@ def test_where_no_end_is_told_what_has_no_place_at_the_close_shares_one_and_he_m
 
 def test_what_comes_late_of_the_first_step_waits_for_nobody() -> None:
     run = Numbered()
-    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"])  # type: ignore[arg-type]
+    rows = Rows(run, waits=True, hears_end=True, keys=["vizlog/step"])  # type: ignore[arg-type]
     for step in (0, 10):
         rows.add(step, {"vizlog/step": step, "health": step})
     rows.add(0, {"vizlog/step": 0, "late": 0})
@@ -256,7 +256,7 @@ def test_an_owner_who_goes_on_while_a_row_is_written_costs_no_row(calls: int, be
                 self.his += 1
 
     run = Hasty()
-    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"], now=lambda: run.his)  # type: ignore[arg-type]
+    rows = Rows(run, waits=True, hears_end=True, keys=["vizlog/step"], now=lambda: run.his)  # type: ignore[arg-type]
     run.go_on(41)
     for step in range(35, 41):
         rows.add(step, {"vizlog/step": step, "health": step})
@@ -270,7 +270,7 @@ def test_an_owner_who_goes_on_while_a_row_is_written_costs_no_row(calls: int, be
 
 def test_what_comes_late_in_an_epoch_takes_the_place_of_nothing_newer() -> None:
     run, now = Numbered(), 0
-    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"], now=lambda: now)  # type: ignore[arg-type]
+    rows = Rows(run, waits=True, hears_end=True, keys=["vizlog/step"], now=lambda: now)  # type: ignore[arg-type]
     for epoch in range(2):
         run.log({"loss": epoch}, step=epoch)
     for now in (100, 200, 300):
@@ -299,7 +299,7 @@ def test_what_comes_late_shares_the_row_of_its_step(caplog: pytest.LogCaptureFix
 
 def test_no_more_than_so_many_wait_beside_an_owner_who_stands_still(caplog: pytest.LogCaptureFixture) -> None:
     run = Numbered()
-    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"])  # type: ignore[arg-type]
+    rows = Rows(run, waits=True, hears_end=True, keys=["vizlog/step"])  # type: ignore[arg-type]
     run.log({"loss": 0}, step=50)
     for number in range(3 * MOST_HELD):
         rows.add(50, {"vizlog/step": 50, "health": number})
@@ -315,7 +315,7 @@ def test_no_more_than_so_many_wait_beside_an_owner_who_stands_still(caplog: pyte
 def test_a_client_that_says_nothing_of_how_he_logs_is_taken_for_one_without_step() -> None:
     run = Numbered()
     del run._telemetry_obj
-    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"])  # type: ignore[arg-type]
+    rows = Rows(run, waits=True, hears_end=True, keys=["vizlog/step"])  # type: ignore[arg-type]
     for step in range(3):
         rows.add(step, {"vizlog/step": step})
         run.log({"loss": step})
@@ -326,7 +326,7 @@ def test_a_client_that_says_nothing_of_how_he_logs_is_taken_for_one_without_step
 def test_in_shared_mode_the_service_numbers_the_rows() -> None:
     run = Numbered(mode="shared")
     written: list[int] = []
-    rows = Rows(run, waits=True, told=True, keys=["vizlog/step"], written=lambda: written.append(1))  # type: ignore[arg-type]
+    rows = Rows(run, waits=True, hears_end=True, keys=["vizlog/step"], written=lambda: written.append(1))  # type: ignore[arg-type]
     for step in range(3):
         rows.add(step, {"vizlog/step": step})
     run._telemetry_obj.feature.set_step_log = True  # he has tried

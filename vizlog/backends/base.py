@@ -66,7 +66,7 @@ class Summarises(Protocol):
 
 @runtime_checkable
 class OwnedElsewhere(Protocol):
-    """What a backend may have besides: a destination to which its owner writes too, and which he may end any time."""
+    """What a backend may have besides: a destination to which its owner writes too, and which may be ended any time."""
 
     def accompany(self, now: Callable[[], int], deliver: Callable[[], None]) -> None:
         """Takes what tells of the training.

@@ -71,7 +71,7 @@ footer { color: #666 }
 
 
 class WandB:
-    """Writes to a W&B run that its owner started and will finish.
+    """Writes to a W&B run that you started and will finish.
 
     One call of `write` makes one row of the run's history, with `vizlog/step` as its x-axis. Dots in tags become `/`:
     W&B takes dots for nesting; keys of more than 180 bytes are cut and end in a hash. What a record becomes:
@@ -89,14 +89,13 @@ class WandB:
 
     The run's summary gets the health scalars, `vizlog/dead_units_worst` and the others, under the same keys in every
     run, so that a sweep can compare them; what else vizlog writes depends on the model, and stays out of it. What is
-    logged with `monitor.log` gets into it under any name. Where `stop_when` stops the training, W&B sends its owner an
-    alert.
+    logged with `monitor.log` gets into it under any name. Where `stop_when` stops the training, W&B sends you an alert.
 
-    Where the owner logs with `step=`, W&B keeps one row for each of his steps and refuses to go back; vizlog then
-    writes into his rows, or between them; what finds no row there until `close` follows as he finishes the run. Its
-    rows wait for his first, to learn which way he logs: at most 100 of them, and until `close` or the end of the run.
-    `run.log({})` sends them at once, and `run.log({}, step=0)` before training says that he will number his rows
-    himself. A run that is finished before the monitor is closed first takes all that is under way.
+    Where you log with `step=`, W&B keeps one row for each of your steps and refuses to go back; vizlog then writes into
+    your rows, or between them, and what finds no row there until `close` follows as you finish the run. Its rows wait
+    for your first, to learn which way you log: at most 100 of them, and until `close` or the end of the run.
+    `run.log({})` sends them at once, and `run.log({}, step=0)` before training says that you will number your rows. A
+    run that is finished before the monitor is closed first takes all that is under way.
 
     A key that is yours by the time of vizlog's first value, in the summary or as one of `wandb.watch`, stays yours:
     vizlog's own value is `KEY-vizlog` then, and that is said. One that you take later is a key of both.
@@ -176,7 +175,7 @@ class WandB:
         self._call(summarise, step)
 
     def accompany(self, now: Callable[[], int], deliver: Callable[[], None]) -> None:
-        """Has `deliver` called where the owner finishes the run first, and tells by `now` what his numbers count."""
+        """Has `deliver` called where the owner finishes the run first; `now` says which step the training is at."""
         self._now, self._deliver = now, deliver
 
     def close(self) -> None:
@@ -187,7 +186,7 @@ class WandB:
         self._rows = self._deliver = None
 
     def _open_rows(self, run: wandb.Run, step_key: str | None) -> Rows:
-        """Rows that wait for the owner's, unless he charts by a key: then he does not number them by `step=`."""
+        """Rows that wait for the owner's, unless those are charted by a key: then they are not numbered by `step=`."""
 
         def run_ends() -> None:
             if self._deliver is not None:
@@ -199,14 +198,14 @@ class WandB:
             return self._now()
 
         will_hear = _before_finish(run, run_ends)
-        # What waits would be lost where he finishes the run before us and nobody says so.
+        # What waits would be lost where the owner finishes the run before us and nobody says so.
         waits = will_hear and step_key is None
         rows = Rows(
             run,
             waits=waits,
-            told=will_hear,
+            hears_end=will_hear,
             keys=self._step_keys,
-            his=step_key,
+            shared_key=step_key,
             now=now,
             written=self._client.sign_of_life,
         )
@@ -254,14 +253,14 @@ class WandB:
     def _apart(self, run: wandb.Run, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row, with another name for what vizlog would write under a key of the owner's, which keeps its x-axis.
 
-        Looked for once a key, before its first value. Such keys are his if they are in the summary: vizlog keeps its
-        own out of it, in runs that are resumed and by other monitors too.
+        Looked for once a key, before its first value. Such keys are the owner's if they are in the summary: vizlog
+        keeps its own out of it, in runs that are resumed and by other monitors too.
         """
         new = [key for key, value in row.items() if key not in self._names and self._is_of_its_own(key, value)]
         if new:
-            his = _keys_of_owner(run)
-            self._names.update({key: f"{key}-vizlog" if key in his else key for key in new})
-            if taken := [key for key in new if key in his]:
+            owners = _keys_of_owner(run)
+            self._names.update({key: f"{key}-vizlog" if key in owners else key for key in new})
+            if taken := [key for key in new if key in owners]:
                 LOG.warning(
                     "%d keys of vizlog's are its owner's in the W&B run %s: instead of %r vizlog writes %r",
                     len(taken),
@@ -579,7 +578,7 @@ def _before_finish(run: wandb.Run, work: Callable[[], None]) -> bool:
 
 
 def _keys_of_owner(run: wandb.Run) -> set[str]:
-    """What he has logged, and what `wandb.watch` is going to log for him."""
+    """What the owner has logged, and what `wandb.watch` is going to log."""
     try:
         summary: Any = run.summary
         return {*summary.keys(), *getattr(getattr(run, "_torch_history", None), "_hook_handles", ())}
@@ -629,10 +628,9 @@ def _table(record: Embedding) -> wandb.Table:
         for example, label, vector in zip(record.ids.tolist(), labels, short(record.vectors).tolist(), strict=True)
     ]
     columns: list[str | int] = ["id", "label", *(f"x{dimension}" for dimension in range(record.vectors.shape[1]))]
+    # The client checks each number that it is given, which is most of a table's cost; all rows are typed as the first.
     table = wandb.Table(columns=columns, data=rows[:1])
-    table.data.extend(
-        rows[1:]
-    )  # all are typed as the first: the client's check of each number is most of a table's cost
+    table.data.extend(rows[1:])
     return table
 
 

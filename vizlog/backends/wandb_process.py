@@ -1,4 +1,4 @@
-"""Whether W&B's own process, to which the client hands everything, is there: what it does not take at once it will."""
+"""Whether W&B's own process, to which the client hands everything, runs: then it takes later what it does not now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where our rows go in a W&B history that its owner writes too, so that he loses no value, whichever way he logs."""
+"""Where vizlog's rows go in a W&B history that its owner writes too, so that no value of the owner's is lost."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Rows"]
 Row: TypeAlias = dict[str, Any]
 
 MOST_HELD = 100
-"""How many rows wait to learn how the owner logs, at most."""
+"""How many rows wait, at most, until it is known how the owner logs."""
 
 _LONG = 60.0
-"""Seconds of waiting after which it is said."""
+"""Seconds after which one line says that rows wait."""
 
 
 class _Ours(NamedTuple):
-    """Where ours share a number: which one at most, the latest step that they are of, and what is of which step."""
+    """What of ours the latest row holds: its number, the latest step in it, and the step that each key is of."""
 
     number: int = -1
     step: int = -1
@@ -32,25 +32,28 @@ class _Ours(NamedTuple):
 
 
 class Rows:
-    """Writes rows into a run beside its owner.
+    """Writes rows into a run beside its owner, who writes rows too.
 
-    `run.log(row)` takes the next number and closes the row. `run.log(row, step=s)` writes into row s, which stays open
-    until a higher number comes; lower numbers are refused from then on. Beside an owner who logs the first way we write
-    rows of our own. One who logs the second way would lose every number up to ours: so a row of ours goes into the one
-    that he has open (`commit=False`), or under a number that he has passed, where he counts steps as we do. How far he
-    is behind the training (by one, where he logs the loss of the step before) we see as our rows come.
+    W&B numbers the rows. `run.log(row)` takes the next number and closes the row. `run.log(row, step=s)` writes into
+    row s, which stays open until a higher number comes; from then on lower numbers are refused. So:
 
-    Which way he logs we know once he has. Until then our first row goes into the one that will be his first, which
-    takes nothing from him, and the others wait, at most `MOST_HELD` of them, and until `close`. What has no place even
-    then follows at the end of his run, when no number of his can come any more.
+    - Beside an owner who logs without `step=`, vizlog writes rows of its own.
+    - An owner who logs with `step=` would lose every number up to vizlog's. There a row goes into the one that is open
+      (`commit=False`), or, where the owner's numbers are steps of the training, under a number that the owner passes
+      over. How far the owner is behind the training (by one, where the loss of the step before is logged) is seen as
+      rows come.
+
+    Which of the two it is shows once the owner has logged. Until then vizlog's first row goes into the one that will be
+    the owner's first, which takes nothing from it, and the others wait: at most `MOST_HELD` of them, and until `close`.
+    What has no place even then follows at the end of the run, when no further number of the owner's can come.
 
     Args:
         run: a run under way.
-        waits: whether he may number rows by `step=`.
-        told: whether `run_ends` will be called before it ends.
-        keys: those that every row has, whatever else it holds.
-        his: the one of them that his rows have too, if any. Rows of the step that the training is at have it: W&B fills
-            the latest value that it has seen into his rows that lack it.
+        waits: whether the owner may number rows by `step=`.
+        keys: those that each of vizlog's rows has, whatever else it holds.
+        shared_key: the one of them that the owner's rows have too, if any. Only rows of the step that the training is
+            at have it: W&B fills the latest value that it has seen into rows of the owner's that lack it.
+        hears_end: whether `run_ends` will be called before the run ends.
         now: says which step the training is at; the rows that come may be of much earlier ones.
         written: called after each row.
     """
@@ -61,25 +64,25 @@ class Rows:
         *,
         waits: bool,
         keys: Iterable[str],
-        his: str | None = None,
-        told: bool = False,
+        shared_key: str | None = None,
+        hears_end: bool = False,
         now: Callable[[], int] = lambda: -1,
         written: Callable[[], None] = lambda: None,
     ) -> None:
         self.run = run
-        self._told = told
+        self._hears_end = hears_end
         self._now = now
         self._written = written
         # In shared mode the service numbers the rows: there is no `step=`, and no number to ask for.
         self._numbered = getattr(run.settings, "mode", None) != "shared"
         self._waits = waits and self._numbered
         self._keys = frozenset(keys)
-        self._his = his
+        self._shared_key = shared_key
         self._held: list[tuple[int, Row]] = []
         self._since = time.monotonic()
         self._newest = -1
-        self._first = math.inf  # the number that he stood at when we first looked
-        self._lead = -math.inf  # his number less the step that the training was at: the most that was seen
+        self._first = math.inf  # the number that the owner stood at when we first looked
+        self._lead = -math.inf  # how far the owner's number was ahead of the training, at most
         self._latest = _Ours()
         self._said: set[str] = set()
 
@@ -97,7 +100,7 @@ class Rows:
     def close(self) -> None:
         """Writes what still waits, as far as it has a place; nothing more comes of ours."""
         if self._numbered and self._owner_passes_step():
-            self._join(ends=not self._told)
+            self._join(ends=not self._hears_end)
         else:
             self._write_own()
 
@@ -115,12 +118,12 @@ class Rows:
         return max(self.run.step, self.run.starting_step)  # a resumed run says 0 until it is logged to
 
     def _owner_passes_step(self) -> bool:
-        # The client tells only its telemetry, where it stays; ours pass it only after his have.
+        # The client notes it in its telemetry alone, for good; vizlog passes it only where the owner has.
         feature = getattr(getattr(self.run, "_telemetry_obj", None), "feature", None)
         return bool(getattr(feature, "set_step_log", False))
 
     def _owner_is_known(self) -> bool:
-        """Whether he has logged, or we need not or can no longer wait for him."""
+        """Whether the owner has logged, or there is no need to wait for that, or no more room."""
         if not self._waits:
             return True
         if self._number() > self.run.starting_step:
@@ -142,7 +145,7 @@ class Rows:
         return not self._waits
 
     def _open_first(self) -> None:
-        """What is of our first step goes into the row that is open, and stays there until he closes it."""
+        """What is of our first step goes into the row that is open, and stays there until the owner closes it."""
         step, row = self._held[-1]
         if self._latest.number < 0 or self._fits(step, row):
             self._held.pop()
@@ -157,7 +160,7 @@ class Rows:
             self._log(step, row)
 
     def _join(self, *, ends: bool = False) -> None:
-        """Beside an owner who numbers rows himself: each row where a number is free, the others wait for one."""
+        """Beside an owner who numbers rows: each of ours where a number is free, the others wait for one."""
         number = self._number()
         free = self._free_numbers(number, ends=ends)
         left: list[tuple[int, Row]] = []
@@ -176,14 +179,14 @@ class Rows:
         self._held = left
 
     def _free_numbers(self, number: int, *, ends: bool) -> range:
-        """Under which numbers a row takes nothing from him: the open one, `number`, and those that he passes over."""
+        """The numbers that take nothing from the owner: the open one, `number`, and those that are passed over."""
         now = max(self._now(), self._newest)
         self._first = min(self._first, number)
-        if number not in (self._first, self._latest.number):  # where he has gone himself, since we know him
+        if number not in (self._first, self._latest.number):  # where the owner has gone since we first looked
             self._lead = max(self._lead, number - now)
         last = number
         if self._keeps_pace(number, now):
-            # At the end there is no later look, and hardly a number of his.
+            # At the end there is no later look, and hardly another number of the owner's.
             past = self._newest if ends else int(min(self._newest, max(now + self._lead, number)))
             last = max(number, past)
         return range(number + (number == self._latest.number), last + 1)
@@ -197,12 +200,12 @@ class Rows:
         # What comes late leaves newer values, and the step that they are of.
         row = {key: value for key, value in row.items() if step >= latest.steps.get(key, step)}
         if number > self._number():
-            # A call of its own opens it. Should he get there between this look and the call, W&B refuses the call, and
-            # the row goes into the one that is open then.
+            # A call of its own opens it. Should the owner get there between this look and the call, W&B refuses the
+            # call, and the row goes into the one that is open then.
             self.run.log({}, step=number)
         self._log(step, row, commit=False)
         steps = {**latest.steps, **dict.fromkeys(row, step)}
-        # He may have gone on meanwhile, and the row may be in the one that is open now: the next goes above it.
+        # The owner may have gone on meanwhile, and the row may be in the one that is open now: the next goes above it.
         self._latest = _Ours(max(number, self._number()), max(step, latest.step), steps)
 
     def _replace(self, rows: Iterable[tuple[int, Row]]) -> None:
@@ -217,21 +220,21 @@ class Rows:
             self._place(self._number(), step, row)
 
     def _may_keep_pace(self, number: int, step: int) -> bool:
-        """Whether his number could be a step, a little behind ours, and not an epoch."""
+        """Whether the owner's number could be a step, a little behind ours, and not an epoch."""
         return number + 10 > 0.6 * step
 
     @staticmethod
     def _keeps_pace(number: int, now: int) -> bool:
-        """Whether he counts steps as we do. Then numbers that he has been seen to be past are free.
+        """Whether the owner counts steps as we do. Then numbers that the owner has been seen to be past are free.
 
-        Where he counts epochs, of two steps or more and from 0 or 1 on, he stands at half of the training's step + 1 at
-        most; rows of ours that come late he may have passed all the same.
+        Epochs, of two steps or more and counted from 0 or 1, stand at half of the training's step + 1 at most; they may
+        be past rows of ours all the same, where those come late.
         """
         return number > 0.6 * now + 2
 
     def _log(self, step: int, row: Row, **how: Any) -> None:
         if step < self._now():
-            row = {key: value for key, value in row.items() if key != self._his}
+            row = {key: value for key, value in row.items() if key != self._shared_key}
         self.run.log(row, **how)
         self._written()
 
