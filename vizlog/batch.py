@@ -24,7 +24,7 @@ MOST = 256
 
 CHUNK = 32
 TOKENS = 2048
-"""How many examples go through the model at once, and how many of them have that many tokens at most."""
+"""How many examples go through the model at once, and how many tokens, at most; of longer texts one."""
 
 _EMBEDDED = (
     "hidden_state",
@@ -36,7 +36,7 @@ _EMBEDDED = (
     "features",
     "latents",
 )
-"""How the names of parts of an output end that are no scores."""
+"""Endings of the names of an output's parts that are embeddings, and no scores."""
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
@@ -188,7 +188,7 @@ class FixedBatch:
         return self.ids, self.inputs, self.targets, self._constants
 
     def with_examples(self, examples: tuple[Any, ...]) -> FixedBatch:
-        """Those of another batch, shown and run as those of this one."""
+        """The `examples` of another batch, to be shown and run as those of this one."""
         ids, inputs, targets, constants = examples
         return self._with(ids=ids, inputs=inputs, targets=targets, _constants=constants)
 
@@ -198,7 +198,7 @@ class FixedBatch:
         return other
 
     def each(self, function: Callable[[Tensor], Tensor], *, of_targets: bool = False) -> FixedBatch:
-        """The same examples, with the tensors of the inputs, and `of_targets` too, as the function makes them."""
+        """The same examples, with what the function makes of each tensor in the inputs; `of_targets`: in both."""
         constants: list[Any] = []
 
         def change(leaf: Any) -> Any:
@@ -269,11 +269,13 @@ class FixedBatch:
     def logits(self, output: Any) -> Tensor | None:
         """(N, classes) pre-softmax scores found in `output`, or None where there are none.
 
-        Taken is `.logits`, or else the first floating point part (N, classes), or (N,) as (N, 1), of several the one
-        that has as many columns as there are classes; of token inputs also (N, T, classes), at the last position that
-        is no padding. Not taken are parts as large as an input (what rebuilds it), outputs that are compared with
-        numbers (a regression), and embeddings: by their name in an output, rows of length 1, several of one width that
-        are no classes, or more than twice as many columns as there are `class_names`.
+        They are `.logits`, or else the first floating point part (N, classes), or (N,) as (N, 1); of several parts the
+        one with as many columns as there are classes. Where the inputs are tokens also (N, T, classes), of which the
+        last position that is no padding is taken.
+
+        No scores are: a part as large as an input, which it rebuilds; an output whose targets are numbers (a
+        regression); and embeddings, which are known by their name in the output, by rows of length 1, by another part
+        of the same width that is not the number of classes, or by more than twice as many columns as `class_names`.
         """
         if self.score is not None:
             logits = self.score(output)
@@ -301,9 +303,9 @@ class FixedBatch:
         return self.score is None and found is not None and found.ndim == 3
 
     def as_met(self, *, scored: bool, padding: int | None = None) -> FixedBatch:
-        """The same examples, of which a first output was class scores, or was none; and the token that is padding.
+        """The same examples, once a first output has told whether it is class scores, and which token is padding.
 
-        Other outputs are not asked by their values again: one or two examples may have any length by chance.
+        The values of later outputs are not asked again: one or two examples may have any length by chance.
         """
         return self._with(_scored=scored, _padding=padding)
 

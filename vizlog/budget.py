@@ -127,7 +127,7 @@ class Cost:
         self._due = spenders
 
     def leave_out(self, seconds: float) -> None:
-        """Says that what probes are known to have taken grew by time that had passed before."""
+        """Leaves out seconds that probes took before this context was entered, and that are known only now."""
         self._before += seconds
 
     def settle(self) -> None:

@@ -86,7 +86,11 @@ class Silent:
             self._spoke[kind][id(module)] = module
 
     def look(self, kinds: Collection[type]) -> tuple[Container[int], bool]:
-        """For one more look, for requests of these kinds: ids of silent modules, and whether all is outside of them."""
+        """To be asked once for each look: who is silent, as far as requests of these kinds are concerned.
+
+        Returns:
+            ids of modules, and whether what runs the models is silent too.
+        """
         whole = self._looks % self.WHOLE == 0
         self._looks += 1
         if whole:
@@ -269,7 +273,7 @@ class Capture:
             self._reduce(self._outputs, Call(layer, module, None, args, kwargs, here, dim))
 
     def _ended(self) -> tuple[str, nn.Module, bool]:
-        """What began last is done."""
+        """Takes what was entered last off the stack."""
         entry = self._stack.pop()
         if entry[2]:
             self._listening -= 1
@@ -418,7 +422,10 @@ class _Functions(TorchFunctionMode):
 
 
 def _put_on(mode: TorchFunctionMode) -> None:
-    """Under those of others, as who leaves one takes off the uppermost, whichever that is; over torch's device."""
+    """Puts a mode under those of others, who take off the uppermost as they leave, whichever it is.
+
+    But over the one by which torch knows its default device.
+    """
     modes = _get_current_function_mode_stack()
     lower = sum(isinstance(other, DeviceContext) for other in modes)
     above = [_pop_torch_function_stack() for _ in modes[lower:]]
@@ -428,7 +435,7 @@ def _put_on(mode: TorchFunctionMode) -> None:
 
 
 def _take_off(mode: TorchFunctionMode) -> None:
-    """From wherever it is."""
+    """Takes a mode off, wherever among the others it is."""
     modes = _get_current_function_mode_stack()
     if any(other is mode for other in modes):
         above = [_pop_torch_function_stack() for _ in modes[modes.index(mode) :]]

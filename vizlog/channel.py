@@ -15,7 +15,10 @@ __all__ = ["Channel", "RanksApart"]
 
 _AT_THE_START = timedelta(minutes=10)
 _AT_A_STEP = timedelta(minutes=2)
-"""How long a rank that does not come is waited for; less than what the training's own collectives wait."""
+"""How long a rank that does not come is waited for, when a channel is opened and when something is sent.
+
+Less than what the training's own collectives wait.
+"""
 
 _opened: Counter[tuple[int, ...]] = Counter()
 

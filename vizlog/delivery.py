@@ -364,7 +364,11 @@ class Delivery:
 def _without_bad(
     parts: Sequence[P], make: Callable[[Sequence[P]], M], blame: Callable[[P, Exception], None]
 ) -> tuple[Sequence[P], M]:
-    """What is made of all parts at once, and of which; each that alone cannot be made into anything is blamed."""
+    """Makes something of all parts at once; where that fails, without those that fail alone, which are blamed.
+
+    Returns:
+        The parts that are left, and what was made of them.
+    """
     try:
         return parts, make(parts)
     except Exception:  # noqa: BLE001 -- one of them is to blame, and the others go on
@@ -397,7 +401,7 @@ class _Waiting:
         self._streams: dict[torch.device, list[Any]] = {}  # on which they were made
 
     def add(self, step: int, scalars: dict[str, Any]) -> int:
-        """How many calls wait now."""
+        """Adds the numbers of one call; returns how many calls wait now."""
         self._leave_the_parents()
         with self._lock:
             self._numbers.append((step, scalars))
@@ -409,7 +413,7 @@ class _Waiting:
             return len(self._numbers)
 
     def hand_over(self, receive: Callable[[list[tuple[int, dict[str, Any]]]], None]) -> bool:
-        """Gives their steps and the values, where what is done with those is done behind what made them, if any wait.
+        """Gives all that wait to `receive`, on the streams that made them: what it starts there comes after that.
 
         Under the lock, so that no later numbers overtake them. False where they cannot be given yet.
         """
@@ -472,6 +476,7 @@ def _owned(value: Any) -> Any:
 
 
 def _cost(turns: Iterable[Turn], time_share: float) -> list[Record]:
+    """What each probe, and vizlog as a whole, took from the training thread."""
     seconds: dict[str, float] = defaultdict(float)
     for turn in turns:
         seconds[turn.probe.name] += turn.latest_seconds

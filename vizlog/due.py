@@ -32,7 +32,15 @@ R = TypeVar("R", bound=Request)
 
 
 class Turn:
-    """A probe and when it is due next."""
+    """A probe in the course of a training: when it is due next, what it has cost, and whether it has failed.
+
+    Attributes:
+        next_step, next_epoch: at which it is due next; None where no step, or no epoch, is.
+        stretch: only each so many of its schedule's due numbers is taken, to keep a budget.
+        seconds, latest_seconds: what it has cost the training thread, in all and at the latest due step.
+        error: why it failed on this rank; "" while it has not.
+        disabled: whether it is off: once it has failed, of a sharded model once all ranks know.
+    """
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
@@ -44,7 +52,7 @@ class Turn:
         self.seconds = 0.0
         self.latest_seconds = 0.0
         self.disabled = False
-        self.error = ""  # of this rank; what fails on one is disabled once all ranks know
+        self.error = ""
 
     @property
     def name(self) -> str:
@@ -371,7 +379,7 @@ class DueStep:
 
 
 def _ahead(following: Callable[[int], int | None], number: int, stretch: int) -> int | None:
-    """The due number that lies as far from `number` as `stretch` due ones do, if all are as far apart as the first."""
+    """About the `stretch`th due number after `number`: found as if all lay as far apart as the next two."""
     first = following(number)
     if first is None or stretch == 1:
         return first
@@ -379,4 +387,4 @@ def _ahead(following: Callable[[int], int | None], number: int, stretch: int) ->
     if second is None:
         return first
     ahead = following(first + (stretch - 1) * (second - first) - 1)
-    return second if ahead is None else ahead  # a list of steps may end before that, which is no reason to end for good
+    return second if ahead is None else ahead  # a schedule that ends before that is not over yet

@@ -66,10 +66,13 @@ def _apart(leaf: Any) -> Any:
 
 
 def asked_for(make: Callable[[], Any], use: Callable[[Any], T]) -> T:
-    """Uses what a function returns that is given as `batch=`; loaders that it names or iterates are then as they were.
+    """Calls a function that was given as `batch=`, and leaves the loaders that it names or iterates as they were.
 
-    Their generators, samplers and datasets, that is, and workers that would stay: the training uses them too. What is
-    made of the batch is made before, for it may lie in memory that a collator keeps.
+    Their generators, samplers and datasets, that is, and workers that would stay: the training uses them too. `use` is
+    given what the function returns before all that is put back, for it may lie in memory that a collator keeps.
+
+    Returns:
+        What `use` returns.
     """
     with ExitStack() as stack:
         for loader in _named(make):  # of any class, with what it does before it iterates a DataLoader inside

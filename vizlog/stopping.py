@@ -52,7 +52,7 @@ class Stop:
 
         Args:
             step, epoch: of the step that starts.
-            diagnose: gives the health at all looks so far; asked where it is needed alone.
+            diagnose: gives the health at all looks so far; called only where it is needed.
         """
         if self.because or not self._due(step, epoch):
             return False

@@ -36,7 +36,11 @@ class Drawable:
         self._named: set[str] = set()
 
     def each(self, draw: Callable[[Record], T], records: Sequence[Record]) -> Iterator[T]:
-        """What `draw` makes of each record that it can draw; a full disk is no matter of one record."""
+        """What `draw` makes of each record that it can draw.
+
+        Raises:
+            OSError: whatever record it comes from, for a full disk is the fault of none.
+        """
         for record in records:
             try:
                 drawn = draw(record)

@@ -36,7 +36,7 @@ class FanOut:
         for backend in tuple(self._backends):
             try:
                 backend.write(step, records)
-            except Exception as error:  # noqa: BLE001 -- whatever one destination raises, the others shall not miss a record
+            except Exception as error:  # noqa: BLE001 -- whatever one destination raises, the others go on
                 self._leave_out(backend, f"failed at step {step} and gets nothing more", error)
 
     def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:

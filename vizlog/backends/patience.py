@@ -30,13 +30,13 @@ class Patience:
     hold up the end of the process.
 
     Args:
-        seconds: without a sign of life that are waited.
-        lives: whether who has to answer is there, so that silence is slowness; then a minute is waited.
+        seconds: how long a call that shows no sign of life is waited for.
+        lives: whether who has to answer is there, so that silence is slowness: then it is waited for a minute.
         most: calls that may queue up; what comes then is dropped and counted.
     """
 
     LONGEST = 60.0
-    """Seconds without a sign of life that are waited for someone who is there."""
+    """In the place of `seconds`, for someone who is there."""
 
     def __init__(self, seconds: float = 2.0, lives: Callable[[], bool] = lambda: False, most: int = 64) -> None:
         self.dropped = 0

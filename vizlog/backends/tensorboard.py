@@ -224,7 +224,7 @@ class _Directory:
 
 
 def _events(step: int, summaries: Sequence[Summary]) -> Iterator[Event]:
-    """One event, again and again, with one summary after the other: a new one each time takes as long as the rest."""
+    """An event for each summary; always the same object, since to make a new one takes as long as the rest."""
     from tensorboard.compat.proto.event_pb2 import Event
 
     event = Event(wall_time=time.time(), step=step)
