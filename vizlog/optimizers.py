@@ -360,17 +360,20 @@ def _unscales_inside(optimizer: Optimizer) -> bool:
 
 
 class Rounds:
-    """Counts steps where several optimizers take turns: a round ends when one of them steps again."""
+    """Where several optimizers take turns: a round, which is one step, ends when one of them steps again.
+
+    Attributes:
+        stepped: ids of the optimizers that have stepped in this round; whoever calls `starts` adds them.
+    """
 
     def __init__(self) -> None:
-        self.number = -1
         self.stepped: set[int] = set()
-        """Ids of the optimizers that have stepped in this round: whoever calls `starts` adds them."""
+        self._is_under_way = False
 
     def starts(self, optimizer: Optimizer) -> bool:
         """Called before each optimizer's step: whether a new round starts with it."""
-        if self.number >= 0 and id(optimizer) not in self.stepped:
+        if self._is_under_way and id(optimizer) not in self.stepped:
             return False
-        self.number += 1
+        self._is_under_way = True
         self.stepped.clear()
         return True
