@@ -16,7 +16,7 @@ from vizlog.batch import FixedBatch, as_fixed_batch, describe
 from vizlog.callbacks.arguments import Arguments
 from vizlog.isolation import isolated
 from vizlog.loaders import asked_for, inputs_and_targets, spread_examples
-from vizlog.messages import LOG
+from vizlog.messages import LOG, one_line
 from vizlog.monitor import Monitor
 from vizlog.optimizers import training
 from vizlog.probes.base import Probe
@@ -147,7 +147,7 @@ class VizLog(Callback):
                     monitor.log({"health/gradient_norm_before_clipping": norm})
             except Exception as error:  # noqa: BLE001 -- nothing of ours reaches the training loop
                 self._measures_norm = False
-                LOG.warning("vizlog could not measure the gradient norm: %s: %s", type(error).__name__, error)
+                LOG.warning("vizlog could not measure the gradient norm: %s", one_line(error))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._monitor is not None:

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 import vizlog
 from vizlog.backends.event_file import EventFile, event_files
 from vizlog.delivery import Delivery, _Waiting
-from vizlog.messages import LOG, show, told
+from vizlog.messages import LOG, one_line, show
 from vizlog.process import _Child
 from vizlog.records import Curves, Embedding, Scalar
 from vizlog.worker import Worker
@@ -567,7 +567,7 @@ class Mute(Exception):
     ],
 )
 def test_an_error_is_told_in_one_short_line(error: Exception, line: str) -> None:
-    assert told(error) == line
+    assert one_line(error) == line
 
 
 class Broken:

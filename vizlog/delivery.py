@@ -21,7 +21,7 @@ from vizlog.compute.nvrtc import beside_a_capture
 from vizlog.compute.transfer import Pending, to_host
 from vizlog.diagnosis import Diagnosis
 from vizlog.due import Turn
-from vizlog.messages import LOG, told
+from vizlog.messages import LOG, one_line
 from vizlog.probes.base import Figures
 from vizlog.probes.health import draw
 from vizlog.ranks import is_sharded
@@ -233,7 +233,7 @@ class Delivery:
             try:
                 backend.close()
             except Exception as error:  # noqa: BLE001 -- whatever a destination raises, the training goes on
-                LOG.warning("vizlog could not close %s: %s", type(backend).__name__, told(error))
+                LOG.warning("vizlog could not close %s: %s", type(backend).__name__, one_line(error))
 
     def _finish_picture(
         self, step: int, pending: Pending, wanted: tuple[int, Turn], *, found: list[Record], written: set[str]
@@ -277,7 +277,9 @@ class Delivery:
     def _say_left_out(self, tag: str, error: Exception) -> None:
         if tag not in self._left_out:
             self._left_out.add(tag)
-            LOG.warning("vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, told(error))
+            LOG.warning(
+                "vizlog: log() takes numbers and tensors of one element; %r is left out: %s", tag, one_line(error)
+            )
 
     def _curves_due(self, step: int) -> bool:
         due = step >= self._next_curves
@@ -313,7 +315,7 @@ class Delivery:
             try:
                 self.diagnosis = self.diagnosis.after(step, new)
             except Exception as error:  # noqa: BLE001 -- records of a person's own probe may take a tag of ours
-                LOG.warning("vizlog could not make sense of step %d: %s", step, told(error))
+                LOG.warning("vizlog could not make sense of step %d: %s", step, one_line(error))
         return new
 
     def _deliver(self, step: int, records: Sequence[Record]) -> None:
@@ -355,7 +357,7 @@ class Delivery:
     def _report_off(self, error: Exception) -> None:
         backend, self._backend = self._backend, None
         self.is_in_vain = not self._diagnoses
-        LOG.warning("vizlog: %s could not write and is off from now on: %s", type(backend).__name__, told(error))
+        LOG.warning("vizlog: %s could not write and is off from now on: %s", type(backend).__name__, one_line(error))
         if backend is not None:
             with suppress(Exception):  # that it is broken has been said
                 backend.close()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 else:
     _Adapter = logging.LoggerAdapter
 
-__all__ = ["LOG", "show", "told"]
+__all__ = ["LOG", "one_line", "show"]
 
 
 class _Unfailing(_Adapter):
@@ -27,7 +27,7 @@ class _Unfailing(_Adapter):
                 sys.stderr.write(f"{said}\n(a log handler raised {type(error).__name__}: {error})\n")
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error in one line: torch lists every kernel it has under some of them."""
     try:
         said = str(error)

@@ -38,7 +38,7 @@ from vizlog.diagnosis import Diagnosis
 from vizlog.due import DueStep, Turn
 from vizlog.isolation import changes_learnt, isolated, start_noise
 from vizlog.loaders import asked_for
-from vizlog.messages import LOG, show, told
+from vizlog.messages import LOG, one_line, show
 from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_optimizers, skipped, weakly
 from vizlog.probes.base import Context, Probe, as_probes, measures
 from vizlog.probes.standard import standard_for
@@ -246,7 +246,7 @@ class Monitor:
         try:
             self._delivery.log(self._latest, scalars)
         except Exception as error:  # noqa: BLE001 -- training goes on, and so does the step that is looked at
-            self._warn_once(f"log() takes a mapping of tags to numbers: {told(error)}", error)
+            self._warn_once(f"log() takes a mapping of tags to numbers: {one_line(error)}", error)
 
     def flush(self) -> None:
         """Waits until everything under way has been written."""
@@ -325,7 +325,7 @@ class Monitor:
                     turn.load_state_dict(state["probes"][name], step, stretches=self._budget is not None)
             self._delivery.diagnosis = Diagnosis.from_state(state.get("health", {}))
         except (KeyError, TypeError, AttributeError) as error:
-            self._warn_once(f"the state of another vizlog is passed over, and schedules begin anew: {told(error)}")
+            self._warn_once(f"the state of another vizlog is passed over, and schedules begin anew: {one_line(error)}")
         self._next_step = -1
         self._latest = self._delivery.now = max(self._count - 1, 0)
         if self._rounds is not None:
@@ -790,7 +790,7 @@ class Monitor:
         else:
             self._forget()
         so = "off from now on" if self._ranks.left else "training goes on"
-        self._warn_once(f"failed at {doing}: {told(error)}; {so}", None if isinstance(error, RanksApart) else error)
+        self._warn_once(f"failed at {doing}: {one_line(error)}; {so}", None if isinstance(error, RanksApart) else error)
         return True
 
     def _warn_once(self, message: str, error: Exception | None = None) -> None:
@@ -805,7 +805,7 @@ class Monitor:
 
     def _disable_all(self, turns: Sequence[Turn], doing: str, error: Exception) -> None:
         live = [turn for turn in turns if not turn.error]
-        what = told(error)
+        what = one_line(error)
         for turn in live:
             turn.error, turn.disabled = f"{doing}: {what}", not self._ranks.sharded
         names = ", ".join(turn.probe.name for turn in live)

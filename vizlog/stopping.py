@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from vizlog.diagnosis import CONDITIONS, Condition, Diagnosis
-from vizlog.messages import LOG, told
+from vizlog.messages import LOG, one_line
 from vizlog.ranks import Notice
 from vizlog.schedules import Schedule
 
@@ -90,7 +90,7 @@ class Stop:
                     return found
             except Exception as error:  # noqa: BLE001 -- a person's own function may raise anything
                 self._questions.remove(question)
-                LOG.warning("vizlog: a function of stop_when= is off from now on: %s", told(error))
+                LOG.warning("vizlog: a function of stop_when= is off from now on: %s", one_line(error))
         return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
-from vizlog.messages import LOG, told
+from vizlog.messages import LOG, one_line
 
 if TYPE_CHECKING:
     from vizlog.records import Record
@@ -49,7 +49,7 @@ class Drawable:
             except Exception as error:  # noqa: BLE001 -- whatever is wrong with one record, the others can be drawn
                 if record.tag not in self._named:
                     self._named.add(record.tag)
-                    LOG.warning("vizlog: %s could not be drawn and is left out: %s", record.tag, told(error))
+                    LOG.warning("vizlog: %s could not be drawn and is left out: %s", record.tag, one_line(error))
             else:
                 yield drawn
 

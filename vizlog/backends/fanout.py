@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vizlog.backends.base import Backend, OwnedElsewhere, Summarises
-from vizlog.messages import LOG, told
+from vizlog.messages import LOG, one_line
 
 if TYPE_CHECKING:
     from vizlog.records import Record
@@ -70,5 +70,5 @@ class FanOut:
 
 
 def _report(backend: Backend, what: str, error: Exception) -> None:
-    LOG.warning("%s %s: %s", type(backend).__name__, what, told(error))
+    LOG.warning("%s %s: %s", type(backend).__name__, what, one_line(error))
     LOG.debug("where it was raised", exc_info=error)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from vizlog.messages import LOG, told
+from vizlog.messages import LOG, one_line
 from vizlog.process import shared
 from vizlog.records import Record
 from vizlog.views import png
@@ -61,10 +61,10 @@ class Pictures:
         except Exception as error:
             if self._can_be_had():
                 if isinstance(error, OSError):  # whoever writes takes one, and a timeout is one, for the disk's trouble
-                    raise RuntimeError(told(error)) from error
+                    raise RuntimeError(one_line(error)) from error
                 raise
             self._elsewhere = False
-            LOG.warning("vizlog draws in the training process from now on, which slows it: %s", told(error))
+            LOG.warning("vizlog draws in the training process from now on, which slows it: %s", one_line(error))
             return make(record)
 
     def _can_be_had(self) -> bool:

@@ -20,7 +20,7 @@ from vizlog.backends.hparams import HParams
 from vizlog.backends.projector import project
 from vizlog.backends.summaries import Summaries, is_drawn
 from vizlog.diagnosis import STOPPED_BECAUSE
-from vizlog.messages import LOG, told
+from vizlog.messages import LOG, one_line
 from vizlog.records import Embedding, Record, Scalar, Text
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class TensorBoard:
             except OSError as error:
                 if error.errno in _NO_SPACE:
                     raise
-                raise ValueError(f"its files for the Projector cannot be written: {told(error)}") from error
+                raise ValueError(f"its files for the Projector cannot be written: {one_line(error)}") from error
 
     def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
         """Writes why the training stops, and for the HPARAMS tab the health scalars that have changed."""

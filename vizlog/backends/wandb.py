@@ -23,7 +23,7 @@ from vizlog.backends.wandb_numbers import bins_of, short, short_histograms
 from vizlog.backends.wandb_process import runs
 from vizlog.backends.wandb_rows import Rows
 from vizlog.diagnosis import STOPPED_BECAUSE
-from vizlog.messages import LOG, told
+from vizlog.messages import LOG, one_line
 from vizlog.records import (
     Attention,
     Curves,
@@ -302,7 +302,7 @@ class WandB:
     def _say_refused(self, run: wandb.Run, error: Exception) -> None:
         if not self._refused_tables and not _is_finished(run):
             self._refused_tables = True
-            LOG.warning("the W&B run %s took no table: %s", run.id, told(error))
+            LOG.warning("the W&B run %s took no table: %s", run.id, one_line(error))
 
     def _end(self, rows: Rows, write: Callable[[], None]) -> None:
         """Writes what waits, as far as the client takes it."""

@@ -24,7 +24,7 @@ from vizlog.compute.bits import GRIDS, LINEAR_BITS, MANTISSA_BITS, MOST
 from vizlog.compute.chunks import in_memory_order
 from vizlog.compute.passes import ALWAYS_LINEAR, TOLERABLE_ERROR
 from vizlog.compute.uncollected import Together, Uncollected, UncollectedAlive, UncollectedBeyond
-from vizlog.messages import LOG, told
+from vizlog.messages import LOG, one_line
 
 __all__ = ["TOGETHER", "Kernels", "Looked", "can_count", "count_by_kernel", "kernels_for", "load"]
 
@@ -120,7 +120,7 @@ def _kernels(device: int) -> Kernels | None:
     try:
         return Kernels(device)
     except Exception as error:  # noqa: BLE001 -- whatever this machine's CUDA lacks
-        LOG.info("vizlog counts histograms with torch's own operations, which takes longer: %s", told(error))
+        LOG.info("vizlog counts histograms with torch's own operations, which takes longer: %s", one_line(error))
         return None
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable
 from functools import partial
 
-from vizlog.messages import LOG, told
+from vizlog.messages import LOG, one_line
 from vizlog.process import ClosedError, LowPriority
 
 __all__ = ["are_compiled", "load", "prepare"]
@@ -89,7 +89,7 @@ def _compile_beside(*, can_be_kept: bool) -> None:
 
 
 def _say_none(error: Exception) -> None:
-    LOG.warning("vizlog has no compiled loops and counts with numpy, which takes longer: %s", told(error))
+    LOG.warning("vizlog has no compiled loops and counts with numpy, which takes longer: %s", one_line(error))
 
 
 def _left_by_fork() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.capture import Survey
-from vizlog.messages import told
+from vizlog.messages import one_line
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.probes.health import Depth, layer_of
 from vizlog.probes.parameters import added_or_skipped
@@ -151,7 +151,7 @@ def _squares(before: Tensor, after: Tensor) -> Tensor | str:
         update = torch.linalg.vector_norm(before.sub_(after), dtype=exact)
         return torch.stack([update, weight]).double().square()
     except RuntimeError as error:  # sparse or nested
-        return told(error)
+        return one_line(error)
 
 
 def _ratio(update: float, weight: float) -> float:
