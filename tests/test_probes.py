@@ -369,6 +369,24 @@ def test_update_ratios_of_a_large_model_come_in_turns(monkeypatch: pytest.Monkey
     assert "2 of 6 tensors this time, in turn" in record.caption
 
 
+def test_a_large_parameter_that_is_frozen_while_it_has_its_turn_stops_no_update_ratios(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "vizlog.probes.updates._CHUNK_BYTES", 400
+    )  # of these the first takes two turns, the second three
+    model, memory = nn.Sequential(nn.Linear(20, 10, bias=False), nn.Linear(10, 30, bias=False)), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.UpdateRatios(every=1)]):
+        for step in range(6):
+            model[1].weight.requires_grad_(step < 3)
+            optimizer.zero_grad()
+            model(torch.ones(1, 20)).sum().backward()
+            optimizer.step()
+    assert [step for step, _ in memory.of("updates/0.weight")] == [0, 1, 4, 5]
+    assert [step for step, _ in memory.of("updates/1.weight")] == [2, 3]
+
+
 def test_parameters_of_no_watched_optimizer_are_not_said_to_come_in_turn() -> None:
     model, average, memory = nn.Linear(2, 2), nn.Linear(2, 2), vizlog.Memory()
     optimizer = SGD(model.parameters(), lr=0.5)

@@ -113,8 +113,9 @@ class UpdateRatios(Probe):
         sizes = {name: -(-p.numel() // shards(p)) * p.element_size() for name, p in parameters.items()}
         if sum(sizes.values()) <= _CHUNK_BYTES:
             return names, {}
-        start, part = self._position
-        first = names.index(start) if start in names else 0
+        # The parameter that stood next may have been frozen since.
+        start, part = self._position if self._position[0] in parameters else (names[0], 0)
+        first = names.index(start)
         taken: list[str] = []
         left = _CHUNK_BYTES
         for name in names[first:] + names[:first]:
