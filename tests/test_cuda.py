@@ -177,7 +177,7 @@ def test_numbers_logged_on_a_stream_that_records_wait_until_it_is_done() -> None
     stream.synchronize()
     with torch.cuda.graph(graph, stream=stream):
         y = x * 2
-        thread = threading.Thread(target=monitor._delivery._send_scalars)
+        thread = threading.Thread(target=monitor._delivery._logged.send, args=(monitor._delivery._write,))
         thread.start()
         thread.join()
     graph.replay()

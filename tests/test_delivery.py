@@ -231,7 +231,7 @@ def test_a_step_is_written_at_once_and_what_is_slow_after_it(delivery: Delivery,
     probes = [Finds(Scalar("picture", 1)), Slow(finish=waits), Numbers(Scalar("number", 1)), Finds(Scalar("other", 1))]
     delivery.send(3, measured(*probes))
     delivery.log(4, {"later": 2.0})
-    delivery._send_scalars()
+    delivery._logged.send(delivery._write)
     delivery._worker._fast.wait()
     assert tags(to) == [(3, ["number", "picture", "other"]), (4, ["later"])]
     go.set()
@@ -404,7 +404,7 @@ def test_one_rank_s_part_of_a_number_is_left_out_and_said_once(
     delivery: Delivery, to: Destination, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     part = torch.ones(())
-    monkeypatch.setattr("vizlog.delivery.is_sharded", lambda tensor: tensor is part)
+    monkeypatch.setattr("vizlog.logged.is_sharded", lambda tensor: tensor is part)
     for step in range(2):
         delivery.log(step, {"a": part, "b": torch.ones(()), "c": 1})
     delivery.flush()
@@ -512,7 +512,7 @@ def test_a_few_numbers_wait_and_many_do_not(
 
 
 def test_a_number_alone_is_written_before_long(to: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vizlog.delivery._SECONDS", 0.01)
+    monkeypatch.setattr("vizlog.logged._SECONDS", 0.01)
     written = threading.Event()
     monkeypatch.setattr(to, "write", lambda step, records: written.set())
     delivery = Delivery(to, lambda *_: None)

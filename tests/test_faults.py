@@ -35,7 +35,8 @@ from torch.utils.data import DataLoader
 
 import vizlog
 from vizlog.backends.event_file import EventFile, event_files
-from vizlog.delivery import Delivery, _Waiting
+from vizlog.delivery import Delivery
+from vizlog.logged import _Waiting
 from vizlog.messages import LOG, one_line, show
 from vizlog.process import _Child
 from vizlog.records import Curves, Embedding, Scalar
@@ -1060,7 +1061,7 @@ os._exit(0)
 def test_numbers_are_written_soon_though_the_training_does_not_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vizlog.delivery._SECONDS", 0.2)
+    monkeypatch.setattr("vizlog.logged._SECONDS", 0.2)
     model = net()
     with vizlog.Monitor(model, [], to=tmp_path / "run") as monitor:
         for number in range(3):
@@ -1131,7 +1132,7 @@ def test_health_is_drawn_over_the_layers_ever_more_seldom() -> None:
 
 
 def test_numbers_that_are_many_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vizlog.delivery._SECONDS", 3600)
+    monkeypatch.setattr("vizlog.logged._SECONDS", 3600)
     memory = vizlog.Memory()
     with vizlog.Monitor(net(), [], to=memory) as monitor:
         for number in range(200):
@@ -1214,13 +1215,13 @@ def test_of_two_records_of_one_tag_the_first_is_written_and_the_other_is_told_on
 
 
 def test_that_is_within_ten_seconds() -> None:
-    from vizlog import delivery
+    from vizlog import logged
 
-    assert delivery._SECONDS <= 10
+    assert logged._SECONDS <= 10
 
 
 def test_numbers_of_two_threads_are_all_written_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vizlog.delivery._SECONDS", 0.001)  # the worker takes them while they come
+    monkeypatch.setattr("vizlog.logged._SECONDS", 0.001)  # the worker takes them while they come
     memory = vizlog.Memory()
     with vizlog.Monitor(net(), [], to=memory) as monitor:
         for number in range(3000):
