@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -116,23 +117,15 @@ class UpdateRatios(Probe):
         # The parameter that stood next may have been frozen since.
         start, part = self._position if self._position[0] in parameters else (names[0], 0)
         first = names.index(start)
-        taken: list[str] = []
-        left = _CHUNK_BYTES
-        for name in names[first:] + names[:first]:
-            if sizes[name] > _CHUNK_BYTES:
-                if taken:
-                    break
-                rows = max(1, parameters[name].shape[0] // shards(parameters[name]))
-                parts = min(-(-sizes[name] // _CHUNK_BYTES), rows)
-                following = names[(names.index(name) + 1) % len(names)]
-                self._position = (name, part + 1) if part + 1 < parts else (following, 0)
-                return [name], {name: (part, parts)}
-            if sizes[name] > left:
-                break
-            taken.append(name)
-            left -= sizes[name]
-        self._position = (names[(first + len(taken)) % len(names)], 0)
-        return taken, {}
+        ahead = names[first:] + names[:first]
+        if sizes[start] > _CHUNK_BYTES:
+            rows = max(1, parameters[start].shape[0] // shards(parameters[start]))
+            parts = min(-(-sizes[start] // _CHUNK_BYTES), rows)
+            self._position = (start, part + 1) if part + 1 < parts else (ahead[1 % len(ahead)], 0)
+            return [start], {start: (part, parts)}
+        fitting = sum(total <= _CHUNK_BYTES for total in accumulate(sizes[name] for name in ahead))
+        self._position = (ahead[fitting], 0)
+        return ahead[:fitting], {}
 
 
 def _squares(before: Tensor, after: Tensor) -> Tensor | str:
