@@ -19,15 +19,11 @@ def open_backend(to: Any) -> Backend:
         ImportError: the library that it needs is missing; says what to type.
     """
     check_destination(to)
-    if isinstance(to, (str, os.PathLike)):
-        from vizlog.backends.tensorboard import TensorBoard
-
-        return TensorBoard(to)
-    if isinstance(to, Sequence):
+    if isinstance(to, Sequence) and not isinstance(to, str):
         from vizlog.backends.fanout import FanOut
 
         return FanOut(*(open_backend(part) for part in to))
-    if _is_writer(to):
+    if isinstance(to, (str, os.PathLike)) or _is_writer(to):
         from vizlog.backends.tensorboard import TensorBoard
 
         return TensorBoard(to)
