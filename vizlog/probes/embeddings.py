@@ -14,7 +14,7 @@ from vizlog.capture import Layer, Survey
 from vizlog.compute.layouts import Layouts, Projected, check_methods, project
 from vizlog.compute.projection import knn_accuracy, neighbours, silhouette
 from vizlog.probes.base import Context, Probe, only_arranges
-from vizlog.probes.features import Features, Points, Reader, features_of, has_two_texts, points_of
+from vizlog.probes.features import CONVOLUTIONS, Features, Points, Reader, features_of, has_two_texts, points_of
 from vizlog.process import shared
 from vizlog.records import Embedding, Record, Scalar
 from vizlog.requests import Outputs, Request
@@ -28,7 +28,6 @@ __all__ = ["Embeddings"]
 
 Label: TypeAlias = "Literal['class', 'token'] | ArrayLike | None"
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NEIGHBOURS = 10
 _SCORES = {
     "knn_accuracy": "share of the points whose class most of their {k} nearest others have, by the features",
@@ -187,7 +186,7 @@ def _last(survey: Survey) -> Layer:
     or embeds a denoiser's time. Where one network encodes several inputs (twins), its first call, of which the
     thumbnails are.
     """
-    candidates = survey.of_type(nn.Linear, *_CONVOLUTIONS)
+    candidates = survey.of_type(nn.Linear, *CONVOLUTIONS)
     if not candidates:
         raise ValueError("no linear layer and no convolution ran on the batch: name a layer whose output to show")
     last = candidates[-1]

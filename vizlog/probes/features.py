@@ -17,13 +17,13 @@ from vizlog.capture import Layer, Survey
 from vizlog.records import Pixels
 from vizlog.requests import Call
 
-__all__ = ["Features", "Points", "Reader", "features_of", "has_two_texts", "points_of"]
+__all__ = ["CONVOLUTIONS", "Features", "Points", "Reader", "features_of", "has_two_texts", "points_of"]
 
 _MOST_TOKENS = 500
 """More points than that cover each other."""
 
 _THUMBNAIL = 32
-_CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def features_of(layer: Layer, batch: FixedBatch, *, is_input: bool, by_token: bo
     shape = layer.input_shape if is_input else layer.output_shape
     channel_dim = layer.channel_dim
     if is_input:
-        channel_dim = 1 if isinstance(layer.module, _CHANNELS_FIRST) else -1
+        channel_dim = 1 if isinstance(layer.module, CONVOLUTIONS) else -1
     examples = min(2, len(batch))
     tokens = batch.token_ids.shape[1] if batch.token_ids is not None else 0
     if len(shape) > 1 and shape[0] == examples:
