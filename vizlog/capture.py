@@ -197,6 +197,7 @@ class Capture:
     # that is called there takes microseconds.
 
     def _enter(self, name: str, module: nn.Module, _args: Any) -> None:
+        """A module is about to run."""
         # By its name it is a part of the module entered last, so it is taken to run inside that, without the search of
         # the stack, which is slow. That is wrong only of a part called by itself after its whole was interrupted.
         if self._is_elsewhere():
@@ -221,6 +222,7 @@ class Capture:
         self._stack.append((name, module, listens))
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        """A module has run, or raised."""
         if self._is_elsewhere():
             return
         if self._passed_by is not None:
@@ -258,6 +260,7 @@ class Capture:
         return self._thread != get_ident()
 
     def _returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Hands the output of a module to the reducers."""
         if not name and is_leaf(module):
             name = type(module).__name__  # a model that is one layer has no other name
         if not name or is_recording():
@@ -333,6 +336,7 @@ class Capture:
         self._reduce(self._outputs, Call(layer, None, function, args, kwargs, readable(output, output), dim))
 
     def _reduce(self, requests: Mapping[Any, Outputs | AttentionCalls], call: Call) -> None:
+        """Hands one call to those reducers that want it, and keeps what they return."""
         layer = call.layer
         for key, request in requests.items():
             if key in self.errors:
@@ -355,16 +359,19 @@ class Capture:
                 self.results[key].setdefault(name, []).append(result)
 
     def _numbered(self, name: str) -> str:
+        """The name of a call: that of its layer, from the second one in a forward on with a number."""
         number = self._calls[name] = self._calls.get(name, 0) + 1
         return name if number == 1 else f"{name}@{number}"
 
     def _numbered_attention(self, key: Any, name: str) -> str:
+        """The same for attention, which each request counts for itself."""
         counted = f"attention {id(key)} {name}"
         number = self._calls[counted] = self._calls.get(counted, 0) + 1
         name = name or "attention"
         return name if number == 1 else f"{name}@{number}"
 
     def _channel_dim(self, module: nn.Module | None, tensor: Tensor) -> int:
+        """The dimension that counts units, and remembers it for outputs of the same shape."""
         shape = shape_of(tensor)
         kind: Any = type(module)
         dim = _units_lie(kind)

@@ -210,6 +210,7 @@ class Delivery:
     def _finish_picture(
         self, step: int, pending: Pending, wanted: tuple[int, Turn], *, found: list[Record], written: set[str]
     ) -> None:
+        """Finishes one picture, which is then written with the others of its step; a slow one by itself."""
         records = self._finish(pending, [wanted])
         if wanted[1].probe.slow:  # only the fast lane writes
             self._worker.submit(lambda: self._deliver(step, self._diagnosed(step, records, written)))
@@ -261,6 +262,7 @@ class Delivery:
             self._summarise(self._latest)
 
     def _summarise(self, step: int) -> None:
+        """Gives the backend the health of the run, if it has a place for that."""
         self._summarised = diagnosis = self.diagnosis
         backend = self._backend
         if isinstance(backend, Summarises):
@@ -290,6 +292,7 @@ class Delivery:
             self._report_off(error)
 
     def _report_off(self, error: Exception) -> None:
+        """The backend has failed: it is said, and nothing more is written."""
         backend, self._backend = self._backend, None
         self.is_in_vain = not self._diagnoses
         LOG.warning("vizlog: %s could not write and is off from now on: %s", type(backend).__name__, one_line(error))

@@ -271,11 +271,13 @@ class DueStep:
         return tensor if parts == 1 else tensor.tensor_split(parts)[part]
 
     def _mine(self, names: Iterable[str], owned: Collection[int] | None) -> list[str]:
+        """Those of the parameters that there are, and that are owned (None: all)."""
         return [
             name for name in names if name in self.parameters and (owned is None or id(self.parameters[name]) in owned)
         ]
 
     def _requests(self, kind: type[R]) -> list[tuple[Key, R]]:
+        """The requests of one kind."""
         return [(key, request) for key, request in self._asked.items() if isinstance(request, kind)]
 
     def _of_the_batch(self) -> dict[Key, Outputs | AttentionCalls]:

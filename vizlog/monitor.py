@@ -370,6 +370,7 @@ class Monitor:
         return met.batch, met
 
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:
+        """The standard probes; none where this rank takes no part."""
         if not self._ranks.takes_part:
             return []
         return standard_for(self._models, met, every=every, optimized=bool(self._optimizers))
@@ -499,6 +500,7 @@ class Monitor:
     # What is due ------------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, epoch: int | None, *, forward_passed: bool = False) -> None:
+        """Begins a step that has not begun yet: counts it, and opens what is due at it."""
         step = step if type(step) is int else _whole("step", step)
         epoch = None if epoch is None else _whole("epoch", epoch)
         again = step == self._latest and self._cost.steps > 0
@@ -592,6 +594,7 @@ class Monitor:
             self._open(turns)
 
     def _open(self, turns: Sequence[Turn], *, forward_passed: bool = False) -> None:
+        """Asks probes that are due what they want, and attaches what must see the forward to come."""
         if self._due is not None:
             self._due.add(turns, forward_passed=forward_passed)
             return
@@ -623,6 +626,7 @@ class Monitor:
         self._finish(due)
 
     def _forget(self) -> None:
+        """Drops the due step that is open, and all that is attached for it."""
         self._due = None
         self._attached.close()
 
@@ -650,6 +654,7 @@ class Monitor:
         self._plan(due)
 
     def _go_back(self, step: int, epoch: int | None) -> None:
+        """The step went back: what the schedules name from there on is due again."""
         self._warn_once(
             f"the step went back from {self._latest} to {step}, and what is due is due again from there; of steps that "
             "come twice TensorBoard shows the later ones alone, so give a step= that rises"
@@ -659,6 +664,7 @@ class Monitor:
         self._find_next()
 
     def _find_next(self) -> None:
+        """Finds the next step at which anything is due, so that those before it ask no probe."""
         planned = [turn.next_step for turn in self._turns if not (turn.disabled or self._nobody_looks)]
         self._next_step = min((number for number in planned if number is not None), default=_NEVER)
 
@@ -707,6 +713,7 @@ class Monitor:
         return {number: turn.error for number, turn in enumerate(self._turns) if turn.error and not turn.disabled}
 
     def _measure(self, due: DueStep) -> list[tuple[Turn, Any]]:
+        """Runs the fixed batch and what the probes `measure`; isolated, where any of that may run a model."""
         looks = due.wants_batch or any(measures(turn.probe) for turn in due.turns)
         measured = []
         with ExitStack() as stack, torch.no_grad():
@@ -734,6 +741,7 @@ class Monitor:
             self._batch = self._batch.cast(before, self._dtype)
 
     def _run_batch(self, due: DueStep) -> None:
+        """Runs the models over the fixed batch; probes that want it are off where that fails."""
         doing = "the pass over the fixed batch"
         if self._batch is None:
             self._disable_all(due.drop_batch(), doing, ValueError("there is none: give batch="))
@@ -777,6 +785,7 @@ class Monitor:
         return _Contained(self._survive, doing)
 
     def _survive(self, doing: str, error: BaseException) -> bool:
+        """What becomes of an error of ours; returns whether it ends here."""
         if not isinstance(error, Exception):  # Ctrl-C while we were at it: nothing of this step stays behind
             self._forget()
             return False
@@ -794,7 +803,7 @@ class Monitor:
         return True
 
     def _warn_once(self, message: str, error: Exception | None = None) -> None:
-        # The same trouble has other numbers in it each time.
+        """Says something once, whatever numbers are in it."""
         kind = re.sub(r"\d+", "", message)
         if kind not in self._warned:
             self._warned.add(kind)
@@ -804,6 +813,7 @@ class Monitor:
         self._disable_all([turn], doing, error)
 
     def _disable_all(self, turns: Sequence[Turn], doing: str, error: Exception) -> None:
+        """Turns probes off, with one warning; of a sharded model for good once all ranks know."""
         live = [turn for turn in turns if not turn.error]
         what = one_line(error)
         for turn in live:
