@@ -66,6 +66,27 @@ def test_regression_targets_are_no_classes() -> None:
     assert batch.ids.tolist() == list(range(10))
 
 
+def test_a_number_that_cross_entropy_ignores_is_no_label() -> None:
+    labels = torch.tensor([-100, 2, -100, 0, 1, 2, -100])
+    batch = FixedBatch(torch.arange(7.0)[:, None], labels)
+    assert batch.targets.tolist() == [0, 1, 2, 2, -100, -100, -100]
+    assert FixedBatch(torch.randn(3, 1), torch.full((3,), -100)).labels is None
+
+
+def test_of_a_text_the_last_position_with_a_label_is_looked_at() -> None:
+    ids = torch.tensor([[1, 5, 3, 2, 0], [1, 4, 4, 6, 2], [1, 3, 2, 0, 0]])
+    labels = torch.tensor([[-100, 2, 1, -100, -100], [-100, 0, -100, -100, -100], [-100] * 5])
+    inputs = {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels}
+    batch = FixedBatch(inputs)
+    assert batch.scored_positions.tolist() == [2, 1, 2]  # without any label, the last that is no padding
+    assert batch.last_positions.tolist() == [3, 4, 2]
+    scores = torch.randn(3, 5, 4)
+    assert torch.equal(batch.logits(scores), scores[torch.arange(3), [2, 1, 2]])  # type: ignore[arg-type]
+    assert batch.token_labels is not None
+    assert torch.equal(batch.token_labels, labels)
+    assert FixedBatch(ids, torch.tensor([0, 1, 0])).token_labels is None
+
+
 def test_what_has_no_rows_passes_through() -> None:
     table = torch.randn(7, 5)
     batch = FixedBatch((torch.randn(300, 2), table, "mean", None), torch.arange(300) % 3)

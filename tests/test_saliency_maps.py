@@ -187,6 +187,26 @@ def test_without_true_classes_the_predicted_one_is_explained(model: nn.Sequentia
     assert list(records) == ["saliency/gradient/predicted", "saliency/gradcam/predicted"]
 
 
+def test_an_example_without_a_label_is_explained_for_the_predicted_class(
+    model: nn.Sequential, batch: FixedBatch
+) -> None:
+    predicted = frozen(model)(batch.inputs).argmax(1)
+    batch.targets = predicted.clone()
+    batch.targets[[2, 5]] = -100
+    records = drawn(SaliencyMaps(methods="gradient"), model, batch)
+    assert list(records) == ["saliency/gradient", "saliency/gradient/predicted"]
+
+    true, unknown = records.values()
+    rows = torch.tensor([0, 1, 3, 4, 6, 7])
+    np.testing.assert_allclose(true.values, captum_gradient(model, batch.inputs[rows], predicted[rows]), atol=1e-5)
+    rows = torch.tensor([2, 5])
+    np.testing.assert_allclose(unknown.values, captum_gradient(model, batch.inputs[rows], predicted[rows]), atol=1e-5)
+    assert unknown.titles == [f"example {batch.ids[row]}: no label" for row in (2, 5)]
+    assert "wrong" not in unknown.notes[0]
+    assert "only examples that are misclassified or have no label" in unknown.caption
+    assert "no label" not in true.caption
+
+
 def test_more_examples_than_fit_at_once_give_the_same_maps(model: nn.Sequential, batch: FixedBatch) -> None:
     probes = (SaliencyMaps(examples=n, target="predicted", methods=["gradient", "gradcam"]) for n in (3, 20))
     few, many = (drawn(probe, model, batch) for probe in probes)
@@ -621,6 +641,30 @@ def test_a_tagger_is_explained_at_the_last_position_and_says_so() -> None:
     assert "of the predicted class, at the last position" in record.caption
     assert record.values.shape == (2, 1, 3)  # the fourth is padding in both
     assert [row.nonzero()[1].tolist() for row in record.values] == [[2], [1]]
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_text_is_explained_at_the_last_position_that_has_a_label(*, hidden: bool) -> None:
+    """A separator and words that are not masked have none, and the model learns nothing there."""
+
+    class Fills(Reviews):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, 20 if hidden else 3)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return self.head(self.token(input_ids).cumsum(1))
+
+    model, ids = Fills(), torch.tensor([[4, 7, 2, 9], [3, 5, 8, 9]])
+    labels = torch.tensor([[-100, 1, -100, -100], [-100, 0, 2, -100]])
+    batch = FixedBatch(ids, labels, tokens=WORDS)
+    record = drawn(SaliencyMaps(), model, batch)["saliency/gradient/predicted"]
+    assert [row.nonzero()[1].max() for row in record.values] == [1, 2]
+    kind = "token" if hidden else "class"
+    assert f"of the predicted {kind}, at the last position that has a label" in record.caption
+    predicted = [int(model(ids)[row, at].argmax()) for row, at in enumerate((1, 2))]
+    name = repr(WORDS[predicted[1]]) if hidden else f"class {predicted[1]}"
+    assert record.notes[1].startswith(f"explains {name} at 'w8'; predicted {name} (")
 
 
 def test_a_table_whose_categories_are_offset_is_explained_by_its_numbers() -> None:

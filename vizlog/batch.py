@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from vizlog.targets import as_tensor, balanced, class_numbers, kind_of
+from vizlog.targets import NO_LABEL, as_tensor, balanced, class_numbers, kind_of
 from vizlog.trees import Tree, are_mappings, is_as_long, is_leaf, leaves, lent, mapped, tensors_in
 
 __all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "describe", "examples_run", "on_device"]
@@ -57,8 +57,8 @@ class FixedBatch:
     """Examples to look at the model with, the same at every step.
 
     At most 256 are kept, balanced over the classes; they are put in the order class 0, 1, 2 …, 0, 1, 2 …, so that the
-    first few already show every class. Of more than 32 classes 32 that have several examples come before the others.
-    `ids` says which example of the given ones each is.
+    first few already show every class. Of more than 32 classes 32 that have several examples come before the others,
+    and examples without a label last. `ids` says which example of the given ones each is.
 
     Args:
         inputs: what the model takes, examples along dimension 0. A mapping goes in as `model(**inputs)`, a tuple as
@@ -66,7 +66,7 @@ class FixedBatch:
             each is of one example. What is no tensor, or has another length, passes through; the model is given a
             copy of it each time.
         targets: (N,) class numbers, as a tensor, an array or a list, or whatever `loss` takes; by default
-            `inputs["labels"]` of a mapping.
+            `inputs["labels"]` of a mapping. The number −100, which cross-entropy ignores, is no label.
         forward: (model, inputs) -> output, where the model is called in another way; with several models it is given
             all of them as a dict, those of a list under "0", "1" ….
         score: output -> (N, classes) logits, where they cannot be found in the output.
@@ -108,7 +108,9 @@ class FixedBatch:
         self._constants = [leaf for leaf in leaves((inputs, targets)) if not is_as_long(leaf, number)]
         self.inputs: Tree = self._take(inputs, self.ids)
         self.targets: Any = self._take(targets, self.ids)
-        self._classes = int(self.labels.max()) + 1 if self.labels is not None else 0
+        labels = class_numbers(self.targets)
+        self._unlabelled = labels is not None and bool((labels == NO_LABEL).all())
+        self._classes = int(labels.max()) + 1 if labels is not None and not self._unlabelled else 0
         # Of all examples: of a few, numbers may lie between 0 and 1 by chance.
         self._targets_are = kind_of(self.targets)
         self._padding: int | None = None  # the token that fills texts up, once a first pass has told
@@ -147,8 +149,16 @@ class FixedBatch:
 
     @property
     def labels(self) -> Tensor | None:
-        """(N,) int64 class numbers on the CPU, or None where the targets are no classes."""
-        return class_numbers(self.targets)
+        """(N,) int64 class numbers on the CPU, −100 where there is none; None where the targets are no classes."""
+        return None if self._unlabelled else class_numbers(self.targets)
+
+    @property
+    def token_labels(self) -> Tensor | None:
+        """(N, T) int64 on the CPU, a number for each token, −100 where there is none; None for other targets."""
+        ids, targets = self.token_ids, self.targets
+        if ids is None or not isinstance(targets, Tensor) or targets.shape != ids.shape or self.labels is not None:
+            return None
+        return targets.detach().cpu().long() if targets.dtype in _INTEGERS else None
 
     @property
     def label_sets(self) -> Tensor | None:
@@ -271,7 +281,7 @@ class FixedBatch:
 
         They are `.logits`, or else the first floating point part (N, classes), or (N,) as (N, 1); of several parts the
         one with as many columns as there are classes. Where the inputs are tokens also (N, T, classes), of which the
-        last position that is no padding is taken.
+        `scored_positions` are taken.
 
         No scores are: a part as large as an input, which it rebuilds; an output whose targets are numbers (a
         regression); and embeddings, which are known by their name in the output, by rows of length 1, by another part
@@ -293,12 +303,12 @@ class FixedBatch:
         if found.ndim == 3:
             if self.token_ids is None or found.shape[1] != self.token_ids.shape[1] or self._of_second_text(output):
                 return None
-            found = found[torch.arange(len(found), device=found.device), on_device(self.last_positions, found.device)]
+            found = found[torch.arange(len(found), device=found.device), on_device(self.scored_positions, found.device)]
         told = found.shape[1] == 1 or self._scored
         return found if told or not (self._regresses(found) or self._embeds(found)) else None
 
     def scores_a_position(self, output: Any) -> bool:
-        """Whether `logits` are those of the last position alone, of an output that scores each."""
+        """Whether `logits` are those of one position alone, of an output that scores each."""
         found = self._scoring([part for part in _parts(output) if len(part) == len(self)])
         return self.score is None and found is not None and found.ndim == 3
 
@@ -446,9 +456,17 @@ class FixedBatch:
     @property
     def last_positions(self) -> Tensor:
         """(N,) the last position of each example that is no padding."""
-        mask = self.token_mask
-        positions = torch.arange(mask.shape[1], device="cpu").expand(mask.shape)
-        return positions.masked_fill(~mask, 0).amax(1)
+        return _last(self.token_mask)
+
+    @property
+    def scored_positions(self) -> Tensor:
+        """(N,) whose scores are looked at, where each has some: the last position with a label, else `last_positions`.
+
+        What a model says where nothing was to be learnt, at a separator or a word that is not masked, is chance.
+        """
+        mask, labels = self.token_mask, self.token_labels
+        labelled = mask if labels is None else mask & (labels != NO_LABEL)
+        return _last(torch.where(labelled.any(1, keepdim=True), labelled, mask))
 
     def token_names(self, example: int) -> list[str]:
         """The tokens of one example as strings, padding included."""
@@ -651,6 +669,12 @@ def _is_adjacency(tensor: Tensor) -> bool:
 def _is_in_one_piece(tensor: Tensor) -> bool:
     """Whether rows cannot be picked out of it by their numbers."""
     return tensor.is_nested or tensor.layout != torch.strided
+
+
+def _last(mask: Tensor) -> Tensor:
+    """(N,) the last position of each row of a mask (N, T) that is True; 0 where none is."""
+    positions = torch.arange(mask.shape[1], device="cpu").expand(mask.shape)
+    return positions.masked_fill(~mask, 0).amax(1)
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

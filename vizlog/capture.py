@@ -619,7 +619,7 @@ class Survey:
         attention: names of the layers in which an attention function ran.
         scored: "logits", "loss" or "" : what examples can be scored by.
         classes: how many classes the logits have; 0 where there are none.
-        scores_a_position: whether they are of the last position of each example, where the model scores every one.
+        scores_a_position: whether they are of one position of each example, where the model scores every one.
         embeds_tokens: whether an nn.Embedding took the token ids as they are.
     """
 

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_tensor", "balanced", "class_numbers", "kind_of"]
+__all__ = ["NO_LABEL", "as_tensor", "balanced", "class_numbers", "kind_of"]
+
+NO_LABEL = -100
+"""What cross-entropy ignores, and Hugging Face writes where there is nothing to learn."""
 
 _FIRST_CLASSES = 32
 """Where there are more classes, the first examples are all of so many of them."""
@@ -57,7 +60,7 @@ def balanced(targets: Any, number: int, most: int) -> Tensor:
     """Which examples to keep, in which order: round-robin over the classes if there are any, else evenly spread.
 
     Of more than 32 classes 32 that have several examples, spread over these, come before all others: of each there are
-    then enough among the first examples to say how well they separate.
+    then enough among the first examples to say how well they separate. Examples without a label come last.
 
     Args:
         targets: as `as_tensor` gives them.
@@ -74,5 +77,5 @@ def balanced(targets: Any, number: int, most: int) -> Tensor:
     turn[by_class] = np.arange(number) - np.repeat(starts, counts)
     several = names[(counts > 1) & (names >= 0)]
     first = several[np.linspace(0, len(several) - 1, min(len(several), _FIRST_CLASSES)).round().astype(int)]
-    behind = ~np.isin(classes, first) if len(names) > _FIRST_CLASSES else np.zeros(number, bool)
-    return torch.as_tensor(np.lexsort((classes, turn, behind))[:most], device="cpu")
+    behind = (len(names) > _FIRST_CLASSES) & ~np.isin(classes, first)
+    return torch.as_tensor(np.lexsort((classes, turn, behind, classes == NO_LABEL))[:most], device="cpu")

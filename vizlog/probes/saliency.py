@@ -29,6 +29,7 @@ from vizlog.probes.subject import Subject, input_values, logits_of, met
 from vizlog.records import Floats, Heatmaps, Pixels
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, named_modules
+from vizlog.targets import NO_LABEL
 
 __all__ = ["SaliencyMaps"]
 
@@ -52,8 +53,8 @@ class SaliencyMaps(Probe):
             (Sundararajan et al. 2017) and "gradcam" (Selvaraju et al. 2017). None: "gradient", and "gradcam" where the
             model has convolutions and no attention.
         target: "true" explains the true class, and where an example is misclassified the predicted one too, tagged
-            `saliency/METHOD/predicted`; without true classes it is as "predicted". A class's number or name is tagged
-            `saliency/METHOD/class-NAME`.
+            `saliency/METHOD/predicted`, as it is for one that has no label; without true classes it is as "predicted".
+            A class's number or name is tagged `saliency/METHOD/class-NAME`.
         every: a number of steps, or a schedule.
         examples: how many examples.
         samples, noise: of SmoothGrad: noisy copies, and their standard deviation as a share of the example's range.
@@ -92,7 +93,8 @@ class SaliencyMaps(Probe):
         self._methods: tuple[str, ...] = ()
         self._convolution = ""
         self._tokens = False
-        self._next_tokens = self._at_last = self._of_sets = False
+        self._next_tokens = self._hidden_tokens = self._at_labels = self._of_sets = False
+        self._where = ""
         self._middle = ""
         self._one_number = False
         self._shown: FixedBatch | None = None
@@ -109,12 +111,15 @@ class SaliencyMaps(Probe):
         self._shown = survey.batch.part(0, self._examples)
         self._pictures = _pictures(survey.batch, self._examples)
         self._one_number = survey.classes == 1
-        self._at_last = survey.scores_a_position
+        self._at_labels = survey.scores_a_position and _labels_choose_positions(survey.batch)
+        self._where = ", at the last position" if survey.scores_a_position else ""
+        self._where += " that has a label" if self._at_labels else ""
         sets = self._shown.label_sets  # of a loss they may be anything of 0 and 1: the pixels of a drawing
         self._of_sets = sets is not None and sets.shape[1] == survey.classes
         self._check_target(self._shown, survey)
         self._tokens = _explains_tokens(self._shown, survey)
         self._next_tokens = self._tokens and _predicts_tokens(self._shown, survey)
+        self._hidden_tokens = self._next_tokens and _hides_tokens(survey.batch)
         self._middle = "" if self._tokens else _left_out_of(input_values(self._shown).shape)
         if isinstance(self._baseline, Tensor) and not self._tokens:
             _check_baseline(self._baseline, input_values(self._shown))
@@ -150,8 +155,9 @@ class SaliencyMaps(Probe):
         if survey.scored == "loss" and self._target != "true":
             raise ValueError(f"SaliencyMaps(target={self._target!r}) needs class scores, but the model gives a loss")
         if survey.scored == "logits" and (self._target != "true" or shown.labels is not None):
-            logits = torch.empty(len(shown), survey.classes, device="cpu")
-            choose_targets(logits, shown.labels, self._target, shown.class_names)
+            logits, rows = torch.empty(len(shown), survey.classes, device="cpu"), _labelled(shown, survey.classes)
+            labels = None if shown.labels is None else shown.labels[rows]
+            choose_targets(logits[rows], labels, self._target, shown.class_names)
 
     def _last_convolution(self, survey: Survey) -> str:
         """The layer that Grad-CAM reads; "" where no convolution ran whose output has positions."""
@@ -179,8 +185,12 @@ class SaliencyMaps(Probe):
         elif self._target == "predicted" or (batch.labels is None and logits.shape[1] > 1):
             yield _Question("predicted", every, predicted)
         else:
-            true = choose_targets(logits, batch.labels, "true").cpu()
-            yield _Question("", every, true)
+            rows = _labelled(batch, logits.shape[1])
+            labels = None if batch.labels is None else batch.labels[rows]
+            true = torch.full_like(predicted, NO_LABEL)
+            true[rows] = choose_targets(logits[rows.to(logits.device)], labels, "true").cpu()
+            if len(rows):
+                yield _Question("", rows, true[rows])
             wrong = ((predicted != true) & ~logits.isnan().any(1).cpu()).nonzero().flatten()  # of NaN none is predicted
             if len(wrong):
                 yield _Question("predicted", wrong, predicted[wrong])
@@ -264,8 +274,8 @@ class SaliencyMaps(Probe):
 
     def _of_what(self, question: _Question, shown: FixedBatch) -> str:
         """Which score of which examples, for the caption."""
-        kind = "next token" if self._next_tokens else "label" if self._of_sets else "class"
-        kind += ", at the last position" if self._at_last else ""
+        kind = ("token" if self._hidden_tokens else "next token") if self._next_tokens else "class"
+        kind = "label" if self._of_sets else kind + self._where
         logit = f"the logit (before {'sigmoid' if self._of_sets else 'softmax'})"
         if question.targets is None:
             score = "minus the loss"
@@ -278,6 +288,7 @@ class SaliencyMaps(Probe):
         which = f"{len(shown)} examples of the fixed batch"
         if question.suffix == "predicted" and shown.labels is not None and self._target == "true":
             which = "only examples that are misclassified"
+            which += " or have no label" if bool((shown.labels < 0).any()) else ""
         return f"Score: {score}; {which}, eval mode"
 
     def _titles(self, shown: FixedBatch) -> list[str]:
@@ -287,20 +298,25 @@ class SaliencyMaps(Probe):
             return [f"{name}: {', '.join(labels) or 'none'}" for name, labels in zip(names, those, strict=True)]
         if shown.labels is None:
             return names
-        return [f"{name}: {self._class_name(label)}" for name, label in zip(names, shown.labels.tolist(), strict=True)]
+        lowest = NO_LABEL + 1 if self._one_number else 0  # of a margin −1 is a class
+        classes = [self._class_name(label) if label >= lowest else "no label" for label in shown.labels.tolist()]
+        return [f"{name}: {label}" for name, label in zip(names, classes, strict=True)]
 
     def _notes(self, shown: FixedBatch, found: _Found, prediction: _Prediction | None) -> list[str]:
         """For each map: the class it explains, what the model predicts, and the completeness gap."""
         notes = []
+        positions = shown.scored_positions.tolist() if self._at_labels else []
         for i, row in enumerate(found.question.rows.tolist()):
             parts = []
             if prediction is not None and prediction.classes is None:
                 parts.append(f"output {float(prediction.shares[row]):.3g}")
             elif prediction is not None and prediction.classes is not None and found.question.targets is not None:
                 guess, share = int(prediction.classes[row]), float(prediction.shares[row])
-                wrong = ", wrong" if shown.labels is not None and guess != int(shown.labels[i]) else ""
+                label = -1 if shown.labels is None else int(shown.labels[i])
+                wrong = ", wrong" if label >= 0 and guess != label else ""
                 explained = "explains" if found.question.suffix else "target"
-                parts.append(f"{explained} {self._class_name(int(found.question.targets[i]))}")
+                at = f" at {shown.token_names(i)[positions[i]]!r}" if self._at_labels else ""
+                parts.append(f"{explained} {self._class_name(int(found.question.targets[i]))}{at}")
                 said = "likeliest" if self._of_sets else "predicted"
                 predicted = f"{said} {self._class_name(guess)} ({share:.0%}{wrong})"
                 parts.append("no class is predicted: scores are NaN" if math.isnan(share) else predicted)
@@ -392,10 +408,32 @@ def _explains_tokens(shown: FixedBatch, survey: Survey) -> bool:
     return False
 
 
+def _labelled(batch: FixedBatch, classes: int) -> Tensor:
+    """The rows whose true class is known; of one score alone all, since that is explained whatever the label is."""
+    labels = batch.labels
+    known = torch.ones(len(batch), device="cpu") if labels is None or classes == 1 else labels >= 0
+    return known.nonzero().flatten()
+
+
 def _predicts_tokens(shown: FixedBatch, survey: Survey) -> bool:
     """Whether the classes are the tokens that go in, so that they have their names."""
     sizes = [layer.module.num_embeddings for layer in survey.layers if isinstance(layer.module, nn.Embedding)]
     return shown.tokens is not None and not shown.class_names and survey.classes in sizes
+
+
+def _labels_choose_positions(batch: FixedBatch) -> bool:
+    """Whether it is not always the last token whose scores are looked at, since that has no label."""
+    return batch.token_labels is not None and not torch.equal(batch.scored_positions, batch.last_positions)
+
+
+def _hides_tokens(batch: FixedBatch) -> bool:
+    """Whether the tokens to predict are masked ones, and not those that come next: by the labels, if there are any."""
+    ids, labels = batch.token_ids, batch.token_labels
+    if ids is None or labels is None:
+        return False
+    ids, known = ids.detach().cpu(), labels != NO_LABEL
+    here, next_ = labels == ids, labels[:, :-1] == ids[:, 1:]  # moved on by the model, or beforehand
+    return bool(known.any()) and not bool(here[known].all()) and not bool(next_[known[:, :-1]].all())
 
 
 def _is_number(value: object) -> bool:
