@@ -195,7 +195,9 @@ def _inferred_batch(
     except Exception as reason:  # noqa: BLE001 -- data may be anything, and nobody asked for its pictures
         say("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)
         return None
-    fixed.class_names = _class_names(model) if fixed.labels is not None else ()
+    names, of_tokens = _class_names(model), fixed.token_labels
+    few = of_tokens is not None and int(of_tokens.max()) < len(names)  # a language model's labels are of a vocabulary
+    fixed.class_names = names if few or fixed.labels is not None else ()
     if fixed.images is not None and len(getattr(processing, "image_mean", None) or ()) == fixed.images.shape[1]:
         fixed.mean, fixed.std = processing.image_mean, processing.image_std
     return fixed

@@ -234,6 +234,24 @@ def test_a_text_with_classes_is_a_point_each_averaged_over_what_is_no_padding():
     assert len(by_token.vectors) == 9
 
 
+@pytest.mark.parametrize("label", [None, "class"])
+def test_tokens_that_are_classified_have_the_colour_of_their_class(label):
+    model = Text()
+    model.head = nn.Linear(5, 3)
+    labels = torch.where(MASK.bool(), TEXT % 3, -100)
+    labels[:, 0] = -100
+    batch = text_batch(targets=labels, class_names=["none", "person", "place"], tokens="abcdefgh")
+    embedding = embeddings(model, vizlog.Embeddings(label=label), batch)[0]
+    known = MASK.bool()
+    assert embedding.labels.tolist() == torch.cat([labels[row][known[row]] for row in range(3)]).tolist()
+    assert embedding.class_names == ("none", "person", "place")
+    assert "colour: class" in embedding.caption
+    by_token = embeddings(model, vizlog.Embeddings(label="token"), batch)[0]
+    assert "colour: token" in by_token.caption
+    model.head = nn.Linear(5, 8)  # of the vocabulary: tokens are predicted
+    assert "colour: token" in embeddings(model, vizlog.Embeddings(), batch)[0].caption
+
+
 def test_padding_is_left_out_of_every_chunk_of_a_long_batch():
     model = nn.Sequential(nn.Embedding(8, 5), nn.Linear(5, 8))
     ids = torch.randint(8, (70, 6))

@@ -25,6 +25,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertForTokenClassification,
     DataCollatorForLanguageModeling,
     GPT2Config,
     GPT2LMHeadModel,
@@ -503,6 +504,16 @@ def test_examples_are_spread_over_the_evaluation_data_and_come_with_the_names_th
     assert set(batch.targets[:4].tolist()) == {0, 1, 2, 3}
     assert batch.class_names == SUBJECTS
     assert batch.token_names(0) == [chr(number) for number in rows[0]["input_ids"]]
+
+
+def test_classes_of_tokens_have_their_names_and_tokens_to_predict_have_not() -> None:
+    def tagger() -> nn.Module:
+        return BertForTokenClassification(BertConfig(**_small(), num_labels=4, id2label=dict(enumerate(SUBJECTS))))
+
+    data = [{**row, "labels": [-100] + [row["labels"]] * (LENGTH - 1)} for row in passages()]
+    assert shown(make=tagger, train_dataset=data, eval_dataset=data).class_names == SUBJECTS
+    data = [{**row, "labels": row["input_ids"]} for row in passages()]
+    assert shown(make=language_model, train_dataset=data, eval_dataset=data).class_names == ()
 
 
 def test_of_several_evaluation_datasets_the_first_is_taken() -> None:

@@ -14,7 +14,16 @@ from vizlog.capture import Layer, Survey
 from vizlog.compute.layouts import Layouts, Projected, check_methods, project
 from vizlog.compute.projection import knn_accuracy, neighbours, silhouette
 from vizlog.probes.base import Context, Probe, only_arranges
-from vizlog.probes.features import CONVOLUTIONS, Features, Points, Reader, features_of, has_two_texts, points_of
+from vizlog.probes.features import (
+    CONVOLUTIONS,
+    Features,
+    Points,
+    Reader,
+    classifies_tokens,
+    features_of,
+    has_two_texts,
+    points_of,
+)
 from vizlog.process import shared
 from vizlog.records import Embedding, Record, Scalar
 from vizlog.requests import Outputs, Request
@@ -47,9 +56,9 @@ class Embeddings(Probe):
         select: layers whose output to take; None: the features before the last layer.
         methods: some of "pca", "tsne", "umap"; too few points for a layout quietly get PCA alone.
         every: a number of steps, or a schedule.
-        label: what colours the points: "class", the targets; "token", a point for each token; or labels of one's own,
-            numbers or words, (N,) for the examples as they were given or (N, T) for their tokens. None: the class where
-            there is one, else the token.
+        label: what colours the points: "class", the targets, of each token where the model classifies tokens; "token",
+            a point for each token; or labels of one's own, numbers or words, (N,) for the examples as they were given
+            or (N, T) for their tokens. None: the class where there is one, else the token.
         layers: how many of the selected layers to draw, spread over the depth.
         examples: how many of the fixed batch's examples, the first ones.
 
@@ -91,11 +100,13 @@ class Embeddings(Probe):
         chosen = spread(layers, self._most)
         self._left_out, self._classes = len(layers) - len(chosen), survey.classes
         two_texts = has_two_texts(survey)
-        by_token = self._by_token(batch)
+        by_class = self._label is None or (isinstance(self._label, str) and self._label == "class")
+        of_tokens = by_class and classifies_tokens(survey)
+        by_token = None if of_tokens else self._by_token(batch)
         by_token = False if by_token is None and two_texts else by_token
         self._features = [features_of(layer, batch, is_input=is_input, by_token=by_token) for layer in chosen]
         self._points = {
-            each: points_of(batch, self._label, by_token=each, two_texts=two_texts)
+            each: points_of(batch, "class" if each and of_tokens else self._label, by_token=each, two_texts=two_texts)
             for each in {features.by_token for features in self._features}
         }
         self._layouts = {features.name: Layouts(self._methods) for features in self._features}

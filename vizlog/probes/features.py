@@ -17,7 +17,16 @@ from vizlog.capture import Layer, Survey
 from vizlog.records import Pixels
 from vizlog.requests import Call
 
-__all__ = ["CONVOLUTIONS", "Features", "Points", "Reader", "features_of", "has_two_texts", "points_of"]
+__all__ = [
+    "CONVOLUTIONS",
+    "Features",
+    "Points",
+    "Reader",
+    "classifies_tokens",
+    "features_of",
+    "has_two_texts",
+    "points_of",
+]
 
 _MOST_TOKENS = 500
 """More points than that cover each other."""
@@ -143,6 +152,15 @@ def has_two_texts(survey: Survey) -> bool:
     return max(sizes.values(), default=0) > 1
 
 
+def classifies_tokens(survey: Survey) -> bool:
+    """Whether the model gives each token one of a few classes, which the targets say, and does not predict tokens."""
+    labels = survey.batch.token_labels
+    if labels is None or not survey.scores_a_position or int(labels.max()) >= survey.classes:
+        return False
+    vocabularies = [layer.module for layer in survey.of_type(nn.Embedding)]
+    return all(module.num_embeddings != survey.classes for module in vocabularies if isinstance(module, nn.Embedding))
+
+
 def features_of(layer: Layer, batch: FixedBatch, *, is_input: bool, by_token: bool | None) -> Features:
     """How to read a layer that was met in a first look.
 
@@ -186,7 +204,8 @@ def points_of(batch: FixedBatch, label: Any, *, by_token: bool, two_texts: bool 
     """The points of a batch: an example each, or a token each.
 
     Args:
-        label: "class", "token", an array (N,) or (N, T) of labels for the examples as they were given, or None.
+        label: "class" (by token: those of the tokens), "token", an array (N,) or (N, T) of labels for the examples as
+            they were given, or None.
         two_texts: whether a layer's positions may be another text's, so that the mask says nothing about them.
 
     Raises:
@@ -194,7 +213,7 @@ def points_of(batch: FixedBatch, label: Any, *, by_token: bool, two_texts: bool 
     """
     given = _given(batch, label) if isinstance(label, np.ndarray) else None
     if by_token:
-        return _tokens(batch, given)
+        return _tokens(batch, given, by_class=isinstance(label, str) and label == "class")
     mask = batch.token_mask.numpy() if batch.token_ids is not None and not two_texts else None
     names: tuple[str, ...] = ()
     if given is not None:
@@ -209,14 +228,18 @@ def points_of(batch: FixedBatch, label: Any, *, by_token: bool, two_texts: bool 
     return Points(batch.ids.numpy(), labels, names, _thumbnails(batch), words, coloured_by, len(batch), mask=mask)
 
 
-def _tokens(batch: FixedBatch, given: NDArray[Any] | None) -> Points:
+def _tokens(batch: FixedBatch, given: NDArray[Any] | None, *, by_class: bool) -> Points:
     if batch.token_ids is None:
         raise ValueError("a point for each token needs token ids (N, T) in the batch")
     examples = min(len(batch), batch.chunk)
     rows, positions = np.nonzero(batch.token_mask.numpy()[:examples])
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), _MOST_TOKENS)).round().astype(np.int64)
     rows, positions = rows[chosen], positions[chosen]
-    if given is None:
+    classes = batch.token_labels if by_class else None
+    names: tuple[str, ...]
+    if classes is not None:
+        labels, names, coloured_by = classes.numpy()[rows, positions], batch.class_names, "class"
+    elif given is None:
         spelt = [batch.token_names(row) for row in range(examples)]
         tokens = np.array([_visible(spelt[row][at]) for row, at in zip(rows, positions, strict=True)])
         (labels, names), coloured_by = _numbered(tokens, frequent_first=True), "token"
