@@ -358,6 +358,22 @@ def test_the_highest_bar_is_where_the_most_values_are() -> None:
     assert peak > 0.9 * columns.max()
 
 
+def test_that_every_value_is_zero_is_said_in_words() -> None:
+    """A line along the frame looks like none, and a dark map like one that was forgotten."""
+    zeros, one = np.zeros(4), np.array([0.0, 0.0, 0.0, 1.0])
+    plain, told = (raster(Curves("health/x", np.arange(4), {"a": y}, "x", "y")) for y in (one, zeros))
+    assert len(told) > len(plain)
+    nothing = raster(Curves("health/x", np.arange(4), {"a": zeros * np.nan}, "x", "y", list("abcd")))
+    assert len(nothing) <= len(plain)
+
+    def header(values: np.ndarray) -> int:
+        """How far the words over the maps go to the right."""
+        record = Heatmaps("saliency/gradcam", values.reshape(1, 2, 2).astype(np.float32), ["a"], [""], (0.0, 1.0))
+        return int(np.nonzero((raster(record)[45:75] < 200).any(axis=(0, 2)))[0].max())
+
+    assert header(zeros) > header(one) + 60
+
+
 def test_a_line_has_gaps_where_values_are_nan() -> None:
     y = np.ones(100)
     y[40:60] = np.nan

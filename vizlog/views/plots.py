@@ -186,7 +186,9 @@ def curves(record: Curves, width: int) -> Image.Image:
     legend = _legend([(name, class_color(i), None) for i, name in enumerate(ys)], width) if len(ys) > 1 else None
     # Over names a NaN says that this line has nothing of that name; over a quantity it is a value that got lost.
     lost = values if record.x_names is None else values[~np.isnan(values)]
-    return stack([legend, drawn, _missing(lost, width, log=record.log_y)], 8)
+    # A line along the frame is easily taken for no line.
+    zero = paragraph("every value is 0", width, fill=MUTED) if lost.size and not lost.any() else None
+    return stack([legend, drawn, zero, _missing(lost, width, log=record.log_y)], 8)
 
 
 def _coincide(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:

@@ -250,6 +250,8 @@ def _heatmap_header(record: Heatmaps, width: int) -> Image.Image:
         facts += ", after the input that they are of"
     elif record.over is not None:
         facts += "; each: the input, the map, the map over the input"
+    if not values.any():  # of NaN there is none that is 0
+        facts += "; every value is 0"
     if beyond:
         facts += f"; {number(100 * beyond / values.size)}% of the values lie beyond the scale and take its end colours"
     return _side_by_side(facts, color_bar(record.limits, record.colormap, label="value", nans=nans), width)
