@@ -129,6 +129,7 @@ def test_activations_of_functions_are_shown_and_their_health_is_as_counted_by_ha
     assert curve(memory, "dead_units")["relu"] == 0.75
     assert curve(memory, "zeros")["relu"] == 0.75
     assert curve(memory, "zeros")["fc1"] == 0.25
+    assert "first 3 examples of the fixed batch" in only(memory, "health/dead_units").caption
     assert math.isnan(curve(memory, "saturated").get("relu", math.nan))
 
 

@@ -123,7 +123,7 @@ class ActivationHistograms(Probe):
         self._select, self._source, self._most = select, source, most
         self._matches: Matcher = matcher(select) if select is not None else _leaf_or_function
         self._live = source == "live"
-        self._examples = 0
+        self._examples = self._looked_at = 0
         self._drawn: list[str] = []
         self._met: set[str] = set()
         self._warned = False
@@ -134,6 +134,7 @@ class ActivationHistograms(Probe):
         self._drawn, self._met = [], set()  # of this model
         self._live = self._source == "live" or survey is None
         self._examples = survey.batch.chunk if survey is not None else 0
+        self._looked_at = min(self._examples, len(survey.batch)) if survey is not None else 0
         prepare(device_of(models))
         health.prepare()
         modules = named_modules(models)
@@ -176,7 +177,7 @@ class ActivationHistograms(Probe):
         room = len(new) if self._most is None else self._most - len(self._drawn)
         self._drawn += spread(new, room) if room > 0 else []
         chosen = [name for name in self._drawn if name in counted]
-        where = "first examples of the fixed batch, eval mode"
+        where = f"first {self._looked_at} examples of the fixed batch, eval mode"  # of few, many units look dead
         if self._live:
             forwards = max((len(calls) for calls in measured.values()), default=0)
             where = "live forward of this step" if forwards == 1 else f"{forwards} live forwards of this step"
