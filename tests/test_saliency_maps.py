@@ -307,6 +307,24 @@ def test_columns_of_a_table_are_named_where_their_names_are_known() -> None:
     np.testing.assert_array_equal(record.values, linear.weight.detach()[:1].expand(2, 1, 3))
 
 
+def test_columns_of_a_table_without_names_are_numbered_and_those_of_a_signal_are_not() -> None:
+    table, signal = torch.randn(2, 3), torch.randn(2, 800)
+    record = drawn(SaliencyMaps(), nn.Linear(3, 2), FixedBatch(table, torch.zeros(2).long()))["saliency/gradient"]
+    assert record.column_labels == [["x0", "x1", "x2"]] * 2
+    record = drawn(SaliencyMaps(), nn.Linear(800, 2), FixedBatch(signal, torch.zeros(2).long()))["saliency/gradient"]
+    assert record.column_labels is None
+    waves = nn.Sequential(nn.Unflatten(1, (1, -1)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(20, 2))
+    records = drawn(SaliencyMaps(), waves, FixedBatch(signal[:, :12], torch.zeros(2).long()))
+    assert records["saliency/gradcam"].column_labels is None  # of the convolution's positions
+
+
+def test_positions_of_a_generators_convolution_are_no_places_in_what_goes_in() -> None:
+    generator = nn.Sequential(nn.Linear(6, 16), nn.Unflatten(1, (1, 4, 4)), nn.ConvTranspose2d(1, 2, 4, 2, 1))
+    critic = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(108, 1))
+    records = drawn(SaliencyMaps(), nn.Sequential(generator, critic), FixedBatch(torch.randn(4, 6)))
+    assert list(records) == ["saliency/gradient"]
+
+
 def test_tokens_are_explained_through_their_embeddings() -> None:
     from captum.attr import IntegratedGradients, LayerGradientXActivation
 

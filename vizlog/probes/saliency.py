@@ -35,6 +35,9 @@ __all__ = ["SaliencyMaps"]
 
 _METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradcam")
 
+_COLUMNS = 64
+"""How many columns of a table are numbered, where they have no names: more are rather a signal."""
+
 _SIDE = 256
 """Larger maps are averaged down to at most this many pixels a side."""
 
@@ -92,7 +95,7 @@ class SaliencyMaps(Probe):
         self._steps, self._baseline = steps, baseline
         self._methods: tuple[str, ...] = ()
         self._convolution = ""
-        self._tokens = False
+        self._tokens = self._is_table = False
         self._next_tokens = self._hidden_tokens = self._at_labels = self._of_sets = False
         self._where = ""
         self._middle = ""
@@ -121,13 +124,14 @@ class SaliencyMaps(Probe):
         self._next_tokens = self._tokens and _predicts_tokens(self._shown, survey)
         self._hidden_tokens = self._next_tokens and _hides_tokens(survey.batch)
         self._middle = "" if self._tokens else _left_out_of(input_values(self._shown).shape)
+        self._is_table = not self._tokens and input_values(self._shown).ndim == 2
         if isinstance(self._baseline, Tensor) and not self._tokens:
             _check_baseline(self._baseline, input_values(self._shown))
         convolution = self._last_convolution(survey)
         self._convolution = convolution.partition("@")[0]
         if self._asked is not None:
             self._methods = self._asked
-        elif convolution and "@" not in convolution and not survey.attention:
+        elif convolution and "@" not in convolution and not survey.attention and self._has_places(survey, convolution):
             self._methods = ("gradient", "gradcam")
         else:  # called again it sees another input; where attention follows, it is of patches, mostly, and says little
             self._methods = ("gradient",)
@@ -170,6 +174,13 @@ class SaliencyMaps(Probe):
         matching = [name for name, module in found.items() if self._matches(name, module)]
         check_select(self._select, found, matching, "convolution that runs on the batch")
         return matching[-1] if matching else ""
+
+    def _has_places(self, survey: Survey, convolution: str) -> bool:
+        """Whether the positions of a convolution are places in what is explained, as those of a generator's are not."""
+        assert self._shown is not None
+        if self._tokens or self._pictures is not None or input_values(self._shown).ndim > 2:
+            return True
+        return any(layer.name == convolution and len(layer.output_shape) == 3 for layer in survey.layers)
 
     def _questions(self, batch: FixedBatch, logits: Tensor | None) -> Iterator[_Question]:
         """Which examples to explain for which class."""
@@ -224,13 +235,14 @@ class SaliencyMaps(Probe):
         rows = found.question.rows
         shown = self._shown.take(rows)
         values = found.maps.numpy()
-        one_row, labels = values.shape[1] == 1, None
+        one_row, signed, labels = values.shape[1] == 1, found.method != "gradcam", None
         if self._tokens and one_row:
             values = values[..., : int(self._shown.last_positions.max()) + 1]  # all further on is padding
             labels = [shown.token_names(i)[: values.shape[-1]] for i in range(len(shown))]
         elif one_row and values.shape[-1] == len(shown.feature_names):
             labels = [list(shown.feature_names)] * len(shown)
-        signed = found.method != "gradcam"
+        elif one_row and signed and self._is_table and values.shape[-1] <= _COLUMNS:
+            labels = [[f"x{column}" for column in range(values.shape[-1])]] * len(shown)
         return Heatmaps(
             "/".join(part for part in ("saliency", found.method, found.question.suffix) if part),
             values,
