@@ -99,11 +99,13 @@ def attention_top(weights: NDArray[Any]) -> float:
     """The attention that is shown in the brightest color, one for a whole record (examples, heads, queries, keys).
 
     Of each head the median over its queries of their largest weight; the highest of these, or 1 where it is 0.5 or
-    more. Attention that is spread over a hundred tokens would look dark throughout, were 1 the brightest.
+    more. Attention that is spread over a hundred tokens would look dark throughout, were 1 the brightest. At least
+    four times what each key gets where all get the same: a head that has learnt nothing yet is of the middle colour,
+    and would be ablaze, were that the brightest.
     """
     favourites = np.where(np.isnan(weights), 0.0, weights).max(axis=-1)
-    top = float(np.median(favourites, axis=-1).max())
-    return top if 0 < top < 0.5 else 1.0
+    top = max(float(np.median(favourites, axis=-1).max()), 4 / weights.shape[-1])
+    return top if top < 0.5 else 1.0
 
 
 def colorize(values: NDArray[Any], limits: tuple[float, float], colormap: Colormap) -> Pixels:
