@@ -305,6 +305,16 @@ def test_one_picture_of_several_maps_stands_once_before_them(shape: tuple[int, i
     assert len(set(at[shape != (8, 8)])) == 1
 
 
+def test_notes_have_room_for_what_stands_last() -> None:
+    """Whether a prediction is wrong, behind two names of ImageNet's."""
+    name, maps = "soft-coated wheaten terrier", np.ones((8, 8, 8), np.float32)
+    right, wrong = (
+        Heatmaps("saliency/gradient", maps, [""] * 8, [f"target {name}; predicted {name} (57%{said})"] * 8, (-1, 1))
+        for said in ("", ", wrong")
+    )
+    assert raster(right).shape != raster(wrong).shape or (raster(right) != raster(wrong)).any()
+
+
 def test_a_row_of_tokens_is_text_on_the_colours_of_its_values() -> None:
     tokens = ["the", "Ġcat", "\n", "sat"]
     record = Heatmaps(

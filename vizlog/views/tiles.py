@@ -201,7 +201,7 @@ def _tile(picture: Image.Image, title: Sequence[str], note: Sequence[str]) -> Im
     return stack([above, picture, below], 1)
 
 
-def _words(texts: Sequence[str], width: int) -> list[list[str]]:
+def _words(texts: Sequence[str], width: int, *, most: int = 2) -> list[list[str]]:
     """Texts as lines of at most `width` pixels, all on as many; for narrow tiles without the words they share."""
     cleaned = [clean(text) for text in texts]
     if width < 12 or not any(cleaned):
@@ -210,9 +210,9 @@ def _words(texts: Sequence[str], width: int) -> list[list[str]]:
         return [[text] for text in cleaned]
     if width < 100:
         return [[shorten(text, width)] for text in _without_shared_start(cleaned)]
-    lines = [wrap(text, width, most=2) for text in cleaned]
-    most = max(len(each) for each in lines)
-    return [[*each, *[""] * (most - len(each))] for each in lines]
+    lines = [wrap(text, width, most=most) for text in cleaned]
+    longest = max(len(each) for each in lines)
+    return [[*each, *[""] * (longest - len(each))] for each in lines]
 
 
 def _without_shared_start(texts: Sequence[str]) -> list[str]:
@@ -298,11 +298,12 @@ def _maps(record: Heatmaps, width: int, common: Image.Image | None) -> Image.Ima
         largest = max(largest, _LEGIBLE)
     if labelled:
         largest = max(largest, min(2 * _side(count), 34 * max(shape)))
-    notes_height = (2 + 2 * any(record.notes)) * line_height()
+    notes_height = (2 + 3 * any(record.notes)) * line_height()
     before, room = int(common is not None), {"extra_height": notes_height + below + 6, "extra_width": left + 6}
     fit = _fit(before + count, shape, largest, width, panels=panels, **room)
     shown, reach = fit.tiles - before, panels * (fit.width + 6) - 4
-    titles, notes = _words(record.titles[:shown], reach), _words(record.notes[:shown], reach)
+    # Of two long names of classes two lines may have no room for "wrong", which stands last.
+    titles, notes = _words(record.titles[:shown], reach), _words(record.notes[:shown], reach, most=3)
     tiles = []
     if common is not None:
         larger = max(fit.width, fit.height) / max(common.width, common.height)
