@@ -446,6 +446,7 @@ def test_a_recurrent_model_is_explained() -> None:
 
     record = drawn(SaliencyMaps(), Recurrent(), FixedBatch(torch.randn(4, 6, 3)))["saliency/gradient/predicted"]
     assert record.values.shape == (4, 3, 6)  # the series lies along the width
+    assert record.caption.endswith("; rows: dimension 2 of the input, columns: dimension 1")
     assert record.values.any()
 
 
@@ -642,6 +643,9 @@ def test_of_a_video_the_middle_frame_is_shown_and_the_caption_says_so() -> None:
     assert "of 5 frames the middle one" in record.caption
     volumes = drawn(SaliencyMaps(methods="gradient"), model, FixedBatch(frames.transpose(1, 2), torch.arange(4) % 2))
     assert "of 5 slices the middle one" in volumes["saliency/gradient"].caption
+    convolves = nn.Sequential(nn.Conv3d(3, 2, 3, stride=2), nn.Flatten(), nn.Linear(36, 2))
+    cam = drawn(SaliencyMaps(), convolves, FixedBatch(frames.transpose(1, 2)))["saliency/gradcam/predicted"]
+    assert "; of the slices the middle one" in cam.caption  # a convolution leaves another number of them
 
 
 def test_a_tagger_is_explained_at_the_last_position_and_says_so() -> None:

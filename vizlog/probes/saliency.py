@@ -98,7 +98,7 @@ class SaliencyMaps(Probe):
         self._tokens = self._is_table = False
         self._next_tokens = self._hidden_tokens = self._at_labels = self._of_sets = False
         self._where = ""
-        self._middle = ""
+        self._middle = self._axes = ""
         self._one_number = False
         self._shown: FixedBatch | None = None
         self._pictures: Pixels | None = None
@@ -123,8 +123,9 @@ class SaliencyMaps(Probe):
         self._tokens = _explains_tokens(self._shown, survey)
         self._next_tokens = self._tokens and _predicts_tokens(self._shown, survey)
         self._hidden_tokens = self._next_tokens and _hides_tokens(survey.batch)
-        self._middle = "" if self._tokens else _left_out_of(input_values(self._shown).shape)
-        self._is_table = not self._tokens and input_values(self._shown).ndim == 2
+        shape = () if self._tokens else input_values(self._shown).shape
+        self._is_table, self._middle = len(shape) == 2, _left_out_of(shape)
+        self._axes = _axes_of(shape) if self._pictures is None else ""
         if isinstance(self._baseline, Tensor) and not self._tokens:
             _check_baseline(self._baseline, input_values(self._shown))
         convolution = self._last_convolution(survey)
@@ -252,7 +253,7 @@ class SaliencyMaps(Probe):
             "diverging" if signed else "sequential",
             column_labels=labels,
             over=None if one_row else self._below(found.method, rows),
-            caption=f"{self._what(found.method)}. {self._of_what(found.question, shown)}{self._middle}{found.left_out}",
+            caption=f"{self._what(found.method)}. {self._of_what(found.question, shown)}{self._which(found)}",
         )
 
     def _below(self, method: str, rows: Tensor) -> Pixels | None:
@@ -302,6 +303,12 @@ class SaliencyMaps(Probe):
             which = "only examples that are misclassified"
             which += " or have no label" if bool((shown.labels < 0).any()) else ""
         return f"Score: {score}; {which}, eval mode"
+
+    def _which(self, found: _Found) -> str:
+        """Which values are where in the maps, and which are not shown, for the caption."""
+        middle = "; of the slices the middle one" if self._middle and found.method == "gradcam" else self._middle
+        axes = "" if found.method == "gradcam" else self._axes
+        return f"{axes}{middle}{found.left_out}"
 
     def _titles(self, shown: FixedBatch) -> list[str]:
         names = [f"example {number}" for number in shown.ids.tolist()]
@@ -479,10 +486,23 @@ def _map_of_values(found: Tensor) -> Tensor:
     if found.ndim == 4 and found.shape[2:] == (1, 1):
         return found.flatten(1)[:, None]
     if found.ndim == 3:
-        return found.transpose(1, 2) if found.shape[1] > found.shape[2] else found
+        return found.transpose(1, 2) if _lies_along_1(found.shape) else found
     if found.ndim == 4 and found.shape[-1] in (1, 3, 4) and found.shape[1] not in (1, 3, 4):
         return found.sum(-1)
     return _middle(found.sum(2 if _is_video(found.shape) else 1))
+
+
+def _lies_along_1(shape: Sequence[int]) -> bool:
+    """Whether a series (N, ., .) has its steps in dimension 1, of which there are mostly more than channels."""
+    return shape[1] > shape[2]
+
+
+def _axes_of(shape: Sequence[int]) -> str:
+    """For the caption: which dimension of a series is which axis of its map; "" for one channel, and other inputs."""
+    if len(shape) != 3 or min(shape[1:]) == 1:
+        return ""
+    rows, columns = (2, 1) if _lies_along_1(shape) else (1, 2)
+    return f"; rows: dimension {rows} of the input, columns: dimension {columns}"
 
 
 def _is_video(shape: Sequence[int]) -> bool:
