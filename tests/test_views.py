@@ -31,7 +31,7 @@ from vizlog.records import (
 from vizlog.views import colors, notebook, png, typeset
 from vizlog.views.axes import Axis
 from vizlog.views.figures import figure, plain
-from vizlog.views.layout import shape_of_grid
+from vizlog.views.layout import ramp, shape_of_grid
 from vizlog.views.raster import raster
 from vizlog.views.tiles import _LEAST_LABEL, _fit, _readable
 
@@ -347,6 +347,17 @@ def test_attention_over_many_tokens_is_not_all_dark() -> None:
     causal = np.tril(np.ones((1, 1, 100, 100))) / np.arange(1, 101)[:, None]
     assert colors.attention_top(causal) == pytest.approx(0.04)
     assert colors.attention_top(np.eye(4)[None, None]) == colors.attention_top(np.full((1, 1, 2, 2), np.nan)) == 1.0
+
+
+def test_numbers_under_a_colour_bar_do_not_touch() -> None:
+    def bar(**names: str) -> np.ndarray:
+        at = {"low": 0.0, "tenth": 0.1, "half": 0.5, "high": 1.0}
+        return np.asarray(ramp(np.zeros((240, 3)), {at[name]: text for name, text in names.items()}))[15:]
+
+    ends, between = {"low": "0", "high": "0.0312"}, {"half": "0.0156"}
+    assert (bar(**ends, **between, tenth="0.01") != bar(**ends, **between)).any()
+    assert (bar(**ends, **between, tenth="0.000313") == bar(**ends, **between)).all()
+    assert (bar(**ends, **between) != bar(**ends)).any()
 
 
 def test_attention_that_is_all_alike_is_of_the_middle_colour() -> None:

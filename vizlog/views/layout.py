@@ -94,7 +94,8 @@ def ramp(colors: np.ndarray, names: Mapping[float, str], *, label: str = "", nan
     """A bar of colors (W, 3) with names under it, a label to its left, and what NaN looks like to its right.
 
     Args:
-        names: what is written at each place, 0 (the left end) to 1.
+        names: what is written at each place, 0 (the left end) to 1; left out where it would touch another, the ends'
+            names coming first.
     """
     wide = max(len(colors), sum(measure(name) for name in names.values()) + 20 * len(names))
     colors = colors[np.linspace(0, len(colors) - 1, wide).astype(int)]
@@ -105,9 +106,13 @@ def ramp(colors: np.ndarray, names: Mapping[float, str], *, label: str = "", nan
     draw = ImageDraw.Draw(page)
     put(draw, (0, -1), label, fill=MUTED)
     page.paste(framed(Image.fromarray(np.repeat(colors[None, 1:-1].astype(np.uint8), 12, 0))), (left, 0))
-    for at, name in names.items():
-        align = {0.0: "left", 1.0: "right"}.get(at, "centre")
-        put(draw, (left + wide * at, 14), name, fill=INK, size=SMALL, align=align)
+    taken: list[tuple[float, float]] = []
+    for at in sorted(names, key=lambda at: (0 < at < 1, at)):
+        long = measure(names[at], SMALL)
+        start = min(max(wide * at - long / 2, 0), wide - long)
+        if all(start > end + 3 or start + long + 3 < begin for begin, end in taken):
+            taken.append((start, start + long))
+            put(draw, (left + start, 14), names[at], fill=INK, size=SMALL)
     if nans:
         x = left + wide + 12
         draw.rectangle((x, 0, x + 13, 13), fill=NAN)
