@@ -680,13 +680,22 @@ def test_a_text_is_explained_at_the_last_position_that_has_a_label(*, hidden: bo
     model, ids = Fills(), torch.tensor([[4, 7, 2, 9], [3, 5, 8, 9]])
     labels = torch.tensor([[-100, 1, -100, -100], [-100, 0, 2, -100]])
     batch = FixedBatch(ids, labels, tokens=WORDS)
-    record = drawn(SaliencyMaps(), model, batch)["saliency/gradient/predicted"]
-    assert [row.nonzero()[1].max() for row in record.values] == [1, 2]
+    record = drawn(SaliencyMaps(), model, batch)["saliency/gradient"]
+    embedded = model.token(ids)
+    expected = torch.einsum("ntd,nd->nt", embedded, model.head.weight[[1, 2]]) * torch.tensor([[1, 1, 0, 0], [1] * 4])
+    expected[1, 3] = 0
+    np.testing.assert_allclose(record.values[:, 0], expected.detach().numpy(), atol=1e-6)
     kind = "token" if hidden else "class"
-    assert f"of the predicted {kind}, at the last position that has a label" in record.caption
+    assert f"of the true {kind}, at the last position that has a label" in record.caption
     predicted = [int(model(ids)[row, at].argmax()) for row, at in enumerate((1, 2))]
-    name = repr(WORDS[predicted[1]]) if hidden else f"class {predicted[1]}"
-    assert record.notes[1].startswith(f"explains {name} at 'w8'; predicted {name} (")
+    names = [repr(WORDS[number]) if hidden else f"class {number}" for number in (2, predicted[1])]
+    assert record.titles[1] == f"example 1: {names[0]}"
+    assert record.notes[1].startswith(f"target {names[0]} at 'w8'; predicted {names[1]} (")
+    assert record.notes[1].endswith(", wrong)") == (predicted[1] != 2)
+
+    wrong = [row for row, true in enumerate((1, 2)) if predicted[row] != true]
+    mistakes = drawn(SaliencyMaps(), model, batch).get("saliency/gradient/predicted")
+    assert (len(mistakes.values) if mistakes else 0) == len(wrong)
 
 
 def test_a_table_whose_categories_are_offset_is_explained_by_its_numbers() -> None:

@@ -25,6 +25,7 @@ from vizlog.compute.saliency import (
     smoothgrad,
 )
 from vizlog.probes.base import Context, Probe
+from vizlog.probes.features import classifies_tokens
 from vizlog.probes.subject import Subject, input_values, logits_of, met
 from vizlog.records import Floats, Heatmaps, Pixels
 from vizlog.schedules import LogSpaced, Schedule
@@ -48,7 +49,7 @@ class SaliencyMaps(Probe):
     The score is the pre-softmax logit of the target class (less the mean logit, where the model itself ends in softmax
     or log-softmax); where the model has no classes, minus the loss. Images and other floating point inputs are
     explained value by value, summed over channels; tokens through their embeddings, the gradient being multiplied with
-    them.
+    them. Where a model scores each token, the last one that has a label is looked at, else the last one.
 
     Args:
         select: the convolution that Grad-CAM reads, the last one that matches and runs; None: the last of the model.
@@ -96,7 +97,7 @@ class SaliencyMaps(Probe):
         self._methods: tuple[str, ...] = ()
         self._convolution = ""
         self._tokens = self._is_table = False
-        self._next_tokens = self._hidden_tokens = self._at_labels = self._of_sets = False
+        self._next_tokens = self._hidden_tokens = self._of_tokens = self._at_labels = self._of_sets = False
         self._where = ""
         self._middle = self._axes = ""
         self._one_number = False
@@ -123,6 +124,7 @@ class SaliencyMaps(Probe):
         self._tokens = _explains_tokens(self._shown, survey)
         self._next_tokens = self._tokens and _predicts_tokens(self._shown, survey)
         self._hidden_tokens = self._next_tokens and _hides_tokens(survey.batch)
+        self._of_tokens = self._hidden_tokens or classifies_tokens(survey)
         shape = () if self._tokens else input_values(self._shown).shape
         self._is_table, self._middle = len(shape) == 2, _left_out_of(shape)
         self._axes = _axes_of(shape) if self._pictures is None else ""
@@ -160,9 +162,9 @@ class SaliencyMaps(Probe):
         if survey.scored == "loss" and self._target != "true":
             raise ValueError(f"SaliencyMaps(target={self._target!r}) needs class scores, but the model gives a loss")
         if survey.scored == "logits" and (self._target != "true" or shown.labels is not None):
-            logits, rows = torch.empty(len(shown), survey.classes, device="cpu"), _labelled(shown, survey.classes)
-            labels = None if shown.labels is None else shown.labels[rows]
-            choose_targets(logits[rows], labels, self._target, shown.class_names)
+            logits, labels = torch.empty(len(shown), survey.classes, device="cpu"), shown.labels
+            rows = _labelled(labels, logits)
+            choose_targets(logits[rows], None if labels is None else labels[rows], self._target, shown.class_names)
 
     def _last_convolution(self, survey: Survey) -> str:
         """The layer that Grad-CAM reads; "" where no convolution ran whose output has positions."""
@@ -189,23 +191,28 @@ class SaliencyMaps(Probe):
         if logits is None:
             yield _Question("", every, None)
             return
-        predicted = logits.argmax(1).cpu()
+        predicted, labels = logits.argmax(1).cpu(), self._labels(batch)
         if self._target not in ("true", "predicted"):
             chosen = choose_targets(logits, None, self._target, batch.class_names).cpu()
             name = batch.token_name if self._next_tokens and not batch.class_names else batch.class_name
             yield _Question(f"class-{name(int(chosen[0]))}", every, chosen)
-        elif self._target == "predicted" or (batch.labels is None and logits.shape[1] > 1):
+        elif self._target == "predicted" or (labels is None and logits.shape[1] > 1):
             yield _Question("predicted", every, predicted)
         else:
-            rows = _labelled(batch, logits.shape[1])
-            labels = None if batch.labels is None else batch.labels[rows]
+            rows = _labelled(labels, logits)
+            known = None if labels is None else labels[rows]
             true = torch.full_like(predicted, NO_LABEL)
-            true[rows] = choose_targets(logits[rows.to(logits.device)], labels, "true").cpu()
+            true[rows] = choose_targets(logits[rows.to(logits.device)], known, "true").cpu()
             if len(rows):
                 yield _Question("", rows, true[rows])
             wrong = ((predicted != true) & ~logits.isnan().any(1).cpu()).nonzero().flatten()  # of NaN none is predicted
             if len(wrong):
                 yield _Question("predicted", wrong, predicted[wrong])
+
+    def _labels(self, batch: FixedBatch) -> Tensor | None:
+        """(N,) the true classes; of a text whose tokens have one each, that of the token which is looked at."""
+        labels = batch.token_labels if self._of_tokens else None
+        return batch.labels if labels is None else labels.gather(1, batch.scored_positions[:, None])[:, 0]
 
     def _explain(self, method: str, subject: Subject, question: _Question) -> _Found:
         score, values, gap = subject.score(question.targets), subject.values, None
@@ -299,9 +306,10 @@ class SaliencyMaps(Probe):
         else:
             score = f"{logit} of the {'likeliest' if self._of_sets else question.suffix or 'true'} {kind}"
         which = f"{len(shown)} examples of the fixed batch"
-        if question.suffix == "predicted" and shown.labels is not None and self._target == "true":
+        labels = self._labels(shown)
+        if question.suffix == "predicted" and labels is not None and self._target == "true":
             which = "only examples that are misclassified"
-            which += " or have no label" if bool((shown.labels < 0).any()) else ""
+            which += " or have no label" if bool((labels < 0).any()) else ""
         return f"Score: {score}; {which}, eval mode"
 
     def _which(self, found: _Found) -> str:
@@ -315,23 +323,24 @@ class SaliencyMaps(Probe):
         if self._of_sets and (sets := shown.label_sets) is not None:
             those = [[self._class_name(label) for label in each.nonzero().flatten().tolist()] for each in sets]
             return [f"{name}: {', '.join(labels) or 'none'}" for name, labels in zip(names, those, strict=True)]
-        if shown.labels is None:
+        labels = self._labels(shown)
+        if labels is None:
             return names
         lowest = NO_LABEL + 1 if self._one_number else 0  # of a margin −1 is a class
-        classes = [self._class_name(label) if label >= lowest else "no label" for label in shown.labels.tolist()]
+        classes = [self._class_name(label) if label >= lowest else "no label" for label in labels.tolist()]
         return [f"{name}: {label}" for name, label in zip(names, classes, strict=True)]
 
     def _notes(self, shown: FixedBatch, found: _Found, prediction: _Prediction | None) -> list[str]:
         """For each map: the class it explains, what the model predicts, and the completeness gap."""
         notes = []
-        positions = shown.scored_positions.tolist() if self._at_labels else []
+        labels, positions = self._labels(shown), shown.scored_positions.tolist() if self._at_labels else []
         for i, row in enumerate(found.question.rows.tolist()):
             parts = []
             if prediction is not None and prediction.classes is None:
                 parts.append(f"output {float(prediction.shares[row]):.3g}")
             elif prediction is not None and prediction.classes is not None and found.question.targets is not None:
                 guess, share = int(prediction.classes[row]), float(prediction.shares[row])
-                label = -1 if shown.labels is None else int(shown.labels[i])
+                label = NO_LABEL if labels is None else int(labels[i])
                 wrong = ", wrong" if label >= 0 and guess != label else ""
                 explained = "explains" if found.question.suffix else "target"
                 at = f" at {shown.token_names(i)[positions[i]]!r}" if self._at_labels else ""
@@ -427,11 +436,11 @@ def _explains_tokens(shown: FixedBatch, survey: Survey) -> bool:
     return False
 
 
-def _labelled(batch: FixedBatch, classes: int) -> Tensor:
+def _labelled(labels: Tensor | None, logits: Tensor) -> Tensor:
     """The rows whose true class is known; of one score alone all, since that is explained whatever the label is."""
-    labels = batch.labels
-    known = torch.ones(len(batch), device="cpu") if labels is None or classes == 1 else labels >= 0
-    return known.nonzero().flatten()
+    if labels is None or logits.shape[1] == 1:
+        return torch.arange(len(logits), device="cpu")
+    return (labels >= 0).nonzero().flatten()
 
 
 def _predicts_tokens(shown: FixedBatch, survey: Survey) -> bool:
