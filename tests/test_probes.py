@@ -182,6 +182,14 @@ def test_zeros_that_a_layer_only_passes_on_are_not_its_own() -> None:
     assert list(curve(memory, "nonfinite", "activations")) == list("012345")
 
 
+def test_zeros_of_padding_are_no_figures_of_the_embedding() -> None:
+    ids = torch.tensor([[5, 3, 0, 0], [1, 2, 0, 0]])
+    model = nn.Sequential(nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 6), nn.ReLU())
+    memory = seen(model, vizlog.ActivationHistograms(), batch=ids)
+    assert list(curve(memory, "zeros")) == list(curve(memory, "dead_units")) == ["1", "2"]
+    assert only(memory, "activations/0").zeros == 16
+
+
 def test_what_a_layer_hands_on_as_it_is_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
     count = activations.count_bits

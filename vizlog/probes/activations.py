@@ -88,9 +88,9 @@ class ActivationHistograms(Probe):
     the first 2,048 tokens), so that they compare from step to step; the live forward is looked at where there is no
     batch, or where `source="live"` asks for it. Also `health/dead_units` (units that are zero for every example and
     position; a unit is a channel of a convolution, else an entry of the last dimension) and `health/zeros`, both not of
-    layers that pass on what they are given (Flatten, Unflatten, Identity, dropouts); `health/saturated` (within 2% of
-    the range of either limit of a sigmoid, tanh or hard variant; softmax: rows whose maximum is over 0.98), and
-    `health/nonfinite`.
+    layers that pass on what they are given (Flatten, Unflatten, Identity, dropouts) nor of embeddings with a padding
+    token; `health/saturated` (within 2% of the range of either limit of a sigmoid, tanh or hard variant; softmax: rows
+    whose maximum is over 0.98), and `health/nonfinite`.
 
     The first look at a forward, and every eighth after it, listens to all torch functions; those between only where
     activation functions were called before, or a module is new. One that a module calls for the first time is seen from
@@ -216,9 +216,14 @@ class _Reduction:
         if handed_on and version == self._version and call.channel_dim == self._dim:
             return _Seen(self._seen.counts, self._seen.alive, skipped=self._seen.skipped, passed_on=True)
         seen = _reduced(call, tensor)
-        seen.passed_on = type(call.module) in _PASS_ON
+        seen.passed_on = type(call.module) in _PASS_ON or _pads(call.module)
         self._latest, self._version, self._dim, self._seen = weakref.ref(tensor), version, call.channel_dim, seen
         return seen
+
+
+def _pads(module: Any) -> bool:
+    """Whether a layer's zeros are what it makes of padding, which says how long texts are."""
+    return isinstance(module, nn.Embedding) and module.padding_idx is not None
 
 
 def _reduced(call: Call, tensor: Tensor) -> _Seen:
