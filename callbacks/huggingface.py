@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +195,6 @@ def _inferred_batch(
     except Exception as reason:  # noqa: BLE001 -- data may be anything, and nobody asked for its pictures
         say("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)
         return None
-    names, of_tokens = _class_names(model), fixed.token_labels
-    few = of_tokens is not None and int(of_tokens.max()) < len(names)  # a language model's labels are of a vocabulary
-    fixed.class_names = names if few or fixed.labels is not None else ()
     if fixed.images is not None and len(getattr(processing, "image_mean", None) or ()) == fixed.images.shape[1]:
         fixed.mean, fixed.std = processing.image_mean, processing.image_std
     return fixed
@@ -234,8 +231,3 @@ def _evaluation_loader(trainer: Trainer) -> Any:
 def _tokens(processing: Any) -> Any:
     held = getattr(processing, "tokenizer", None)  # by what processes images and sounds as well
     return next((one for one in (processing, held) if hasattr(one, "convert_ids_to_tokens")), None)
-
-
-def _class_names(model: nn.Module) -> tuple[str, ...]:
-    names: Mapping[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
-    return tuple(names[number] for number in range(len(names))) if sorted(names) == list(range(len(names))) else ()

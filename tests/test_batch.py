@@ -662,6 +662,18 @@ def test_labels_of_which_an_example_has_several_are_sets() -> None:
     assert FixedBatch(x, torch.randn(4, 3)).label_sets is None
 
 
+def test_classes_are_called_as_the_models_configuration_calls_them() -> None:
+    class Configured(nn.Linear):
+        config = SimpleNamespace(id2label={0: "cat", 2: "hat", 1: "dog"})
+
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    met = survey({"": Configured(4, 3)}, FixedBatch(x, y)).batch
+    assert met.class_names == met.part(0, 2).class_names == ("cat", "dog", "hat")
+    given = FixedBatch(x, y, class_names="a b c".split())
+    assert survey({"": Configured(4, 3)}, given).batch.class_names == ("a", "b", "c")
+    assert survey({"": Configured(4, 5)}, FixedBatch(x, y)).batch.class_names == ()  # those of a vocabulary, say
+
+
 def test_padding_is_what_the_embedding_of_the_tokens_says_it_is() -> None:
     class Tagger(nn.Module):
         def __init__(self) -> None:

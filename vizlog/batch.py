@@ -71,7 +71,8 @@ class FixedBatch:
             all of them as a dict, those of a list under "0", "1" ….
         score: output -> (N, classes) logits, where they cannot be found in the output.
         loss: (output, targets) -> scalar or (N,), what examples are scored by where there are no classes.
-        class_names: a name for each class number, as a list or by number.
+        class_names: a name for each class number, as a list or by number; by default those of a Hugging Face model's
+            `config.id2label`.
         tokens: how token ids read: a sequence of strings by id, a tokenizer, or a function of a list of ids.
         feature_names: a name for each column of a table (N, F), for showing what saliency says of it.
         mean, std: per channel, what the inputs were normalised with; only for showing them.
@@ -312,12 +313,13 @@ class FixedBatch:
         found = self._scoring([part for part in _parts(output) if len(part) == len(self)])
         return self.score is None and found is not None and found.ndim == 3
 
-    def as_met(self, *, scored: bool, padding: int | None = None) -> FixedBatch:
+    def as_met(self, *, scored: bool, padding: int | None = None, class_names: tuple[str, ...] = ()) -> FixedBatch:
         """The same examples, once a first output has told whether it is class scores, and which token is padding.
 
-        The values of later outputs are not asked again: one or two examples may have any length by chance.
+        The values of later outputs are not asked again: one or two examples may have any length by chance. Names of
+        classes are those that the model knows, for where nobody gave any.
         """
-        return self._with(_scored=scored, _padding=padding)
+        return self._with(_scored=scored, _padding=padding, class_names=self.class_names or class_names)
 
     def _scoring(self, parts: Sequence[Tensor]) -> Tensor | None:
         """Of the parts of an output the one that may score classes, (N, classes) or (N, T, classes)."""

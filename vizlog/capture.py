@@ -689,10 +689,20 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     for unexpected in capture.errors.values():
         raise unexpected
     classes = logits.shape[1] if logits is not None else 0
-    met = batch.as_met(scored=logits is not None, padding=embeddings[0].padding_idx if embeddings else None)
+    padding = embeddings[0].padding_idx if embeddings else None
+    met = batch.as_met(scored=logits is not None, padding=padding, class_names=_class_names(models, classes))
     at_last = logits is not None and first.scores_a_position(output)
     names = tuple(dict.fromkeys(attention))
     return Survey(met, tuple(layers), names, scored, classes, scores_a_position=at_last, embeds_tokens=bool(embeddings))
+
+
+def _class_names(models: Mapping[str, nn.Module], classes: int) -> tuple[str, ...]:
+    """What a Hugging Face model's configuration calls its classes; () where it names others, as a language model's."""
+    for model in models.values():
+        names = getattr(getattr(model, "config", None), "id2label", None)
+        if classes > 1 and isinstance(names, Mapping) and set(names) == set(range(classes)):
+            return tuple(str(names[number]) for number in range(classes))
+    return ()
 
 
 def _does_not_fit(
