@@ -411,6 +411,13 @@ def test_a_line_has_gaps_where_values_are_nan() -> None:
     assert gap == pytest.approx(21 / 99 * (columns[-1] - columns[0]), abs=4)
 
 
+@pytest.mark.parametrize("values", [[0.0, 0.5], [0.0, 0.0], [0.0, 1e-9], [0.1, 1e300]])
+def test_a_line_along_zero_is_not_half_covered_by_the_frame(values: list[float]) -> None:
+    axis = Axis.of_heights(np.array(values))
+    assert 0.02 < axis.place(0.0) < 0.04
+    assert axis.ticks(6)[0][0] == 0
+
+
 def test_ticks_are_round_and_lie_within_the_axis() -> None:
     assert [name for _, name in Axis(0.0, 1.0).ticks(5)] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
     assert [name for _, name in Axis(1e-3, 1e3, log=True).ticks(7)] == [

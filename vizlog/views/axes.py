@@ -68,12 +68,16 @@ class Axis:
 
     @classmethod
     def of_heights(cls, values: NDArray[Any], *, log: bool = False) -> Axis:
-        """An axis for the y of lines: what is never negative starts at zero if it comes near it, or never changes."""
+        """An axis for the y of lines: what is never negative starts at zero if it comes near it, or never changes.
+
+        A little below zero: the frame would cover half of a line along it.
+        """
         axis = cls.around(values, log=log, pad=0.06)
         finite = values[np.isfinite(values)]
         if log or not finite.size or finite.min() < 0 or finite.max() / 2 < finite.min() < finite.max():
             return axis
-        return cls(0.0, axis.high) if finite.max() > 0 else cls(0.0, 1.0)
+        high = axis.high if finite.max() > 0 else 1.0
+        return cls(-0.03 * high, high)
 
     def place(self, values: Any) -> NDArray[np.float64]:
         """Where values stand, 0 at low and 1 at high; NaN where they cannot be shown."""

@@ -186,7 +186,7 @@ def curves(record: Curves, width: int) -> Image.Image:
     legend = _legend([(name, class_color(i), None) for i, name in enumerate(ys)], width) if len(ys) > 1 else None
     # Over names a NaN says that this line has nothing of that name; over a quantity it is a value that got lost.
     lost = values if record.x_names is None else values[~np.isnan(values)]
-    # A line along the frame is easily taken for no line.
+    # A line at the foot of an axis up to 1 is easily taken for none.
     zero = paragraph("every value is 0", width, fill=MUTED) if lost.size and not lost.any() else None
     return stack([legend, drawn, zero, _missing(lost, width, log=record.log_y)], 8)
 
