@@ -234,13 +234,21 @@ def test_a_text_with_classes_is_a_point_each_averaged_over_what_is_no_padding():
     assert len(by_token.vectors) == 9
 
 
+def test_what_has_no_label_is_a_point_without_a_class():
+    batch = vizlog.FixedBatch(torch.randn(6, 4), torch.tensor([0, -100, 1, 0, 1, -100]))
+    embedding = embeddings(nn.Linear(4, 2), vizlog.Embeddings(methods=["pca"]), batch)[0]
+    assert embedding.labels.tolist() == [0, 1, 0, 1, -1, -1]
+
+
 @pytest.mark.parametrize("label", [None, "class"])
 def test_tokens_that_are_classified_have_the_colour_of_their_class(label):
     model = Text()
     model.head = nn.Linear(5, 3)
-    labels = torch.where(MASK.bool(), TEXT % 3, -100)
-    labels[:, 0] = -100
-    batch = text_batch(targets=labels, class_names=["none", "person", "place"], tokens="abcdefgh")
+    labels = torch.where(MASK.bool(), TEXT % 3, -1)
+    labels[:, 0] = -1
+    batch = text_batch(
+        targets=torch.where(labels < 0, -100, labels), class_names=["none", "person", "place"], tokens="abcdefgh"
+    )
     embedding = embeddings(model, vizlog.Embeddings(label=label), batch)[0]
     known = MASK.bool()
     assert embedding.labels.tolist() == torch.cat([labels[row][known[row]] for row in range(3)]).tolist()

@@ -219,7 +219,7 @@ def points_of(batch: FixedBatch, label: Any, *, by_token: bool, two_texts: bool 
     if given is not None:
         (labels, names), coloured_by = _numbered(given), "given labels"
     elif batch.labels is not None:
-        labels, names, coloured_by = batch.labels.numpy(), batch.class_names, "class"
+        labels, names, coloured_by = batch.labels.clamp_min(-1).numpy(), batch.class_names, "class"
     elif label is None:
         labels, coloured_by = np.full(len(batch), -1), "nothing"
     else:
@@ -238,7 +238,7 @@ def _tokens(batch: FixedBatch, given: NDArray[Any] | None, *, by_class: bool) ->
     classes = batch.token_labels if by_class else None
     names: tuple[str, ...]
     if classes is not None:
-        labels, names, coloured_by = classes.numpy()[rows, positions], batch.class_names, "class"
+        labels, names, coloured_by = classes.clamp_min(-1).numpy()[rows, positions], batch.class_names, "class"
     elif given is None:
         spelt = [batch.token_names(row) for row in range(examples)]
         tokens = np.array([_visible(spelt[row][at]) for row, at in zip(rows, positions, strict=True)])
