@@ -1405,6 +1405,17 @@ def test_scripted_modules_are_watched_as_far_as_they_can_be(*, whole: bool) -> N
     assert bool(memory.of("activations/1")) != whole
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_part_that_has_parts_is_watched_where_no_batch_is_given() -> None:
+    part = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+    model, memory = nn.Sequential(part, nn.ReLU()), vizlog.Memory()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=memory):
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+    assert memory.of("activations/1")
+
+
 def test_parts_in_training_mode_of_an_evaluation_are_none_of_the_trainings() -> None:
     model, memory = nn.Sequential(nn.Linear(2, 2), nn.Dropout()), vizlog.Memory()
     probes = [vizlog.ActivationHistograms(every=1, source="live")]

@@ -68,7 +68,7 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether it computes its output itself: it has no parts but those that make its parameters, or calls none."""
     return (
         not module._modules
-        or module._modules.keys() <= {"parametrizations"}
+        or {"parametrizations"}.issuperset(module._modules.keys())  # which are a list where the module is scripted
         or isinstance(module, nn.MultiheadAttention)  # of its `out_proj` it takes the weights alone
     )
 
