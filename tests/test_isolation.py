@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime as dt
 import random
+import re
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -22,6 +26,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
@@ -191,6 +196,82 @@ def test_a_graph_that_saved_a_buffer_can_still_run_its_backward() -> None:
     loss.backward()
 
 
+class Saves(nn.Module):
+    """Its graph saves a buffer and a frozen parameter that each forward changes where they are."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.ones(3))
+        self.weight = nn.Parameter(torch.ones(3))
+        self.average = nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        self.average.mul_(2)
+        return self.weight * x * self.seen * self.average
+
+
+def test_a_graph_can_run_its_backward_where_a_forward_changes_what_it_saved() -> None:
+    model = Saves()
+    with isolated([model]), changes_learnt([model]):
+        model(torch.ones(3))
+    loss = model(torch.ones(3)).sum()
+    with isolated([model]):
+        model(torch.ones(3))
+    loss.backward()
+    assert model.weight.grad.tolist() == [4, 4, 4]  # type: ignore[union-attr]
+
+
+class Centred(nn.Module):
+    """Keeps the mean of its inputs, of which nobody derives in training."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(0.1 * x.mean(0))
+        result: Tensor = self.linear(x - self.mean)
+        return result
+
+
+def test_a_buffer_to_which_the_input_is_added_has_no_graph_of_saliency_afterwards() -> None:
+    def train(*, watched: bool) -> list[float]:
+        torch.manual_seed(0)
+        model, x, y = Centred(), torch.randn(6, 3), torch.arange(6) % 3
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        watch: dict[str, Any] = {"to": None, "batch": (x, y), "probes": [vizlog.SaliencyMaps(every=1)]}
+        monitor = vizlog.watch(model, optimizer, **watch) if watched else None
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        if monitor is not None:
+            monitor.close()
+        assert not model.mean.requires_grad
+        return [*model.mean.tolist(), *model.linear.weight.flatten().tolist()]
+
+    assert train(watched=True) == train(watched=False)
+
+
+def test_gradients_and_flags_of_tensors_that_are_no_parameters_come_back() -> None:
+    model = nn.Linear(2, 2)
+    model.prompt, model.noise = torch.ones(2, requires_grad=True), torch.ones(2)  # type: ignore[assignment]
+    gradient = model.prompt.grad = torch.ones(2)  # type: ignore[assignment]
+    with isolated([model]):
+        model.noise.requires_grad_()  # type: ignore[operator]
+        (model.prompt * model.noise).sum().backward()  # type: ignore[operator]
+    assert model.prompt.grad is gradient
+    assert gradient.tolist() == [1, 1]
+    assert not model.noise.requires_grad
+    assert model.noise.grad is None
+
+
 def test_gradients_inside_start_from_nothing_and_come_back() -> None:
     model = nn.Linear(3, 1)
     model(torch.ones(1, 3)).sum().backward()
@@ -225,6 +306,32 @@ def test_the_weights_seen_are_those_of_now_where_a_surrounding_autocast_keeps_ca
         assert torch.equal(inside, model(x))
 
 
+def test_weights_that_training_keeps_within_a_block_are_made_anew_inside_and_are_its_own_afterwards() -> None:
+    model, x = parametrizations.weight_norm(nn.Linear(3, 3)), torch.ones(1, 3)
+    with parametrize.cached():
+        with isolated([model]), torch.no_grad():
+            model(x)
+        model(x).sum().backward()
+        with torch.no_grad():
+            model.parametrizations.weight.original1.zero_().add_(torch.eye(3))
+        with isolated([model]):
+            assert (model.weight == 0).any()
+        assert not (model.weight == 0).any()
+    assert model.parametrizations.weight.original1.grad is not None
+
+
+@pytest.mark.skipif(not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"), reason="torch cannot tell")
+def test_hooks_on_what_is_saved_for_backward_do_not_see_a_pass() -> None:
+    saved: list[Tensor] = []
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):  # type: ignore[func-returns-value]
+        with isolated([model]):
+            model(torch.ones(1, 3)).sum().backward()
+        assert not saved
+        model(torch.ones(1, 3))
+    assert saved
+
+
 def test_a_reentrant_checkpoint_can_be_derived_by_its_input_inside_and_is_itself_again_afterwards() -> None:
     fc = nn.Linear(3, 3)
     x = torch.randn(2, 3, requires_grad=True)
@@ -250,6 +357,15 @@ class Hooking(nn.Sequential):
 
 def hooks_of(model: nn.Module) -> list[list[int]]:
     return [list(value) for part in model.modules() for name, value in vars(part).items() if "_hooks" in name]
+
+
+def test_that_a_buffer_is_not_saved_is_as_before() -> None:
+    model = nn.BatchNorm1d(2)
+    with isolated([model]):
+        model.register_buffer("cache", torch.ones(1), persistent=False)
+        model.register_buffer("running_mean", torch.ones(2), persistent=False)
+    assert model._non_persistent_buffers_set == set()
+    assert "running_mean" in model.state_dict()
 
 
 def test_hooks_that_a_forward_adds_go_again_and_others_stay() -> None:
@@ -428,8 +544,8 @@ LARGE = torch.empty(17 << 20)  # 68 MB
     [
         (lambda: Node([0] * 9_000), True),
         (lambda: Node([[] for _ in range(11_000)]), False),
-        (lambda: chain(5), True),
-        (lambda: chain(5_000), False),
+        (lambda: chain(5_000), True),
+        (lambda: chain(11_000), False),
         (lambda: Node(nn.Parameter(LARGE)), True),  # a weight is not copied
         (lambda: Node(LARGE), False),
         (Mixed, True),
@@ -477,6 +593,32 @@ def test_arrays_of_python_are_put_back(held: Any) -> None:
         held.extend(before)
     assert model.held is held
     assert held == before
+
+
+class Slotted(nn.Module):
+    """Keeps what its forward changes in slots of its own, a teacher among it."""
+
+    __slots__ = ("calls", "later", "seen", "teacher")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.seen = 0, [0]
+        Slotted.teacher.__set__(self, InSlots(seen=[nn.BatchNorm1d(2)]))  # type: ignore[attr-defined, list-item]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(self.calls)
+        self.later = True
+        result: Tensor = self.teacher.seen[0].train()(x)
+        return result
+
+
+def test_what_a_module_keeps_in_slots_is_put_back() -> None:
+    model = Slotted()
+    with isolated([model]):
+        model(torch.ones(3, 2))
+    assert (model.calls, model.seen, hasattr(model, "later")) == (0, [0], False)
+    assert model.teacher.seen[0].running_mean.tolist() == [0, 0]
 
 
 def test_arrays_that_are_only_read_are_passed_by() -> None:
@@ -650,7 +792,7 @@ ONES = torch.ones(3, 2)
 
 
 def with_attributes(value: Any) -> Any:
-    value.n = value.in_slot = 0
+    value.n, value.in_slot, value.seen = 0, 0, []
     return value
 
 
@@ -658,6 +800,50 @@ def add_to_both(value: Any) -> None:
     value.append(1)
     value.n += 1
     value.in_slot += 1
+
+
+class Backwards(list[int]):
+    """Is read from its end, and counts how often."""
+
+    reads = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.reads += 1
+        return iter(list.__getitem__(self, slice(None, None, -1)))
+
+    def __len__(self) -> int:
+        return 0
+
+
+class Counted(dict[str, int]):
+    """Counts who reads it."""
+
+    reads = 0
+
+    def keys(self) -> Any:
+        self.reads += 1
+        return super().keys()
+
+    def values(self) -> Any:
+        self.reads += 1
+        return super().values()
+
+    def __iter__(self) -> Iterator[str]:
+        self.reads += 1
+        return super().__iter__()
+
+
+def beside(*constants: Any) -> SimpleNamespace:
+    """A count beside what nobody can change."""
+    return SimpleNamespace(constants=constants, n=0)
+
+
+def count(kept: Any) -> None:
+    kept.n += 1
+
+
+def gone() -> Any:
+    return weakref.proxy(nn.Identity())
 
 
 def ones_in(array: Any) -> None:
@@ -688,6 +874,13 @@ def ones_in(array: Any) -> None:
         ({"t": torch.zeros(1), "f": print}, lambda kept: kept["t"].add_(1), lambda kept: kept["t"].item()),
         ({"t": torch.zeros(1), "p": Path("a")}, lambda kept: kept["t"].add_(1), lambda kept: kept["t"].item()),
         (OrderedDict(a=1, b=2), lambda kept: kept.move_to_end("a"), list),
+        (beside(dt.date(2024, 1, 1), dt.timedelta(1), Decimal(1)), count, lambda kept: kept.n),
+        (beside(np.dtype("float32"), torch.strided, torch.finfo(), re.compile("a"), ...), count, lambda kept: kept.n),
+        (beside(frozenset({1}), weakref.ref(nn.Module), gone()), count, lambda kept: kept.n),
+        (Backwards([1, 2]), lambda kept: kept.append(3), lambda kept: (list.copy(kept), kept.reads)),
+        (Counted(a=1), lambda kept: dict.update(kept, b=1), lambda kept: (list(dict.items(kept)), kept.reads)),
+        (with_attributes(torch.zeros(1)), lambda kept: kept.seen.append(1), lambda kept: len(kept.seen)),
+        ([with_attributes(torch.zeros(1))], lambda kept: kept[0].seen.append(1), lambda kept: len(kept[0].seen)),
         (
             Wrapper(nn.BatchNorm1d(2)),
             lambda kept: kept.module(torch.ones(3, 2)),
@@ -717,6 +910,13 @@ def ones_in(array: Any) -> None:
         "beside a function",
         "beside a path",
         "order",
+        "beside a date",
+        "beside a type of numbers",
+        "beside a weak reference",
+        "list that is read otherwise",
+        "dict that is read otherwise",
+        "list in a tensor's attribute",
+        "list in an attribute of a tensor in a list",
         "in an object",
         "in a dict of lists",
     ],
@@ -731,10 +931,12 @@ def test_what_a_module_holds_is_put_back_whatever_it_is(kept: Any, change: Any, 
 
 def test_attributes_of_parameters_and_buffers_are_put_back() -> None:
     model = nn.BatchNorm1d(2)
-    model.weight.calls = 0  # type: ignore[attr-defined]
+    model.weight.calls, model.weight.seen = 0, []  # type: ignore[attr-defined]
     with isolated([model]):
         model.weight.calls = model.running_mean.calls = 1  # type: ignore[attr-defined, union-attr]
+        model.weight.seen.append(1)  # type: ignore[attr-defined]
     assert model.weight.calls == 0  # type: ignore[attr-defined]
+    assert model.weight.seen == []  # type: ignore[attr-defined]
     assert not hasattr(model.running_mean, "calls")
 
 
@@ -1006,6 +1208,15 @@ def test_a_gradient_of_another_type_than_its_weight_stays() -> None:
     with isolated([model]):
         assert model.bias.grad is None
     assert [parameter.grad for parameter in model.parameters()] == gradients
+
+
+def test_a_gradient_of_another_shape_than_its_weight_stays() -> None:
+    model = nn.Linear(2, 2)
+    gradient = model.weight.grad = torch.ones(2, 2)
+    model.weight.data = torch.ones(1, 2)
+    with isolated([model]):
+        pass
+    assert model.weight.grad is gradient
 
 
 def test_passes_of_two_threads_leave_the_settings_of_the_process_as_they_were() -> None:

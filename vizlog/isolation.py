@@ -6,6 +6,7 @@ import enum
 import functools
 import operator
 import random
+import re
 import sys
 import threading
 import weakref
@@ -13,6 +14,8 @@ from array import array
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
 from pathlib import PurePath
 from types import MemberDescriptorType, SimpleNamespace
 from typing import Any
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -67,23 +71,25 @@ def isolated(models: Iterable[nn.Module]) -> Iterator[None]:
     models = list(models)
     modules = _modules(models)
     with ExitStack() as stack:
-        parameters = _parameters_of(modules)
+        parameters, left_alone = _parameters_of(modules), _left_alone(models)
+        data = _Data(modules, left_alone)
+        others = _others(modules, data.tensors.values())
+        of_autograd = [*parameters, *(tensor for tensor in others if tensor.is_leaf)]
         stack.enter_context(_random_states(parameters))
         stack.enter_context(eager())
-        stack.enter_context(_no_cached_casts())
+        stack.enter_context(_no_cached_weights())
         stack.enter_context(_UNCHECKPOINTED.held())
-        stack.enter_context(_gradients(parameters))
+        stack.enter_context(_saved_as_is())
+        stack.enter_context(_gradients(of_autograd))
         stack.callback(reshard, models)
-        left_alone = _left_alone(models)
         if not left_alone:
             _remember_renormed(modules)
             stack.enter_context(_parameters(models, parameters))
-        data = _Data(modules, left_alone)
-        stack.enter_context(_tensors(modules, data.tensors.values()))
+        stack.enter_context(_tensors(others))
         stack.enter_context(generators_kept(data.generators.values()))
         stack.enter_context(contents_kept((*(module.__dict__ for module in modules), *data.containers.values())))
         stack.enter_context(_hooks(modules))
-        stack.enter_context(_derived(parameters))
+        stack.enter_context(_derived(of_autograd))
         for module in modules:
             if isinstance(module, torch.jit.ScriptModule):  # its flag lies beyond Python
                 stack.callback(setattr, module, "training", module.training)
@@ -114,22 +120,27 @@ def _modules(models: list[nn.Module]) -> list[nn.Module]:
 
 def _own(module: nn.Module) -> list[Any]:
     """What stands in its attributes that torch has not put there, but for plain values."""
-    return [value for name, value in module.__dict__.items() if name not in _OF_TORCH and type(value) not in _PLAIN]
+    own = [value for name, value in module.__dict__.items() if name not in _OF_TORCH and type(value) not in _PLAIN]
+    kind: Any = type(module)
+    return own + [part for slots in _slots_of(module) for part in _parts(slots)] if _slots_in(kind) else own
 
 
 def _held(value: Any, depth: int, looked_into: set[int]) -> Iterator[nn.Module]:
     """Modules that a value is or holds, also in objects that a `class` statement made; into each is looked once."""
+    if type(value) in _PLAIN:  # a weak proxy too, of what may be gone
+        return
     if isinstance(value, nn.Module):
         yield value
         return
-    if depth >= _DEEPEST_MODULE or type(value) in _PLAIN or isinstance(value, Tensor):
+    if depth >= _DEEPEST_MODULE or isinstance(value, Tensor):
         return
-    parts: Any = value if isinstance(value, (*_CONTAINERS, tuple)) else _attributes_of(value)
-    if parts is None or id(value) in looked_into or len(parts) + len(looked_into) > _MOST_PARTS:
+    collects = isinstance(value, _COLLECTIONS)
+    parts = [part for container in ([value] if collects else _attributes_of(value)) for part in _parts(container)]
+    if id(value) in looked_into or len(parts) + len(looked_into) > _MOST_PARTS:
         return
     looked_into.add(id(value))
-    for part in list(parts.values() if isinstance(parts, dict) else parts):
-        yield from _held(part, depth + 1, looked_into)
+    for part in parts:
+        yield from _held(part, depth + (1 if collects else 2), looked_into)
 
 
 @contextmanager
@@ -168,14 +179,18 @@ def eager() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _no_cached_casts() -> Iterator[None]:
+def _no_cached_weights() -> Iterator[None]:
     # Where the whole training runs inside one autocast, a weight cast without a gradient would cut the next forward's.
-    enabled = torch.is_autocast_cache_enabled()
+    enabled, parametrized = torch.is_autocast_cache_enabled(), parametrize._cache_enabled  # noqa: SLF001
     torch.set_autocast_cache_enabled(False)
+    if parametrized:  # likewise inside `parametrize.cached()`
+        parametrize._cache_enabled = 0  # noqa: SLF001
     try:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
+        if parametrized:
+            parametrize._cache_enabled = parametrized  # noqa: SLF001
 
 
 class Setting:
@@ -231,21 +246,41 @@ class _Uncheckpointed:
 
 
 @contextmanager
-def _gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
+def _saved_as_is() -> Iterator[None]:
+    # Who hooks what is saved for backward around the whole loop may count it, or write it to disk.
+    innermost = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # noqa: SLF001 -- since torch 2.8
+    if innermost is None or innermost(True) is None:
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):  # the innermost alone are called
+        yield
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@contextmanager
+def _gradients(tensors: list[Tensor]) -> Iterator[None]:
     # A strided gradient of a sparse parameter, as some are given, could not be put back.
-    kept = [(parameter, parameter.grad) for parameter in parameters if parameter.layout == torch.strided]
-    # Nor could one of another type, as of an optimizer that makes the weights wide only while it steps.
-    kept = [(p, gradient) for p, gradient in kept if gradient is None or gradient.dtype == p.dtype]
-    for parameter, gradient in kept:
+    kept = [(tensor, tensor.grad) for tensor in tensors if tensor.layout == torch.strided and tensor.is_leaf]
+    # Nor could one of another type, as of an optimizer that makes the weights wide only while it steps, or of another
+    # shape, as of a layer that was pruned or grown since.
+    kept = [(t, gradient) for t, gradient in kept if gradient is None or _fits(gradient, t)]
+    for tensor, gradient in kept:
         if gradient is not None:
-            parameter.grad = None
+            tensor.grad = None
     try:
         yield
     finally:
         with ExitStack() as stack:  # each, whatever happens to another
-            for parameter, gradient in kept:
-                if parameter.grad is not gradient:
-                    stack.callback(setattr, parameter, "grad", gradient)
+            for tensor, gradient in kept:
+                if tensor.grad is not gradient:
+                    stack.callback(setattr, tensor, "grad", gradient)
+
+
+def _fits(gradient: Tensor, tensor: Tensor) -> bool:
+    return gradient.dtype == tensor.dtype and gradient.shape == tensor.shape
 
 
 def _parameters_of(modules: list[nn.Module]) -> list[nn.Parameter]:
@@ -342,7 +377,8 @@ def _parameters(models: list[nn.Module], parameters: list[nn.Parameter]) -> Iter
     places = [data.data_ptr() for _, data, _ in kept]
     known = [(data, _copied(data)) for p, data, _ in kept if id(p) in _CHANGING]
     try:
-        yield
+        with _versions_kept(p for p, *_ in kept if id(p) in _CHANGING):
+            yield
     finally:
         changed = [p for p, _, version in kept if _version(p) != version and id(p) not in _CHANGING]
         for (parameter, data, _), place in zip(kept, places, strict=True):
@@ -366,17 +402,34 @@ def _say_changed(models: list[nn.Module], changed: list[nn.Parameter]) -> None:
     )
 
 
-@contextmanager
-def _tensors(modules: list[nn.Module], others: Iterable[Tensor]) -> Iterator[None]:
+def _others(modules: list[nn.Module], held: Iterable[Tensor]) -> list[Tensor]:
+    """Buffers and the other tensors, each once, without those that have no values yet."""
     buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    found = {id(tensor): tensor for tensor in (*buffers, *others) if not is_lazy(tensor)}
-    kept = [(tensor, copy) for tensor in found.values() if (copy := _copied(tensor)) is not None]
+    found = {id(tensor): tensor for tensor in (*buffers, *held) if not is_lazy(tensor)}
+    return list(found.values())
+
+
+@contextmanager
+def _tensors(tensors: list[Tensor]) -> Iterator[None]:
+    kept = [(tensor, copy) for tensor in tensors if (copy := _copied(tensor)) is not None]
+    with _versions_kept(tensor for tensor, _ in kept):
+        try:
+            yield
+        finally:
+            with ExitStack() as stack:  # each, whatever happens to another
+                for tensor, copy in kept:
+                    stack.callback(_fill, tensor, copy)
+
+
+@contextmanager
+def _versions_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Afterwards a graph that saved one of these, which are put back, can still run its backward."""
+    kept: list[Any] = [_unsafe_preserve_version_counter(tensor) for tensor in tensors if not tensor.is_inference()]
     try:
         yield
     finally:
-        with ExitStack() as stack:  # each, whatever happens to another
-            for tensor, copy in kept:
-                stack.callback(_fill, tensor, copy)
+        for version in kept:
+            version.__exit__()
 
 
 def _fill(tensor: Tensor, copy: Tensor) -> None:
@@ -476,25 +529,28 @@ def _hooks(modules: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _derived(parameters: list[nn.Parameter]) -> Iterator[None]:
-    # Some models freeze layers where they evaluate, or hook a gradient at their first forward.
-    kept = list(map(_OF_AUTOGRAD, parameters))
+def _derived(tensors: list[Tensor]) -> Iterator[None]:
+    # Some models freeze layers where they evaluate, or hook a gradient at their first forward; and what one adds to a
+    # buffer has a gradient where the input is derived by, as by saliency.
+    kept = list(map(_OF_AUTOGRAD, tensors))
     with contents_kept(hooks for _, early, late in kept for hooks in (early, late) if hooks is not None):
         try:
             yield
         finally:
             with ExitStack() as stack:  # each, whatever happens to another
-                for parameter, before in zip(parameters, kept, strict=True):
-                    if _OF_AUTOGRAD(parameter) != before:
-                        stack.callback(_put_back_derived, parameter, before)
+                for tensor, before in zip(tensors, kept, strict=True):
+                    if _OF_AUTOGRAD(tensor) != before:
+                        stack.callback(_put_back_derived, tensor, before)
 
 
-def _put_back_derived(parameter: nn.Parameter, before: tuple[Any, ...]) -> None:
-    parameter.requires_grad, *hooks = before
+def _put_back_derived(tensor: Tensor, before: tuple[Any, ...]) -> None:
+    if not tensor.is_leaf:
+        tensor.detach_()
+    tensor.requires_grad, *hooks = before
     for name, kept in zip(_GRADIENT_HOOKS, hooks, strict=True):
-        if (now := getattr(parameter, name)) is not kept:
+        if (now := getattr(tensor, name)) is not kept:
             (now or {}).clear()  # torch goes on with those that it was given, also once None is in their place
-            setattr(parameter, name, kept)
+            setattr(tensor, name, kept)
 
 
 class _Data:
@@ -510,30 +566,43 @@ class _Data:
         self.containers: dict[int, Any] = {}
         self._known: set[int] = set()
         for module in modules:
-            for name in ("_parameters", "_buffers", "_modules"):
+            for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
                 value = module.__dict__.get(name)
-                if name not in left_alone and isinstance(value, dict):  # a ScriptModule's lie beyond Python
+                if name not in left_alone and isinstance(value, (dict, set)):  # a ScriptModule's lie beyond Python
                     self.containers[id(value)] = value
-                    tensors = value.values() if name != "_modules" else ()
-                    self.containers.update((id(held), held.__dict__) for held in tensors if held is not None)
+                    if value and name in {"_parameters", "_buffers"}:
+                        self._add_attributes(held for held in _parts(value) if held is not None)
+            kind: Any = type(module)
+            if _slots_in(kind):
+                self.containers.update((_identity(slots), slots) for slots in _slots_of(module))
             for value in _own(module):
-                if id(value) not in self._known:
-                    self._known.add(id(value))
-                    self._add(value)
+                self._add_once(value)
+
+    def _add_once(self, value: Any) -> None:
+        if type(value) not in _PLAIN and id(value) not in self._known:
+            self._known.add(id(value))
+            self._add(value)
+
+    def _add_attributes(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            self.containers[id(tensor)] = tensor.__dict__
+            if tensor.__dict__:
+                for value in tensor.__dict__.values():
+                    self._add_once(value)
 
     def _add(self, value: Any) -> None:
         if isinstance(value, Tensor):
             self.tensors[id(value)] = value
-            self.containers[id(value)] = value.__dict__
+            self._add_attributes([value])
             return
         found = _Walk()
-        if found.is_data(value, 0):
+        if found.is_data(value):
             self.tensors.update(found.tensors)
             self.generators.update(found.generators)
             self.containers.update(found.containers)
             return
-        if isinstance(value, (*_CONTAINERS, tuple)) and len(value) <= _MOST_PARTS:
-            for part in list(value.values() if isinstance(value, dict) else value):
+        if isinstance(value, _COLLECTIONS) and len(parts := list(_parts(value))) <= _MOST_PARTS:
+            for part in parts:
                 if isinstance(part, Tensor) or is_generator(part):
                     self._add(part)
         if isinstance(value, _CONTAINERS):  # of modules or functions, say: itself, but nothing in it
@@ -549,40 +618,46 @@ class _Walk:
         self.containers: dict[int, Any] = {}
         self._parts_left, self._bytes_left = _MOST_PARTS, 64 << 20
 
-    def is_data(self, value: Any, depth: int) -> bool:
+    def is_data(self, value: Any) -> bool:
         """Whether a value holds nothing but data."""
-        kind = type(value)
-        if kind in _PLAIN or isinstance(value, (nn.Parameter, *_CONSTANT)):
+        # What lies near the surface comes first: where that is no data, as in a trainer, the rest is not looked at.
+        waiting = deque([value])
+        while waiting:
+            if not self._take(waiting.popleft(), waiting):
+                return False
+        return True
+
+    def _take(self, value: Any, waiting: deque[Any]) -> bool:
+        """Whether this may be data; its parts then wait to be looked at."""
+        if type(value) in _PLAIN or isinstance(value, (nn.Parameter, *_CONSTANT)):
             return True
-        if isinstance(value, np.ndarray):
-            if value.flags.writeable:
-                self.containers[id(value)] = value
-                self._bytes_left -= value.nbytes
-            return self._bytes_left >= 0 and not value.dtype.hasobject
-        if isinstance(value, _ARRAYS):
-            self.containers[id(value)] = value
-            self._bytes_left -= memoryview(value).nbytes
-            return self._bytes_left >= 0
-        if isinstance(value, Tensor):
-            self.tensors[id(value)] = value
-            self.containers[id(value)] = value.__dict__
-            self._bytes_left -= value.numel() * value.element_size()
-            return self._bytes_left >= 0
+        if isinstance(value, (np.ndarray, *_ARRAYS)):
+            return self._take_array(value)
         if is_generator(value):
             self.generators[id(value)] = value
             return True
+        if isinstance(value, Tensor):
+            if id(value) not in self.tensors:
+                self.tensors[id(value)] = value
+                self.containers[id(value)] = value.__dict__
+                self._bytes_left -= value.numel() * value.element_size()
+                waiting += value.__dict__.values()
+            return self._bytes_left >= 0
         self._parts_left -= 1
-        if depth > _DEEPEST or self._parts_left < 0:
-            return False
         held = _attributes_of(value)
-        if isinstance(value, (*_CONTAINERS, tuple)):
+        if isinstance(value, _COLLECTIONS):
             held.append(value)
-        new = {_identity(container): container for container in held if _identity(container) not in self.containers}
-        self.containers.update((key, container) for key, container in new.items() if not isinstance(container, tuple))
-        return bool(held) and all(self._are_data(_parts(container), depth) for container in new.values())
+        for container in held:
+            if _identity(container) not in self.containers:
+                self.containers[_identity(container)] = container
+                waiting += _parts(container)
+        return bool(held) and self._parts_left >= 0
 
-    def _are_data(self, parts: Iterable[Any], depth: int) -> bool:
-        return all(self.is_data(part, depth + 1) for part in parts)
+    def _take_array(self, value: Any) -> bool:
+        if not isinstance(value, np.ndarray) or value.flags.writeable:
+            self.containers[id(value)] = value
+            self._bytes_left -= memoryview(value).nbytes if isinstance(value, _ARRAYS) else value.nbytes
+        return self._bytes_left >= 0 and not (isinstance(value, np.ndarray) and value.dtype.hasobject)
 
 
 def is_generator(value: Any) -> bool:
@@ -624,10 +699,20 @@ def _attributes_of(value: Any) -> list[Any]:
         return []
     if not all(base.__flags__ & _HEAP_TYPE or base in _BUILT_IN for base in kind.__mro__[:-1]):
         return []
-    written = [base for base in kind.__mro__ if vars(base).get("__slots__")]  # Generic and the like have empty ones
-    slots = [slot for base in written for slot in vars(base).values() if isinstance(slot, MemberDescriptorType)]
-    held: list[Any] = [_Slots(value, slots)] if slots else []
+    held: list[Any] = _slots_of(value)
     return [*held, value.__dict__] if hasattr(value, "__dict__") else held
+
+
+def _slots_of(value: Any) -> list[Any]:
+    """What holds its attributes that lie in slots, where it has any."""
+    kind: Any = type(value)
+    return [_Slots(value, slots)] if (slots := _slots_in(kind)) else []
+
+
+@functools.cache
+def _slots_in(kind: Any) -> list[MemberDescriptorType]:
+    written = [base for base in kind.__mro__ if vars(base).get("__slots__")]  # Generic and the like have empty ones
+    return [slot for base in written for slot in vars(base).values() if isinstance(slot, MemberDescriptorType)]
 
 
 def _identity(container: Any) -> int:
@@ -637,15 +722,27 @@ def _identity(container: Any) -> int:
 def _parts(container: Any) -> Iterable[Any]:
     if isinstance(container, _Slots):
         return [part for part in container.read() if part is not _EMPTY]
-    return container.values() if isinstance(container, dict) else container
+    if type(container) is dict:
+        return container.values()
+    # By the methods of the plain kind, here and below: those of a class of one's own may do more, such as count reads.
+    kind: Any = next(kind for kind in _COLLECTIONS if isinstance(container, kind))
+    found: Iterable[Any] = kind.values(container) if kind is dict else kind.__iter__(container)
+    return found
 
 
 _EMPTY = object()
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
-_CONSTANT = (enum.Enum, PurePath, np.generic, range, slice)
+_PLAIN = frozenset(
+    {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, *weakref.ProxyTypes}
+)
+_CONSTANT = (
+    *(enum.Enum, PurePath, range, slice, re.Pattern, weakref.ref),
+    *(date, time, timedelta, tzinfo, Decimal, type(Ellipsis), type(NotImplemented)),
+    *(np.generic, np.dtype, torch.layout, torch.memory_format, torch.qscheme, torch.finfo, torch.iinfo),
+)
 _CONTAINERS = (list, dict, set, deque)
+_COLLECTIONS = (*_CONTAINERS, tuple, frozenset)
 _ARRAYS = (bytearray, array)
-_BARE: frozenset[type] = frozenset({*_CONTAINERS, tuple, defaultdict})
+_BARE: frozenset[type] = frozenset({*_COLLECTIONS, defaultdict})
 _BUILT_IN = _BARE | {OrderedDict, SimpleNamespace}
 _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.BitGenerator, np.random.RandomState)
 _OF_TORCH = frozenset(nn.Module().__dict__)
@@ -654,7 +751,6 @@ _HOOKS = tuple(name for name in nn.Module().__dict__ if name.startswith(("_forwa
 _GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _OF_AUTOGRAD = operator.attrgetter("requires_grad", *_GRADIENT_HOOKS)
 _NONE: dict[Any, Any] = {}
-_DEEPEST = 6
 _DEEPEST_MODULE = 3
 _MOST_PARTS = 10_000
 _HEAP_TYPE = 1 << 9  # of CPython's type flags: a class that a `class` statement made
@@ -670,15 +766,17 @@ def _same(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
     if b is _NONE:
         return not a
     kind: Any = OrderedDict if isinstance(a, OrderedDict) else dict
-    if len(a) != len(b) or not all(map(operator.is_, kind.keys(a), b)):
+    if dict.__len__(a) != len(b) or not all(map(operator.is_, kind.keys(a), b)):
         return False
     return all(map(operator.is_, kind.values(a), b.values()))
 
 
 def _shallow(container: Any) -> Any:
-    """Its parts, as the plain container or array that holds them; None of a tensor that cannot be changed in place."""
+    """Its parts, as the plain container or array that holds them; None of what cannot be changed in place."""
     if type(container) is dict:  # nearly all are
         return container.copy() if container else _NONE
+    if type(container) is set:
+        return container.copy() if container else frozenset()
     if isinstance(container, np.ndarray):
         return container.copy()
     if isinstance(container, Tensor):
@@ -687,8 +785,12 @@ def _shallow(container: Any) -> Any:
         return container.read()
     if isinstance(container, _ARRAYS):
         return container[:]
-    kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
-    return kind(container)
+    if isinstance(container, (tuple, frozenset)):
+        return None
+    kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+    if kind is dict:
+        return dict(OrderedDict.items(container) if isinstance(container, OrderedDict) else dict.items(container))
+    return kind(kind.__iter__(container))
 
 
 def _put_all_back(kept: Iterable[tuple[Any, Any]]) -> None:
@@ -711,18 +813,19 @@ def _put_back(container: Any, copy: Any) -> None:
             of_dicts: Any = OrderedDict if isinstance(container, OrderedDict) else dict
             of_dicts.clear(container)
             of_dicts.update(container, copy)
+    elif isinstance(container, set):
+        if set.__ne__(container, copy):
+            set.clear(container)
+            set.update(container, copy)
     elif isinstance(container, (Tensor, np.ndarray, *_ARRAYS)):
         _put_back_numbers(container, copy)
     elif isinstance(container, _Slots):
         container.write(copy)
-    elif isinstance(container, (deque, list)):
-        if len(container) != len(copy) or any(map(operator.is_not, container, copy)):
-            of_lists: Any = deque if isinstance(container, deque) else list
+    else:
+        of_lists: Any = deque if isinstance(container, deque) else list
+        if of_lists.__len__(container) != len(copy) or any(map(operator.is_not, of_lists.__iter__(container), copy)):
             of_lists.clear(container)
             of_lists.extend(container, copy)
-    elif container != copy:
-        set.clear(container)
-        set.update(container, copy)
 
 
 def _put_back_numbers(held: Any, copy: Any) -> None:
