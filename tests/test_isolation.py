@@ -1249,3 +1249,21 @@ def test_noise_begins_anew_in_each_pass_and_training_has_its_own() -> None:
             drawn.append((torch.rand(3).tolist(), random.random(), np.random.rand()))  # noqa: NPY002
     assert drawn[0] == drawn[1]
     assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.PCG64])
+def test_noise_of_whatever_generator_numpy_was_given_begins_anew_too(kind: Callable[[int], Any]) -> None:
+    model, given = nn.Linear(1, 1), np.random.get_bit_generator()
+    np.random.set_bit_generator(kind(3))
+    try:
+        np.random.standard_normal()  # noqa: NPY002 -- of which the old one makes two, and keeps the other
+        drawn, before = [], str(np.random.get_state(legacy=False))  # noqa: NPY002
+        for _ in range(2):
+            with isolated([model]):
+                start_noise([model])
+                drawn.append(np.random.rand())  # noqa: NPY002
+        assert drawn[0] == drawn[1]
+        assert str(np.random.get_state(legacy=False)) == before  # noqa: NPY002
+    finally:
+        np.random.set_bit_generator(given)

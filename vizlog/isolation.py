@@ -146,7 +146,7 @@ def _held(value: Any, depth: int, looked_into: set[int]) -> Iterator[nn.Module]:
 @contextmanager
 def _random_states(parameters: list[nn.Parameter]) -> Iterator[None]:
     devices = {parameter.device for parameter in parameters}
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the one that all share
+    python, shared = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002 -- the one that all share
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for kind in {device.type for device in devices} - {"cpu", "meta"}:
@@ -156,13 +156,18 @@ def _random_states(parameters: list[nn.Parameter]) -> Iterator[None]:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002
+            np.random.set_state(shared)  # noqa: NPY002
 
 
 def start_noise(models: Iterable[nn.Module]) -> None:
     """Inside `isolated`: random numbers begin anew, so that a model that samples is the same in every pass."""
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 -- the one that all share
+    of_numpy: Any = np.random  # whose types leave this out
+    bits = of_numpy.get_bit_generator()  # of the one that all share, which a person may have set
+    if isinstance(bits, np.random.MT19937):
+        np.random.seed(0)  # noqa: NPY002
+    else:
+        bits.state = type(bits)(0).state
     torch.default_generator.manual_seed(0)
     for device in {parameter.device for model in models for parameter in model.parameters()}:
         if device.type == "cuda" and torch.cuda.is_initialized():
