@@ -280,7 +280,7 @@ def _gradients(tensors: list[Tensor]) -> Iterator[None]:
     finally:
         with ExitStack() as stack:  # each, whatever happens to another
             for tensor, gradient in kept:
-                if tensor.grad is not gradient:
+                if tensor.is_leaf and tensor.grad is not gradient:
                     stack.callback(setattr, tensor, "grad", gradient)
 
 
