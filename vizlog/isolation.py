@@ -119,8 +119,14 @@ def _modules(models: list[nn.Module]) -> list[nn.Module]:
 
 
 def _own(module: nn.Module) -> list[Any]:
-    """What stands in its attributes that torch has not put there, but for plain values."""
-    own = [value for name, value in module.__dict__.items() if name not in _OF_TORCH and type(value) not in _PLAIN]
+    """What stands in its attributes that torch has not put there, but for plain values and tuples of these."""
+    own = [
+        value
+        for name, value in module.__dict__.items()
+        if (kind := type(value)) not in _PLAIN
+        and name not in _OF_TORCH
+        and not (kind is tuple and _PLAIN.issuperset(map(type, value)))  # as a convolution's sizes
+    ]
     kind: Any = type(module)
     return own + [part for slots in _slots_of(module) for part in _parts(slots)] if _slots_in(kind) else own
 
