@@ -123,9 +123,9 @@ def _own(module: nn.Module) -> list[Any]:
     own = [
         value
         for name, value in module.__dict__.items()
-        if (kind := type(value)) not in _PLAIN
+        if type(value) not in _PLAIN
         and name not in _OF_TORCH
-        and not (kind is tuple and _PLAIN.issuperset(map(type, value)))  # as a convolution's sizes
+        and not (type(value) is tuple and _PLAIN.issuperset(map(type, value)))  # as a convolution's sizes
     ]
     kind: Any = type(module)
     return own + [part for slots in _slots_of(module) for part in _parts(slots)] if _slots_in(kind) else own
