@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.histogram import counted
 from benchmarks.models import resnet18
 from benchmarks.results import Found, at_most
-from vizlog.compute.histogram import count_bits, histogram
+from vizlog.compute.histogram import histogram
 
 
 def run() -> Found:
@@ -40,6 +41,6 @@ def _distributions() -> Iterator[tuple[str, Tensor]]:
 
 
 def _total_variation(tensor: Tensor) -> float:
-    shown = histogram("weights/a", count_bits(tensor))
+    shown = histogram("weights/a", counted(tensor))
     exact, _ = np.histogram(tensor.flatten().double().numpy(), shown.edges)
     return float(np.abs(shown.counts - exact).sum()) / 2 / tensor.numel()

@@ -6,6 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -74,8 +75,8 @@ def _counting() -> dict[str, dict[str, float]]:
         target = torch.empty_like(tensor)
         found[name] = {
             "bytes": float(tensor.nbytes),
-            "milliseconds": _milliseconds(lambda tensor=tensor: count_bits(tensor)),
-            "copy": _milliseconds(lambda target=target, tensor=tensor: target.copy_(tensor)),
+            "milliseconds": _milliseconds(partial(count_bits, tensor)),
+            "copy": _milliseconds(partial(target.copy_, tensor)),
         }
     parameters = [parameter.detach() for parameter in gpt2_small().model.parameters()]
     found["GPT-2 small"] = {"milliseconds": _milliseconds(lambda: count_each(parameters))}
@@ -93,7 +94,7 @@ def _milliseconds(work: Callable[[], object], *, repeats: int = 15) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))
-    return statistics.median(times[2:])
+    return float(statistics.median(times[2:]))
 
 
 def _weights() -> list[vizlog.Probe]:

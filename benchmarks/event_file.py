@@ -19,10 +19,11 @@ from tensorboard.summary.writer import record_writer
 from torch.utils.tensorboard import SummaryWriter
 
 import vizlog
+from benchmarks.histogram import counted
 from benchmarks.measure import in_turns
 from benchmarks.models import resnet
 from benchmarks.results import Found, Row, at_least, at_most
-from vizlog.compute.histogram import count_bits, histogram
+from vizlog.compute.histogram import histogram
 
 _TAGS, _STEPS = 500, 100
 _PICTURES = 20
@@ -43,7 +44,7 @@ def _histograms() -> tuple[list[Row], dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Path(folder, "vizlog"), Path(folder, "torch")
         backend = vizlog.TensorBoard(ours)
-        counts = [count_bits(tensor) for tensor in tensors]
+        counts = [counted(tensor) for tensor in tensors]
         for step in range(_STEPS):
             names = (f"weights/layer{tag}.weight" for tag in range(_TAGS))
             backend.write(step, [histogram(name, counts[tag % 50]) for tag, name in enumerate(names)])

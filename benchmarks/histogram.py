@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from benchmarks.measure import in_turns
 from benchmarks.peers import offline_run, wandb_counts
 from benchmarks.results import Found, Plot, at_least, at_most, told
-from vizlog.compute.histogram import count_bits, histogram, prepare
+from vizlog.compute.histogram import BitCounts, count_bits, histogram, prepare
 
 SIZES = (10**6, 10**7, 10**8)
 SMALL = (10, 100, 1000, 10_000, 100_000)
@@ -52,10 +52,17 @@ def run() -> Found:
     return Found(rows, numbers, [plot])
 
 
+def counted(tensor: Tensor) -> BitCounts:
+    """The counts of a tensor on the CPU."""
+    counts = count_bits(tensor)
+    assert isinstance(counts, BitCounts)
+    return counts
+
+
 def _beside_peers(tensor: Tensor, writer: SummaryWriter) -> dict[str, float]:
     watch = wandb_counts()
     works = {
-        "vizlog": lambda: histogram("weights/a", count_bits(tensor)),
+        "vizlog": lambda: histogram("weights/a", counted(tensor)),
         "SummaryWriter": lambda: writer.add_histogram("weights/a", tensor, 0),
         "wandb": lambda: watch(tensor),
     }
@@ -76,10 +83,10 @@ def _repeats(tensor: Tensor) -> int:
 
 
 def _alone(tensor: Tensor) -> dict[str, Callable[[], object]]:
-    counts = count_bits(tensor)
+    counts = counted(tensor)
     return {
-        "vizlog": lambda: histogram("weights/a", count_bits(tensor)),
-        "count": lambda: count_bits(tensor),
+        "vizlog": lambda: histogram("weights/a", counted(tensor)),
+        "count": lambda: counted(tensor),
         "record": lambda: histogram("weights/a", counts),
         "torch.sum": lambda: torch.sum(tensor),
     }

@@ -6,6 +6,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import wandb
@@ -35,7 +36,7 @@ def run() -> Found:
     for name, make in (WORKLOADS | MANY_SMALL).items():
         beside_writer, beside_watch = (
             _beside_writer(replayed(make())),
-            _beside_watch(lambda make=make: replayed(make())),
+            _beside_watch(partial(_replayed, make)),
         )
         numbers[name] = {"beside a SummaryWriter loop": beside_writer, "beside wandb.watch": beside_watch}
         rows += [
@@ -46,6 +47,10 @@ def run() -> Found:
             _row(name, "wandb.watch, weights and gradients", 8, _less_extra(beside_watch, "vizlog", "watch")),
         ]
     return Found(rows, numbers)
+
+
+def _replayed(make: Callable[[], Workload]) -> Workload:
+    return replayed(make())
 
 
 def _row(name: str, peer: str, asked: float, measured: float) -> Row:

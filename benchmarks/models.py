@@ -186,8 +186,8 @@ def replayed(work: Workload) -> Workload:
     for handle in handles:
         handle.remove()
     for leaf, output in ran:
-        leaf.forward = lambda output=output: output  # type: ignore[method-assign]
-    work.model.forward = lambda: [leaf() for leaf, _ in ran][-1]  # type: ignore[method-assign]
+        leaf.forward = lambda output=output: output
+    work.model.forward = lambda: [leaf() for leaf, _ in ran][-1]
     gradients = {
         parameter: parameter.grad.clone() for parameter in work.model.parameters() if parameter.grad is not None
     }
