@@ -1162,3 +1162,20 @@ def test_a_chart_is_drawn_while_another_thread_imports_pandas(
     monkeypatch.delitem(sys.modules, "pandas")
     (chart,) = finish(run).of("health/dead_units")
     assert chart["_type"] == "plotly-file"
+
+
+def test_the_first_row_imports_neither_pandas_nor_plotly_while_training_runs(tmp_path: Path) -> None:
+    script = """
+import sys, wandb, numpy as np
+from vizlog import WandB
+from vizlog.records import Curves
+run = wandb.init(mode="offline", project="vizlog-tests", dir=sys.argv[1])
+backend, before = WandB(run), set(sys.modules)
+backend.write(0, [Curves("health/dead_units", x=np.arange(2), ys={"share": np.zeros(2)}, x_label="layer", y_label="y")])
+backend.close()
+run.finish()
+print("imported:", *sorted({name.partition(".")[0] for name in set(sys.modules) - before} & {"pandas", "plotly"}))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "imported:"

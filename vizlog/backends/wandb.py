@@ -10,8 +10,8 @@ import importlib
 import io
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import assert_never
@@ -130,6 +130,8 @@ class WandB:
         self._refused_tables = False
         self._now: Callable[[], int] = lambda: -1
         self._deliver: Callable[[], None] | None = None
+        if opened is not None:
+            _import_what_rows_take()
         self._rows = None if opened is None else self._open_rows(opened, step_key)
         self._files = _FileBudget(max_files)
         self._drawable = Drawable()
@@ -400,18 +402,8 @@ class WandB:
         except ImportError:
             return self._picture(record)
         chart = self._pictures.chart(record)
-
-        def made() -> wandb.Plotly:
-            # It was checked where it was made; plotly would take the interpreter from training for that again.
-            return wandb.Plotly(Figure(chart, skip_invalid=True, _validate=False))
-
-        try:
-            return made()
-        except AttributeError:  # plotly looks into a pandas that another thread is in the middle of importing
-            if "pandas" not in sys.modules:
-                raise
-            importlib.import_module("pandas")  # waits for the other
-            return made()
+        # It was checked where it was made; plotly would take the interpreter from training for that again.
+        return wandb.Plotly(Figure(chart, skip_invalid=True, _validate=False))
 
     def _embedding(self, step: int, key: str, record: Embedding) -> Iterator[tuple[str, Any]]:
         if self._files.take(step, key):
@@ -549,6 +541,21 @@ def _open_run(run: Any) -> wandb.Run | None:
     if _is_finished(run):
         raise RuntimeError(f"the W&B run {run.id} is already finished: call wandb.init() for a new one")
     return run
+
+
+def _import_what_rows_take() -> None:
+    """Imports here, if it is there, what the client and the first chart would import in the midst of the first steps.
+
+    That takes seconds there, and holds training up: at each of some hundred files a thread gives the interpreter up and
+    waits for it again. And plotly looks into a pandas that it finds half imported, and fails.
+    """
+    with suppress(Exception):  # whoever needs it says what is wrong with it
+        importlib.import_module("pandas")
+    with suppress(Exception):
+        from plotly.graph_objects import Figure
+
+        # It imports each kind of trace when one is made.
+        Figure({"data": [{"type": "scatter"}, {"type": "surface"}], "layout": {"template": "plotly_white"}})
 
 
 def _before_finish(run: wandb.Run, work: Callable[[], None]) -> bool:
