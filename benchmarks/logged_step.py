@@ -97,13 +97,17 @@ def _beside_writer(work: Workload) -> dict[str, float]:
 
 
 def _beside_watch(make: Callable[[], Workload]) -> dict[str, float]:
-    """Seconds of some steps: plain, the first logged by vizlog to W&B (weights, gradients), and by `wandb.watch`."""
+    """Seconds of some steps: plain, the first logged by vizlog to W&B (weights, gradients), and by `wandb.watch`.
+
+    Each logs to a run of its own, as a person has one of them: rows of watch's would be written with ours.
+    """
     with ExitStack() as stack:
-        run = stack.enter_context(offline_run())
+        run = stack.enter_context(offline_run())  # the active one, which is where watch logs
+        our_run = stack.enter_context(wandb.init(mode="offline", project="benchmarks", reinit="create_new"))
         plain, ours, theirs = make(), make(), make()
         probes = [vizlog.WeightHistograms(every=_STEPS, most=None), vizlog.GradientHistograms(every=_STEPS, most=None)]
         done = [MIDST]
-        monitor = vizlog.watch(ours.model, ours.optimizer, to=run, probes=probes, step=lambda: done[0])
+        monitor = vizlog.watch(ours.model, ours.optimizer, to=our_run, probes=probes, step=lambda: done[0])
         stack.callback(monitor.close)
         run.watch(theirs.model, log="all", log_freq=_STEPS)
         for _ in range(_STEPS - 1):  # it logs the last of so many
@@ -111,6 +115,7 @@ def _beside_watch(make: Callable[[], Workload]) -> dict[str, float]:
 
         def logged() -> None:
             ours.step()
+            our_run.log({})  # until its owner logs, vizlog holds its rows back
             done[0] += 1
 
         def watched() -> None:
