@@ -8,6 +8,7 @@ import ctypes
 import dataclasses
 import importlib
 import math
+import mmap
 import os
 import pickle
 import subprocess
@@ -765,6 +766,23 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is protected by Linux's mprotect")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_is_read_behind_a_tensor(dtype: torch.dtype) -> None:
+    """There lies a page that ends a process that reads it."""
+    pages, page = 40, mmap.PAGESIZE
+    memory = mmap.mmap(-1, (pages + 1) * page)
+    whole = torch.frombuffer(memory, dtype=dtype)
+    end = pages * page // dtype.itemsize
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(whole.data_ptr() + pages * page), ctypes.c_size_t(page), 0) == 0
+    for number in (33, 3_000, 8_192, end):
+        values = whole[end - number : end].normal_()
+        if (child := os.fork()) == 0:
+            os._exit(0 if count_bits(values).count == number else 1)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("n", [5000, (1 << 16) - 1, 100_000])
