@@ -138,6 +138,29 @@ def test_a_cnn_gets_gradients_and_gradcam_of_the_true_class(model: nn.Sequential
         assert record.titles == [f"example {n}: class {t}" for n, t in zip(batch.ids[:8], targets, strict=True)]
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_gradcam_is_of_a_part_that_the_score_depends_on(
+    model: nn.Sequential, batch: FixedBatch, *, inside: bool
+) -> None:
+    class Distiller(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student, self.teacher = model, copy.deepcopy(model)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            scores = self.student(x)
+            with torch.no_grad():
+                return scores, self.teacher(x)
+
+    whole = nn.Sequential(Distiller()) if inside else Distiller()
+    records = drawn(SaliencyMaps(target="predicted"), whole, batch)
+    assert list(records) == ["saliency/gradient/predicted", "saliency/gradcam/predicted"]
+    assert "student.3" in records["saliency/gradcam/predicted"].caption
+    alone = drawn(SaliencyMaps(target="predicted"), model, batch)
+    for tag, record in alone.items():
+        np.testing.assert_array_equal(record.values, records[tag].values)
+
+
 def test_of_scores_that_are_nan_none_is_the_predicted_class(model: nn.Sequential, batch: FixedBatch) -> None:
     with torch.no_grad():
         next(model.parameters())[0] = float("nan")

@@ -22,6 +22,7 @@ from vizlog.batch import on_device
 
 __all__ = [
     "Gap",
+    "NoGradientError",
     "Score",
     "before_softmax",
     "choose_targets",
@@ -34,6 +35,10 @@ __all__ = [
 ]
 
 Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+class NoGradientError(ValueError):
+    """The score does not depend on what is to be explained through operations that have a gradient."""
 
 
 class Gap(NamedTuple):
@@ -164,7 +169,8 @@ def derivative(scores: Tensor, of: Tensor) -> Tensor:
         the shape and dtype of `of`.
 
     Raises:
-        ValueError: the scores are not (R,), or do not depend on `of` through operations that have a gradient.
+        ValueError: the scores are not (R,).
+        NoGradientError: they do not depend on `of` through operations that have a gradient.
     """
     if scores.shape != of.shape[:1]:
         raise ValueError(
@@ -175,7 +181,7 @@ def derivative(scores: Tensor, of: Tensor) -> Tensor:
     if scores.requires_grad:
         (found,) = torch.autograd.grad(scores, of, torch.ones_like(scores), allow_unused=True)
     if found is None:
-        raise ValueError(
+        raise NoGradientError(
             "the score has no gradient with respect to what is to be explained: something on the way detaches it "
             "(detach, no_grad, argmax, rounding), or it does not depend on it"
         )

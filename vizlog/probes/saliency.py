@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from numbers import Real
 from typing import Any
 
@@ -18,6 +19,8 @@ from vizlog.batch import FixedBatch, describe
 from vizlog.capture import Survey, device_of
 from vizlog.compute.saliency import (
     Gap,
+    NoGradientError,
+    Score,
     choose_targets,
     gradient,
     integrated_gradients,
@@ -96,6 +99,7 @@ class SaliencyMaps(Probe):
         self._steps, self._baseline = steps, baseline
         self._methods: tuple[str, ...] = ()
         self._convolution = ""
+        self._others: list[str] = []  # convolutions of other parts, where the score depends on none of that one's
         self._tokens = self._is_table = False
         self._next_tokens = self._hidden_tokens = self._of_tokens = self._at_labels = self._of_sets = False
         self._where = ""
@@ -130,7 +134,7 @@ class SaliencyMaps(Probe):
         self._axes = _axes_of(shape) if self._pictures is None else ""
         if isinstance(self._baseline, Tensor) and not self._tokens:
             _check_baseline(self._baseline, input_values(self._shown))
-        convolution = self._last_convolution(survey)
+        convolution, *self._others = self._convolutions(survey) or [""]
         self._convolution = convolution.partition("@")[0]
         if self._asked is not None:
             self._methods = self._asked
@@ -166,8 +170,11 @@ class SaliencyMaps(Probe):
             rows = _labelled(labels, logits)
             choose_targets(logits[rows], None if labels is None else labels[rows], self._target, shown.class_names)
 
-    def _last_convolution(self, survey: Survey) -> str:
-        """The layer that Grad-CAM reads; "" where no convolution ran whose output has positions."""
+    def _convolutions(self, survey: Survey) -> list[str]:
+        """The last convolution of each part of the model whose output has positions, the last to run first.
+
+        Grad-CAM reads the first of these, unless the score does not depend on it.
+        """
         rows = min(2, len(survey.batch))
         found = {
             layer.name: layer.module
@@ -176,7 +183,12 @@ class SaliencyMaps(Probe):
         }
         matching = [name for name, module in found.items() if self._matches(name, module)]
         check_select(self._select, found, matching, "convolution that runs on the batch")
-        return matching[-1] if matching else ""
+        paths = [tuple(name.split(".")) for name in matching]
+        # Parts are told apart where the names part: what is above holds all convolutions.
+        above = takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False))
+        parts = 1 + sum(1 for _ in above)
+        last = {path[:parts]: name for path, name in zip(paths, matching, strict=True)}
+        return sorted(last.values(), key=matching.index, reverse=True)
 
     def _has_places(self, survey: Survey, convolution: str) -> bool:
         """Whether the positions of a convolution are places in what is explained, as those of a generator's are not."""
@@ -218,7 +230,7 @@ class SaliencyMaps(Probe):
         score, values, gap = subject.score(question.targets), subject.values, None
         images = self._pictures is not None
         if method == "gradcam":
-            maps = _map_of_positions(subject.gradcam(score, self._convolution), values, tokens=self._tokens)
+            maps = _map_of_positions(self._gradcam(subject, score), values, tokens=self._tokens)
             return _Found(method, question, _shrunk(maps, images=images), gap, tuple(maps.shape[1:]))
         if method == "gradient":
             found = gradient(score, values, chunk=subject.chunk)
@@ -237,6 +249,16 @@ class SaliencyMaps(Probe):
         # token adds to the score, to first order. Integrated gradients are that already.
         parts = found if gap is not None else found * values.float()
         return _Found(method, question, per_token(parts)[:, None], gap)
+
+    def _gradcam(self, subject: Subject, score: Score) -> Tensor:
+        """Of the last convolution, or, where it is a teacher's or a momentum encoder's, of another part's last one."""
+        while True:
+            try:
+                return subject.gradcam(score, self._convolution)
+            except NoGradientError:
+                if not self._others:
+                    raise
+                self._convolution = self._others.pop(0).partition("@")[0]
 
     def _heatmaps(self, found: _Found, prediction: _Prediction | None) -> Heatmaps:
         assert self._shown is not None
