@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from vizlog.backends.open import check_destination
 from vizlog.batch import FixedBatch
+from vizlog.loaders import only_tensor
 from vizlog.messages import LOG
 from vizlog.monitor import Monitor, check_pace
 from vizlog.probes.base import Probe, as_probes
@@ -83,6 +84,10 @@ class Arguments:
         except Exception as reason:
             if self.batch is not None or batch is None:
                 raise
+            # A step takes batch["image"] out of the mapping itself, and names it as forward does not.
+            if (alone := only_tensor(batch.inputs)) is not None:
+                with suppress(Exception):
+                    return made(FixedBatch(alone, batch.targets, forward=batch.forward, tokens=batch.tokens))
             monitor = made(None)  # raises again, where it was another argument that did not fit
             LOG.warning("vizlog goes on without pictures of examples: %s", reason)
             return monitor

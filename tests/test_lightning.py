@@ -577,6 +577,11 @@ class TakesName(Classifier):
         self(batch["image"])
 
 
+class NamesItOtherwise(TakesName):
+    def forward(self, x: Tensor) -> Tensor:
+        return Classifier.forward(self, x)
+
+
 class TakesMapping(TakesName):
     def forward(self, batch: Any) -> Tensor:
         return Classifier.forward(self, batch["image"])
@@ -599,7 +604,7 @@ class TakesAll(TakesMapping):
         self(**batch)
 
 
-@pytest.mark.parametrize("kind", [TakesName, TakesMapping, TakesAll])
+@pytest.mark.parametrize("kind", [TakesName, NamesItOtherwise, TakesMapping, TakesAll])
 def test_batches_that_are_mappings(kind: Any, pairs: TensorDataset, caplog: pytest.LogCaptureFixture) -> None:
     loader = DataLoader(AsMapping(*pairs.tensors), batch_size=16)
     memory = vizlog.Memory()

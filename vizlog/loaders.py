@@ -26,7 +26,7 @@ from vizlog.isolation import Setting, contents_kept, generators_kept, is_generat
 from vizlog.ranks import has_memory
 from vizlog.selection import bare
 
-__all__ = ["asked_for", "inputs_and_targets", "spread_examples"]
+__all__ = ["asked_for", "inputs_and_targets", "only_tensor", "spread_examples"]
 
 T = TypeVar("T")
 
@@ -153,6 +153,15 @@ def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
     needed = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in taken)
     number = min(max(needed, 1), len(batch))
     return tuple(batch[:number]), batch[number] if number < len(batch) else None
+
+
+def only_tensor(inputs: Any) -> Tensor | None:
+    """The only floating tensor in a mapping that a model is given whole, targets aside; None of other inputs."""
+    if not (isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(inputs[0], Mapping)):
+        return None
+    values = [value for name, value in inputs[0].items() if name not in _TARGETS]
+    found = [value for value in values if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1]
+    return found[0] if len(found) == 1 else None
 
 
 # What the data keeps --------------------------------------------------------------------------------------------------
