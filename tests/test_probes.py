@@ -486,6 +486,13 @@ def test_filters_are_images_on_one_scale_in_filter_order() -> None:
     assert list(record.titles) == ["0", "1", "2", "3", "4"]
 
 
+def test_filters_that_diverge_have_norms_without_a_warning() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False))
+    nn.init.constant_(model[0].weight, 1e30)  # type: ignore[arg-type]
+    record = only(seen(model, vizlog.FilterImages()), "filters/0")
+    np.testing.assert_allclose(record.norms, 3e30, rtol=1e-5)
+
+
 def test_rows_of_a_first_linear_layer_are_images() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     record = only(seen(model, vizlog.FilterImages(), batch=torch.randn(3, 1, 6, 8)), "filters/1")

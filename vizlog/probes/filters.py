@@ -103,7 +103,8 @@ class FilterImages(Probe):
             pixels.round().astype(np.uint8).transpose(0, 2, 3, 1),
             titles,
             (-scale, scale),
-            np.sqrt((weight.reshape(len(weight), -1) ** 2).sum(1)),
+            # In double precision: squares of weights that diverge overflow, of which NumPy would warn.
+            np.sqrt(np.square(weight.reshape(len(weight), -1), dtype=np.float64).sum(1)),
             caption=f"weights of {name}{made}: {how}{of}",
         )
 
