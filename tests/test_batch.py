@@ -343,9 +343,13 @@ def test_labels_that_are_not_one_an_example_are_named() -> None:
         (
             lambda: FixedBatch(SimpleNamespace(x=torch.zeros(4, 3))),
             TypeError,
-            r"got SimpleNamespace; a graph.*FixedBatch\(torch.arange\(nodes\), y, forward=",
+            r"got SimpleNamespace; of an object.*; a graph.*FixedBatch\(torch.arange\(nodes\), y, forward=",
         ),
-        (lambda: as_fixed_batch(SimpleNamespace(x=torch.zeros(4, 3))), TypeError, "got SimpleNamespace; a graph"),
+        (
+            lambda: as_fixed_batch(SimpleNamespace(x=torch.zeros(4, 3))),
+            TypeError,
+            "got SimpleNamespace; of an object.*; a graph",
+        ),
         (lambda: FixedBatch([{"x": torch.zeros(3)}] * 4), TypeError, "a list of examples is no batch yet"),
         (
             lambda: as_fixed_batch((torch.zeros(4, 3), torch.zeros(2, 9))),

@@ -46,6 +46,11 @@ _OF_A_GRAPH = (
     "vizlog.FixedBatch(torch.arange(nodes), y, forward=lambda model, i: model(x, edges)[i])"
 )
 
+_OF_AN_OBJECT = (
+    "of an object give the tensors in it, vizlog.FixedBatch(batch.x, batch.y, forward=lambda model, x: …), where "
+    f"forward makes of them what the model takes; {_OF_A_GRAPH}"
+)
+
 _run: ContextVar[int | None] = ContextVar("run", default=None)
 
 
@@ -572,7 +577,7 @@ def as_fixed_batch(batch: Any) -> FixedBatch | None:
         return FixedBatch(*batch)
     if isinstance(batch, (Tensor, Mapping)):
         return FixedBatch(batch)
-    advice = "" if isinstance(batch, _PLAIN) or callable(batch) else f"; {_OF_A_GRAPH}"
+    advice = "" if isinstance(batch, _PLAIN) or callable(batch) else f"; {_OF_AN_OBJECT}"
     if isinstance(batch, (tuple, list)) and len(batch) > 2 and all(isinstance(part, Tensor) for part in batch):
         advice = "; of several inputs and targets make vizlog.FixedBatch((a, b), y)"
     if isinstance(batch, Iterator) or hasattr(batch, "dataset"):  # any loader, by what wraps it too
@@ -622,7 +627,7 @@ def _number(inputs: Tree, targets: Any) -> int:
         advice = "torch.as_tensor makes one of a NumPy array or a list of numbers"
         raise TypeError(
             f"a fixed batch needs at least one tensor with examples along dimension 0, got {describe(inputs)}; "
-            f"{advice if isinstance(inputs, _PLAIN) else _OF_A_GRAPH}"
+            f"{advice if isinstance(inputs, _PLAIN) else _OF_AN_OBJECT}"
         )
     whole = next((x for x in (*tensors, targets) if isinstance(x, Tensor) and _is_in_one_piece(x)), None)
     if whole is not None and len(whole) == len(tensors[0]):
