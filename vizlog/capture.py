@@ -30,6 +30,7 @@ from torch.utils._device import DeviceContext
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
 from vizlog.channel import RanksApart
+from vizlog.messages import one_line
 from vizlog.ranks import CommunicatesError
 from vizlog.requests import ACTIVATIONS, AttentionCalls, Call, Outputs, first_tensor, readable
 from vizlog.selection import is_leaf, named_modules
@@ -709,7 +710,7 @@ def _does_not_fit(
     error: Exception, models: Mapping[str, nn.Module], batch: FixedBatch, first: FixedBatch, output: Any
 ) -> BatchDoesNotFit:
     """What to say of an error that the model raised, or what makes scores of its output."""
-    raised = f"{type(error).__name__}: {error}"
+    raised = one_line(error)
     if output is not None and (given := [name for name in ("score", "loss") if getattr(batch, name) is not None]):
         return BatchDoesNotFit(
             f"the model's output on the fixed batch is {describe(output)}, "
