@@ -484,7 +484,8 @@ class Monitor:
             if theirs := [name for name, p in named_parameters(self._models).items() if id(p) in trained]:
                 self._warn_once(
                     f"{type(optimizer).__name__} trains {some(theirs)}, and no watched optimizer has stepped since: "
-                    "what it does is not seen; watch the optimizer that steps, after prepare() or fully_shard()"
+                    "what it does is not seen; call watch again with the optimizer that steps, or, if prepare() or "
+                    "fully_shard() replaced it, after these"
                 )
 
     def _is_recorded(self) -> bool:
