@@ -1146,7 +1146,7 @@ def test_a_parameter_first_changed_by_a_later_pass_is_told_once_and_put_back_fro
 
 def test_of_parameters_those_alone_are_copied_that_are_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[int] = []
-    monkeypatch.setattr("vizlog.isolation._copied", lambda tensor: copied.append(tensor.data_ptr()) or tensor.clone())
+    monkeypatch.setattr("vizlog.changes.copied", lambda tensor: copied.append(tensor.data_ptr()) or tensor.clone())
     model = moved(IN_PLACE["data.mul_"])
     changed = [parameter.data_ptr() for parameter in model.teacher().parameters()]
     for looks in (changes_learnt, lambda models: contextlib.nullcontext()):

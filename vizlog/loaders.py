@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from vizlog.batch import MOST
-from vizlog.isolation import Setting, contents_kept, generators_kept, is_generator
+from vizlog.contents import contents_kept, generators_kept, is_generator
+from vizlog.isolation import Setting
 from vizlog.ranks import has_memory
 from vizlog.selection import bare
 
