@@ -658,6 +658,30 @@ def test_one_that_cannot_be_put_back_costs_no_other() -> None:
     assert (model[1].seen, len(model[1]._forward_hooks), hasattr(model[1], "later")) == ([0], 0, False)
 
 
+class Interrupted:
+    """Ctrl-C comes as it is compared."""
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_one_is_put_back_costs_no_other() -> None:
+    model = nn.Linear(1, 1)
+    model.held, model.seen = {Interrupted()}, [0]  # type: ignore[assignment]
+
+    def changes() -> None:
+        model.held.clear()  # type: ignore[operator]
+        model.held.add(Interrupted())  # type: ignore[operator]
+        model.seen.append(1)  # type: ignore[operator]
+
+    with pytest.raises(KeyboardInterrupt), isolated([model]):
+        changes()
+    assert model.seen == [0]
+
+
 def test_a_tensor_of_any_size_is_put_back() -> None:
     model = nn.Linear(1, 1)
     model.bank = LARGE.clone().zero_()
@@ -833,6 +857,16 @@ class Counted(dict[str, int]):
         return super().__iter__()
 
 
+class Written(OrderedDict[str, int]):
+    """Counts who writes to it."""
+
+    writes = 0
+
+    def __setitem__(self, key: str, value: int) -> None:
+        self.writes += 1
+        super().__setitem__(key, value)
+
+
 def beside(*constants: Any) -> SimpleNamespace:
     """A count beside what nobody can change."""
     return SimpleNamespace(constants=constants, n=0)
@@ -879,6 +913,7 @@ def ones_in(array: Any) -> None:
         (beside(frozenset({1}), weakref.ref(nn.Module), gone()), count, lambda kept: kept.n),
         (Backwards([1, 2]), lambda kept: kept.append(3), lambda kept: (list.copy(kept), kept.reads)),
         (Counted(a=1), lambda kept: dict.update(kept, b=1), lambda kept: (list(dict.items(kept)), kept.reads)),
+        (Written(a=1), lambda kept: kept.update(b=1), lambda kept: (list(kept), kept.writes)),
         (with_attributes(torch.zeros(1)), lambda kept: kept.seen.append(1), lambda kept: len(kept.seen)),
         ([with_attributes(torch.zeros(1))], lambda kept: kept[0].seen.append(1), lambda kept: len(kept[0].seen)),
         (
@@ -915,6 +950,7 @@ def ones_in(array: Any) -> None:
         "beside a weak reference",
         "list that is read otherwise",
         "dict that is read otherwise",
+        "ordered dict that is written otherwise",
         "list in a tensor's attribute",
         "list in an attribute of a tensor in a list",
         "in an object",

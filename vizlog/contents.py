@@ -132,7 +132,11 @@ def _put_back_items(held: dict[Any, Any], before: dict[Any, Any]) -> None:
     if same_keys and all(map(operator.is_, kind.values(held), before.values())):
         return
     kind.clear(held)
-    kind.update(held, before)
+    if kind is dict:
+        dict.update(held, before)
+    else:
+        for key, value in before.items():  # its `update` calls the __setitem__ of a class of one's own
+            OrderedDict.__setitem__(held, key, value)
 
 
 def _put_back_set(held: set[Any], before: Collection[Any]) -> None:

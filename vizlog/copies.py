@@ -19,14 +19,15 @@ def put_all_back(kept: Iterable[tuple[Callable[[Any, Any], object], Any, Any]]) 
     """Calls each `put_back(held, before)` of (put_back, held, before), whatever another raises.
 
     Raises:
-        Exception: the first that one of them raised, once all have been called.
+        BaseException: the first that one of them raised, once all have been called.
     """
-    raised: Exception | None = None
+    raised: BaseException | None = None
     for put_back, held, before in kept:
         try:
             put_back(held, before)
-        except Exception as error:  # noqa: BLE001 -- raised below
-            raised = raised or error
+        except BaseException as error:  # noqa: BLE001 -- raised below
+            if raised is None or not isinstance(error, Exception):  # Ctrl-C must not be lost behind an error
+                raised = error
     if raised is not None:
         raise raised
 
