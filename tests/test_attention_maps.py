@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from vizlog.backends.memory import Memory
 from vizlog.batch import FixedBatch
-from vizlog.capture import Capture, survey
+from vizlog.capture import Capture
 from vizlog.compute.transfer import to_host
 from vizlog.monitor import Monitor
 from vizlog.probes.attention import AttentionMaps
 from vizlog.probes.base import Context, Figures
 from vizlog.records import Attention
+from vizlog.survey import survey
 
 
 class Encoder(nn.Module):

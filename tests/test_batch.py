@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import vizlog
 from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch, describe
-from vizlog.capture import survey
+from vizlog.survey import survey
 
 LOADER = DataLoader(range(4))  # type: ignore[arg-type,var-annotated]
 

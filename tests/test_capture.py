@@ -23,20 +23,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch
-from vizlog.capture import (
-    AutocastSeen,
-    Capture,
-    Silent,
-    _Functions,
-    before_forwards,
-    is_attention,
-    replaced,
-    survey,
-    unseen,
-)
+from vizlog.capture import AutocastSeen, Capture, Silent, _Functions, before_forwards, is_attention, replaced, unseen
 from vizlog.channel import RanksApart
 from vizlog.ranks import CommunicatesError
 from vizlog.requests import AttentionCalls, Call, Outputs
+from vizlog.survey import survey
 
 
 def seen(model: nn.Module, *inputs: Any, matches: Any = lambda layer, module: True) -> dict[str, list[Tensor]]:
@@ -1108,7 +1099,7 @@ def test_an_error_of_ours_in_a_survey_is_no_fault_of_the_batch(monkeypatch: pyte
     def broken(*_: Any) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Capture, "_channel_dim", broken)
+    monkeypatch.setattr("vizlog.units.Units.dim", broken)
     with pytest.raises(ZeroDivisionError):
         survey({"": nn.Linear(3, 2)}, FixedBatch(torch.randn(5, 3)))
 

@@ -439,7 +439,7 @@ def test_a_probe_without_memory_is_off_and_named_in_one_line(
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("where", ["_channel_dim", "function_called"])
+@pytest.mark.parametrize("where", ["units.Units.dim", "capture.Capture.function_called"])
 def test_an_error_of_ours_inside_a_hook_does_not_reach_the_training_forward(
     where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -451,7 +451,7 @@ def test_an_error_of_ours_inside_a_hook_does_not_reach_the_training_forward(
     memory = vizlog.Memory()
     probes = [vizlog.ActivationHistograms(every=1, source="live"), vizlog.WeightHistograms(every=1)]
     _, alone = run(None)
-    monkeypatch.setattr(f"vizlog.capture.Capture.{where}", broken)
+    monkeypatch.setattr(f"vizlog.{where}", broken)
     _, watched = run({"to": memory, "every": None, "batch": None, "probes": probes})
     assert watched == alone
     assert steps(memory, "weights/0.weight") == list(range(6))

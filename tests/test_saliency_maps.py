@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch
-from vizlog.capture import replaced, survey
+from vizlog.capture import replaced
 from vizlog.compute.transfer import to_host
 from vizlog.isolation import isolated
 from vizlog.probes.base import Context
 from vizlog.probes.saliency import SaliencyMaps
 from vizlog.records import Heatmaps
+from vizlog.survey import survey
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients:UserWarning:captum")
 

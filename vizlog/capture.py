@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
 from threading import get_ident
 from types import FrameType
 from typing import Any
@@ -24,30 +23,24 @@ from torch._C import (
     _set_grad_enabled,
 )
 from torch._ops import HigherOrderOperator
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
-from vizlog.channel import RanksApart
-from vizlog.messages import one_line
-from vizlog.ranks import CommunicatesError
+from vizlog.batch import describe
 from vizlog.requests import ACTIVATIONS, AttentionCalls, Call, Outputs, first_tensor, readable
 from vizlog.selection import is_leaf, named_modules
+from vizlog.units import Units
 
 __all__ = [
     "AutocastSeen",
     "Capture",
-    "Layer",
     "Silent",
-    "Survey",
     "before_forwards",
     "compiles_hooks",
     "is_attention",
     "is_compiling",
     "is_recording",
     "replaced",
-    "survey",
     "unseen",
 ]
 
@@ -101,7 +94,7 @@ class Silent:
 
 
 class Capture:
-    """Results of requests for outputs and attention, filled while `attached`.
+    """Results of requests for outputs and attention, filled while it is attached to the models.
 
     Args:
         models: name -> bare module.
@@ -118,7 +111,7 @@ class Capture:
         requests: Mapping[Any, Outputs | AttentionCalls],
         silent: Silent | None = None,
     ) -> None:
-        self.models = models
+        self._models = models
         self.results: dict[Any, dict[str, list[Any]]] = {key: {} for key in requests}
         self.errors: dict[Any, Exception] = {}
         self.seconds: dict[Any, float] = dict.fromkeys(requests, 0.0)
@@ -131,10 +124,10 @@ class Capture:
         self._stack: list[tuple[str, nn.Module, bool]] = []  # what runs, and whether it is listened to
         self._passed_by: nn.Module | None = None  # whose forward is none of the training's
         self._calls: dict[str, int] = {}
-        self._channel_dims: dict[tuple[int, ...], int] = {}
+        self._units = Units()
         self._last_functional: Callable[[], Any] = lambda: None  # a weak reference
         self._kept: dict[Any, dict[str, int]] = {}  # how many results there were when a live forward began
-        self._handled = id(None)  # the exception that was being handled then
+        self._handled = id(None)  # of the exception that was being handled then
         self._live = False
         self._frame: FrameType | None = None  # in which a live forward is called
         self._thread: int | None = get_ident()  # the one that is looked at; None: the first that comes
@@ -157,7 +150,7 @@ class Capture:
         stack.callback(_remove, handles)
         enter, leave, ran, failed = self._enter, self._leave, self._ran_leaf, self.failed
         heard: dict[str, bool] = {}  # whether functions may be looked at while it runs
-        for name, module in named_modules(self.models).items():
+        for name, module in named_modules(self._models).items():
             silent = id(module) in self._silent_ids
             within_heard = bool(name) and heard.get(name.rpartition(".")[0], False)
             heard[name] = within_heard or not silent
@@ -184,11 +177,6 @@ class Capture:
         stack.callback(self._stop)
         self.attach(stack)
 
-    def restart(self) -> None:
-        """Before each further forward: call numbers count from one again."""
-        self._calls.clear()
-        self._channel_dims.clear()
-
     def failed(self, error: Exception) -> None:
         """An error of ours outside of any reducer: it spoils what all of them see, and must not reach the forward."""
         for key in self.results:
@@ -199,10 +187,10 @@ class Capture:
 
     def _enter(self, name: str, module: nn.Module, _args: Any) -> None:
         """A module is about to run."""
-        # By its name it is a part of the module entered last, so it is taken to run inside that, without the search of
-        # the stack, which is slow. That is wrong only of a part called by itself after its whole was interrupted.
         if self._is_elsewhere():
             return
+        # By its name it is a part of the module entered last, so it is taken to run inside that, without the search of
+        # the frames, which is slow. That is wrong only of a part called by itself after its whole was interrupted.
         within = name and self._stack and name.startswith(self._stack[-1][0])
         if self._frame is not None and not within and not self._is_running():
             self._give_up_forward()
@@ -213,7 +201,8 @@ class Capture:
             if _is_no_training_forward(module):
                 self._passed_by = module  # and all within: of its parts some may stay in training mode
                 return
-            self.restart()
+            self._calls.clear()
+            self._units.forget()
             self._kept = {
                 key: {name: len(calls) for name, calls in found.items()} for key, found in self.results.items()
             }
@@ -270,7 +259,7 @@ class Capture:
             tensor = output if isinstance(output, Tensor) else first_tensor(output)
             if tensor is None:  # as of a forward that raised
                 return
-            dim, layer = self._channel_dim(module, tensor), self._numbered(name)
+            dim, layer = self._units.dim(module, tensor), self._numbered(name)
             if tensor is self._last_functional() and is_leaf(module):
                 return  # a module that only calls a function: its output was seen there
             here = output if type(tensor) is Tensor else readable(tensor, output)
@@ -333,7 +322,7 @@ class Capture:
         self._silent.spoke(Outputs, module)
         layer = self._numbered(f"{name}.{kind}" if name else kind)
         self._last_functional = weakref.ref(output)
-        dim = self._channel_dim(None, output)
+        dim = self._units.dim(None, output)
         self._reduce(self._outputs, Call(layer, None, function, args, kwargs, readable(output, output), dim))
 
     def _reduce(self, requests: Mapping[Any, Outputs | AttentionCalls], call: Call) -> None:
@@ -370,43 +359,6 @@ class Capture:
         number = self._calls[counted] = self._calls.get(counted, 0) + 1
         name = name or "attention"
         return name if number == 1 else f"{name}@{number}"
-
-    def _channel_dim(self, module: nn.Module | None, tensor: Tensor) -> int:
-        """The dimension that counts units, and remembers it for outputs of the same shape."""
-        shape = shape_of(tensor)
-        kind: Any = type(module)
-        dim = _units_lie(kind)
-        if dim is None or (dim == 1 and len(shape) < 3):
-            dim = self._dim_before(shape)
-        self._channel_dims.pop(shape, None)  # the last comes last
-        self._channel_dims[shape] = dim
-        return dim
-
-    def _dim_before(self, shape: tuple[int, ...]) -> int:
-        """Of an activation or a block: units lie where they lay in the last output of this shape.
-
-        Where there was none, as after pooling, where they lay in the last one that had as many of them; or to where
-        those of the last output have moved, as a permute does.
-        """
-        if shape in self._channel_dims:
-            return self._channel_dims[shape]
-        alike = [(other, dim) for other, dim in reversed(self._channel_dims.items()) if len(other) == len(shape) > 0]
-        for number, (other, dim) in enumerate(alike):
-            if other[dim] == shape[dim]:
-                return dim
-            if number == 0 and (moved := _moved_to(other[dim], shape)) is not None:
-                return moved
-        return 1 if len(shape) > 3 else -1
-
-
-def _moved_to(units: int, shape: tuple[int, ...]) -> int | None:
-    """The dimension that has as many entries: the last one, or the only one behind that of the examples."""
-    if units < 2:
-        return None
-    places = [dim for dim in range(1, len(shape)) if shape[dim] == units]
-    if len(shape) - 1 in places:
-        return -1
-    return places[0] if len(places) == 1 else None
 
 
 class _Functions(TorchFunctionMode):
@@ -595,157 +547,6 @@ def replaced(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterato
         handle.remove()
 
 
-# A first look ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One call met in a forward: name, module (None: a functional activation), and shapes of input and output."""
-
-    name: str
-    module: nn.Module | None
-    kind: str
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    channel_dim: int
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What one forward over the first examples of the fixed batch met.
-
-    Args:
-        batch: the fixed batch.
-        layers: modules and functional activations in the order they ran.
-        attention: names of the layers in which an attention function ran.
-        scored: "logits", "loss" or "" : what examples can be scored by.
-        classes: how many classes the logits have; 0 where there are none.
-        scores_a_position: whether they are of one position of each example, where the model scores every one.
-        embeds_tokens: whether an nn.Embedding took the token ids as they are.
-    """
-
-    batch: FixedBatch
-    layers: tuple[Layer, ...]
-    attention: tuple[str, ...]
-    scored: str
-    classes: int = 0
-    scores_a_position: bool = False
-    embeds_tokens: bool = False
-
-    def of_type(self, *types: type[nn.Module]) -> list[Layer]:
-        """Layers of these module types, in the order they ran."""
-        return [layer for layer in self.layers if isinstance(layer.module, types)]
-
-
-def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
-    """Runs the first two examples once and notes what ran; the caller isolates.
-
-    Raises:
-        BatchDoesNotFit: the model could not be run on them; says which shapes came and what it raised.
-        CommunicatesError: it waits for other ranks, which do not run it.
-        RanksApart: other ranks no longer run it with this one.
-    """
-    layers: list[Layer] = []
-    attention: list[str] = []
-    embeddings: list[nn.Embedding] = []  # which took the token ids
-
-    def note(call: Call) -> None:
-        tensor, given = call.tensor, call.input
-        assert tensor is not None  # calls that return none are not told
-        if isinstance(call.module, nn.Embedding) and first.is_token_ids(given):
-            embeddings.append(call.module)
-        layers.append(
-            Layer(
-                call.layer,
-                call.module,
-                call.kind,
-                shape_of(given) if given is not None else (),
-                shape_of(tensor),
-                call.channel_dim,
-            )
-        )
-
-    def note_attention(call: Call) -> None:
-        attention.append(call.layer)
-
-    lazy = [name for model in models.values() for name, parameter in model.named_parameters() if is_lazy(parameter)]
-    if lazy:  # a pass of ours would draw their first values, at another place in the random stream
-        raise BatchDoesNotFit(
-            f"the model has parameters that are not initialised yet ({lazy[0]}): run it once on a batch before vizlog"
-        )
-    capture = Capture(models, {"o": Outputs(lambda name, module: True, note), "a": AttentionCalls(note_attention)})
-    first, output = batch.part(0, 2), None
-    try:
-        first = batch.part(0, 2, device_of(models))
-        with torch.no_grad(), capture.forward():
-            output = first.run(models)
-        logits = first.logits(output)
-        if logits is not None and batch.score is None and _is_square(logits, batch, models):
-            batch, first, logits = batch.as_met(scored=False), first.as_met(scored=False), None
-        scored = "logits" if logits is not None else "loss" if first.losses(output) is not None else ""
-    except (CommunicatesError, RanksApart, BatchDoesNotFit):
-        raise
-    except Exception as error:
-        raise _does_not_fit(error, models, batch, first, output) from error
-    for unexpected in capture.errors.values():
-        raise unexpected
-    classes = logits.shape[1] if logits is not None else 0
-    padding = embeddings[0].padding_idx if embeddings else None
-    met = batch.as_met(scored=logits is not None, padding=padding, class_names=_class_names(models, classes))
-    at_last = logits is not None and first.scores_a_position(output)
-    names = tuple(dict.fromkeys(attention))
-    return Survey(met, tuple(layers), names, scored, classes, scores_a_position=at_last, embeds_tokens=bool(embeddings))
-
-
-def _class_names(models: Mapping[str, nn.Module], classes: int) -> tuple[str, ...]:
-    """What a Hugging Face model's configuration calls its classes; () where it names others, as a language model's."""
-    for model in models.values():
-        names = getattr(getattr(model, "config", None), "id2label", None)
-        if classes > 1 and isinstance(names, Mapping) and set(names) == set(range(classes)):
-            return tuple(str(names[number]) for number in range(classes))
-    return ()
-
-
-def _does_not_fit(
-    error: Exception, models: Mapping[str, nn.Module], batch: FixedBatch, first: FixedBatch, output: Any
-) -> BatchDoesNotFit:
-    """What to say of an error that the model raised, or what makes scores of its output."""
-    raised = one_line(error)
-    if output is not None and (given := [name for name in ("score", "loss") if getattr(batch, name) is not None]):
-        return BatchDoesNotFit(
-            f"the model's output on the fixed batch is {describe(output)}, "
-            f"of which FixedBatch({given[0]}=) raised {raised}"
-        )
-    advice = "Give inputs as the model takes them, or say how to run it with FixedBatch(forward=…)"
-    if "does not require grad" in str(error):
-        advice = "It runs without gradients here; where it needs some, FixedBatch(forward=…) may torch.enable_grad()"
-    return BatchDoesNotFit(
-        f"{type(next(iter(models.values()))).__name__} could not be run on the fixed batch: "
-        f"its inputs are {describe(first.inputs)}, and the model raised {raised}. {advice}"
-    )
-
-
-def _is_square(logits: Tensor, batch: FixedBatch, models: Mapping[str, nn.Module]) -> bool:
-    """Whether there are as many columns as examples, whatever their number: each is compared with each, as by CLIP."""
-    if len(logits) < 2 or logits.shape[1] != len(logits):
-        return False
-    more = batch.part(0, len(logits) + 1 if len(batch) > len(logits) else 1, device_of(models))
-    with torch.no_grad():
-        found = more.logits(more.run(models))
-    return found is not None and found.shape[1] == len(more)
-
-
-def device_of(models: Mapping[str, nn.Module]) -> torch.device:
-    """Where the first parameter of the models that has values lies; the CPU where there is none."""
-    parameters = (parameter for model in models.values() for parameter in model.parameters())
-    return next((parameter.device for parameter in parameters if not parameter.is_meta), torch.device("cpu"))
-
-
-def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """Its shape; () for a nested tensor, which has one for each of its parts."""
-    return () if tensor.is_nested else tuple(tensor.shape)
-
-
 def is_attention(function: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> bool:
     """Whether a call is attention: fused, flex_attention, or written out.
 
@@ -781,27 +582,6 @@ def _calls_nothing(module: nn.Module) -> bool:
 
 def _is_activation(module: nn.Module | None) -> bool:
     return type(module).__module__ == "torch.nn.modules.activation"
-
-
-_CHANNELS_FIRST = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.GroupNorm,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._LPPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-)
-
-
-@functools.cache
-def _units_lie(kind: Any) -> int | None:
-    """In which dimension of its output a module of this class has its units; None where that depends on the input."""
-    if issubclass(kind, _CHANNELS_FIRST):
-        return 1
-    return -1 if issubclass(kind, (nn.Linear, nn.LayerNorm, nn.Embedding)) else None
 
 
 _CHOOSE_BY_LISTENERS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)

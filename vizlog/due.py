@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch
-from vizlog.capture import Capture, Silent, device_of
+from vizlog.capture import Capture, Silent
 from vizlog.channel import RanksApart
 from vizlog.compute.transfer import to_host
 from vizlog.isolation import eager
@@ -21,6 +21,7 @@ from vizlog.probes.base import Probe
 from vizlog.ranks import GIVEN_UP, Ranks, is_given_up, local, summed, whole
 from vizlog.requests import AttentionCalls, Gradients, Outputs, Request, Updates, Weights
 from vizlog.schedules import Schedule
+from vizlog.selection import device_of
 
 __all__ = ["DueStep", "Part", "Turn"]
 

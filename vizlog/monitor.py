@@ -21,17 +21,7 @@ from torch.optim import Optimizer
 from vizlog.backends.open import open_backend
 from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch
 from vizlog.budget import Cost, stretches
-from vizlog.capture import (
-    AutocastSeen,
-    Silent,
-    Survey,
-    before_forwards,
-    compiles_hooks,
-    device_of,
-    is_recording,
-    survey,
-    unseen,
-)
+from vizlog.capture import AutocastSeen, Silent, before_forwards, compiles_hooks, is_recording, unseen
 from vizlog.channel import RanksApart
 from vizlog.delivery import Delivery
 from vizlog.diagnosis import Diagnosis
@@ -45,8 +35,9 @@ from vizlog.probes.standard import standard_for
 from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
 from vizlog.reach import check_models, say_not_run, say_untrained, some, untrained
 from vizlog.schedules import Schedule, Thinning, as_schedule
-from vizlog.selection import given_models, named_models, named_once, named_parameters
+from vizlog.selection import device_of, given_models, named_models, named_once, named_parameters
 from vizlog.stopping import Stop, StopWhen
+from vizlog.survey import Survey, survey
 
 __all__ = ["Monitor", "check_pace"]
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vizlog.capture import Survey
 from vizlog.messages import LOG
 from vizlog.optimizers import owned
 from vizlog.selection import is_leaf, named_modules, named_parameters
+from vizlog.survey import Survey
 
 __all__ = ["check_models", "say_not_run", "say_untrained", "some", "untrained"]
 

@@ -24,6 +24,7 @@ __all__ = [
     "Select",
     "bare",
     "check_select",
+    "device_of",
     "given_models",
     "is_leaf",
     "matcher",
@@ -185,6 +186,12 @@ def _once(find: Callable[[Mapping[str, nn.Module]], dict[str, T]], models: Mappi
         named[key] = find(models)
     found: dict[str, T] = named[key]
     return found
+
+
+def device_of(models: Mapping[str, nn.Module]) -> torch.device:
+    """Where the first parameter of the models that has values lies; the CPU where there is none."""
+    parameters = (parameter for model in models.values() for parameter in model.parameters())
+    return next((parameter.device for parameter in parameters if not parameter.is_meta), torch.device("cpu"))
 
 
 def selected_parameters(models: Mapping[str, nn.Module], select: Select) -> dict[str, nn.Parameter]:

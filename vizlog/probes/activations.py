@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vizlog.capture import Survey, device_of, is_compiling
+from vizlog.capture import is_compiling
 from vizlog.compute import health
 from vizlog.compute.bits_cuda import Kernels, kernels_for
 from vizlog.compute.health import LIMITS, alive, saturated, saturated_rows, stuck
@@ -23,7 +23,8 @@ from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.records import Record
 from vizlog.requests import Call, Outputs, Request
 from vizlog.schedules import Schedule, Thinning
-from vizlog.selection import Matcher, Select, check_select, is_leaf, matcher, named_modules, spread
+from vizlog.selection import Matcher, Select, check_select, device_of, is_leaf, matcher, named_modules, spread
+from vizlog.survey import Survey
 
 __all__ = ["ActivationHistograms"]
 

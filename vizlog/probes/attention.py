@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.batch import examples_run
-from vizlog.capture import Survey
 from vizlog.compute.attention import AttentionCall, Shown, attention_probabilities, sinks
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.probes.features import has_two_texts
@@ -19,6 +18,7 @@ from vizlog.records import Attention, Floats
 from vizlog.requests import AttentionCalls, Call, Request
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, named_modules, spread
+from vizlog.survey import Survey
 
 __all__ = ["AttentionMaps"]
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vizlog.batch import FixedBatch
-    from vizlog.capture import Survey
     from vizlog.records import Record
     from vizlog.requests import Request
+    from vizlog.survey import Survey
 
 __all__ = ["Context", "Figures", "Probe", "as_probes", "measures", "only_arranges"]
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch
-from vizlog.capture import Layer, Survey
 from vizlog.compute.layouts import Layouts, Projected, check_methods, project
 from vizlog.compute.projection import knn_accuracy, neighbours, silhouette
 from vizlog.probes.base import Context, Probe, only_arranges
@@ -29,6 +28,7 @@ from vizlog.records import Embedding, Record, Scalar
 from vizlog.requests import Outputs, Request
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, spread
+from vizlog.survey import Layer, Survey
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

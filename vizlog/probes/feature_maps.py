@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vizlog.capture import Survey
 from vizlog.probes.base import Context, Probe, only_arranges
 from vizlog.records import Heatmaps, Pixels, Record
 from vizlog.requests import Call, Outputs, Request
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, spread
+from vizlog.survey import Survey
 
 __all__ = ["FeatureMaps"]
 

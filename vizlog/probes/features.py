@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch, on_device
-from vizlog.capture import Layer, Survey
 from vizlog.records import Pixels
 from vizlog.requests import Call
+from vizlog.survey import Layer, Survey
 
 __all__ = [
     "CONVOLUTIONS",

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from vizlog.capture import Survey
 from vizlog.probes.base import Probe
 from vizlog.ranks import is_given_up
 from vizlog.records import Images, Record
 from vizlog.requests import Request, Weights
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, named_modules, named_parameters
+from vizlog.survey import Survey
 
 __all__ = ["FilterImages"]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vizlog.capture import Survey
 from vizlog.probes.base import Figures
 from vizlog.records import Curves, Record, Scalar
+from vizlog.survey import Survey
 
 __all__ = ["Depth", "draw", "layer_of"]
 

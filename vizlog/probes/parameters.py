@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from vizlog.capture import Survey, device_of
 from vizlog.compute.histogram import BitCounts, Counts, Uncountable, count_each, histograms, prepare
 from vizlog.probes.base import Figures, Probe
 from vizlog.probes.health import Depth, layer_of
 from vizlog.records import Record
 from vizlog.requests import Gradients, Request, Weights
 from vizlog.schedules import Schedule, Thinning
-from vizlog.selection import Select, check_select, matcher, named_parameters, selected_parameters, spread
+from vizlog.selection import Select, check_select, device_of, matcher, named_parameters, selected_parameters, spread
+from vizlog.survey import Survey
 
 __all__ = ["ParameterHistograms", "added_or_skipped"]
 

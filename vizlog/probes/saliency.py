@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vizlog.batch import FixedBatch, describe
-from vizlog.capture import Survey, device_of
 from vizlog.compute.saliency import (
     Gap,
     NoGradientError,
@@ -32,7 +31,8 @@ from vizlog.probes.features import classifies_tokens
 from vizlog.probes.subject import Subject, input_values, logits_of, met
 from vizlog.records import Floats, Heatmaps, Pixels
 from vizlog.schedules import LogSpaced, Schedule
-from vizlog.selection import Select, check_select, matcher, named_modules
+from vizlog.selection import Select, check_select, device_of, matcher, named_modules
+from vizlog.survey import Survey
 from vizlog.targets import NO_LABEL
 
 __all__ = ["SaliencyMaps"]

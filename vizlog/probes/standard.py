@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from vizlog.batch import FixedBatch, as_fixed_batch
-from vizlog.capture import Survey, survey
 from vizlog.isolation import changes_learnt, isolated
 from vizlog.messages import LOG
 from vizlog.probes.activations import ActivationHistograms
@@ -23,6 +22,7 @@ from vizlog.probes.updates import UpdateRatios
 from vizlog.probes.weights import WeightHistograms
 from vizlog.schedules import LogSpaced, Schedule, Thinning, as_schedule
 from vizlog.selection import named_models
+from vizlog.survey import Survey, survey
 
 __all__ = ["standard", "standard_for"]
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vizlog.capture import Survey
 from vizlog.messages import one_line
 from vizlog.probes.base import Context, Figures, Probe, only_arranges
 from vizlog.probes.health import Depth, layer_of
@@ -21,6 +20,7 @@ from vizlog.records import Record, Scalar
 from vizlog.requests import Request, Updates
 from vizlog.schedules import Schedule, Thinning
 from vizlog.selection import Select, check_select, matcher, named_parameters, selected_parameters, spread
+from vizlog.survey import Survey
 
 __all__ = ["UpdateRatios"]
 

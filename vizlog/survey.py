@@ -1,0 +1,159 @@
+"""A first look: what one forward over examples of the fixed batch meets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
+from vizlog.capture import Capture
+from vizlog.channel import RanksApart
+from vizlog.messages import one_line
+from vizlog.ranks import CommunicatesError
+from vizlog.requests import AttentionCalls, Call, Outputs
+from vizlog.selection import device_of
+from vizlog.units import shape_of
+
+__all__ = ["Layer", "Survey", "survey"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call met in a forward: name, module (None: a functional activation), and shapes of input and output."""
+
+    name: str
+    module: nn.Module | None
+    kind: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    channel_dim: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one forward over the first examples of the fixed batch met.
+
+    Args:
+        batch: the fixed batch.
+        layers: modules and functional activations in the order they ran.
+        attention: names of the layers in which an attention function ran.
+        scored: "logits", "loss" or "" : what examples can be scored by.
+        classes: how many classes the logits have; 0 where there are none.
+        scores_a_position: whether they are of one position of each example, where the model scores every one.
+        embeds_tokens: whether an nn.Embedding took the token ids as they are.
+    """
+
+    batch: FixedBatch
+    layers: tuple[Layer, ...]
+    attention: tuple[str, ...]
+    scored: str
+    classes: int = 0
+    scores_a_position: bool = False
+    embeds_tokens: bool = False
+
+    def of_type(self, *types: type[nn.Module]) -> list[Layer]:
+        """Layers of these module types, in the order they ran."""
+        return [layer for layer in self.layers if isinstance(layer.module, types)]
+
+
+def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
+    """Runs the first two examples once and notes what ran; the caller isolates.
+
+    Raises:
+        BatchDoesNotFit: the model could not be run on them; says which shapes came and what it raised.
+        CommunicatesError: it waits for other ranks, which do not run it.
+        RanksApart: other ranks no longer run it with this one.
+    """
+    layers: list[Layer] = []
+    attention: list[str] = []
+    embeddings: list[nn.Embedding] = []  # which took the token ids
+
+    def note(call: Call) -> None:
+        tensor, given = call.tensor, call.input
+        assert tensor is not None  # calls that return none are not told
+        if isinstance(call.module, nn.Embedding) and first.is_token_ids(given):
+            embeddings.append(call.module)
+        layers.append(
+            Layer(
+                call.layer,
+                call.module,
+                call.kind,
+                shape_of(given) if given is not None else (),
+                shape_of(tensor),
+                call.channel_dim,
+            )
+        )
+
+    def note_attention(call: Call) -> None:
+        attention.append(call.layer)
+
+    lazy = [name for model in models.values() for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:  # a pass of ours would draw their first values, at another place in the random stream
+        raise BatchDoesNotFit(
+            f"the model has parameters that are not initialised yet ({lazy[0]}): run it once on a batch before vizlog"
+        )
+    capture = Capture(models, {"o": Outputs(lambda name, module: True, note), "a": AttentionCalls(note_attention)})
+    first, output = batch.part(0, 2), None
+    try:
+        first = batch.part(0, 2, device_of(models))
+        with torch.no_grad(), capture.forward():
+            output = first.run(models)
+        logits = first.logits(output)
+        if logits is not None and batch.score is None and _is_square(logits, batch, models):
+            batch, first, logits = batch.as_met(scored=False), first.as_met(scored=False), None
+        scored = "logits" if logits is not None else "loss" if first.losses(output) is not None else ""
+    except (CommunicatesError, RanksApart, BatchDoesNotFit):
+        raise
+    except Exception as error:
+        raise _does_not_fit(error, models, batch, first, output) from error
+    for unexpected in capture.errors.values():
+        raise unexpected
+    classes = logits.shape[1] if logits is not None else 0
+    padding = embeddings[0].padding_idx if embeddings else None
+    met = batch.as_met(scored=logits is not None, padding=padding, class_names=_class_names(models, classes))
+    at_last = logits is not None and first.scores_a_position(output)
+    names = tuple(dict.fromkeys(attention))
+    return Survey(met, tuple(layers), names, scored, classes, scores_a_position=at_last, embeds_tokens=bool(embeddings))
+
+
+def _class_names(models: Mapping[str, nn.Module], classes: int) -> tuple[str, ...]:
+    """What a Hugging Face model's configuration calls its classes; () where it names others, as a language model's."""
+    for model in models.values():
+        names = getattr(getattr(model, "config", None), "id2label", None)
+        if classes > 1 and isinstance(names, Mapping) and set(names) == set(range(classes)):
+            return tuple(str(names[number]) for number in range(classes))
+    return ()
+
+
+def _does_not_fit(
+    error: Exception, models: Mapping[str, nn.Module], batch: FixedBatch, first: FixedBatch, output: Any
+) -> BatchDoesNotFit:
+    """What to say of an error that the model raised, or what makes scores of its output."""
+    raised = one_line(error)
+    if output is not None and (given := [name for name in ("score", "loss") if getattr(batch, name) is not None]):
+        return BatchDoesNotFit(
+            f"the model's output on the fixed batch is {describe(output)}, "
+            f"of which FixedBatch({given[0]}=) raised {raised}"
+        )
+    advice = "Give inputs as the model takes them, or say how to run it with FixedBatch(forward=…)"
+    if "does not require grad" in str(error):
+        advice = "It runs without gradients here; where it needs some, FixedBatch(forward=…) may torch.enable_grad()"
+    return BatchDoesNotFit(
+        f"{type(next(iter(models.values()))).__name__} could not be run on the fixed batch: "
+        f"its inputs are {describe(first.inputs)}, and the model raised {raised}. {advice}"
+    )
+
+
+def _is_square(logits: Tensor, batch: FixedBatch, models: Mapping[str, nn.Module]) -> bool:
+    """Whether there are as many columns as examples, whatever their number: each is compared with each, as by CLIP."""
+    if len(logits) < 2 or logits.shape[1] != len(logits):
+        return False
+    more = batch.part(0, len(logits) + 1 if len(batch) > len(logits) else 1, device_of(models))
+    with torch.no_grad():
+        found = more.logits(more.run(models))
+    return found is not None and found.shape[1] == len(more)
