@@ -11,9 +11,10 @@ from torch import nn
 
 from vizlog.backends.open import check_destination
 from vizlog.batch import FixedBatch
+from vizlog.budget import check_pace
 from vizlog.loaders import only_tensor
 from vizlog.messages import LOG
-from vizlog.monitor import Monitor, check_pace
+from vizlog.monitor import Monitor
 from vizlog.probes.base import Probe, as_probes
 from vizlog.schedules import Schedule
 from vizlog.stopping import StopWhen, check_stop_when

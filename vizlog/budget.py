@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import math
+import numbers
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-__all__ = ["Cost", "Spender", "stretches"]
+from vizlog.schedules import as_schedule
+
+__all__ = ["Cost", "Spender", "check_pace", "stretches"]
+
+
+def check_pace(probes: Any, every: Any, budget: float | None) -> None:
+    """Raises where `every` or `budget` is nothing of the kind, or `every` stands beside probes that have their own."""
+    if every is not None:
+        as_schedule(every)
+    number = isinstance(budget, numbers.Real) and not isinstance(budget, bool)
+    if budget is not None and not (number and 0 < budget <= 1):
+        raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
+    if probes is not None and every is not None:
+        raise ValueError("every= is for the standard probes; give each of probes= its own every=")
 
 
 def stretches(shares: Sequence[float], budget: float) -> list[int]:

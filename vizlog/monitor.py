@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import numbers
 import operator
 import os
 import re
@@ -20,7 +19,7 @@ from torch.optim import Optimizer
 
 from vizlog.backends.open import open_backend
 from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch
-from vizlog.budget import Cost, stretches
+from vizlog.budget import Cost, check_pace, stretches
 from vizlog.capture import AutocastSeen, Silent, before_forwards, compiles_hooks, is_recording, unseen
 from vizlog.channel import RanksApart
 from vizlog.delivery import Delivery
@@ -34,12 +33,12 @@ from vizlog.probes.base import Context, Probe, as_probes, measures
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
 from vizlog.reach import check_models, say_not_run, say_untrained, some, untrained
-from vizlog.schedules import Schedule, Thinning, as_schedule
-from vizlog.selection import device_of, given_models, named_models, named_once, named_parameters
-from vizlog.stopping import Stop, StopWhen
+from vizlog.schedules import Schedule
+from vizlog.selection import device_of, float_type, given_models, named_models, named_once, named_parameters
+from vizlog.stopping import Stop, StopWhen, schedules_of_numbers
 from vizlog.survey import Survey, survey
 
-__all__ = ["Monitor", "check_pace"]
+__all__ = ["Monitor"]
 
 _NEVER = float("inf")
 _OPEN: weakref.WeakSet[Monitor] = weakref.WeakSet()
@@ -106,17 +105,17 @@ class Monitor:
             check_pace(probes, every, budget)
             self._budget = budget
             self._stop: Stop | None = None
-            self._dtype = _float_type(self._models)
+            self._dtype = float_type(self._models)
             self._autocast = AutocastSeen(device_of(self._models).type)
             self._forward_context = forward_context or self._autocast
             given = None if probes is None else as_probes(probes)
             self._batch, met = self._look(batch, forward_context or nullcontext)
             say_untrained(self._models, self._optimizers)
-            chosen = self._standard(met, 100 if every is None else every) if given is None else given
+            every = 100 if every is None else every
+            chosen = self._standard(met, every) if given is None else given
             self._turns = [Turn(probe) for probe in chosen if self._binds(probe, met)]
             if stop_when is not None:
-                schedules = _schedules_of_numbers(given, every)
-                self._stop = Stop(stop_when, schedules, Notice(self._ranks.world))
+                self._stop = Stop(stop_when, schedules_of_numbers(given, every), Notice(self._ranks.world))
             self._place = os.path.abspath(to) if isinstance(to, (str, os.PathLike)) else None  # noqa: PTH100 -- str or bytes
             self._meet_others()
             writes = to is not None and self._ranks.writes
@@ -728,7 +727,7 @@ class Monitor:
 
     def _follow_dtype(self) -> None:
         """Where the model has moved to another type (model.double()), the batch's floats go with it."""
-        before, self._dtype = self._dtype, _float_type(self._models)
+        before, self._dtype = self._dtype, float_type(self._models)
         if self._batch is not None and self._dtype is not None and before != self._dtype:
             self._batch = self._batch.cast(before, self._dtype)
 
@@ -834,19 +833,6 @@ class _Contained:
         return error is not None and self._survive(self._doing, error)
 
 
-def _schedules_of_numbers(probes: Sequence[Probe] | None, every: int | Schedule | None) -> list[Schedule]:
-    """When numbers are measured, as every rank knows it, also those that do not choose the standard probes."""
-    if probes:
-        found = [probe.schedule for probe in probes if not probe.picture]
-        if not found:
-            raise ValueError(
-                f"stop_when= judges numbers, and {probes[0].name} makes pictures alone: give probes= one that measures "
-                "the training too, such as vizlog.GradientHistograms()"
-            )
-        return found
-    return [every if isinstance(every, Schedule) else Thinning(every=100 if every is None else every)]
-
-
 def _common(ranks: Ranks, batch: FixedBatch | None) -> FixedBatch | None:
     """The fixed batch with the examples of the rank that writes, which all ranks of a sharded model run together.
 
@@ -877,22 +863,6 @@ def _whole(what: str, number: Any) -> int:
         return operator.index(number)
     except TypeError:
         raise TypeError(f"the {what} must be a whole number, got {number!r}") from None
-
-
-def _float_type(models: Mapping[str, nn.Module]) -> torch.dtype | None:
-    parameters = (parameter for model in models.values() for parameter in model.parameters())
-    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
-
-
-def check_pace(probes: Any, every: Any, budget: float | None) -> None:
-    """Raises where `every` or `budget` is nothing of the kind, or `every` stands beside probes that have their own."""
-    if every is not None:
-        as_schedule(every)
-    number = isinstance(budget, numbers.Real) and not isinstance(budget, bool)
-    if budget is not None and not (number and 0 < budget <= 1):
-        raise ValueError(f"budget= takes a share of the training time such as 0.01, got {budget!r}")
-    if probes is not None and every is not None:
-        raise ValueError("every= is for the standard probes; give each of probes= its own every=")
 
 
 def _ids(parameters: Mapping[str, nn.Parameter]) -> set[int]:

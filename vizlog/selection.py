@@ -25,6 +25,7 @@ __all__ = [
     "bare",
     "check_select",
     "device_of",
+    "float_type",
     "given_models",
     "is_leaf",
     "matcher",
@@ -192,6 +193,12 @@ def device_of(models: Mapping[str, nn.Module]) -> torch.device:
     """Where the first parameter of the models that has values lies; the CPU where there is none."""
     parameters = (parameter for model in models.values() for parameter in model.parameters())
     return next((parameter.device for parameter in parameters if not parameter.is_meta), torch.device("cpu"))
+
+
+def float_type(models: Mapping[str, nn.Module]) -> torch.dtype | None:
+    """Of the first parameter of the models that holds floating point numbers; None where none does."""
+    parameters = (parameter for model in models.values() for parameter in model.parameters())
+    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
 
 
 def selected_parameters(models: Mapping[str, nn.Module], select: Select) -> dict[str, nn.Parameter]:

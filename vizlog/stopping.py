@@ -9,10 +9,12 @@ from typing import TypeAlias
 
 from vizlog.diagnosis import CONDITIONS, Condition, Diagnosis
 from vizlog.messages import LOG, one_line
+from vizlog.probes.base import Probe
+from vizlog.probes.standard import numbers_every
 from vizlog.ranks import Notice
 from vizlog.schedules import Schedule
 
-__all__ = ["Stop", "StopWhen", "check_stop_when"]
+__all__ = ["Stop", "StopWhen", "check_stop_when", "schedules_of_numbers"]
 
 StopWhen: TypeAlias = "str | Condition | Sequence[str | Condition]"
 """Names of conditions ("nonfinite", "dead", "gradients_gone"), functions of the health scalars, or a list of these."""
@@ -92,6 +94,27 @@ class Stop:
                 self._questions.remove(question)
                 LOG.warning("vizlog: a function of stop_when= is off from now on: %s", one_line(error))
         return ""
+
+
+def schedules_of_numbers(probes: Sequence[Probe] | None, every: int | Schedule) -> list[Schedule]:
+    """When numbers are measured, as every rank knows it, also one that chooses no standard probes.
+
+    Args:
+        probes: those that a person gave; None: the standard ones.
+        every: of the standard ones.
+
+    Raises:
+        ValueError: the given ones make pictures alone.
+    """
+    if not probes:
+        return [numbers_every(every)]
+    found = [probe.schedule for probe in probes if not probe.picture]
+    if not found:
+        raise ValueError(
+            f"stop_when= judges numbers, and {probes[0].name} makes pictures alone: give probes= one that measures "
+            "the training too, such as vizlog.GradientHistograms()"
+        )
+    return found
 
 
 def check_stop_when(stop_when: StopWhen) -> None:

@@ -24,7 +24,7 @@ from vizlog.schedules import LogSpaced, Schedule, Thinning, as_schedule
 from vizlog.selection import named_models
 from vizlog.survey import Survey, survey
 
-__all__ = ["standard", "standard_for"]
+__all__ = ["numbers_every", "standard", "standard_for"]
 
 
 def standard(
@@ -62,7 +62,7 @@ def standard_for(
 ) -> list[Probe]:
     """`standard` where the batch has been run already; `optimized`: whether an optimizer is watched."""
     as_schedule(every)  # raises where it is no number of steps
-    numbers = every if isinstance(every, Schedule) else Thinning(every=every)
+    numbers = numbers_every(every)
     pictures = every if isinstance(every, Schedule) else LogSpaced(every=every)
     candidates: list[Callable[[], Probe]] = [
         lambda: WeightHistograms(every=numbers),
@@ -92,3 +92,8 @@ def standard_for(
     if left_out:
         LOG.info("vizlog leaves out %s", "; ".join(left_out))
     return chosen
+
+
+def numbers_every(every: int | Schedule) -> Schedule:
+    """When the standard probes measure numbers: thinned by doubling, so that a run of any length keeps few."""
+    return every if isinstance(every, Schedule) else Thinning(every=every)
