@@ -11,8 +11,9 @@ from torch import nn
 
 from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
-from vizlog.batch import FixedBatch, describe
+from vizlog.batch import FixedBatch
 from vizlog.callbacks.arguments import Arguments
+from vizlog.given import describe
 from vizlog.isolation import isolated
 from vizlog.loaders import inputs_and_targets, spread_examples
 from vizlog.messages import LOG

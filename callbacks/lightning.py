@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
-from vizlog.batch import FixedBatch, as_fixed_batch, describe
+from vizlog.batch import FixedBatch, as_fixed_batch
 from vizlog.callbacks.arguments import Arguments
+from vizlog.given import describe
 from vizlog.isolation import isolated
 from vizlog.loaders import asked_for, inputs_and_targets, spread_examples
 from vizlog.messages import LOG, one_line

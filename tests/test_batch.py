@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 import vizlog
-from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch, describe
+from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch
+from vizlog.given import describe
 from vizlog.survey import survey
 
 LOADER = DataLoader(range(4))  # type: ignore[arg-type,var-annotated]

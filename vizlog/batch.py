@@ -5,19 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
+from vizlog.given import (
+    INTEGERS,
+    OF_A_GRAPH,
+    OF_AN_OBJECT,
+    PLAIN,
+    check_shown,
+    describe,
+    is_edges,
+    number_of_examples,
+)
 from vizlog.targets import NO_LABEL, as_tensor, balanced, class_numbers, kind_of
 from vizlog.trees import Tree, are_mappings, is_as_long, is_leaf, leaves, lent, mapped, tensors_in
 
-__all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "describe", "examples_run", "on_device"]
+__all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "examples_run", "on_device"]
 
 MOST = 256
 """The most examples a batch keeps."""
@@ -37,19 +45,6 @@ _EMBEDDED = (
     "latents",
 )
 """Endings of the names of an output's parts that are embeddings, and no scores."""
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
-
-_PLAIN = (np.ndarray, list, tuple, Mapping, str, bytes, int, float, type(None), Tensor)
-_OF_A_GRAPH = (
-    "a graph, whose nodes cannot be run a few at a time, is given by their numbers as the examples, "
-    "vizlog.FixedBatch(torch.arange(nodes), y, forward=lambda model, i: model(x, edges)[i])"
-)
-
-_OF_AN_OBJECT = (
-    "of an object give the tensors in it, vizlog.FixedBatch(batch.x, batch.y, forward=lambda model, x: …), where "
-    f"forward makes of them what the model takes; {_OF_A_GRAPH}"
-)
 
 _run: ContextVar[int | None] = ContextVar("run", default=None)
 
@@ -105,9 +100,9 @@ class FixedBatch:
                 raise TypeError(f"FixedBatch({name}=) takes a function, got {type(value).__name__}")
         if targets is None and isinstance(inputs, Mapping):
             targets = inputs.get("labels")
-        _check_shown({"class_names": class_names, "feature_names": feature_names}, tokens, {"mean": mean, "std": std})
+        check_shown({"class_names": class_names, "feature_names": feature_names}, tokens, {"mean": mean, "std": std})
         targets = as_tensor(targets)
-        number = _number(inputs, targets)
+        number = number_of_examples(inputs, targets)
         self.ids = balanced(targets, number, MOST)
         targets = list(targets) if are_mappings(targets) else targets
         # By themselves, for what has no rows may come to be as long as a part of the batch.
@@ -164,7 +159,7 @@ class FixedBatch:
         ids, targets = self.token_ids, self.targets
         if ids is None or not isinstance(targets, Tensor) or targets.shape != ids.shape or self.labels is not None:
             return None
-        return targets.detach().cpu().long() if targets.dtype in _INTEGERS else None
+        return targets.detach().cpu().long() if targets.dtype in INTEGERS else None
 
     @property
     def label_sets(self) -> Tensor | None:
@@ -278,8 +273,8 @@ class FixedBatch:
                 "the second of batch=(x, y) are targets, which the model is not given: "
                 "two inputs are given as vizlog.FixedBatch((x, t)), with targets as vizlog.FixedBatch((x, t), y)"
             )
-        if isinstance(error, IndexError) and any(map(_is_edges, tensors_in(self.inputs))):
-            return _OF_A_GRAPH
+        if isinstance(error, IndexError) and any(map(is_edges, tensors_in(self.inputs))):
+            return OF_A_GRAPH
         return ""
 
     def logits(self, output: Any) -> Tensor | None:
@@ -300,7 +295,7 @@ class FixedBatch:
                     f"FixedBatch(score=) must return (N, classes) with N={len(self)}, got {describe(logits)}"
                 )
             return logits
-        parts = [part for part in _parts(output) if len(part) == len(self)]
+        parts = _parts(output, len(self))
         if self._scored is False or self._reconstruct(parts):
             return None
         found = self._scoring(parts)
@@ -315,7 +310,7 @@ class FixedBatch:
 
     def scores_a_position(self, output: Any) -> bool:
         """Whether `logits` are those of one position alone, of an output that scores each."""
-        found = self._scoring([part for part in _parts(output) if len(part) == len(self)])
+        found = self._scoring(_parts(output, len(self)))
         return self.score is None and found is not None and found.ndim == 3
 
     def as_met(self, *, scored: bool, padding: int | None = None, class_names: tuple[str, ...] = ()) -> FixedBatch:
@@ -421,7 +416,7 @@ class FixedBatch:
         """The input that is token ids, (N, T) integers, or None."""
         ids = self.inputs.get("input_ids") if isinstance(self.inputs, Mapping) else None
         candidates = [ids] if isinstance(ids, Tensor) else self._rows
-        return next((x for x in candidates if x.ndim == 2 and x.dtype in _INTEGERS), None)
+        return next((x for x in candidates if x.ndim == 2 and x.dtype in INTEGERS), None)
 
     @property
     def second_text(self) -> Tensor | None:
@@ -526,33 +521,6 @@ class FixedBatch:
         return [leaf for leaf in leaves(inputs) if isinstance(leaf, Tensor) and self._has_rows(leaf)]
 
 
-def _check_shown(names: Mapping[str, Any], tokens: Any, numbers: Mapping[str, Any]) -> None:
-    """Raises where what only matters for showing examples is of a wrong type."""
-    for name, value in names.items():
-        if value is not None and (isinstance(value, str) or not isinstance(value, Iterable)):
-            raise TypeError(f"FixedBatch({name}=) takes a list of names, got {value!r}")
-    if isinstance(names["class_names"], Mapping) and not all(isinstance(key, Integral) for key in names["class_names"]):
-        raise TypeError(
-            f"FixedBatch(class_names=) takes names by the number of the class, got {names['class_names']!r}"
-        )
-    if isinstance(tokens, Mapping) and not all(isinstance(key, Integral) for key in tokens):
-        raise TypeError(
-            "FixedBatch(tokens=) takes strings by id; of a vocabulary of ids by string give sorted(vocabulary, "
-            f"key=vocabulary.get), got {type(tokens).__name__} of {len(tokens)}"
-        )
-    reads = callable(tokens) or hasattr(tokens, "convert_ids_to_tokens")
-    if tokens is not None and not reads and not (hasattr(tokens, "__getitem__") and hasattr(tokens, "__len__")):
-        raise TypeError(
-            "FixedBatch(tokens=) takes a list of strings by id, a tokenizer, or a function of a list of ids, "
-            f"got {tokens!r}"
-        )
-    for name, value in numbers.items():
-        try:
-            np.asarray(0 if value is None else value, np.float64)
-        except (TypeError, ValueError):
-            raise TypeError(f"FixedBatch({name}=) takes a number, or one for each channel, got {value!r}") from None
-
-
 def _in_order(names: Iterable[str] | Mapping[int, str]) -> tuple[str, ...]:
     """Names by number as a sequence; a number without one is called by itself."""
     if isinstance(names, Mapping):
@@ -577,12 +545,12 @@ def as_fixed_batch(batch: Any) -> FixedBatch | None:
         return FixedBatch(*batch)
     if isinstance(batch, (Tensor, Mapping)):
         return FixedBatch(batch)
-    advice = "" if isinstance(batch, _PLAIN) or callable(batch) else f"; {_OF_AN_OBJECT}"
+    advice = "" if isinstance(batch, PLAIN) or callable(batch) else f"; {OF_AN_OBJECT}"
     if isinstance(batch, (tuple, list)) and len(batch) > 2 and all(isinstance(part, Tensor) for part in batch):
         advice = "; of several inputs and targets make vizlog.FixedBatch((a, b), y)"
     if isinstance(batch, Iterator) or hasattr(batch, "dataset"):  # any loader, by what wraps it too
         advice = "; of a loader give its examples, batch=lambda: next(iter(loader))"
-    elif hasattr(batch, "__getitem__") and hasattr(batch, "__len__") and not isinstance(batch, _PLAIN):
+    elif hasattr(batch, "__getitem__") and hasattr(batch, "__len__") and not isinstance(batch, PLAIN):
         advice = (
             "; of a dataset give some examples, put together as a DataLoader does: "
             "batch=torch.utils.data.default_collate([dataset[k] for k in range(64)])"
@@ -591,91 +559,6 @@ def as_fixed_batch(batch: Any) -> FixedBatch | None:
         "batch= takes (inputs, targets), a vizlog.FixedBatch or a function that returns one, "
         f"got {describe(batch)}{advice}"
     )
-
-
-def describe(value: Any) -> str:
-    """A value in a few words, for messages: `float32 (8, 3, 32, 32)`."""
-    if isinstance(value, Tensor):
-        shape = "nested" if value.is_nested else tuple(value.shape)
-        return f"{str(value.dtype).removeprefix('torch.')} {shape}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {describe(part)}" for name, part in list(value.items())[:8]) + "}"
-    if isinstance(value, (tuple, list)):
-        end = ", …)" if len(value) > 8 else ",)" if len(value) == 1 else ")"
-        return "(" + ", ".join(describe(part) for part in value[:8]) + end
-    return "None" if value is None else type(value).__name__
-
-
-def _number(inputs: Tree, targets: Any) -> int:
-    """How many examples these are.
-
-    Raises:
-        TypeError, ValueError: they are no batch; says what was expected.
-    """
-    if isinstance(inputs, list) and any(isinstance(example, Mapping) for example in inputs):
-        raise TypeError(
-            "a list of examples is no batch yet: put them together as a DataLoader does, "
-            "torch.utils.data.default_collate(examples)"
-        )
-    if are_mappings(targets) and isinstance(inputs, (list, tuple)) and len(inputs) == len(targets):
-        raise TypeError(
-            "a list of images is no batch yet: give vizlog.FixedBatch(torch.stack(images), targets, "
-            "forward=lambda model, images: model(list(images)))"
-        )
-    tensors = tensors_in(inputs)
-    if not tensors:
-        advice = "torch.as_tensor makes one of a NumPy array or a list of numbers"
-        raise TypeError(
-            f"a fixed batch needs at least one tensor with examples along dimension 0, got {describe(inputs)}; "
-            f"{advice if isinstance(inputs, _PLAIN) else _OF_AN_OBJECT}"
-        )
-    whole = next((x for x in (*tensors, targets) if isinstance(x, Tensor) and _is_in_one_piece(x)), None)
-    if whole is not None and len(whole) == len(tensors[0]):
-        kind = "nested" if whole.is_nested else "sparse"
-        advice = f"give dense ones, padded, and let vizlog.FixedBatch(inputs, targets, forward=…) make them {kind}"
-        raise TypeError(
-            f"examples cannot be taken out of a {kind} tensor, got {describe(inputs)}: "
-            f"{_OF_A_GRAPH if _is_adjacency(whole) else advice}"
-        )
-    if _is_packed(inputs):
-        raise TypeError(
-            "examples cannot be taken out of a PackedSequence: give them padded, with their lengths, and let "
-            "vizlog.FixedBatch((padded, lengths), targets, forward=lambda model, inputs: …) pack them"
-        )
-    number = len(tensors[0])
-    if number == 0:
-        raise ValueError(f"a fixed batch needs at least one example, got {describe(inputs)}")
-    if isinstance(targets, Tensor) and (targets.ndim == 0 or len(targets) != number):
-        name, advice = "targets", "several inputs are given as FixedBatch((a, b), targets)"
-        if isinstance(inputs, Mapping) and targets is inputs.get("labels"):
-            name, advice = "inputs['labels']", "labels of another kind are left out of a fixed batch"
-        elif any(map(_is_edges, tensors)):
-            advice = _OF_A_GRAPH
-        raise ValueError(
-            f"{name} must be one for each of the {number} examples, got {describe(targets)}; "
-            f"examples lie along dimension 0 of the inputs; {advice}"
-        )
-    return number
-
-
-def _is_packed(tree: Tree) -> bool:
-    """Whether these are, or hold, packed sequences, whose rows are time steps."""
-    parts = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (tuple, list)) else ()
-    return isinstance(tree, PackedSequence) or any(map(_is_packed, parts))
-
-
-def _is_edges(tensor: Tensor) -> bool:
-    """Whether these may be the edges of a graph, as numbers of nodes (2, E)."""
-    return tensor.ndim == 2 and len(tensor) == 2 and tensor.dtype in _INTEGERS
-
-
-def _is_adjacency(tensor: Tensor) -> bool:
-    return not tensor.is_nested and tensor.layout != torch.strided and len(set(tensor.shape)) == 1 < tensor.ndim
-
-
-def _is_in_one_piece(tensor: Tensor) -> bool:
-    """Whether rows cannot be picked out of it by their numbers."""
-    return tensor.is_nested or tensor.layout != torch.strided
 
 
 def _last(mask: Tensor) -> Tensor:
@@ -697,8 +580,8 @@ def _named(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
-def _parts(output: Any) -> list[Tensor]:
-    """The tensors in an output that may be scores: its `.logits`, or else all that lie at its surface."""
+def _parts(output: Any, number: int) -> list[Tensor]:
+    """The tensors that may be scores of so many examples: the output's `.logits`, or else all that lie at its surface."""
     named = _named(output, "logits")
     parts: Iterable[Any] = ()
     if isinstance(named, Tensor) or isinstance(output, Tensor):
@@ -707,7 +590,8 @@ def _parts(output: Any) -> list[Tensor]:
         parts = [part for name, part in output.items() if not str(name).endswith(_EMBEDDED)]
     elif isinstance(output, (tuple, list)):
         parts = output
-    return [part for part in parts if isinstance(part, Tensor) and part.ndim and not part.is_nested]
+    tensors = [part for part in parts if isinstance(part, Tensor) and part.ndim and not part.is_nested]
+    return [tensor for tensor in tensors if len(tensor) == number]
 
 
 def _is_picture(squares: Tensor) -> bool:
@@ -722,7 +606,7 @@ def _is_picture(squares: Tensor) -> bool:
 def _is_another_text(other: Tensor, ids: Tensor) -> bool:
     """Whether these integers are tokens beside `ids` that cannot be told from them by their number."""
     length = ids.shape[1]
-    if other.ndim != 2 or other.shape[1] not in (length, length + 1) or other.dtype not in _INTEGERS:
+    if other.ndim != 2 or other.shape[1] not in (length, length + 1) or other.dtype not in INTEGERS:
         return False
     other, ids = other.cpu(), ids.cpu()
     if not other.numel() or int(other.min()) < 0 or int(other.max()) < 2:  # targets to be ignored; a mask

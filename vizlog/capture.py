@@ -26,7 +26,7 @@ from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from vizlog.batch import describe
+from vizlog.given import describe
 from vizlog.requests import ACTIVATIONS, AttentionCalls, Call, Outputs, first_tensor, readable
 from vizlog.selection import is_leaf, named_modules
 from vizlog.units import Units

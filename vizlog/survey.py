@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from vizlog.batch import BatchDoesNotFit, FixedBatch, describe
+from vizlog.batch import BatchDoesNotFit, FixedBatch
 from vizlog.capture import Capture
 from vizlog.channel import RanksApart
+from vizlog.given import describe
 from vizlog.messages import one_line
 from vizlog.ranks import CommunicatesError
 from vizlog.requests import AttentionCalls, Call, Outputs

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vizlog.batch import FixedBatch, describe
+from vizlog.batch import FixedBatch
 from vizlog.compute.saliency import (
     Gap,
     NoGradientError,
@@ -26,6 +26,7 @@ from vizlog.compute.saliency import (
     per_token,
     smoothgrad,
 )
+from vizlog.given import describe
 from vizlog.probes.base import Context, Probe
 from vizlog.probes.features import classifies_tokens
 from vizlog.probes.subject import Subject, input_values, logits_of, met

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vizlog.batch import BatchDoesNotFit, FixedBatch, describe, on_device
+from vizlog.batch import BatchDoesNotFit, FixedBatch, on_device
 from vizlog.capture import Capture, replaced
 from vizlog.compute.saliency import Score, before_softmax, derivative, gradcam
+from vizlog.given import describe
 from vizlog.requests import Call, Outputs
 from vizlog.selection import named_modules
 
