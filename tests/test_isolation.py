@@ -965,6 +965,21 @@ def test_what_a_module_holds_is_put_back_whatever_it_is(kept: Any, change: Any, 
     assert read(kept) == before
 
 
+class Remembers(vizlog.Probe):
+    """Keeps something from one step to the next."""
+
+    seen = 0
+
+
+def test_what_vizlog_itself_changes_meanwhile_stays_where_a_module_holds_it() -> None:
+    model, memory, probe = nn.Linear(1, 1), vizlog.Memory(), Remembers()
+    model.memory, model.probes = memory, [probe]  # type: ignore[assignment]
+    with isolated([model]):
+        memory.write(0, [vizlog.Scalar("loss", 1.0)])  # as the worker does
+        probe.seen = 1
+    assert (len(memory.records), probe.seen) == (1, 1)
+
+
 def test_attributes_of_parameters_and_buffers_are_put_back() -> None:
     model = nn.BatchNorm1d(2)
     model.weight.calls, model.weight.seen = 0, []  # type: ignore[attr-defined]

@@ -581,7 +581,7 @@ def _named(output: Any, name: str) -> Any:
 
 
 def _parts(output: Any, number: int) -> list[Tensor]:
-    """The tensors that may be scores of so many examples: the output's `.logits`, or else all that lie at its surface."""
+    """The tensors in an output that may be scores of so many examples: its `.logits`, or else all at its surface."""
     named = _named(output, "logits")
     parts: Iterable[Any] = ()
     if isinstance(named, Tensor) or isinstance(output, Tensor):

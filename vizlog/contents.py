@@ -381,13 +381,20 @@ class _Slots:
 
 def _attributes_of(value: Any) -> list[Any]:
     """What holds all there is to an object written in Python, `__dict__` or slots; none of modules, files, locks."""
-    kind = type(value)
-    if kind in _BARE or isinstance(value, nn.Module):
-        return []
-    if not all(base.__flags__ & _HEAP_TYPE or base in _BUILT_IN for base in kind.__mro__[:-1]):
+    if isinstance(value, nn.Module) or not _lies_open(type(value)):
         return []
     held: list[Any] = _slots_of(value)
     return [*held, value.__dict__] if hasattr(value, "__dict__") else held
+
+
+@functools.cache
+def _lies_open(kind: Any) -> bool:
+    """Whether all there is to an object of this class lies in its `__dict__` and slots, and is no part of vizlog."""
+    if kind in _BARE:
+        return False
+    # A probe, a backend or a monitor, of a person's own class too, changes in a pass, and on the worker beside it.
+    is_ours = any(str(base.__module__).startswith("vizlog.") for base in kind.__mro__)
+    return not is_ours and all(base.__flags__ & _HEAP_TYPE or base in _BUILT_IN for base in kind.__mro__[:-1])
 
 
 def _slots_of(value: Any) -> list[Any]:
