@@ -25,6 +25,7 @@ from vizlog.probes.base import Figures
 from vizlog.probes.health import draw
 from vizlog.records import Embedding, Heatmaps, Images, Record, Scalar
 from vizlog.selection import named_modules, named_parameters
+from vizlog.views.notebook import html
 from vizlog.views.raster import raster
 
 pytestmark = [
@@ -464,7 +465,7 @@ def test_labels_are_text_in_pictures_and_pages(text: str) -> None:
     for record in records:
         drawn = raster(record)
         assert drawn.shape[0] * drawn.shape[1] < 4_000_000
-        page = record._repr_html_()  # type: ignore[union-attr]
+        page = html(record)
         assert "<img src=x" not in page
         pytest.importorskip("plotly")
         from vizlog.views.figures import figure
