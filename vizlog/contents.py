@@ -202,7 +202,7 @@ def _own(module: nn.Module) -> list[Any]:
 
 
 def _held(value: Any, depth: int, looked_into: set[int]) -> Iterator[nn.Module]:
-    """Modules that a value is or holds, also in objects that a `class` statement made; into each is looked once."""
+    """Modules that a value is or holds, in objects that a `class` statement made too; each is looked into once."""
     if type(value) in _PLAIN:
         return
     if isinstance(value, nn.Module):
@@ -211,7 +211,7 @@ def _held(value: Any, depth: int, looked_into: set[int]) -> Iterator[nn.Module]:
     if depth >= _DEEPEST_MODULE or isinstance(value, Tensor) or id(value) in looked_into:
         return
     collects = isinstance(value, _COLLECTIONS)
-    parts = [part for container in ([value] if collects else _attributes_of(value)) for part in _no_plain(container)]
+    parts = [part for container in ([value] if collects else _attributes_of(value)) for part in _not_plain(container)]
     if len(parts) + len(looked_into) > _MOST_PARTS:
         return
     looked_into.add(id(value))
@@ -226,6 +226,8 @@ class Found:
     """What a forward may change from within, each once, by id.
 
     Attributes:
+        tensors: whose values it may change.
+        generators: of random numbers.
         containers: lists, dicts, sets, deques and arrays, and what holds the attributes of objects and of tensors.
     """
 
@@ -287,9 +289,9 @@ def _look_into(value: Any, found: Found) -> Iterable[Any]:
     if isinstance(value, _CONTAINERS):  # of modules or functions, say: itself, but nothing in it
         found.containers[id(value)] = value
     parts = list(_parts(value)) if isinstance(value, _COLLECTIONS) else []
-    return (
-        [part for part in parts if isinstance(part, Tensor) or is_generator(part)] if len(parts) <= _MOST_PARTS else ()
-    )
+    if len(parts) > _MOST_PARTS:
+        return ()
+    return [part for part in parts if isinstance(part, Tensor) or is_generator(part)]
 
 
 class _Walk:
@@ -326,7 +328,7 @@ class _Walk:
         for container in held:
             if _identity(container) not in self.found.containers:
                 self.found.containers[_identity(container)] = container
-                waiting += _no_plain(container)
+                waiting += _not_plain(container)
         return bool(held) and self._parts_left >= 0
 
     def _take_tensor(self, value: Tensor, waiting: deque[Any]) -> bool:
@@ -423,6 +425,6 @@ def _parts(container: Any) -> Iterable[Any]:
     return found
 
 
-def _no_plain(container: Any) -> list[Any]:
+def _not_plain(container: Any) -> list[Any]:
     """Its parts but for plain values, of which a list may hold a million."""
     return [part for part in _parts(container) if type(part) not in _PLAIN]

@@ -117,7 +117,7 @@ def _figure(record: Record, go: Any) -> Figure:
             return go.Figure(go.Indicator(mode="number", value=record.value))
         case Histogram():
             return _histogram(record, go)
-        case Images():
+        case Images() | Text():
             return _pixels(record, go)
         case Heatmaps():
             return _heatmaps(record, go)
@@ -129,8 +129,6 @@ def _figure(record: Record, go: Any) -> Figure:
             return _curves(record, go)
         case Surface():
             return _surface(record, go)
-        case Text():
-            return _pixels(record, go)
         case _:
             assert_never(record)
 
