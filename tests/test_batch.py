@@ -597,6 +597,11 @@ def test_a_value_is_described_in_a_few_words() -> None:
     assert describe((torch.zeros(2, 3),)) == "(float32 (2, 3),)"
 
 
+def test_of_a_value_with_many_parts_it_is_said_that_there_are_more() -> None:
+    assert describe([0] * 9) == "(" + "int, " * 8 + "…)"
+    assert describe(dict.fromkeys("abcdefghi", 0)) == "{" + "".join(f"{name}: int, " for name in "abcdefgh") + "…}"
+
+
 def test_zeros_and_ones_of_a_binary_loss_are_classes() -> None:
     x, yes = torch.randn(6, 2), torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
     assert FixedBatch(x, yes).labels.tolist() == [0, 1, 0, 1, 0, 1]  # type: ignore[union-attr]

@@ -383,7 +383,8 @@ class _Slots:
 
 def _attributes_of(value: Any) -> list[Any]:
     """What holds all there is to an object written in Python, `__dict__` or slots; none of modules, files, locks."""
-    if isinstance(value, nn.Module) or not _lies_open(type(value)):
+    kind: Any = type(value)
+    if isinstance(value, nn.Module) or not _lies_open(kind):
         return []
     held: list[Any] = _slots_of(value)
     return [*held, value.__dict__] if hasattr(value, "__dict__") else held

@@ -39,7 +39,8 @@ def describe(value: Any) -> str:
         shape = "nested" if value.is_nested else tuple(value.shape)
         return f"{str(value.dtype).removeprefix('torch.')} {shape}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {describe(part)}" for name, part in list(value.items())[:8]) + "}"
+        end = ", …}" if len(value) > 8 else "}"
+        return "{" + ", ".join(f"{name}: {describe(part)}" for name, part in list(value.items())[:8]) + end
     if isinstance(value, (tuple, list)):
         end = ", …)" if len(value) > 8 else ",)" if len(value) == 1 else ")"
         return "(" + ", ".join(describe(part) for part in value[:8]) + end

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -21,8 +20,9 @@ from vizlog.changes import learnt, parameters_kept, remember_renormed
 from vizlog.contents import all_modules, contents_kept, data_in, generators_kept
 from vizlog.copies import put_all_back, tensors_kept
 from vizlog.ranks import is_sharded, reshard, sharded_modules
+from vizlog.setting import Setting
 
-__all__ = ["Setting", "changes_learnt", "eager", "isolated", "start_noise"]
+__all__ = ["changes_learnt", "eager", "isolated", "start_noise"]
 
 # Of a state dict they change nothing in training, and those that `fully_shard` adds in the first forward must stay.
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.startswith(("_forward_", "_backward_")))
@@ -187,34 +187,6 @@ def _no_cached_weights() -> Iterator[None]:
         torch.set_autocast_cache_enabled(enabled)
         if parametrized:
             parametrize._cache_enabled = parametrized  # noqa: SLF001
-
-
-class Setting:
-    """A setting of the whole process, for as long as any thread wants it.
-
-    Args:
-        put_on: changes it, and returns what changes it back.
-    """
-
-    def __init__(self, put_on: Callable[[], Callable[[], object]]) -> None:
-        self._put_on = put_on
-        self._lock, self._wanted = threading.Lock(), 0
-        self._take_off: Callable[[], object] = lambda: None
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Inside, it is on."""
-        with self._lock:
-            self._wanted += 1
-            if self._wanted == 1:
-                self._take_off = self._put_on()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._wanted -= 1
-                if not self._wanted:
-                    self._take_off()
 
 
 def _force_eager() -> Callable[[], object]:

@@ -23,9 +23,9 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from vizlog.batch import MOST
 from vizlog.contents import contents_kept, generators_kept, is_generator
-from vizlog.isolation import Setting
 from vizlog.ranks import has_memory
 from vizlog.selection import bare
+from vizlog.setting import Setting
 
 __all__ = ["asked_for", "inputs_and_targets", "only_tensor", "spread_examples"]
 
