@@ -34,6 +34,7 @@ from torchmetrics.text import Perplexity
 
 import vizlog
 from vizlog.isolation import changes_learnt, isolated, start_noise
+from vizlog.setting import Setting
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*torch.jit:DeprecationWarning",
@@ -1287,6 +1288,23 @@ def test_passes_of_two_threads_leave_the_settings_of_the_process_as_they_were() 
     may_leave.set()
     thread.join()
     assert torch_checkpoint.CheckpointFunction is kept
+
+
+def test_a_setting_that_could_not_be_put_on_is_tried_again_the_next_time() -> None:
+    tried: list[int] = []
+
+    def put_on() -> Callable[[], object]:
+        tried.append(1)
+        if len(tried) == 1:
+            raise RuntimeError
+        return lambda: tried.append(-1)
+
+    setting = Setting(put_on)
+    with pytest.raises(RuntimeError), setting.held():
+        pass
+    with setting.held():
+        assert tried == [1, 1]
+    assert tried == [1, 1, -1]
 
 
 def test_noise_begins_anew_in_each_pass_and_training_has_its_own() -> None:

@@ -25,9 +25,9 @@ class Setting:
     def held(self) -> Iterator[None]:
         """Inside, it is on."""
         with self._lock:
-            self._wanted += 1
-            if self._wanted == 1:
+            if not self._wanted:
                 self._take_off = self._put_on()
+            self._wanted += 1
         try:
             yield
         finally:
