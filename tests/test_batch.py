@@ -516,6 +516,16 @@ def test_what_has_no_rows_is_never_cut_however_long_a_part_of_the_batch_is() -> 
     torch.testing.assert_close(common.inputs["x"], theirs.inputs["x"][:3])
 
 
+def test_examples_of_another_rank_are_scored_as_there() -> None:
+    x = torch.randn(6, 4)
+    theirs, mine = FixedBatch(x, torch.arange(6) % 3), FixedBatch(x, torch.arange(6) % 5)
+    output = torch.zeros(6, 5), torch.zeros(6, 3)
+    common = mine.with_examples(theirs.examples)
+    for batch in (theirs, common):
+        assert batch.logits(output).shape == (6, 3)  # type: ignore[union-attr]
+        assert batch.labels.tolist() == [0, 1, 2, 0, 1, 2]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("classes", [1, 3, 32])
 def test_classes_take_turns_and_the_first_examples_of_each_come_first(classes: int) -> None:
     labels = torch.randint(-2, classes - 2, (1000,))
@@ -606,6 +616,8 @@ def test_zeros_and_ones_of_a_binary_loss_are_classes() -> None:
     x, yes = torch.randn(6, 2), torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
     assert FixedBatch(x, yes).labels.tolist() == [0, 1, 0, 1, 0, 1]  # type: ignore[union-attr]
     assert FixedBatch(x, yes[:, None]).labels.tolist() == [0, 1, 0, 1, 0, 1]  # type: ignore[union-attr]
+    assert [FixedBatch(x, yes).part(k, k + 1).labels.tolist() for k in (0, 1)] == [[0], [1]]  # type: ignore[union-attr]
+    assert FixedBatch(x, torch.arange(6.0)).part(0, 2).labels is None
     assert FixedBatch(x, yes + 0.5).labels is None
     assert FixedBatch(x, torch.zeros(6)).labels is None
     assert FixedBatch(x, torch.eye(6)[:, :2]).labels is None

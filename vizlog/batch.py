@@ -46,6 +46,9 @@ _EMBEDDED = (
 )
 """Endings of the names of an output's parts that are embeddings, and no scores."""
 
+_OF_EXAMPLES = ("ids", "inputs", "targets", "_constants", "_are_classes", "_classes", "_targets_are")
+"""Attributes of a batch that say what its examples are, not what to do with them."""
+
 _run: ContextVar[int | None] = ContextVar("run", default=None)
 
 
@@ -109,10 +112,10 @@ class FixedBatch:
         self._constants = [leaf for leaf in leaves((inputs, targets)) if not is_as_long(leaf, number)]
         self.inputs: Tree = self._take(inputs, self.ids)
         self.targets: Any = self._take(targets, self.ids)
+        # Of all examples, here and below: of a few, numbers may be 0 or 1, or between them, by chance.
         labels = class_numbers(self.targets)
-        self._unlabelled = labels is not None and bool((labels == NO_LABEL).all())
-        self._classes = int(labels.max()) + 1 if labels is not None and not self._unlabelled else 0
-        # Of all examples: of a few, numbers may lie between 0 and 1 by chance.
+        self._are_classes = labels is not None and not bool((labels == NO_LABEL).all())
+        self._classes = int(labels.max()) + 1 if labels is not None and self._are_classes else 0
         self._targets_are = kind_of(self.targets)
         self._padding: int | None = None  # the token that fills texts up, once a first pass has told
         self.forward, self.score, self.loss = forward, score, loss
@@ -151,7 +154,7 @@ class FixedBatch:
     @property
     def labels(self) -> Tensor | None:
         """(N,) int64 class numbers on the CPU, −100 where there is none; None where the targets are no classes."""
-        return None if self._unlabelled else class_numbers(self.targets)
+        return class_numbers(self.targets, known=True) if self._are_classes else None
 
     @property
     def token_labels(self) -> Tensor | None:
@@ -194,14 +197,13 @@ class FixedBatch:
         return self.each(lambda x: x.to(new) if x.dtype == old else x)
 
     @property
-    def examples(self) -> tuple[Any, ...]:
+    def examples(self) -> dict[str, Any]:
         """What another rank needs to have the same examples, in one piece: see `with_examples`."""
-        return self.ids, self.inputs, self.targets, self._constants
+        return {name: self.__dict__[name] for name in _OF_EXAMPLES}
 
-    def with_examples(self, examples: tuple[Any, ...]) -> FixedBatch:
+    def with_examples(self, examples: Mapping[str, Any]) -> FixedBatch:
         """The `examples` of another batch, to be shown and run as those of this one."""
-        ids, inputs, targets, constants = examples
-        return self._with(ids=ids, inputs=inputs, targets=targets, _constants=constants)
+        return self._with(**examples)
 
     def _with(self, **changes: Any) -> FixedBatch:
         other = object.__new__(FixedBatch)

@@ -43,15 +43,21 @@ def kind_of(targets: Any) -> Literal["shares", "sets", "numbers", ""]:
     return "sets" if bool(((found == 0) | (found == 1)).all()) else "numbers"
 
 
-def class_numbers(targets: Any) -> Tensor | None:
-    """(N,) int64 on the CPU of targets that are integers (N,) or (N, 1), or 0.0 and 1.0: of two classes, or one-hot."""
+def class_numbers(targets: Any, *, known: bool = False) -> Tensor | None:
+    """(N,) int64 on the CPU of targets that are integers (N,) or (N, 1), or 0.0 and 1.0: of two classes, or one-hot.
+
+    Args:
+        targets: as `as_tensor` gives them.
+        known: whether they are classes, as more of them have shown: one 0.0 alone may be any number.
+    """
     if kind_of(targets) == "shares" and bool(((targets == 0) | (targets == 1)).all()):
         numbers: Tensor = targets.detach().cpu().argmax(1)
         return numbers
     if not isinstance(targets, Tensor) or targets.is_complex() or (targets.ndim != 1 and targets.shape[1:] != (1,)):
         return None
     found = targets.detach().cpu().reshape(-1)
-    if targets.is_floating_point() and not (((found == 0) | (found == 1)).all() and len(found.unique()) == 2):
+    known = known or bool(((found == 0) | (found == 1)).all() and len(found.unique()) == 2)
+    if targets.is_floating_point() and not known:
         return None
     return found.long()
 
