@@ -13,7 +13,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from vizlog.trees import Tree, are_mappings, tensors_in
 
-__all__ = ["INTEGERS", "OF_AN_OBJECT", "OF_A_GRAPH", "PLAIN", "check_shown", "describe", "is_edges", "number_of_examples"]
+__all__ = [
+    "INTEGERS",
+    "OF_AN_OBJECT",
+    "OF_A_GRAPH",
+    "PLAIN",
+    "check_shown",
+    "describe",
+    "is_edges",
+    "number_of_examples",
+]
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
