@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import pytest
@@ -28,13 +28,16 @@ from vizlog.records import (
     Surface,
     Text,
 )
-from vizlog.views import colors, notebook, png, typeset
-from vizlog.views.axes import Axis
+from vizlog.views import axes, colors, layout, notebook, plots, png, tiles, typeset
+from vizlog.views.axes import Axis, chart, names_as_ticks
 from vizlog.views.figures import figure, plain
 from vizlog.views.layout import ramp, shape_of_grid
 from vizlog.views.raster import raster
 from vizlog.views.tiles import _LEAST_LABEL, _fit, _readable
 
+Said: TypeAlias = list[tuple[str, float, float]]
+
+FRAME = (190, 196, 203)
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -107,7 +110,45 @@ def one_map(values: Any, limits: tuple[float, float], colormap: Any) -> Heatmaps
     return Heatmaps("feature_maps/conv1", np.asarray(values, np.float32), ["map"], [""], limits, colormap)
 
 
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Said:
+    """Every line that is written from here on, and where on the image that it is written on: text, x and top."""
+    lines: Said = []
+    put = typeset.put
+
+    def noted(draw: Any, at: tuple[float, float], text: str, **how: Any) -> None:
+        lines.append((text, *at))
+        put(draw, at, text, **how)
+
+    for module in (axes, layout, plots, tiles, typeset):
+        monkeypatch.setattr(module, "put", noted)
+    typeset.sideways.cache_clear()
+    return lines
+
+
+def words(said: Said, record: Record, **how: Any) -> list[str]:
+    """What the drawing of a record says, line by line."""
+    said.clear()
+    raster(record, **how)
+    return [text for text, _, _ in said]
+
+
+def plot_of(drawn: Any) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the inside of a chart, which its frame tells."""
+    rows, columns = where(drawn, FRAME)
+    return columns.start + 1, rows.start + 1, columns.stop - columns.start - 2, rows.stop - rows.start - 2
+
+
 # Every kind
+
+
+def test_the_narrowest_raster_has_240_pixels() -> None:
+    assert raster(SAMPLES["Images"], width=240).shape[1] == 240
+
+
+def test_the_tag_stands_over_a_picture(said: Said) -> None:
+    assert words(said, SAMPLES["Curves"])[0] != SAMPLES["Curves"].tag  # the body is drawn before it is put together
+    assert SAMPLES["Curves"].tag in words(said, SAMPLES["Curves"])
 
 
 def test_there_is_a_sample_of_every_kind() -> None:
@@ -200,6 +241,32 @@ def test_limits_at_the_largest_float_do_not_overflow() -> None:
 def test_ten_classes_have_ten_colours_and_no_class_has_its_own() -> None:
     assert len({colors.class_color(i) for i in range(-1, 10)}) == 11
     assert colors.class_color(10) == colors.class_color(0)
+
+
+def test_words_can_be_read_on_every_colour_of_a_map() -> None:
+    """By the ratio of contrast of WCAG 2, which asks for 3 of large letters."""
+
+    def luminance(color: Any) -> float:
+        channels = np.asarray(color) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for color in (*colors.SEQUENTIAL, *colors.DIVERGING):
+        dark, light = sorted((luminance(color), luminance(colors.readable_on(color))))
+        assert (light + 0.05) / (dark + 0.05) > 3
+
+
+def test_a_colour_bar_says_what_its_ends_its_centre_and_nan_are(said: Said) -> None:
+    bar = np.asarray(layout.color_bar((-2.0, 6.0), "diverging", label="value", nans=1234))
+    at = {text: x for text, x, _ in said}
+    assert sorted(at, key=lambda text: at[text]) == ["value", "-2", "2", "6", "NaN (1,234)"]
+    low, high, lost = (where(bar, color)[1] for color in (colors.DIVERGING[2], colors.DIVERGING[252], colors.NAN))
+    assert at["value"] < low.start < at["2"] < high.start < lost.start < at["NaN (1,234)"]
+
+
+def test_the_ends_of_a_colour_bar_are_named_before_what_is_between(said: Said) -> None:
+    ramp(np.zeros((240, 3)), {0.0: "0", 0.97: "0.0301", 1.0: "0.0312"})
+    assert [text for text, _, _ in said if text] == ["0", "0.0312"]
 
 
 # Tiles
@@ -305,6 +372,12 @@ def test_one_picture_of_several_maps_stands_once_before_them(shape: tuple[int, i
     assert len(set(at[shape != (8, 8)])) == 1
 
 
+def test_a_map_has_its_title_over_it_and_its_note_under_it(said: Said) -> None:
+    maps = Heatmaps("a/b", np.ones((2, 8, 8), np.float32), ["one", "two"], ["first note", "second note"], (0.0, 1.0))
+    told = [text for text in words(said, maps) if text.endswith(("note", "one", "two"))]
+    assert told == ["one", "first note", "two", "second note"]
+
+
 def test_notes_have_room_for_what_stands_last() -> None:
     """Whether a prediction is wrong, behind two names of ImageNet's."""
     name, maps = "soft-coated wheaten terrier", np.ones((8, 8, 8), np.float32)
@@ -315,8 +388,9 @@ def test_notes_have_room_for_what_stands_last() -> None:
     assert raster(right).shape != raster(wrong).shape or (raster(right) != raster(wrong)).any()
 
 
-def test_a_row_of_tokens_is_text_on_the_colours_of_its_values() -> None:
-    tokens = ["the", "Ġcat", "\n", "sat"]
+@pytest.mark.parametrize("newline", ["\n", "Ċ"])
+def test_a_row_of_tokens_is_text_on_the_colours_of_its_values(newline: str) -> None:
+    tokens = ["the", "Ġcat", newline, "sat"]
     record = Heatmaps(
         "saliency/gradient", np.array([[[-1.0, 0.0, 0.5, 1.0]]], np.float32), ["example 0"], [""], (-1.0, 1.0),
         "diverging", column_labels=[tokens],
@@ -346,6 +420,8 @@ def test_attention_over_many_tokens_is_not_all_dark() -> None:
         where(drawn[110:], colors.SEQUENTIAL[round(np.sqrt(weight / 0.2) * 254)])
     causal = np.tril(np.ones((1, 1, 100, 100))) / np.arange(1, 101)[:, None]
     assert colors.attention_top(causal) == pytest.approx(0.04)
+    for most, top in ((0.4, 0.4), (0.6, 1.0)):
+        assert colors.attention_top(np.where(np.eye(20), most, (1 - most) / 19)[None, None]) == pytest.approx(top)
     assert colors.attention_top(np.eye(4)[None, None]) == colors.attention_top(np.full((1, 1, 2, 2), np.nan)) == 1.0
 
 
@@ -365,7 +441,273 @@ def test_attention_that_is_all_alike_is_of_the_middle_colour() -> None:
     where(raster(Attention("attention/0", alike, [0], [0], [tokens], [tokens]))[110:], colors.SEQUENTIAL[127])
 
 
+def test_pictures_say_their_size_their_norms_and_their_scale(said: Said) -> None:
+    pixels = np.zeros((2, 3, 5, 1), np.uint8)
+    shown = words(said, Images("filters/a", pixels, ["first", "second"], (-0.5, 2.0), norms=np.array([1.5, 2.5])))
+    assert "2 images of 3 x 5" in shown
+    told = [text for text in shown if text.startswith(("first", "second", "norm"))]
+    assert told == ["first", "norm 1.5", "second", "norm 2.5"]
+    at = {text: x for text, x, _ in said}
+    assert at["-0.5"] < at["2"]
+
+
+def test_a_picture_that_is_shrunk_is_averaged() -> None:
+    board = np.where((np.indices((768, 768)).sum(0) % 2)[..., None], (200, 0, 40), (0, 0, 40)).astype(np.uint8)
+    rows, columns = where(raster(Images("a/b", board[None], [""], (0.0, 1.0))), (100, 0, 40))
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (384, 384)
+
+
+def test_attention_calls_heads_examples_and_tokens_by_their_own_names(said: Said) -> None:
+    weights = np.full((2, 2, 2, 3), 1 / 3, np.float32)
+    queries, keys = [["qa", "qb"], ["qc", "qd"]], [["ka", "kb", "kc"], ["kd", "ke", "kf"]]
+    shown = words(said, Attention("attention/0", weights, [4, 9], [3, 7], queries, keys))
+    named = [text for text in shown if text.startswith(("head ", "example "))]
+    assert named == ["head 3", "head 7", "example 4", "head 3", "head 7", "example 9"]
+    assert [text for text in shown if text[0] in "qk" and len(text) == 2] == [*"qa qb ka kb kc qc qd kd ke kf".split()]
+
+
+def test_the_colour_bar_of_attention_goes_by_square_roots(said: Said) -> None:
+    tokens = [str(i) for i in range(100)]
+    one, spread = np.eye(100)[None, None], np.full((1, 1, 100, 100), 0.01)
+    spread[0, 0, 0] = np.eye(100)[0]
+    shown = words(said, Attention("attention/0", one, [0], [0], [tokens], [tokens]))
+    ends = {text: (left, left + typeset.measure(text)) for text, left, top in said if top == 14}
+    low, high = ends["0"][0], ends["1"][1]
+    for text in ("0.1", "0.25", "0.5"):
+        assert (sum(ends[text]) / 2 - low) / (high - low) == pytest.approx(np.sqrt(float(text)), abs=0.01)
+    assert not [text for text in shown if "or more" in text]
+    assert "0.04 or more" in words(said, Attention("attention/0", spread, [0], [0], [tokens], [tokens]))
+    shown = " ".join(words(said, attention_of(1, 3000, ["a"]), width=240))
+    assert re.search(r"; the first [\d,]+ of 3,000 heads are drawn", shown)
+
+
+def test_how_much_lies_beyond_the_scale_of_a_map_is_said(said: Said) -> None:
+    shown = " ".join(words(said, one_map([[[-3.0, 0.0, 0.5, 1.0, 3.0]]], (-1.0, 1.0), "diverging")))
+    assert "40% of the values lie beyond the scale and take its end colours" in shown
+
+
+def test_over_a_picture_nothing_is_grey_and_nan_keeps_its_colour() -> None:
+    over, values = np.full((1, 4, 4, 3), (10, 200, 30), np.uint8), np.zeros((1, 4, 4), np.float32)
+    values[0, 0, 0], values[0, 3, 3] = 1.0, np.nan
+    drawn = raster(Heatmaps("saliency/gradcam", values, ["a"], [""], (0.0, 1.0), "sequential", over=over))
+    picture = where(drawn, (10, 200, 30))
+    top, side = picture[0].start, picture[0].stop - picture[0].start
+    left = picture[1].start + 2 * (side + 2 + 4)  # a frame of one pixel, a gap of four
+    assert tuple(drawn[top, left]) == tuple(colors.SEQUENTIAL[254])
+    assert tuple(drawn[top + side - 1, left + side - 1]) == colors.NAN
+    assert len(set(drawn[top + side - 1, left])) == 1
+
+
+def test_a_coarse_map_is_smooth_over_its_picture_alone() -> None:
+    over = np.full((1, 64, 64, 3), (10, 200, 30), np.uint8)
+    values = np.array([[[0.3, 0.5], [0.7, 1.0]]], np.float32)
+    drawn = raster(Heatmaps("saliency/gradcam", values, ["a"], [""], (0.0, 1.0), "sequential", over=over))
+    rows, columns = where(drawn, (10, 200, 30))
+    pitch, wide = columns.stop - columns.start + 2 + 4, columns.stop - columns.start
+    alone, laid_over = (
+        np.unique(drawn[rows, columns.start + shift : columns.start + shift + wide].reshape(-1, 3), axis=0)
+        for shift in (pitch, 2 * pitch)
+    )
+    assert len(alone) == 4
+    assert len(laid_over) > 50
+
+
+def test_rows_and_columns_of_a_map_have_their_names_in_order(said: Said) -> None:
+    names = ["top", "middle", "bottom"], ["left", "centre", "right"]
+    values = np.ones((1, 3, 3), np.float32)
+    record = Heatmaps("a/b", values, [""], [""], (0.0, 1.0), row_labels=names[:1], column_labels=names[1:])
+    shown = words(said, record)
+    assert [text for text in shown if text in names[0]] == names[0]
+    assert [text for text in shown if text in names[1]] == names[1]
+    tops = [top for text, _, top in said if text in names[0]]
+    assert np.diff(tops).min() > 50
+    assert np.ptp(np.diff(tops)) <= 2
+
+
+def test_what_has_no_room_is_counted(said: Said) -> None:
+    tokens = words(said, EXTREMES["20,000 tokens"])
+    assert f"… and {20_000 - tokens.count('word'):,} more tokens" in tokens
+    maps = Heatmaps("a/b", np.ones((2000, 3, 3), np.float32), [""] * 2000, [""] * 2000, (0.0, 1.0))
+    assert any(re.fullmatch(r"the first [\d,]+ of 2,000 are drawn", text) for text in words(said, maps, width=240))
+    notes = Heatmaps("a/b", np.ones((1, 1, 2), np.float32), ["a"], ["my note"], (0, 1), column_labels=[["x", "y"]])
+    assert "my note" in words(said, notes)
+
+
 # Charts
+
+
+def test_ticks_stand_beside_what_they_name(said: Said) -> None:
+    red, blue = (200, 0, 0), (0, 0, 200)
+
+    def paint(canvas: Image.Image, place: Any) -> None:
+        (x, y), draw = place([3.0], [20.0])[0], ImageDraw.Draw(canvas)
+        draw.rectangle((0, y - 7, canvas.width, y + 7), fill=red)
+        draw.rectangle((x - 7, 0, x + 7, canvas.height), fill=blue)
+
+    names = names_as_ticks(np.array([0, 1, 3]), ["zero", "one", "three"])
+    x, y = Axis(0.0, 4.0), Axis(0.0, 90.0)
+    drawn = np.asarray(chart((400, 300), x, y, paint, x_label="across", y_label="up", x_ticks=names))
+    at = {text: (x, top) for text, x, top in said}
+    assert list(at) == ["0", "20", "40", "60", "80", "zero", "one", "three", "across", "up"]
+    rows, columns = where(drawn, red)[0], where(drawn, blue)[1]
+    assert at["20"][1] + typeset.line_height() / 2 == pytest.approx((rows.start + rows.stop) / 2, abs=1)
+    assert at["three"][0] == pytest.approx((columns.start + columns.stop) / 2, abs=1)
+    assert at["up"] == (0, 0)  # on a strip of its own, which is turned
+    assert at["across"][1] > at["zero"][1]
+    left, top, _, height = plot_of(drawn)
+    lines = [top + height * (1 - value / 90) for value in (80, 60, 40)]
+    grid = top + np.flatnonzero((drawn[top : top + height - 3, left + 12] < 250).all(axis=-1))
+    assert all(np.abs(grid - line).min() <= 1 for line in lines)
+    assert all(row in range(rows.start - 1, rows.stop + 1) or np.abs(row - lines).min() <= 1.5 for row in grid)
+
+
+def test_numbers_along_an_axis_reach_its_ends(said: Said) -> None:
+    chart((400, 300), Axis(0.0, 4.0), Axis(0.0, 1.0), lambda canvas, place: None)
+    assert [text for text, _, top in said if "." not in text] == ["0", "1", "2", "3", "4"]
+
+
+def test_upright_names_are_thinned_out_until_they_do_not_touch(said: Said) -> None:
+    names = [f"layer.{i}.weight" for i in range(1000)]
+    shown = words(said, Curves("a/b", np.arange(1000), {"a": np.ones(1000)}, "layer", "norm", names))
+    kept = [text for text in shown if text.endswith(".weight")]
+    assert 20 <= len(kept) <= 928 / typeset.line_height()
+    assert kept[0] == names[0]
+
+
+def test_an_axis_has_some_room_around_its_values() -> None:
+    assert Axis.around(np.array([0.0, 10.0])) == Axis(-0.4, 10.4)
+    assert Axis.around(np.full(3, 50.0)) == Axis(45.0, 55.0)
+    assert Axis.around(np.array([0.0])) == Axis(-1.0, 1.0)
+
+
+def test_lines_start_at_zero_where_they_come_near_it_or_never_change() -> None:
+    for values in ([1.0, 5.0], [5.0, 5.0]):
+        assert -0.2 < Axis.of_heights(np.array(values)).low < 0
+    assert Axis.of_heights(np.array([4.0, 5.0])).low > 3.9
+    assert Axis.of_heights(np.array([-1.0, 5.0])).low < -1
+
+
+def test_bars_of_unequal_width_are_as_high_as_their_values_are_dense(said: Said) -> None:
+    drawn = raster(histogram_of(np.arange(15.0), edges=np.array([0.0, 1.0, 4.0]), counts=np.array([6, 9])))
+    left, _, width, _ = plot_of(drawn)
+    blue = (drawn == np.asarray(colors.CLASSES[0])).all(axis=-1)
+    first, second = (int(np.ptp(np.flatnonzero(blue[:, left + int(width * share)]))) for share in (0.1, 0.6))
+    assert first == pytest.approx(2 * second, rel=0.1)  # 6 a unit, and 9 over three units
+    assert "elements per unit (bins differ in width)" in [text for text, _, _ in said]
+
+
+def test_a_bar_that_is_cut_off_is_said_with_its_count_and_range(said: Said) -> None:
+    edges = np.arange(5.0) / 2
+    spike = histogram_of(np.zeros(1024), edges=edges, counts=np.array([5, 1000, 9, 10]))
+    assert "bar cut off: 1,000 elements from 0.5 to 1" in words(said, spike)
+    high = histogram_of(np.zeros(79), edges=edges, counts=np.array([5, 55, 9, 10]))
+    assert not [text for text in words(said, high) if "cut off" in text]
+
+
+def test_the_band_under_a_histogram_holds_the_middle_90_percent() -> None:
+    quantiles = dict(zip(QUANTILES, (0.5, 1.0, 2.0, 3.0, 6.0, 8.0, 9.5), strict=True))
+    drawn = raster(histogram_of(np.linspace(0, 10, 1000), quantiles=quantiles))
+    left, top, width, height = plot_of(drawn)
+    foot = drawn[top + height - 6 : top + height - 1]
+    line = where(foot, typeset.INK)[1]
+    assert (line.start + line.stop) / 2 == pytest.approx(left + 0.3 * width, abs=2)
+    band = where(foot, (197, 206, 216))[1]
+    assert (band.start, band.stop) == pytest.approx((left + 0.1 * width, left + 0.8 * width), abs=2)
+
+
+def test_the_figures_of_a_histogram_are_those_of_its_record(said: Said) -> None:
+    record = histogram_of(
+        np.zeros(175), edges=np.linspace(-3, 4, 6), counts=np.full(5, 35), count=200, zeros=30, nans=20, pos_infs=5,
+        min=-3.0, max=4.0, mean=1.5, std=0.5,
+        quantiles=dict(zip(QUANTILES, (-2.9, -2.0, -1.0, 0.25, 1.0, 3.0, 3.9), strict=True)),
+    )  # fmt: skip
+    shown = words(said, record)
+    expected = {
+        "mean": "1.5", "std": "0.5", "min": "-3", "max": "4", "5% quantile": "-2", "median": "0.25",
+        "95% quantile": "3", "elements": "200", "zeros": "30 (15%)", "NaN": "20 (10%)", "+inf": "5 (2.5%)", "-inf": "0",
+    }  # fmt: skip
+    assert {name: shown[shown.index(name) + 1] for name in expected} == expected
+    where(raster(record), typeset.WARNING)
+    assert not (raster(histogram_of(np.arange(100.0))) == np.asarray(typeset.WARNING)).all(axis=-1).any()
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_on_a_logarithmic_axis_powers_of_ten_stand_at_even_distances(axis: str) -> None:
+    even, powers = np.array([1.0, 2.0, 3.0]), np.array([1.0, 100.0, 10000.0])
+    x, y = (powers, even) if axis == "x" else (even, powers)
+    drawn = raster(Curves("a/b", x, {"a": y}, "x", "y", log_x=axis == "x", log_y=axis == "y"))
+    rows, columns = where(drawn, colors.CLASSES[0])
+    middle = (columns.start + columns.stop) // 2
+    dot = where(drawn[:, middle - 2 : middle + 2], colors.CLASSES[0])[0]
+    assert (dot.start + dot.stop) / 2 == pytest.approx((rows.start + rows.stop) / 2, abs=3)
+
+
+def test_what_a_line_leaves_out_is_counted(said: Said) -> None:
+    y = np.array([1.0, np.nan, np.inf, -np.inf, 0.0, -1.0, -2.0, 10.0])
+    shown = words(said, Curves("a/b", np.arange(8), {"a": y}, "x", "y", log_y=True))
+    assert "not drawn: 1 NaN, 2 infinite, 3 zero or negative (the axis is logarithmic)" in shown
+    assert "not drawn: 1 NaN, 2 infinite" in words(said, Curves("a/b", np.arange(8), {"a": y}, "x", "y"))
+    named = Curves("a/b", np.arange(2), {"a": np.array([1.0, np.nan])}, "x", "y", ["one", "two"])
+    assert not [text for text in words(said, named) if "not drawn" in text]  # there is nothing of that name
+
+
+def test_names_lose_the_dotted_beginning_that_all_share() -> None:
+    assert plots.shared_start(["encoder.layer.0.a", "encoder.layer.0.b", "encoder.layer.01"]) == "encoder.layer."
+    assert plots.shared_start(["encoder.0", "encoder.1"]) == "encoder."
+    assert plots.shared_start(["a.0", "a.1"]) == ""  # too short to be worth a word
+    assert plots.shared_start(["encoder.0"]) == plots.shared_start([]) == ""
+
+
+def test_a_legend_shows_each_line_in_its_colour_and_counts_those_it_leaves_out(said: Said) -> None:
+    def lines(number: int) -> Curves:
+        return Curves("a/b", np.arange(3), {f"line {i}": np.full(3, float(i)) for i in range(number)}, "x", "y")
+
+    drawn = raster(lines(2))
+    above = drawn[: plot_of(drawn)[1] - 1]
+    assert where(above, colors.CLASSES[0])[1].stop < where(above, colors.CLASSES[1])[1].start
+    shown = words(said, lines(30))
+    assert [text for text in shown if text.startswith("line ")] == [f"line {i}" for i in range(24)]
+    assert "and 6 more" in shown
+
+
+def test_an_embedding_says_how_many_points_of_how_many_dimensions_and_its_scores(said: Said) -> None:
+    xy = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, np.nan], [3.0, 0.0], [4.0, 1.0]])
+    record = embedding_of(5, 2, labels=np.array([0, 1, -1, 0, 1]), layouts={"PCA": xy}, layouts_3d={})
+    shown = words(said, record)
+    assert "5 points of 3 dimensions" in shown
+    assert "silhouette: 0.5" in shown
+    assert [text for text in shown if "class" in text] == ["no class", "class 0", "class 1"]
+    assert "not drawn: 1 points that are not finite" in shown
+
+
+def test_both_axes_of_an_embedding_have_one_scale() -> None:
+    xy = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 2.0]])
+    drawn = raster(embedding_of(3, 3, layouts={"PCA": xy}, layouts_3d={}))[110:]
+    corner, right, up = (where(drawn, colors.CLASSES[i]) for i in range(3))
+    assert (right[1].start - corner[1].start) / (corner[0].start - up[0].start) == pytest.approx(5, rel=0.05)
+
+
+def test_thumbnails_stand_at_their_points_in_frames_of_the_colour_of_their_class() -> None:
+    thumbnails = np.zeros((2, 4, 4, 3), np.uint8)
+    thumbnails[0], thumbnails[1] = (200, 1, 1), (1, 1, 200)
+    xy = np.array([[0.0, 0.0], [1.0, 1.0]])
+    drawn = raster(embedding_of(2, 2, layouts={"PCA": xy}, layouts_3d={}, thumbnails=thumbnails))[110:]
+    first, second = boxes = [where(drawn, color) for color in thumbnails[:, 0, 0]]
+    assert first[1].stop < second[1].start
+    assert first[0].start > second[0].stop
+    for number, (rows, columns) in enumerate(boxes):
+        assert (drawn[rows.start - 2, columns] == np.asarray(colors.CLASSES[number])).all()
+
+
+def test_classes_of_one_colour_have_markers_of_other_shapes() -> None:
+    xy, drawn = np.zeros((1, 2)), []
+    for label in (0, 10, 20, 30, 40):
+        record = embedding_of(
+            1, 1, labels=np.array([label]), class_names=["x"] * 50, layouts={"PCA": xy}, layouts_3d={}
+        )
+        drawn.append(raster(record).tobytes())
+    assert len(set(drawn)) == 4
+    assert drawn[0] == drawn[4]
 
 
 def test_a_line_that_others_would_hide_stands_out_beside_them() -> None:
@@ -430,6 +772,8 @@ def test_ticks_are_round_and_lie_within_the_axis() -> None:
         "1,000",
     ]
     assert [name for _, name in Axis(0.9, 6.0, log=True).ticks(7)] == ["1", "2", "5"]
+    assert [name for _, name in Axis(1.0, 1e3, log=True).ticks(7)] == ["1", "10", "100", "1,000"]
+    assert [name for _, name in Axis(0.0, 1.0).ticks(4)] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
     for low, high in ((-3.7, 12.1), (1e-9, 2e-9), (1e12, 1.5e12), (1000.0, 1000.01), (-1.7e308, 1.7e308)):
         assert Axis(low, high).place([low, low / 2 + high / 2, high]).tolist() == pytest.approx([0.0, 0.5, 1.0])
         ticks = Axis(low, high).ticks(6)
@@ -495,6 +839,45 @@ def test_a_surface_is_darkest_at_its_minimum_and_its_y_axis_points_up() -> None:
     height, width = drawn.shape[:2]
     assert (box[1].start + box[1].stop) / 2 < 0.5 * width
     assert (box[0].start + box[0].stop) / 2 < 0.5 * height
+
+
+def test_a_surface_is_the_same_whichever_way_its_axes_are_given() -> None:
+    x, y = np.linspace(-1, 1, 7), np.linspace(0, 3, 5)
+    z = x[None] + 3 * y[:, None]
+    straight = Surface("a/b", x, y, z, None, "a", "b", "loss")
+    turned = Surface("a/b", x[::-1], y[::-1], z[::-1, ::-1], None, "a", "b", "loss")
+    assert np.array_equal(raster(straight), raster(turned))
+
+
+def test_the_path_on_a_surface_goes_from_the_ring_to_the_dot() -> None:
+    x, y = np.linspace(-1, 1, 3), np.linspace(0, 4, 3)
+    path = np.array([[-0.5, 1.0], [0.5, 1.0], [0.5, 3.0]])
+    drawn = raster(Surface("a/b", x, y, np.add.outer(y, x), path, "a", "b", "loss"))
+    left, top, width, height = plot_of(drawn)
+
+    def at(px: float, py: float) -> tuple[int, ...]:
+        """The pixel there: whole cells stand around the first and the last value, of -1.5 to 1.5 and of -1 to 5."""
+        return tuple(drawn[round(top + height * (1 - (py + 1) / 6)), round(left + width * (px + 1.5) / 3)].tolist())
+
+    assert at(*path[0]) == typeset.PAPER  # in the ring
+    assert at(*path[-1]) == at(0.0, 1.0) == at(0.5, 2.0) == plots._PATH
+
+
+def test_a_surface_says_its_range_and_its_axes(said: Said) -> None:
+    z = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 90.0]])
+    shown = words(said, Surface("a/b", np.arange(3.0), np.arange(2.0), z, None, "across", "up", "loss"))
+    at = {text: (x, top) for text, x, top in said}
+    assert at["1"][0] < at["90"][0]
+    assert at["up"] == (0, 0)  # on a strip of its own, which is turned
+    assert at["across"] != (0, 0)
+    assert "loss" in shown
+    shown = words(said, Surface("a/b", np.arange(3.0), np.arange(2.0), z * z, None, "a", "b", "loss"))
+    assert "loss, logarithmic colours" in shown
+
+
+def test_a_number_that_is_not_finite_alarms() -> None:
+    where(raster(Scalar("a/b", np.nan)), typeset.WARNING)
+    assert not (raster(Scalar("a/b", 1.0)) == np.asarray(typeset.WARNING)).all(axis=-1).any()
 
 
 def test_what_is_not_finite_on_a_surface_is_not_drawn_as_high() -> None:
@@ -643,6 +1026,30 @@ def test_a_line_is_set_as_pillow_sets_it_also_the_second_time(text: str, size: i
         assert (np.asarray(drawn) == np.asarray(expected)).all()
 
 
+def test_words_on_their_side_are_read_from_below() -> None:
+    assert np.array_equal(np.asarray(typeset.sideways("Loss")), np.rot90(np.asarray(typeset.set_lines(["Loss"]))))
+
+
+def test_a_label_hides_nothing_under_its_white() -> None:
+    page = Image.new("RGB", (20, 20), typeset.INK)
+    typeset.stick(page, Image.new("RGB", (10, 10), typeset.PAPER), (5, 5))
+    assert (np.asarray(page) == np.asarray(typeset.INK)).all()
+
+
+def test_a_line_ends_or_is_centred_where_it_is_told_to() -> None:
+    for align, expected in (
+        ("left", (100, 100 + typeset.measure("HHHH"))),
+        ("right", (100 - typeset.measure("HHHH"), 100)),
+    ):
+        drawn = Image.new("RGB", (200, 20), typeset.PAPER)
+        typeset.put(ImageDraw.Draw(drawn), (100, 0), "HHHH", align=align)
+        ink = np.flatnonzero((np.asarray(drawn) < 200).any(axis=(0, 2)))
+        assert (ink[0], ink[-1]) == pytest.approx(expected, abs=2)
+    drawn = Image.new("RGB", (200, 20), typeset.PAPER)
+    typeset.put(ImageDraw.Draw(drawn), (100, 0), "HHHH", align="centre")
+    assert np.flatnonzero((np.asarray(drawn) < 200).any(axis=(0, 2))).mean() == pytest.approx(100, abs=1)
+
+
 def test_a_name_that_is_too_long_keeps_its_ends() -> None:
     for width in (90, 110, 140, 200):
         shown = typeset.shorten("encoder.layer.11.attention.self.query.weight", width)
@@ -650,6 +1057,11 @@ def test_a_name_that_is_too_long_keeps_its_ends() -> None:
         assert shown.endswith("weight")
         assert typeset.measure(shown) <= width
     assert typeset.shorten("a sentence. It goes on and on", 90).startswith("a sent")
+
+
+def test_each_character_is_set_in_the_font_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(typeset, "_spelled", lambda character: (int(character == "中"), character))
+    assert list(typeset._runs("a中bc")) == [(0, "a"), (1, "中"), (0, "bc")]
 
 
 def test_characters_without_a_glyph_are_still_told_apart() -> None:
@@ -737,12 +1149,91 @@ def test_a_menu_chooses_the_method_of_an_embedding() -> None:
     assert [trace.type for trace in made.data] == ["scatter"] * 4 + ["scatter3d"] * 2
 
 
+def test_a_figure_of_maps_has_their_scale_names_and_order() -> None:
+    values = np.arange(30, dtype=np.float32).reshape(5, 2, 3)
+    names, notes = [f"map {i}" for i in range(5)], ["a note", "", "", "", ""]
+    rows, columns = [["r0", "r1"]] * 5, [["c0", "c1", "c2"]] * 5
+    record = Heatmaps("a/b", values, names, notes, (-2.0, 7.0), "diverging", row_labels=rows, column_labels=columns)
+    made = figure(record)
+    bar = made.layout.coloraxis
+    assert (bar.cmin, bar.cmax) == (-2.0, 7.0)
+    assert [bar.colorscale[0][1], bar.colorscale[-1][1]] == [css(colors.DIVERGING[0]), css(colors.DIVERGING[254])]
+    assert made.layout.yaxis.autorange == "reversed"
+    assert (list(made.layout.yaxis.ticktext), list(made.layout.xaxis.ticktext)) == (rows[0], columns[0])
+    assert [title.text for title in made.layout.annotations] == ["map 0<br>a note", *names[1:]]
+    assert [trace.xaxis for trace in made.data] == ["x", "x2", "x3", "x4", "x5"]
+    assert [trace["z"] for trace in plain(record)["data"]] == values.tolist()
+
+
+def css(color: Any) -> str:
+    return f"rgb({color[0]},{color[1]},{color[2]})"
+
+
+def test_a_figure_of_attention_says_who_looks_at_whom() -> None:
+    spread = np.full((2, 2, 20, 30), 1 / 30, np.float32)
+    queries, keys = ([[f"{kind}{i}.{k}" for k in range(n)] for i in range(2)] for kind, n in (("q", 20), ("k", 30)))
+    made = figure(Attention("attention/0", spread, [4, 9], [3, 7], queries, keys))
+    assert [title.text for title in made.layout.annotations] == ["head 3", "head 7"]
+    first, second = made.layout.updatemenus[0].buttons
+    assert (first.label, second.label) == ("example 4", "example 9")
+    changed = {"xaxis.ticktext": keys[1], "xaxis2.ticktext": keys[1], "yaxis.ticktext": queries[1]}
+    assert second.args[1] == changed
+    assert made.data[0].text[1][2] == "q0.1 looks at k0.2"
+    assert made.data[3].text[1][2] == "q1.1 looks at k1.2"
+    bar = made.layout.coloraxis
+    assert (bar.cmin, bar.cmax) == (0, pytest.approx(4 / 30))
+    assert bar.colorscale[16] == (pytest.approx(0.25), css(colors.SEQUENTIAL[127]))  # by the square root
+    assert "head" not in made.layout.title.text
+    many = figure(attention_of(1, 70, ["a", "b"]))
+    assert len(many.data) == 64
+    assert "the first 64 of 70 are drawn" in many.layout.title.text
+
+
+def test_a_figure_of_an_embedding_names_its_classes_and_examples() -> None:
+    record = embedding_of(4, 2, labels=np.array([2, -1, 2, 0]), class_names=["cat", "dog"], ids=np.arange(4) + 5)
+    made = figure(record)
+    shown = [(trace.name, trace.marker.color, list(trace.hovertext)) for trace in made.data[:3]]
+    assert shown == [
+        ("no class", css(colors.NO_CLASS), ["example 6<br>no class"]),
+        ("cat", css(colors.CLASSES[0]), ["example 8<br>cat"]),
+        ("2", css(colors.CLASSES[2]), ["example 5<br>2", "example 7<br>2"]),
+    ]
+    assert made.layout.yaxis.scaleanchor == "x"
+    assert "silhouette 0.5" in made.layout.title.text
+    assert "methods: PCA, t-SNE, PCA 3-D" in made.layout.title.text
+
+
+def test_a_figure_of_curves_has_their_axes_and_names() -> None:
+    ys = {"a": np.array([1.0, 10.0])}
+    for log in ({"log_x": True}, {"log_y": True}):
+        made = figure(Curves("a/b", np.array([1, 10]), ys, "across", "up", **log))
+        kinds = made.layout.xaxis.type, made.layout.yaxis.type
+        assert kinds == (("log", "linear") if "log_x" in log else ("linear", "log"))
+        assert (made.layout.xaxis.title.text, made.layout.yaxis.title.text) == ("across", "up")
+    made = figure(Curves("a/b", np.array([3, 5]), ys, "layer", "up", ["encoder.0", "encoder.1"]))
+    ticks = dict(zip(made.layout.xaxis.tickvals, made.layout.xaxis.ticktext, strict=True))
+    assert ticks == {3: "0", 5: "1"}
+    assert made.layout.xaxis.title.text == "layer (each name starts with encoder.)"
+
+
+def test_a_figure_of_a_histogram_has_its_bins_and_what_they_leave_out() -> None:
+    bad = {"nans": 1, "pos_infs": 2, "neg_infs": 3, "count": 16, "zeros": 4}
+    record = histogram_of(np.zeros(10), edges=np.array([0.0, 1.0, 3.0, 4.0]), counts=np.array([2, 3, 5]), **bad)
+    made = figure(record)
+    (bars,) = made.data
+    assert (list(bars.x), list(bars.width), list(bars.y)) == ([0.5, 2.0, 3.5], [1.0, 2.0, 1.0], [2, 3, 5])
+    assert bars.hovertext[1] == "1 to 3: 3"
+    assert "zeros 4; NaN 1, +inf 2, -inf 3" in made.layout.title.text
+
+
 def test_the_path_lies_on_its_surface() -> None:
     x, y = np.linspace(-1, 1, 5), np.linspace(-2, 2, 9)
     z = 3 * x[None] + 2 * y[:, None]  # flat, so that linear interpolation is exact
     path = np.array([[0.25, -1.1], [-0.8, 1.7]])
     made = figure(Surface("landscape/loss", x, y, z, path, "a", "b", "loss"))
-    assert np.allclose(made.data[1].z, 3 * path[:, 0] + 2 * path[:, 1], atol=0.011 * np.ptp(z))
+    heights = 3 * path[:, 0] + 2 * path[:, 1]
+    assert np.allclose(made.data[1].z, heights, atol=0.011 * np.ptp(z))
+    assert (made.data[1].z > heights).all()  # where it is seen from above
 
 
 @pytest.mark.parametrize("lost", [np.inf, -np.inf, np.nan])
