@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -76,6 +77,75 @@ def test_examples_of_several_chunks_are_put_together(length: int, examples: int)
     expected = model.blocks.layers[0].self_attn(last, last, last, average_attn_weights=False)[1]
     torch.testing.assert_close(torch.from_numpy(record.weights[-1]), expected[0, :, :5, :5], rtol=0, atol=1e-6)
     assert f"on the first {examples} examples" in memory.of("health/attention_sinks_mean")[0][1].caption
+
+
+def test_texts_of_another_length_in_a_later_chunk_leave_the_first_alone():
+    class Cuts(Encoder):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            longest = int(attention_mask.sum(1).max())
+            return super().forward(input_ids[:, :longest], attention_mask[:, :longest])
+
+    mask = torch.ones(48, 6, dtype=torch.int64)
+    mask[32:, 4:] = 0
+    batch, memory = FixedBatch({"input_ids": ids(number=48), "attention_mask": mask}), Memory()
+    monitor = Monitor(Cuts(1).eval(), [AttentionMaps(examples=40)], to=memory, batch=batch)
+    with monitor, monitor.step():
+        pass
+    (record,) = (record for _, record in memory.records if isinstance(record, Attention))
+    assert record.weights.shape == (32, 4, 6, 6)
+    assert list(record.examples) == list(range(32))
+
+
+def test_examples_have_their_ids_and_layers_not_selected_are_counted():
+    batch = FixedBatch(ids(), torch.tensor([1, 0, 1, 0]))  # the first of each class comes first
+    (record,) = maps(AttentionMaps("*.1.*"), Encoder(), batch).values()
+    assert list(record.examples) == batch.ids[:2].tolist() == [1, 0]
+    assert "1 of 2 layers with attention are drawn" in record.caption
+
+
+class Biased(nn.Module):
+    """Queries look at keys by given probabilities, in two layers."""
+
+    def __init__(self, *shares: list[list[float]]) -> None:
+        super().__init__()
+        self.shares = [torch.tensor(each) for each in shares]
+        self.layers = nn.ModuleList(nn.Identity() for _ in shares)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for share in self.shares:
+            x = x + F.scaled_dot_product_attention(0 * x, 0 * x, x, attn_mask=share.log())
+        return x.flatten(1)
+
+
+def test_hardly_anything_that_goes_to_keys_not_shown_is_said():
+    share = [[0.33, 0.33, 0.33, 0.01]] * 4
+    (record,) = maps(AttentionMaps(tokens=3), Biased(share), FixedBatch(torch.randn(3, 4, 2))).values()
+    assert "1.0% of the attention goes to keys not shown" in record.caption
+
+
+def test_a_query_that_may_look_at_nothing_misses_nothing():
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            allowed = torch.ones(4, 4, dtype=torch.bool)
+            allowed[0] = False
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=allowed).nan_to_num().flatten(1)
+
+    (record,) = maps(AttentionMaps(), Masked(), FixedBatch(torch.randn(3, 4, 2))).values()
+    assert not record.weights[:, :, 0].any()
+    assert "not shown" not in record.caption
+
+
+def test_the_worst_entropy_is_that_of_the_layer_where_it_is_lowest():
+    narrow, even = [[0.97, 0.01, 0.01, 0.01]] * 4, [[0.25] * 4] * 4
+    for layers in ((narrow, even), (even, narrow)):
+        memory = Memory()
+        batch = FixedBatch(torch.randn(3, 4, 2))
+        with Monitor(Biased(*layers), [AttentionMaps()], to=memory, batch=batch) as monitor, monitor.step():
+            pass
+        ((_, worst),) = memory.of("health/attention_entropy_worst")
+        share = torch.tensor(narrow[0])
+        assert worst.value == pytest.approx(float(-(share * share.log()).sum() / math.log(4)), abs=1e-4)
+        assert worst.caption.startswith("the lowest of 2 layers; ")
 
 
 def test_what_is_left_out_stands_in_the_caption():
@@ -179,6 +249,7 @@ def test_queries_that_are_padding_do_not_count():
     measured = probe.measure(Context(0, None, model, captured=capture.results, batch=batch))
     figures = {part.kind: part.values for part in probe.finish(measured) if isinstance(part, Figures)}
     assert figures["attention_sinks"] == {"attention": 0.0}  # 2 of 8 tokens, not 6 of 12
+    assert figures["attention_entropy"]["attention"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_key_that_is_no_token_is_called_a_sink():
