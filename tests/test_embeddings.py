@@ -83,6 +83,25 @@ def test_points_of_a_decoder_are_not_called_as_the_tokens_of_the_encoder():
     np.testing.assert_allclose(embedding.vectors, expected.numpy(), atol=1e-6)
 
 
+def test_what_is_no_second_text_leaves_the_tokens_their_names():
+    class Kinds(Text):
+        def __init__(self):
+            super().__init__()
+            self.kind = nn.Embedding(2, 5)
+
+        def forward(self, input_ids, attention_mask, labels):
+            return super().forward(input_ids) + 0 * self.kind(torch.zeros_like(input_ids)).sum()
+
+    masked = torch.where(TEXT == 1, TEXT, -100)
+    for model, labels in ((Translator(), TEXT), (Kinds(), masked)):
+        inputs = {"input_ids": TEXT, "attention_mask": MASK, "labels": labels}
+        embedding = embeddings(model, vizlog.Embeddings(methods=["pca"]), vizlog.FixedBatch(inputs, tokens="abcdefgh"))[
+            0
+        ]
+        assert len(embedding.vectors) == 9
+        assert "colour: token" in embedding.caption
+
+
 def test_the_features_before_the_last_linear_layer_are_found(digits, small_cnn):
     images, labels = digits
     model = small_cnn()
@@ -143,6 +162,13 @@ def test_maps_of_a_named_layer_are_averaged_over_space(digits, small_cnn):
     np.testing.assert_allclose(embedding.vectors, evaluated(model[:4], images)[embedding.ids].mean((2, 3)), atol=1e-5)
 
 
+def test_features_are_those_of_the_layer_also_where_the_next_one_works_in_place():
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 2)), torch.randn(20, 4)
+    (embedding,) = embeddings(model, vizlog.Embeddings("0", methods=["pca"]), x)
+    np.testing.assert_allclose(embedding.vectors, evaluated(model[0], x), atol=1e-6)
+    assert embedding.vectors.min() < 0
+
+
 def test_several_layers_are_spread_over_the_depth_and_the_caption_says_so(digits, small_cnn):
     images, labels = digits
     probe = vizlog.Embeddings([nn.Conv2d, nn.ReLU], methods=["pca"], layers=2)
@@ -165,10 +191,57 @@ def test_a_linear_layer_beside_the_way_is_not_the_last_layer():
     assert (embedding.tag, embedding.vectors.shape) == ("embeddings/out.input", (20, 4))
 
 
-def test_complex_features_are_shown_with_both_their_parts():
+def test_layers_that_keep_tokens_apart_and_layers_that_do_not_are_drawn_side_by_side():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(8, 5), nn.Linear(5, 3)
+
+        def forward(self, ids):
+            return self.head(self.embed(ids).mean(1))
+
+    model, ids = Pooled(), torch.randint(8, (40, 6))
+    of_tokens, of_texts = embeddings(model, vizlog.Embeddings(["embed", "head"], methods=["pca"]), ids)
+    assert len(of_tokens.vectors) == 32 * 6  # of the first examples, that go through the model at once
+    np.testing.assert_allclose(of_texts.vectors, evaluated(model, ids), atol=1e-6)
+
+
+def test_the_first_examples_are_shown_where_fewer_are_asked_for():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), torch.randn(50, 4)
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"], examples=10), x)
+    assert embedding.ids.tolist() == list(range(10))
+    np.testing.assert_allclose(embedding.vectors, evaluated(model[0], x[:10]), atol=1e-6)
+
+
+def test_of_texts_too_the_first_are_shown_where_fewer_are_asked_for():
+    mask = torch.arange(6) < torch.randint(1, 7, (12, 1))
+    inputs = {"input_ids": torch.randint(8, (12, 6)), "attention_mask": mask}
+    model, batch = Text(), vizlog.FixedBatch(inputs, torch.zeros(12).long())
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"], examples=5), batch)
+    assert embedding.ids.tolist() == list(range(5))
+    expected = [model.mix(model.embed(inputs["input_ids"][row, mask[row]])).mean(0).detach() for row in range(5)]
+    np.testing.assert_allclose(embedding.vectors, torch.stack(expected), atol=1e-6)
+
+
+def test_a_layer_without_features_is_passed_over():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1), nn.Flatten(0))
+    found = embeddings(model, vizlog.Embeddings([nn.Linear, nn.Flatten], methods=["pca"]), torch.randn(20, 4))
+    assert [record.tag for record in found] == ["embeddings/0", "embeddings/1"]
+
+
+def test_points_of_which_any_feature_is_nan_are_counted():
+    x = torch.randn(20, 4)
+    x[3, 1] = torch.nan
+    (embedding,) = embeddings(nn.Sequential(nn.Tanh(), nn.Linear(4, 2)), vizlog.Embeddings("0", methods=["pca"]), x)
+    assert "1 of 20 points hold NaN or inf and have no place" in embedding.caption
+
+
+@pytest.mark.parametrize("conjugated", [False, True])
+def test_complex_features_are_shown_with_both_their_parts(conjugated):
     class Spectrum(nn.Module):
         def forward(self, x):
-            return torch.fft.rfft(x)
+            spectrum = torch.fft.rfft(x)
+            return spectrum.conj() if conjugated else spectrum
 
     class Listens(nn.Module):
         def __init__(self):
@@ -180,7 +253,7 @@ def test_complex_features_are_shown_with_both_their_parts():
 
     x = torch.randn(20, 8)
     (embedding,) = embeddings(Listens(), vizlog.Embeddings("spectrum", methods=["pca"]), vizlog.FixedBatch(x))
-    expected = torch.view_as_real(torch.fft.rfft(x)).flatten(1)
+    expected = torch.view_as_real(Spectrum()(x).resolve_conj()).flatten(1)
     np.testing.assert_allclose(embedding.vectors, expected.numpy(), atol=1e-5)
 
 
@@ -256,6 +329,8 @@ def test_tokens_that_are_classified_have_the_colour_of_their_class(label):
     assert "colour: class" in embedding.caption
     by_token = embeddings(model, vizlog.Embeddings(label="token"), batch)[0]
     assert "colour: token" in by_token.caption
+    beyond = text_batch(targets=torch.where(labels < 0, -100, labels + 1), tokens="abcdefgh")
+    assert "colour: token" in embeddings(model, vizlog.Embeddings(), beyond)[0].caption  # a label is no class of these
     model.head = nn.Linear(5, 8)  # of the vocabulary: tokens are predicted
     assert "colour: token" in embeddings(model, vizlog.Embeddings(), batch)[0].caption
 
@@ -333,6 +408,11 @@ def test_thumbnails_are_the_images_of_the_points_and_small(digits, small_cnn):
     large = images[:20].repeat_interleave(8, 2).repeat_interleave(10, 3)
     (embedding,) = embeddings(small_cnn(), vizlog.Embeddings(methods=["pca"]), (large, labels[:20]))
     assert embedding.thumbnails.shape == (20, 32, 32, 1)
+    tall = nn.functional.interpolate(images[:20], (64, 8))
+    (embedding,) = embeddings(small_cnn(), vizlog.Embeddings(methods=["pca"]), (tall, labels[:20]))
+    assert embedding.thumbnails.shape == (20, 32, 8, 1)
+    expected = nn.functional.avg_pool2d(tall, (2, 1))[embedding.ids].permute(0, 2, 3, 1) * 255
+    np.testing.assert_allclose(embedding.thumbnails, expected, atol=1)
 
 
 def test_captions_say_what_the_picture_does_not_mean(digits, small_cnn):
@@ -343,6 +423,7 @@ def test_captions_say_what_the_picture_does_not_mean(digits, small_cnn):
     assert "distances and cluster sizes in t-SNE and UMAP mean nothing" in both.caption
     (alone,) = embeddings(small_cnn(), vizlog.Embeddings(methods=["pca"]), (images[:40], labels[:40]))
     assert "t-SNE" not in alone.caption
+    assert "classes" not in alone.caption  # all are shown
 
 
 def test_too_few_examples_quietly_mean_pca(digits, small_cnn):
@@ -430,6 +511,8 @@ def test_what_does_not_fit_the_model_is_refused_at_once(probe, message, digits, 
 
 def test_what_does_not_fit_the_batch_is_refused_at_once(digits, small_cnn):
     images, _ = digits
+    with pytest.raises(ValueError, match="labels with N >= 300, one for each example given"):
+        vizlog.Monitor(small_cnn(), [vizlog.Embeddings(label=np.zeros(256))], to=None, batch=images[:300])
     with pytest.raises(ValueError, match="Embeddings needs batch="):
         vizlog.Monitor(small_cnn(), [vizlog.Embeddings()], to=None)
     with pytest.raises(ValueError, match="needs targets that are class numbers"):
