@@ -19,6 +19,8 @@ import vizlog
 from vizlog.probes import activations
 from vizlog.probes.base import Figures
 from vizlog.probes.health import draw
+from vizlog.probes.parameters import added_or_skipped
+from vizlog.probes.updates import _squares
 from vizlog.records import Curves, Heatmaps, Histogram, Images, Scalar
 
 
@@ -87,6 +89,31 @@ def test_the_mean_of_nonfinite_values_counts_each_layer_once() -> None:
     assert "over 3 layers" in mean.caption
 
 
+@pytest.mark.parametrize(("worst", "expected"), [("highest", (0.9, 0.75)), ("lowest", (0.2, 0.35))])
+def test_of_the_sources_of_a_layer_the_worst_counts(worst: Any, expected: tuple[float, float]) -> None:
+    parts = [{"a": 0.5, "b": 0.6}, {"a": 0.9, "b": 0.2}, {"a": math.nan}]
+    lines = [Figures("own", values, source=str(k), worst=worst) for k, values in enumerate(parts)]
+    most, mean, curves = draw(lines)
+    assert isinstance(most, Scalar)
+    assert isinstance(mean, Scalar)
+    assert (most.value, mean.value) == pytest.approx(expected)
+    assert most.caption == f"the {worst} of 2 layers; "
+    assert isinstance(curves, Curves)
+    assert list(curves.ys) == ["0", "1", "2"]
+
+
+def test_norms_and_ratios_are_drawn_on_a_logarithmic_axis_if_any_is_above_zero() -> None:
+    def is_logarithmic(kind: str, *values: float) -> bool:
+        *_, curves = draw([Figures(kind, dict(zip("ab", values, strict=False)))])
+        assert isinstance(curves, Curves)
+        return curves.log_y
+
+    for kind in ("gradient_norm", "update_ratio"):
+        assert is_logarithmic(kind, 0.0, 2.0)
+        assert not is_logarithmic(kind, 0.0, math.nan)
+    assert not is_logarithmic("zeros", 0.0, 1.0)
+
+
 def test_filters_whose_memory_was_given_up_are_left_out_of_that_step_alone() -> None:
     model, memory = nn.Conv2d(1, 4, 3), vizlog.Memory()
     weight, size = model.weight.detach().clone(), model.weight.untyped_storage().nbytes()
@@ -107,6 +134,37 @@ def test_a_frozen_parameter_has_no_gradient_and_is_left_out() -> None:
     memory = seen(model, vizlog.GradientHistograms(), backward=lambda model: model(torch.ones(1, 2)).sum().backward())
     assert not memory.of("gradients/0.weight")
     assert memory.of("gradients/1.weight")
+
+
+def test_captions_of_gradients_say_how_they_were_read() -> None:
+    model, memory = nn.Linear(2, 2), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.GradientHistograms()]):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    used = "as the optimizer used it: unscaled, after clipping"
+    assert only(memory, "gradients/weight").caption == f"gradient of weight, {used}"
+    assert used in only(memory, "health/gradient_norm").caption
+    memory = seen(model, vizlog.GradientHistograms())
+    how = "before the optimizer: not clipped, scaled as the loss was"
+    assert only(memory, "gradients/weight").caption == f"gradient of weight, {how}"
+
+
+def test_why_no_parameter_has_a_gradient_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    def said(*, optimizer: bool) -> list[str]:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        sgd, probe = SGD(model.parameters(), lr=0.1), vizlog.GradientHistograms("0.*", every=1)
+        caplog.clear()
+        with vizlog.Monitor(model, [probe], to=None, optimizer=sgd if optimizer else None) as monitor:
+            for _ in range(2):
+                with monitor.step():
+                    model[1](torch.ones(1, 2)).sum().backward()
+                    sgd.step()
+        return [message for message in caplog.messages if "none of the selected parameters" in message]
+
+    none = "vizlog: none of the selected parameters "
+    assert said(optimizer=True) == [none + "had a gradient when the optimizer stepped"]
+    assert said(optimizer=False) == [none + "had a gradient at end(): give optimizer=, or zero them later"]
 
 
 class Course(nn.Module):
@@ -272,6 +330,13 @@ def test_activations_of_the_batch_are_those_of_its_first_32_examples_in_eval_mod
     assert (record.count, record.min, record.max) == (64, expected.min().item(), expected.max().item())
 
 
+def test_layers_that_do_not_run_on_the_batch_and_a_batch_that_is_missing_are_named() -> None:
+    with pytest.raises(ValueError, match=r"no layer that runs on the batch matches '1x'; the nearest names are '1'"):
+        seen(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), vizlog.ActivationHistograms("1x"), batch=torch.randn(4, 3))
+    with pytest.raises(ValueError, match=r"ActivationHistograms\(source='batch'\) needs batch="):
+        seen(nn.Linear(3, 2), vizlog.ActivationHistograms(source="batch"))
+
+
 def test_live_activations_add_up_over_micro_batches() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
 
@@ -282,6 +347,60 @@ def test_live_activations_add_up_over_micro_batches() -> None:
     record = only(seen(model, vizlog.ActivationHistograms(), backward=micro_batches), "activations/1")
     assert record.count == 30
     assert "live forward" in record.caption
+
+
+@pytest.mark.parametrize("parts", [[20.0, -3.0], [20.0, -3.0, 1.0], [1.0, -3.0, 20.0]])
+def test_health_of_live_activations_is_that_of_all_micro_batches_together(parts: list[float]) -> None:
+    layers = linear([[1.0], [-1.0]], [0.0, 5.0]), nn.ReLU(), nn.Flatten(), nn.Sigmoid()
+
+    def micro_batches(model: nn.Module) -> None:
+        for part in parts:  # of the first unit or of the second nothing is seen at 20 and at -3, at 1 of both something
+            model(torch.tensor([[part]]))
+
+    memory = seen(nn.Sequential(*layers), vizlog.ActivationHistograms(), backward=micro_batches)
+    assert curve(memory, "dead_units")["1"] == 0
+    outputs = torch.cat([nn.Sequential(*layers)(torch.tensor([[part]])) for part in parts])
+    share = float(((outputs < 0.02) | (outputs > 0.98)).float().mean())
+    assert curve(memory, "saturated")["3"] == pytest.approx(share)
+    assert list(curve(memory, "zeros")) == ["0", "1", "3"]
+    assert f"{len(parts)} live forwards of this step" in only(memory, "health/zeros").caption
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice:UserWarning")
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2), (4, 3, 2, 5)])
+def test_rows_of_a_softmax_without_a_dimension_are_those_that_torch_chooses(shape: tuple[int, ...]) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.softmax(x)
+
+    x = torch.randn(shape) * 8
+    shares = Net()(x)
+    (dim,) = [dim for dim in range(len(shape)) if torch.allclose(shares.sum(dim), torch.ones(()))]
+    expected = float((shares.amax(dim) > 0.98).float().mean())
+    assert 0 < expected < 1
+    memory = seen(Net(), vizlog.ActivationHistograms(source="live"), backward=lambda model: model(x))
+    assert only(memory, "health/saturated_worst").value == pytest.approx(expected)
+
+
+def test_layers_that_run_later_are_drawn_as_far_as_there_is_room() -> None:
+    class Grows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(5))
+
+        def forward(self, x: Tensor, number: int) -> Tensor:
+            for layer in self.layers[:number]:
+                x = layer(x)
+            return x
+
+    model, memory = Grows(), vizlog.Memory()
+    probe = vizlog.ActivationHistograms("layers.*", every=1, most=3)
+    with vizlog.Monitor(model, [probe], to=memory) as monitor:
+        for number in (2, 5):
+            with monitor.step():
+                model(torch.ones(1, 2), number)
+    drawn = [(step, record.tag[-1]) for step, record in memory.records if record.tag.startswith("activations/")]
+    assert drawn == [(0, "0"), (0, "1"), (1, "0"), (1, "1"), (1, "2")]
 
 
 def test_probes_of_one_model_know_nothing_of_it_at_the_next() -> None:
@@ -338,7 +457,7 @@ def test_nothing_captured_is_told_once(caplog: pytest.LogCaptureFixture) -> None
             with monitor.step():
                 pass
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
-    assert "captured nothing" in caplog.text
+    assert "captured nothing: none of them ran in the live forward" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])
@@ -394,6 +513,20 @@ def test_a_large_parameter_that_is_frozen_while_it_has_its_turn_stops_no_update_
             optimizer.step()
     assert [step for step, _ in memory.of("updates/0.weight")] == [0, 1, 4, 5]
     assert [step for step, _ in memory.of("updates/1.weight")] == [2, 3]
+    parts = [record.caption.partition("; ")[2] for _, record in memory.of("updates/0.weight")]
+    assert parts == [f"part {part} of 2 of its rows, in turn" for part in (1, 2, 1, 2)]
+    assert "; of 1.weight part 1 of 3 of its rows" in memory.of("health/update_ratio")[2][1].caption
+
+
+def test_at_most_so_many_updates_are_drawn_and_health_covers_all() -> None:
+    model, memory = nn.Sequential(*[nn.Linear(2, 2, bias=False) for _ in range(5)]), vizlog.Memory()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.UpdateRatios(every=1, most=2)]):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    drawn = [record.tag for _, record in memory.records if record.tag.startswith("updates/")]
+    assert drawn == ["updates/0.weight", "updates/4.weight"]
+    assert len(curve(memory, "update_ratio")) == 5
 
 
 def test_parameters_of_no_watched_optimizer_are_not_said_to_come_in_turn() -> None:
@@ -432,6 +565,17 @@ def test_no_update_ratios_at_all_are_refused() -> None:
         vizlog.UpdateRatios(most=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_norms_of_a_large_weight_of_any_precision_are_finite(dtype: torch.dtype) -> None:
+    before = torch.full((100, 100), 1024.0, dtype=dtype)
+    assert _squares(before.clone(), before + 8).tolist() == pytest.approx([1e4 * 8**2, 1e4 * 1024**2])  # type: ignore[union-attr]
+
+
+def test_a_part_of_a_tensor_that_was_skipped_leaves_out_all_of_it() -> None:
+    assert added_or_skipped(2, 3) == 5
+    assert added_or_skipped("why", 3) == added_or_skipped(3, "why") == added_or_skipped("why", "not") == "why"
+
+
 def test_a_weight_with_nan_has_an_update_ratio_of_nan() -> None:
     model, memory = nn.Linear(2, 2), vizlog.Memory()
     with torch.no_grad():
@@ -455,7 +599,9 @@ def test_a_layer_whose_gradient_holds_nan_is_the_worst() -> None:
     with vizlog.watch(model, optimizer, to=memory, probes=[vizlog.GradientHistograms(every=1)]):
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
-    assert only(memory, "health/gradient_norm_worst").value == math.inf
+    worst = only(memory, "health/gradient_norm_worst")
+    assert worst.value == math.inf
+    assert "infinite where a gradient holds NaN" in worst.caption
     ys = only(memory, "health/gradient_norm").ys["gradient_norm"]
     assert (ys[0], bool(np.isfinite(ys[1]))) == (math.inf, True)
 
@@ -499,6 +645,32 @@ def test_rows_of_a_first_linear_layer_are_images() -> None:
     assert record.pixels.shape == (4, 6, 8, 1)
     flat = nn.Sequential(nn.Linear(64, 4))
     assert only(seen(flat, vizlog.FilterImages(), batch=torch.randn(3, 64)), "filters/0").pixels.shape == (4, 8, 8, 1)
+
+
+def test_a_filter_that_holds_nan_leaves_the_scale_to_the_others() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(0.5)  # type: ignore[union-attr, operator]
+        model[0].weight[0, 0] = torch.tensor([[math.nan, math.inf], [-math.inf, -2.0]])  # type: ignore[index]
+    record = only(seen(model, vizlog.FilterImages()), "filters/0")
+    assert record.limits == (-2.0, 2.0)
+    assert record.pixels[..., 0].tolist() == [[[128, 255], [0, 0]], *[[[159, 159]] * 2] * 2]
+
+
+def test_of_many_filters_the_first_are_drawn_and_the_caption_says_how_many() -> None:
+    wide = only(seen(nn.Sequential(nn.Conv2d(3, 70, 2)), vizlog.FilterImages()), "filters/0")
+    assert len(wide.pixels) == 64
+    assert "one image a filter; 64 of 70 filters" in wide.caption
+    deep = only(seen(nn.Sequential(nn.Conv2d(20, 4, 2)), vizlog.FilterImages("0")), "filters/0")
+    assert len(deep.pixels) == 64
+    assert "4 of 4 filters, 16 of 20 input channels" in deep.caption
+    apart = only(seen(nn.Sequential(nn.Conv2d(6, 6, 2, groups=6)), vizlog.FilterImages()), "filters/0")
+    assert apart.pixels.shape == (6, 2, 2, 1)
+
+
+def test_rows_that_make_no_square_are_no_images() -> None:
+    with pytest.raises(ValueError, match="no first linear layer over images"):
+        seen(nn.Sequential(nn.Linear(30, 4)), vizlog.FilterImages(), batch=torch.randn(3, 30))
 
 
 def test_deeper_filters_come_only_when_asked_for() -> None:
@@ -573,11 +745,60 @@ def test_feature_maps_stand_after_no_image_that_may_be_another() -> None:
     assert only(twice, "feature_maps/c").over is None
 
 
+def test_feature_maps_are_of_their_layer_also_where_the_next_one_works_in_place() -> None:
+    model, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True)), torch.randn(2, 1, 6, 6)
+    memory = seen(model, vizlog.FeatureMaps([nn.Conv2d, nn.ReLU]), batch=x)
+    before, after = only(memory, "feature_maps/0"), only(memory, "feature_maps/1")
+    np.testing.assert_allclose(before.values, model[0](x[:1])[0].detach(), atol=1e-6)
+    assert before.values.min() < 0
+    assert before.colormap == "diverging"
+    assert after.colormap == "sequential"
+    assert after.limits == (0.0, after.values.max())
+
+
+def test_feature_maps_of_values_above_zero_begin_at_zero() -> None:
+    x = torch.rand(2, 1, 4, 4) + 1
+    x[0, 0, 0, :2] = torch.tensor([math.nan, math.inf])
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Identity())
+    nn.init.ones_(model[0].weight)  # type: ignore[union-attr, arg-type]
+    nn.init.zeros_(model[0].bias)  # type: ignore[union-attr, arg-type]
+    record = only(seen(model, vizlog.FeatureMaps("0"), batch=x), "feature_maps/0")
+    assert record.limits == (0.0, pytest.approx(float(x[0, 0, 1:].max()), abs=0.2))
+    assert np.isfinite(record.limits).all()
+
+
+def test_feature_maps_are_of_four_convolutions_spread_over_the_depth() -> None:
+    model = nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(7)))
+    memory = seen(model, vizlog.FeatureMaps(), batch=torch.rand(2, 1, 4, 4))
+    tags = [record.tag for _, record in memory.records if record.tag.startswith("feature_maps/")]
+    assert tags == [f"feature_maps/{number}" for number in (0, 2, 4, 6)]
+    with pytest.raises(ValueError, match="needs one of the batch's 2 examples, got 2"):
+        seen(model, vizlog.FeatureMaps(example=2), batch=torch.rand(2, 1, 4, 4))
+
+
+def test_what_a_convolution_sees_at_its_second_call_is_not_taken_for_the_image() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.conv(x))
+
+    memory = seen(Twice(), vizlog.FeatureMaps(), batch=torch.rand(2, 1, 6, 6))
+    assert only(memory, "feature_maps/conv").over is not None
+    assert only(memory, "feature_maps/conv@2").over is None
+
+
 def test_large_feature_maps_are_averaged_down_and_say_so() -> None:
     x = torch.randn(2, 1, 130, 200)
     record = only(seen(nn.Sequential(nn.Conv2d(1, 2, 1)), vizlog.FeatureMaps(), batch=x), "feature_maps/0")
     assert record.values.shape == (2, 42, 64)
     assert "averaged down from 130x200" in record.caption
+    even = nn.Sequential(nn.Conv2d(1, 2, 1))
+    halved = only(seen(even, vizlog.FeatureMaps(), batch=x[:, :, :128, :128]), "feature_maps/0")
+    blocks = even[0](x[:1, :, :128, :128])[0].detach().reshape(2, 64, 2, 64, 2).mean((2, 4))
+    np.testing.assert_allclose(halved.values, blocks, atol=1e-5)
 
 
 def test_feature_maps_of_a_thin_output_keep_their_rows() -> None:
@@ -729,6 +950,28 @@ def test_four_channels_are_four_images_a_filter() -> None:
     assert record.pixels.shape == (8, 3, 3, 1)
     assert list(record.titles)[:5] == ["0, input 0", "0, input 1", "0, input 2", "0, input 3", "1, input 0"]
     assert "2 of 2 filters, 4 of 4 input channels" in record.caption
+
+
+def test_a_layer_that_did_not_run_stands_behind_the_one_registered_before_it() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.unused, self.tower = nn.Linear(4, 3), nn.Linear(2, 2), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.tower(x))
+
+    memory = seen(Model(), vizlog.WeightHistograms(), batch=torch.randn(3, 4))
+    assert list(only(memory, "health/nonfinite").x_names) == ["tower", "head", "unused"]
+
+
+def test_two_selections_of_one_source_share_its_line_and_a_layer_has_the_share_of_its_worst_tensor() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.nan
+        model[1].bias[1] = math.inf
+    memory = seen(model, vizlog.WeightHistograms("0"), vizlog.WeightHistograms("1"))
+    assert curve(memory, "nonfinite", "weights") == {"0": 0.25, "1": 0.5}
 
 
 def test_layers_stand_in_the_order_in_which_they_ran() -> None:
