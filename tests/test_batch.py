@@ -74,6 +74,27 @@ def test_a_number_that_cross_entropy_ignores_is_no_label() -> None:
     assert FixedBatch(torch.randn(3, 1), torch.full((3,), -100)).labels is None
 
 
+@pytest.mark.parametrize(("length", "chunk"), [(4, 32), (64, 32), (100, 20), (2048, 1), (5000, 1)])
+def test_of_long_texts_fewer_go_through_the_model_at_once(length: int, chunk: int) -> None:
+    assert FixedBatch(torch.zeros(3, length, dtype=torch.int64)).chunk == chunk
+
+
+def test_labels_of_padding_are_not_looked_at() -> None:
+    inputs = {"input_ids": torch.tensor([[4, 5, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
+    assert FixedBatch(inputs, torch.tensor([[7, -100, 3, -100]])).scored_positions.tolist() == [0]
+
+
+def test_a_text_of_padding_alone_is_shown_as_it_is() -> None:
+    batch = FixedBatch(torch.tensor([[0, 0], [3, 0]])).as_met(scored=True, padding=0)
+    assert batch.token_mask.tolist() == [[True, True], [True, False]]
+
+
+def test_numbers_without_a_name_are_called_by_themselves() -> None:
+    batch = FixedBatch(torch.tensor([[0, 1]]), torch.tensor([0]), tokens=["the", "cat"], class_names=["no", "yes"])
+    assert [batch.token_name(number) for number in (-1, 0, 1, 2)] == ["-1", "the", "cat", "2"]
+    assert [batch.class_name(number) for number in (-1, 0, 1, 2)] == ["-1", "no", "yes", "2"]
+
+
 def test_of_a_text_the_last_position_with_a_label_is_looked_at() -> None:
     ids = torch.tensor([[1, 5, 3, 2, 0], [1, 4, 4, 6, 2], [1, 3, 2, 0, 0]])
     labels = torch.tensor([[-100, 2, 1, -100, -100], [-100, 0, -100, -100, -100], [-100] * 5])
@@ -214,6 +235,33 @@ def test_embeddings_are_no_class_scores() -> None:
     )  # names are missing
 
 
+def test_rows_of_about_length_1_and_heads_that_are_padded_score_classes() -> None:
+    x, labels = torch.randn(6, 4), torch.arange(6) % 3
+    named = FixedBatch(x, labels, class_names=["a", "b", "c"])
+    for columns, scores in ((3, True), (6, True), (7, False)):
+        assert (named.logits(torch.randn(6, columns)) is not None) == scores
+    unnamed = FixedBatch(x)
+    of_length_1 = nn.functional.normalize(torch.randn(6, 5))
+    assert unnamed.logits(of_length_1) is None
+    assert unnamed.logits(of_length_1 * 1.05) is not None
+    assert unnamed.logits(torch.eye(6)) is not None  # sure of one class each
+
+
+def test_one_number_an_example_is_no_score_of_three_classes() -> None:
+    for classes, scores in ((2, True), (3, False)):
+        batch = FixedBatch(torch.randn(6, 4), torch.arange(6) % classes)
+        assert (batch.logits(torch.randn(6)) is not None) == scores
+
+
+def test_what_is_no_picture_is_not_shown_as_one() -> None:
+    assert FixedBatch(torch.randn(3, 1, 1, 50)).images is None  # a sound
+    smooth = torch.arange(4.0).repeat_interleave(4).expand(8, 16) + torch.rand(8, 1)
+    assert FixedBatch(smooth).pictures is None  # too small a square to be sure
+    another = FixedBatch((torch.rand(3, 1, 8, 8), torch.rand(3, 1, 6, 6)))
+    assert not another.pictures_one_input
+    assert FixedBatch((torch.rand(3, 1, 8, 8), torch.rand(3, 5))).pictures_one_input
+
+
 def test_whether_an_output_is_embeddings_is_found_out_once() -> None:
     """A single example's logits may have the length 1 by chance."""
     batch = FixedBatch(torch.randn(4, 5), torch.arange(4) % 3)
@@ -244,6 +292,19 @@ def test_positions_of_a_second_text_are_not_those_of_the_first() -> None:
     assert FixedBatch({"input_ids": source, "position_ids": torch.arange(4).expand(2, 4)}).logits(output) is not None
     assert FixedBatch((source, torch.arange(4).expand(2, 4))).logits(output) is not None
     assert FixedBatch((source[:, :-1], source[:, 1:])).logits(output[:, 1:]) is not None
+
+
+def test_numbers_of_positions_kinds_and_masks_are_no_second_text() -> None:
+    ids = torch.tensor([[5, 3, 4, 7], [2, 6, 3, 3]])
+    reset, kinds = torch.tensor([[0, 1, 0, 2], [0, 1, 2, 0]]), torch.tensor([[0, 0, 2, 2], [0, 1, 1, 2]])
+    for name, other in (("position_ids", reset), ("token_type_ids", kinds), ("attention_mask", kinds)):
+        assert FixedBatch({"input_ids": ids, name: other}).second_text is None
+    for other in (kinds.clamp(max=1), ids, torch.arange(3, 7).expand(2, 4), torch.cat([ids[:, 1:], kinds[:, :1]], 1)):
+        assert FixedBatch((ids, other)).second_text is None
+    for other in (reset, kinds, torch.tensor([[1, 3, 4, 7], [2, 4, 6, 8]])):
+        found = FixedBatch((ids, other)).second_text
+        assert found is not None
+        assert torch.equal(found, other)
 
 
 def test_a_score_of_ones_own_is_checked() -> None:
@@ -466,6 +527,23 @@ def test_thumbnails_of_values_out_of_range_are_stretched() -> None:
     assert shown is not None
     assert shown.ravel().tolist() == [0, 255, 128, 0]
     assert FixedBatch(torch.randn(3, 5)).thumbnails() is None
+
+
+def test_thumbnails_take_a_mean_or_a_standard_deviation_alone() -> None:
+    x = torch.rand(2, 1, 4, 4) / 2
+    for batch, pixels in ((FixedBatch(x, mean=0.5), x + 0.5), (FixedBatch(x, std=2.0), 2 * x)):
+        np.testing.assert_array_equal(batch.thumbnails()[..., 0], (pixels[:, 0] * 255).round().byte())  # type: ignore[index]
+
+
+def test_thumbnails_of_a_few_have_the_range_of_all() -> None:
+    batch = FixedBatch(torch.linspace(-1, 1, 60).reshape(6, 1, 5, 2))
+    few, every = batch.thumbnails(2), batch.thumbnails()
+    assert few is not None
+    assert every is not None
+    np.testing.assert_array_equal(few, every[:2])
+    assert (every.min(), every.max()) == (0, 255)
+    below = FixedBatch(torch.tensor([-0.5, 0.0, 1.0, torch.inf]).reshape(1, 1, 2, 2)).thumbnails()
+    assert below.ravel().tolist() == [0, 85, 255, 255]  # type: ignore[union-attr]
 
 
 def test_a_fourth_channel_is_no_opacity() -> None:

@@ -147,6 +147,11 @@ WITH_NAN = [layers("nonfinite", 0.1, source="weights")]
     [
         ([NORMAL, NORMAL], set()),
         ([NORMAL, NO_GRADIENT], set()),  # one look may deceive
+        ([[layers("gradient_norm", 1e-6, 1.0)]] * 2, set()),
+        ([[layers("gradient_norm", 1e-9, 1.0)]] * 2, {"gradients_gone"}),
+        ([[layers("gradient_norm", 0.0, 0.0)]] * 2, {"gradients_gone"}),
+        ([NO_GRADIENT, WITH_NAN], {"nonfinite"}),  # which is no second look at gradients
+        ([[Scalar("health/dead_units_worst", 0.9), layers("dead_units", 0.9)]] * 2, set()),
         ([NORMAL, NO_GRADIENT, NO_GRADIENT], {"gradients_gone"}),
         ([NO_GRADIENT, NO_GRADIENT, NORMAL], set()),
         ([DEAD], set()),
