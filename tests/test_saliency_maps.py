@@ -17,7 +17,7 @@ from vizlog.capture import replaced
 from vizlog.compute.transfer import to_host
 from vizlog.isolation import isolated
 from vizlog.probes.base import Context
-from vizlog.probes.saliency import SaliencyMaps
+from vizlog.probes.saliency import SaliencyMaps, _block
 from vizlog.records import Heatmaps
 from vizlog.survey import survey
 
@@ -256,7 +256,32 @@ def test_the_completeness_gap_is_noted(model: nn.Sequential, batch: FixedBatch) 
         absolute = float(note.partition("gap ")[2].partition(" (")[0])
         assert absolute == pytest.approx(missed, rel=0.1, abs=1e-3)
         assert note.endswith("%)")
+    before, after = (reference(inputs)[:, 4].detach() for inputs in (0 * batch.inputs[:8], batch.inputs[:8]))
+    shares = [float(note.rpartition("(")[2].removesuffix("%)")) for note in record.notes]
+    np.testing.assert_allclose(shares, 100 * (delta / (after - before)).abs(), rtol=0.06, atol=1e-3)
     assert "5 steps from 0" in record.caption
+
+
+def test_options_of_a_method_reach_it(model: nn.Sequential, batch: FixedBatch) -> None:
+    from captum.attr import IntegratedGradients
+
+    rows = []
+    model[0].register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    plain = drawn(SaliencyMaps(methods="gradient", target=4), model, batch)["saliency/gradient/class-4"]
+    rows.clear()
+    smooth = drawn(SaliencyMaps(methods="smoothgrad", target=4, samples=3, noise=0.0), model, batch).popitem()[1]
+    np.testing.assert_allclose(smooth.values, plain.values, atol=1e-5)
+    assert sum(rows[1:]) == 8 + 3 * 8  # one look, and each copy; the first is the survey's
+    assert "3 copies with noise of 0% of the example's range" in smooth.caption
+
+    reference = IntegratedGradients(frozen(model))
+    for baseline in (0.5, torch.full((8, 8), 0.5)):
+        probe = SaliencyMaps(methods="integrated_gradients", target=4, steps=7, baseline=baseline)
+        record = drawn(probe, model, batch).popitem()[1]
+        expected = reference.attribute(batch.inputs[:8], baselines=0.5, target=4, n_steps=7)
+        np.testing.assert_allclose(record.values, expected.sum(1).numpy(), atol=1e-5)
+        start = "a given baseline" if isinstance(baseline, Tensor) else "0.5"
+        assert f"7 steps from {start}:" in record.caption
 
 
 def test_a_default_device_is_not_where_we_count(model: nn.Sequential, batch: FixedBatch) -> None:
@@ -279,6 +304,15 @@ def test_one_scale_for_a_record_centred_on_zero(model: nn.Sequential, batch: Fix
     assert cam.colormap == "sequential"
     assert cam.limits[0] == 0
     assert cam.values.min() == 0
+
+
+def test_the_scale_of_a_map_of_which_hardly_anything_is_other_than_zero_is_its_largest_value() -> None:
+    model, x = nn.Linear(400, 2), torch.randn(2, 400)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[:, 7] = 3.0
+    record = drawn(SaliencyMaps(), model, FixedBatch(x, torch.tensor([0, 1])))["saliency/gradient"]
+    assert record.limits == (-3.0, 3.0)
 
 
 def test_values_of_nothing_or_nan_are_still_drawn(model: nn.Sequential, batch: FixedBatch) -> None:
@@ -371,6 +405,7 @@ def test_tokens_are_explained_through_their_embeddings() -> None:
     )
     np.testing.assert_allclose(integrated.values[:, 0], expected.sum(2).detach().numpy(), atol=1e-6)
     assert gradient.column_labels == [[WORDS[token] for token in row] for row in ids.tolist()]
+    assert ") times embedding, what each token adds to the score to first order" in gradient.caption
     assert gradient.over is None
 
 
@@ -384,11 +419,24 @@ def test_padding_after_the_longest_text_is_left_out() -> None:
     assert record.values[1, 0, 2] == 0
 
 
-def test_an_embedding_that_is_called_twice_is_explained_where_it_takes_the_tokens() -> None:
+def test_embeddings_are_explained_as_they_were_before_the_model_changed_them_in_place() -> None:
+    class Scales(Reviews):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return self.head(self.token(input_ids).mul_(3).sum(1))
+
+    model, ids = Scales(), torch.randint(0, 20, (3, 4))
+    record = drawn(SaliencyMaps(target=1), model, FixedBatch(ids))["saliency/gradient/class-1"]
+    expected = 3 * model.token(ids) @ model.head.weight[1]
+    np.testing.assert_allclose(record.values[:, 0], expected.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_embedding_that_is_called_twice_is_explained_where_it_takes_the_tokens(order: int) -> None:
     class Twice(Reviews):
         def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-            start = self.token(torch.zeros_like(input_ids))
-            return self.head((3 * self.token(input_ids) + start).sum(1))
+            texts = [torch.zeros_like(input_ids), input_ids][::order]
+            start, embedded = [self.token(text) for text in texts][::order]
+            return self.head((3 * embedded + start).sum(1))
 
     model, ids = Twice(), torch.randint(1, 20, (3, 4))
     record = drawn(SaliencyMaps(target=1), model, FixedBatch(ids))["saliency/gradient/class-1"]
@@ -458,6 +506,37 @@ def test_signals_of_every_shape_are_drawn(
         np.testing.assert_allclose(record.values[:, 0], expected, atol=1e-6)
 
 
+def test_a_caption_speaks_of_pixels_channels_and_values_where_there_are_such() -> None:
+    labels = torch.tensor([0, 1])
+    said = {}
+    for shape in ((3, 6, 6), (1, 6, 6), (9,), (4, 9), (9, 4)):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 2))
+        records = drawn(SaliencyMaps(methods="gradient"), model, FixedBatch(torch.randn(2, *shape), labels))
+        said[shape] = records["saliency/gradient"].caption
+    assert "raising a pixel raises the score" in said[3, 6, 6]
+    assert "raising a value raises the score" in said[9,]
+    assert [", summed over channels" in caption for caption in said.values()] == [True, False, False, False, False]
+    assert said[4, 9].endswith("; rows: dimension 1 of the input, columns: dimension 2")
+    assert said[9, 4].endswith("; rows: dimension 2 of the input, columns: dimension 1")
+
+
+def test_channels_that_come_last_or_alone_are_told_from_places() -> None:
+    labels = torch.tensor([0, 1])
+    for shape, expected in (((5, 6, 3), (5, 6)), ((7, 1, 1), (1, 7))):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 2))
+        batch = FixedBatch(torch.randn(2, *shape), labels)
+        record = drawn(SaliencyMaps(methods="gradient"), model, batch)["saliency/gradient"]
+        weight = model[1].weight.detach().reshape(2, *shape)  # type: ignore[union-attr, operator]
+        of_places = weight.sum(-1) if shape[-1] == 3 else weight.reshape(2, 1, 7)
+        assert record.values.shape == (2, *expected)
+        np.testing.assert_allclose(record.values, of_places[batch.targets], atol=1e-6)
+
+
+def test_of_large_maps_images_alone_keep_their_proportions() -> None:
+    assert [_block(shape, images=False) for shape in ((256, 512), (257, 10))] == [[1, 2], [2, 1]]
+    assert [_block(shape, images=True) for shape in ((256, 512), (1, 512))] == [[2, 2], [1, 2]]
+
+
 def test_a_recurrent_model_is_explained() -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
@@ -496,6 +575,8 @@ def test_of_one_logit_that_one_is_explained_and_its_value_noted() -> None:
     record = records["saliency/gradient"]
     np.testing.assert_allclose(record.values[:, 0], model.weight.expand(3, 5).detach().numpy(), atol=1e-6)
     assert record.notes == [f"output {output:.3g}" for (output,) in model(inputs).tolist()]
+    margin = drawn(SaliencyMaps(), model, FixedBatch(inputs, torch.tensor([-1, 1, -1])))["saliency/gradient"]
+    assert sorted(title.partition(": ")[2] for title in margin.titles) == ["class -1", "class -1", "class 1"]
 
 
 def test_attention_after_the_last_convolution_leaves_gradcam_to_be_asked_for() -> None:
@@ -634,6 +715,14 @@ def test_a_model_that_ends_in_softmax_is_explained_as_without(last: nn.Module) -
         assert np.abs(record.values).max() > 1
         np.testing.assert_allclose(record.values, ended[tag].values, rtol=1e-3, atol=1e-3)
         assert record.notes == ended[tag].notes
+
+
+def test_a_score_of_ones_own_is_explained_as_it_is() -> None:
+    model, x = nn.Linear(5, 3), torch.randn(4, 5, requires_grad=True)
+    batch = FixedBatch(x.detach(), torch.zeros(4).long(), score=lambda output: output.softmax(1))
+    record = drawn(SaliencyMaps(methods="gradient"), model, batch)["saliency/gradient"]
+    (expected,) = torch.autograd.grad(model(x).softmax(1)[:, 0].sum(), x)
+    np.testing.assert_allclose(record.values[:, 0], expected.numpy(), atol=1e-6)
 
 
 def test_several_labels_are_told_by_the_likeliest_and_by_those_that_are_true() -> None:
