@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import time
 import urllib.request
 from argparse import Namespace
 from collections.abc import Iterator
@@ -189,6 +190,24 @@ def test_one_metric_is_one_tag(tmp_path: Path) -> None:
     experiment = values(tmp_path / "one")[0, metadata.EXPERIMENT_TAG].metadata.plugin_data.content
     infos = plugin_data_pb2.HParamsPluginData.FromString(experiment).experiment.metric_infos
     assert [info.name.tag for info in infos] == ["accuracy", *HEALTH]
+
+
+def test_a_session_has_the_time_of_its_start_and_of_its_end(tmp_path: Path) -> None:
+    before = time.time()
+    backend = TensorBoard(tmp_path / "times", hparams={"lr": 0.1})
+    backend.write(0, [Scalar("x", 1.0)])
+    between = time.time()
+    backend.close()
+    found = {
+        tag: plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        for (_, tag), value in values(tmp_path / "times").items()
+        if tag.startswith("_hparams_")
+    }
+    start = found[metadata.SESSION_START_INFO_TAG].session_start_info.start_time_secs
+    end = found[metadata.SESSION_END_INFO_TAG].session_end_info.end_time_secs
+    assert before <= start <= between <= end <= time.time()
+    (lr,) = found[metadata.EXPERIMENT_TAG].experiment.hparam_infos
+    assert lr.differs  # a column that the tab shows from the beginning
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_probes_pickle() -> None:
 def test_what_matches_nothing_shows_the_nearest_names() -> None:
     with pytest.raises(ValueError, match=r"no module matches 'encodr\.\*'; the nearest names are 'encoder'"):
         check_select("encodr.*", NAMES, [], "module")
-    with pytest.raises(ValueError, match="no parameter matches Conv2d"):
+    with pytest.raises(ValueError, match=r"no parameter matches Conv2d; the nearest names are 'encoder\.0\.weight', "):
         check_select(nn.Conv2d, PARAMETERS, [], "parameter")
     with pytest.raises(ValueError, match="there is none"):
         check_select("head", [], [], "layer with attention")

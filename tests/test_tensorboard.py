@@ -819,9 +819,22 @@ def test_vectors_that_are_not_finite_are_counted_in_the_table(run: Path) -> None
     np.testing.assert_array_equal(shown, np.float32([[0.1, 0.2, 0], [0, 0, 0], [0.3, 0.4, 0]]))
 
 
-def test_a_sprite_stays_within_what_browsers_draw(run: Path) -> None:
+def test_thumbnails_that_are_not_square_stand_row_by_row(run: Path) -> None:
+    thumbnails = np.arange(5 * 2 * 3 * 3, dtype=np.uint8).reshape(5, 2, 3, 3)
+    (entry,) = project(run, with_vectors(np.eye(5, 3), thumbnails=thumbnails))
+    assert list(entry.sprite.single_image_dim) == [3, 2]  # width and height
+    with Image.open(run / entry.sprite.image_path) as picture:
+        sprite = np.array(picture)
+    assert sprite.shape == (2 * 2, 3 * 3, 3)
+    for number, expected in enumerate(thumbnails):
+        row, column = divmod(number, 3)
+        np.testing.assert_array_equal(sprite[2 * row : 2 * row + 2, 3 * column : 3 * column + 3], expected)
+
+
+@pytest.mark.parametrize("size", [(1000, 900), (300, 1000)], ids=["high", "wide"])
+def test_a_sprite_stays_within_what_browsers_draw(run: Path, size: tuple[int, int]) -> None:
     number = 90
-    record = with_vectors(np.eye(number, 3), thumbnails=np.zeros((number, 1000, 900, 3), np.uint8))
+    record = with_vectors(np.eye(number, 3), thumbnails=np.zeros((number, *size, 3), np.uint8))
     (entry,) = project(run, record)
     width, height = entry.sprite.single_image_dim
     with Image.open(run / entry.sprite.image_path) as sprite:

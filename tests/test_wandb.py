@@ -420,13 +420,14 @@ def test_without_plotly_a_chart_is_a_picture(run: wandb.Run, monkeypatch: pytest
 
 
 def test_text_is_a_page_that_loads_nothing_and_runs_nothing(run: wandb.Run) -> None:
-    WandB(run).write(0, [every_kind()[-1]])
+    WandB(run).write(0, [Text("text/notes", every_kind()[-1].text, caption="of <b>three</b> layers")])
     written = finish(run)
 
     page = (written.directory / "files" / written.of("text/notes")[0]["path"]).read_text()
     assert "<h1>Title</h1>" in page
     assert "<td>1</td>" in page
     assert "&lt;script&gt;" in page
+    assert "<footer>of &lt;b&gt;three&lt;/b&gt; layers</footer>" in page
     assert "http" not in page
 
 
