@@ -21,10 +21,10 @@ TEXT = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0], [1, 1, 6, 7]])
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
 
 
-def look(model, probe, batch, steps=1):
+def look(model, probe, batch, steps=1, beside=()):
     """What the probe finds of the model at each step."""
     memory = vizlog.Memory()
-    with vizlog.Monitor(model, [probe], to=memory, batch=batch) as monitor:
+    with vizlog.Monitor(model, [probe, *beside], to=memory, batch=batch) as monitor:
         for _ in range(steps):
             with monitor.step():
                 pass
@@ -208,7 +208,8 @@ def test_layers_that_keep_tokens_apart_and_layers_that_do_not_are_drawn_side_by_
 
 def test_the_first_examples_are_shown_where_fewer_are_asked_for():
     model, x = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), torch.randn(50, 4)
-    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"], examples=10), x)
+    probe, beside = vizlog.Embeddings(methods=["pca"], examples=10), [vizlog.ActivationHistograms()]  # of 32 examples
+    (embedding,) = embeddings(model, probe, x, beside=beside)
     assert embedding.ids.tolist() == list(range(10))
     np.testing.assert_allclose(embedding.vectors, evaluated(model[0], x[:10]), atol=1e-6)
 
@@ -217,7 +218,8 @@ def test_of_texts_too_the_first_are_shown_where_fewer_are_asked_for():
     mask = torch.arange(6) < torch.randint(1, 7, (12, 1))
     inputs = {"input_ids": torch.randint(8, (12, 6)), "attention_mask": mask}
     model, batch = Text(), vizlog.FixedBatch(inputs, torch.zeros(12).long())
-    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"], examples=5), batch)
+    probe, beside = vizlog.Embeddings(methods=["pca"], examples=5), [vizlog.ActivationHistograms()]
+    (embedding,) = embeddings(model, probe, batch, beside=beside)
     assert embedding.ids.tolist() == list(range(5))
     expected = [model.mix(model.embed(inputs["input_ids"][row, mask[row]])).mean(0).detach() for row in range(5)]
     np.testing.assert_allclose(embedding.vectors, torch.stack(expected), atol=1e-6)
