@@ -179,6 +179,7 @@ def test_where_steps_go_back_looks_count_anew_and_a_late_picture_is_none() -> No
     assert (found.looks, found.latest_look, found.bad, found.knn_accuracy) == (3, 20, 3, 0.5)
     found = found.after(10, NORMAL)
     assert (found.looks, found.latest_look, found.bad, found.first_bad_step) == (1, 10, 0, 0)
+    assert found.after(10, NORMAL).looks == 2  # the same step once more is no step back
 
 
 def test_activations_that_are_infinite_by_design_stop_nothing_where_weights_are_looked_at() -> None:
