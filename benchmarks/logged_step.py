@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -58,12 +59,17 @@ def _row(name: str, peer: str, asked: float, measured: float) -> Row:
     return at_least(what, asked, measured) if name in WORKLOADS else told(what, measured)
 
 
-def _less_extra(seconds: Mapping[str, float], ours: str, theirs: str) -> float:
-    return (seconds[theirs] - seconds["plain"]) / (seconds[ours] - seconds["plain"])
+def _less_extra(seconds: Mapping[str, Sequence[float]], ours: str, theirs: str) -> float:
+    """By the median over rounds of what each takes more than a plain one beside it: machines change their speed."""
+
+    def extra(name: str) -> float:
+        return statistics.median(logged - plain for logged, plain in zip(seconds[name], seconds["plain"], strict=True))
+
+    return extra(theirs) / extra(ours)
 
 
-def _beside_writer(work: Workload) -> dict[str, float]:
-    """Seconds of a step: plain, logged by vizlog, and by a loop over `add_histogram`.
+def _beside_writer(work: Workload) -> dict[str, list[float]]:
+    """Seconds of a step in each round: plain, logged by vizlog, and by a loop over `add_histogram`.
 
     Activations are those of the training forward, as in the loop. What a due step costs a real training, with the pass
     over a fixed batch that is the default and all that the worker takes from the steps after it, is in `training`.
@@ -93,17 +99,21 @@ def _beside_writer(work: Workload) -> dict[str, float]:
         works = {"vizlog": logged, "vizlog's worker": monitor.flush, "plain": work.step, "writer": by_writer}
         seconds = once_in_turns(works, at_once="vizlog's worker")
         monitor.close()
-    return seconds | {"vizlog, written": seconds["vizlog"] + seconds["vizlog's worker"]}
+    written = zip(seconds["vizlog"], seconds["vizlog's worker"], strict=True)
+    return seconds | {"vizlog, written": [sum(both) for both in written]}
 
 
-def _beside_watch(make: Callable[[], Workload]) -> dict[str, float]:
-    """Seconds of some steps: plain, the first logged by vizlog to W&B (weights, gradients), and by `wandb.watch`.
+def _beside_watch(make: Callable[[], Workload]) -> dict[str, list[float]]:
+    """Seconds of some steps in each round: plain, and with weights and gradients of one logged by vizlog and by watch.
 
-    Each logs to a run of its own, as a person has one of them: rows of watch's would be written with ours.
+    Each has a run of its own, to which its owner logs at every step, as a person does: until then vizlog holds its rows
+    back, and what watch has found would go into vizlog's rows.
     """
     with ExitStack() as stack:
         run = stack.enter_context(offline_run())  # the active one, which is where watch logs
-        our_run = stack.enter_context(wandb.init(mode="offline", project="benchmarks", reinit="create_new"))
+        plain_run, our_run = (
+            stack.enter_context(wandb.init(mode="offline", project="benchmarks", reinit="create_new")) for _ in range(2)
+        )
         plain, ours, theirs = make(), make(), make()
         probes = [vizlog.WeightHistograms(every=_STEPS, most=None), vizlog.GradientHistograms(every=_STEPS, most=None)]
         done = [MIDST]
@@ -115,27 +125,23 @@ def _beside_watch(make: Callable[[], Workload]) -> dict[str, float]:
 
         def logged() -> None:
             ours.step()
-            our_run.log({})  # until its owner logs, vizlog holds its rows back
             done[0] += 1
 
-        def watched() -> None:
-            theirs.step()
-            run.log({})
-
         works = {
-            "plain": _in_a_row(plain.step),
-            "vizlog": _in_a_row(logged),
+            "plain": _in_a_row(plain.step, plain_run),
+            "vizlog": _in_a_row(logged, our_run),
             "vizlog's worker": monitor.flush,
-            "watch": _in_a_row(watched),
+            "watch": _in_a_row(theirs.step, run),
         }
         seconds = once_in_turns(works, at_once="vizlog's worker", repeats=_ROUNDS)
         wandb.unwatch(theirs.model)
     return seconds
 
 
-def _in_a_row(step: Callable[[], object]) -> Callable[[], None]:
+def _in_a_row(step: Callable[[], object], run: wandb.Run) -> Callable[[], None]:
     def steps() -> None:
         for _ in range(_STEPS):
             step()
+            run.log({})
 
     return steps

@@ -46,10 +46,13 @@ def in_turns(works: Mapping[str, Callable[[], object]], *, repeats: int = 7, res
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def once_in_turns(works: Mapping[str, Callable[[], object]], *, at_once: str, repeats: int = 9) -> dict[str, float]:
-    """As `in_turns`, of works that lean on the one before, and so are run once a round.
+def once_in_turns(
+    works: Mapping[str, Callable[[], object]], *, at_once: str, repeats: int = 9
+) -> dict[str, list[float]]:
+    """The seconds of each in every round, of works that lean on the one before, and so are run once a round.
 
-    There is a rest before each but `at_once`, which has to do with what the one before left behind.
+    There is a rest before each but `at_once`, which has to do with what the one before left behind. A first round is
+    not counted.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(1 + repeats):
@@ -57,7 +60,7 @@ def once_in_turns(works: Mapping[str, Callable[[], object]], *, at_once: str, re
             if name != at_once:
                 time.sleep(_REST)
             times[name].append(_seconds(work, 1))
-    return {name: statistics.median(found[1:]) for name, found in times.items()}
+    return {name: found[1:] for name, found in times.items()}
 
 
 def _seconds(work: Callable[[], object], loops: int) -> float:
