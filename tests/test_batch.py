@@ -529,6 +529,15 @@ def test_thumbnails_of_values_out_of_range_are_stretched() -> None:
     assert FixedBatch(torch.randn(3, 5)).thumbnails() is None
 
 
+def test_images_of_bytes_are_thumbnails_as_they_are() -> None:
+    frames = torch.randint(0, 256, (3, 4, 6, 5), dtype=torch.uint8)
+    shown = FixedBatch(frames).thumbnails(2)
+    assert shown is not None
+    np.testing.assert_array_equal(shown, frames[:2, :3].permute(0, 2, 3, 1).numpy())
+    assert FixedBatch((frames, torch.randn(3, 5))).thumbnails() is None  # what is explained is the other
+    assert FixedBatch(torch.zeros(3, 5, 6, 6, dtype=torch.uint8)).thumbnails() is None
+
+
 def test_thumbnails_take_a_mean_or_a_standard_deviation_alone() -> None:
     x = torch.rand(2, 1, 4, 4) / 2
     for batch, pixels in ((FixedBatch(x, mean=0.5), x + 0.5), (FixedBatch(x, std=2.0), 2 * x)):
@@ -645,9 +654,11 @@ def test_classes_with_names_are_believed_where_one_is_missing_from_the_batch() -
 
 
 def test_names_may_be_given_by_number() -> None:
-    batch = FixedBatch(torch.zeros(2, 3).long(), class_names={2: "dog", 0: "cat"}, tokens={0: "the", 5: "end"})
+    batch = FixedBatch(
+        torch.zeros(2, 3).long(), class_names={2: "dog", 0: "cat"}, tokens={0: "the", 5: "end", 2**40: "far"}
+    )
     assert batch.class_names == ("cat", "1", "dog")
-    assert batch._token_names([0, 1, 5, 6]) == ["the", "1", "end", "6"]
+    assert batch._token_names([0, 1, 5, 6, 2**40]) == ["the", "1", "end", "6", "far"]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class FixedBatch:
         loss: (output, targets) -> scalar or (N,), what examples are scored by where there are no classes.
         class_names: a name for each class number, as a list or by number; by default those of a Hugging Face model's
             `config.id2label`.
-        tokens: how token ids read: a sequence of strings by id, a tokenizer, or a function of a list of ids.
+        tokens: how token ids read: a sequence or mapping of strings by id, a tokenizer, or a function of a list of ids.
         feature_names: a name for each column of a table (N, F), for showing what saliency says of it.
         mean, std: per channel, what the inputs were normalised with; only for showing them.
 
@@ -120,7 +120,7 @@ class FixedBatch:
         self._padding: int | None = None  # the token that fills texts up, once a first pass has told
         self.forward, self.score, self.loss = forward, score, loss
         self.class_names = _in_order(class_names) if class_names is not None else ()
-        self.tokens = _in_order(tokens) if isinstance(tokens, Mapping) else tokens
+        self.tokens = dict(tokens) if isinstance(tokens, Mapping) else tokens
         self.feature_names = tuple(str(name) for name in feature_names) if feature_names is not None else ()
         self.mean, self.std = mean, std
         self._scored: bool | None = None  # whether outputs are class scores, once a first one has told
@@ -383,8 +383,7 @@ class FixedBatch:
     @property
     def images(self) -> Tensor | None:
         """The input that is images, (N, C, H, W) floating with C 1, 3 or 4, or None."""
-        four = [x for x in self._rows if x.ndim == 4 and x.is_floating_point()]
-        return next((x for x in four if x.shape[1] in (1, 3, 4) and x.shape[2] > 1), None)
+        return next((x for x in self.float_inputs if _is_image(x, x.dtype)), None)
 
     @property
     def pictures(self) -> Tensor | None:
@@ -489,17 +488,21 @@ class FixedBatch:
             return [str(token) for token in self.tokens.convert_ids_to_tokens(row)]
         if callable(self.tokens):
             return [str(token) for token in self.tokens(row)]
+        if isinstance(self.tokens, Mapping):
+            return [str(self.tokens.get(token, token)) for token in row]
         return [str(self.tokens[token]) if 0 <= token < len(self.tokens) else str(token) for token in row]
 
     def thumbnails(self, number: int | None = None) -> NDArray[np.uint8] | None:
         """The first `number` of `pictures` as (N, H, W, C) uint8, or None where there are none.
 
         De-normalised by `mean` and `std` where given; else values in [0, 1] are taken as they are and others stretched
-        over their range. Of four channels the first three: a depth, a frame or a latent is no opacity.
+        over their range. Of four channels the first three: a depth, a frame or a latent is no opacity. Where nothing is
+        floating, images of bytes as they are, which a model scales itself.
         """
         images = self.pictures
         if images is None:
-            return None
+            raw = None if self.float_inputs else next((x for x in self._rows if _is_image(x, torch.uint8)), None)
+            return None if raw is None else raw[:number, :3].detach().cpu().numpy().transpose(0, 2, 3, 1)
         values = images[:number].detach().float().cpu().numpy()
         if self.mean is not None or self.std is not None:
             values = values * _per_channel(self.std, 1.0) + _per_channel(self.mean, 0.0)
@@ -521,6 +524,11 @@ class FixedBatch:
             beside = ("labels", "mask")
             inputs = {name: value for name, value in inputs.items() if not str(name).endswith(beside)}
         return [leaf for leaf in leaves(inputs) if isinstance(leaf, Tensor) and self._has_rows(leaf)]
+
+
+def _is_image(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether this is (N, C, H, W) with C 1, 3 or 4, of this type."""
+    return x.dtype == dtype and x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[2] > 1
 
 
 def _in_order(names: Iterable[str] | Mapping[int, str]) -> tuple[str, ...]:
