@@ -20,6 +20,7 @@ import vizlog
 from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch
 from vizlog.given import describe
 from vizlog.survey import survey
+from vizlog.targets import kind_of
 
 LOADER = DataLoader(range(4))  # type: ignore[arg-type,var-annotated]
 
@@ -527,6 +528,20 @@ def test_thumbnails_of_values_out_of_range_are_stretched() -> None:
     assert shown is not None
     assert shown.ravel().tolist() == [0, 255, 128, 0]
     assert FixedBatch(torch.randn(3, 5)).thumbnails() is None
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind"),
+    [
+        (torch.tensor([[0.3, 0.7], [1.0, 0.0]]), "shares"),
+        (torch.tensor([[1.0, 1.0], [0.0, 1.0]]), "sets"),
+        (torch.tensor([[0.3, 0.9], [1.0, 0.0]]), "numbers"),
+        (torch.tensor([[1.0], [1.0]]), ""),
+        (torch.tensor([[1, 0], [0, 1]]), ""),
+    ],
+)
+def test_floating_targets_of_two_columns_are_told_apart(targets: torch.Tensor, kind: str) -> None:
+    assert kind_of(targets) == kind
 
 
 def test_images_of_bytes_are_thumbnails_as_they_are() -> None:
