@@ -174,7 +174,7 @@ def test_an_error_comes_back_as_it_was_raised(process, odd):
     assert "odd.py" in str(caught.value.__cause__)
     with pytest.raises(RuntimeError, match="Stubborn: 1 and 2"):
         process.call(odd.stubborn)
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(Exception, match=r"pickle|local object"):  # as Python says it, from 3.13 on
         process.call(odd.unpicklable)
     assert process.call(math.sqrt, 4) == 2
 
@@ -408,6 +408,9 @@ def test_a_child_ends_by_itself_though_a_fork_of_its_parent_goes_on(process):
 
 
 @needs_posix
+@pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="posix_spawn starts it, without the pipe that a fork keeps open"
+)
 def test_a_fork_while_a_child_is_started_does_not_hold_it_up(process, monkeypatch):
     reads, writes = os.pipe()
     pipe, made = os.pipe, []
