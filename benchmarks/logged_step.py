@@ -28,7 +28,8 @@ _STEPS = 4
 the others."""
 
 _ROUNDS = 25
-"""Beside `wandb.watch`, where two processes share the cores: of nine rounds the ratio came out between 5 and 14."""
+"""Beside `wandb.watch`: there two processes share the cores, and one round differs from the next by as much as vizlog
+takes."""
 
 
 def run() -> Found:
