@@ -68,11 +68,27 @@ def test_regression_targets_are_no_classes() -> None:
     assert batch.ids.tolist() == list(range(10))
 
 
+def test_targets_of_one_real_number_each_are_a_quantity() -> None:
+    inputs, numbers = torch.randn(4, 3), torch.tensor([0.5, -2.0, float("nan"), 1e9])
+    for targets in (numbers, numbers[:, None], numbers.double(), numbers.tolist()):
+        found = FixedBatch(inputs, targets).quantity
+        assert found is not None
+        assert torch.equal(found.nan_to_num(7.0), numbers.double().nan_to_num(7.0))
+    others = torch.randn(4, 2), torch.randn(4, 1, 1), numbers + 1j, torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.arange(4)
+    assert [FixedBatch(inputs, targets).quantity for targets in (None, *others)] == [None] * 6
+
+
 def test_a_number_that_cross_entropy_ignores_is_no_label() -> None:
     labels = torch.tensor([-100, 2, -100, 0, 1, 2, -100])
     batch = FixedBatch(torch.arange(7.0)[:, None], labels)
     assert batch.targets.tolist() == [0, 1, 2, 2, -100, -100, -100]
     assert FixedBatch(torch.randn(3, 1), torch.full((3,), -100)).labels is None
+
+
+def test_examples_with_a_negative_label_come_last_unless_it_is_one_of_two_classes() -> None:
+    inputs = torch.arange(6.0)[:, None]
+    assert FixedBatch(inputs, torch.tensor([-1, 2, -1, 0, 2, -5])).targets.tolist() == [0, 2, 2, -5, -1, -1]
+    assert FixedBatch(inputs, torch.tensor([-1, 1, 1, -1, -1, 1])).targets.tolist() == [-1, 1, -1, 1, -1, 1]
 
 
 @pytest.mark.parametrize(("length", "chunk"), [(4, 32), (64, 32), (100, 20), (2048, 1), (5000, 1)])
@@ -630,7 +646,7 @@ def test_examples_of_another_rank_are_scored_as_there() -> None:
 
 @pytest.mark.parametrize("classes", [1, 3, 32])
 def test_classes_take_turns_and_the_first_examples_of_each_come_first(classes: int) -> None:
-    labels = torch.randint(-2, classes - 2, (1000,))
+    labels = torch.randint(7, classes + 7, (1000,))
     seen: Counter[int] = Counter()
     turns = []
     for row, label in enumerate(labels.tolist()):
@@ -655,7 +671,7 @@ def test_of_many_classes_a_few_spread_over_all_have_several_of_the_first_example
 def test_of_many_classes_those_of_several_examples_come_first() -> None:
     labels = torch.cat([torch.arange(1000), torch.tensor([-1, -1, 7, 500, 7])])
     batch = FixedBatch(torch.zeros(1005), labels)
-    assert batch.ids.tolist()[:8] == [7, 500, 1002, 1003, 1004, 1000, 0, 1]
+    assert batch.ids.tolist()[:8] == [7, 500, 1002, 1003, 1004, 0, 1, 2]
 
 
 def test_classes_of_one_example_each_take_turns_as_they_are() -> None:

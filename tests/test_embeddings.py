@@ -12,7 +12,7 @@ from sklearn.metrics import silhouette_score
 from torch import nn
 
 import vizlog
-from vizlog.compute.projection import knn_accuracy, pca
+from vizlog.compute.projection import knn_accuracy, knn_r2, pca
 from vizlog.probes.standard import standard
 from vizlog.process import LowPriority
 from vizlog.records import Embedding, Scalar
@@ -348,6 +348,37 @@ def test_padding_is_left_out_of_every_chunk_of_a_long_batch():
     for row, example in enumerate(embedding.ids):
         expected = model[0](ids[example, mask[example]]).detach().mean(0)
         np.testing.assert_allclose(embedding.vectors[row], expected, atol=1e-6)
+
+
+def test_a_regression_is_coloured_and_scored_by_its_targets():
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    targets = x[:, :1] * 3 + 100
+    targets[7] = torch.nan
+    model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 1))
+    embedding, score = look(model, vizlog.Embeddings(methods=["pca"]), (x, targets))
+    assert embedding.is_of_quantity
+    np.testing.assert_array_equal(embedding.labels, targets[embedding.ids, 0].double())
+    assert embedding.class_names == ("target",)
+    assert "colour: target" in embedding.caption
+    assert score.tag == "embeddings/1.input/knn_r2"
+    assert score.value == embedding.scores["knn_r2"] == knn_r2(embedding.vectors, embedding.labels)
+    assert "10 nearest" in score.caption
+
+
+def test_texts_with_a_number_for_each_are_a_point_each():
+    batch = text_batch(targets=torch.tensor([0.3, 0.1, 2.5]))
+    (embedding, *_) = embeddings(Text(), vizlog.Embeddings(methods=["pca"]), batch)
+    assert embedding.labels.tolist() == pytest.approx([0.3, 0.1, 2.5])
+
+
+def test_numbers_of_ones_own_are_a_quantity_where_they_have_fractions(digits, small_cnn):
+    images, labels = digits
+    for label, is_of_quantity in ((labels[:60] / 2, True), (labels[:60].float(), False)):
+        probe = vizlog.Embeddings(label=label, methods=["pca"])
+        (embedding,) = embeddings(small_cnn(), probe, (images[:60], labels[:60]))
+        assert embedding.is_of_quantity is is_of_quantity
+        shown = embedding.labels if is_of_quantity else [float(embedding.class_names[i]) for i in embedding.labels]
+        np.testing.assert_array_equal(shown, label[embedding.ids])
 
 
 def test_labels_of_ones_own_follow_their_examples_and_tokens(digits, small_cnn):

@@ -9,17 +9,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_diabetes, load_digits
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
-from sklearn.metrics import silhouette_score
-from sklearn.model_selection import LeaveOneOut, cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.metrics import r2_score, silhouette_score
+from sklearn.model_selection import LeaveOneOut, cross_val_predict, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from torch import nn
 
 from vizlog.compute import projection
 from vizlog.compute.layouts import Layouts, Projected, check_methods, project
-from vizlog.compute.projection import knn_accuracy, neighbours, pca, procrustes, silhouette, tsne, umap
+from vizlog.compute.projection import knn_accuracy, knn_r2, neighbours, pca, procrustes, silhouette, tsne, umap
 
 DIGITS = load_digits()
 
@@ -245,6 +245,36 @@ def test_knn_accuracy_equals_scikit_learns_leave_one_out(k):
     expected = cross_val_score(KNeighborsClassifier(k), vectors, labels, cv=LeaveOneOut()).mean()
     assert 0.3 < expected < 0.99
     assert knn_accuracy(vectors, labels, k=k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_knn_r2_equals_scikit_learns_leave_one_out(k):
+    data = load_diabetes()
+    vectors, values = data.data[:200], data.target[:200]
+    guesses = cross_val_predict(KNeighborsRegressor(k), vectors, values, cv=LeaveOneOut())
+    assert -0.5 < r2_score(values, guesses) < 0.5
+    assert knn_r2(vectors, values, k=k) == pytest.approx(r2_score(values, guesses))
+    assert knn_r2(vectors * 1e200, values * 1e200, k=k) == pytest.approx(r2_score(values, guesses))
+
+
+def test_knn_r2_of_values_that_lie_in_order_is_high_and_of_shuffled_ones_is_not():
+    values = np.linspace(5, 6, 100)
+    assert knn_r2(values[:, None], values) > 0.99
+    assert knn_r2(values[:, None], np.random.default_rng(0).permutation(values)) < 0.2
+
+
+def test_knn_r2_leaves_out_points_without_a_value_or_a_finite_vector():
+    vectors, values = DIGITS.data[:60].copy(), DIGITS.data[:60].sum(1)
+    expected = knn_r2(vectors[10:], values[10:])
+    vectors[:5] = np.inf
+    values[5:10] = np.nan
+    assert knn_r2(vectors, values) == expected
+
+
+def test_knn_r2_of_fewer_than_three_values_or_of_equal_ones_is_nan():
+    assert np.isnan(knn_r2(np.eye(2), [1.0, 2.0]))
+    assert np.isnan(knn_r2(np.eye(9), np.full(9, 3.0)))
+    assert np.isnan(knn_r2(np.eye(4), np.full(4, np.nan)))
 
 
 def test_silhouette_equals_scikit_learns():

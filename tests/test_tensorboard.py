@@ -704,6 +704,12 @@ def with_vectors(vectors: np.ndarray, **fields: Any) -> Embedding:
     return Embedding("embeddings/fc", vectors, {}, {}, **(plain | fields))
 
 
+def test_the_projector_gets_a_quantity_as_numbers(run: Path) -> None:
+    (entry,) = project(run, with_vectors(np.eye(3), labels=np.array([1 / 3, np.nan, -2e9]), class_names=["target"]))
+    lines = (run / entry.metadata_path).read_text().splitlines()
+    assert lines == ["label\texample", "0.333333\t0", "unlabelled\t1", "-2e+09\t2"]
+
+
 def test_the_projector_gets_vectors_labels_and_thumbnails(run: Path) -> None:
     record = embedding("embeddings/fc", number=60)
     (entry,) = project(run, record)

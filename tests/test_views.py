@@ -680,6 +680,30 @@ def test_an_embedding_says_how_many_points_of_how_many_dimensions_and_its_scores
     assert "not drawn: 1 points that are not finite" in shown
 
 
+def test_a_quantity_colours_the_points_from_its_lowest_to_its_highest_value(said: Said) -> None:
+    xy = np.column_stack([np.arange(5.0), np.zeros(5)])
+    record = embedding_of(
+        5, 2, labels=np.array([2.5, -1.0, np.nan, 1.0, 6.0]), class_names=["target"], layouts={"PCA": xy}, layouts_3d={}
+    )
+    shown = words(said, record)
+    assert "target" in shown
+    assert {"-0.88 or less", "5.79 or more", "none (1)"} <= set(shown)  # numpy.quantile of 2% and of 98%
+    assert not [text for text in shown if "class" in text]
+    drawn = raster(record)[120:]
+    lowest, highest = (where(drawn, colors.QUANTITY[at])[1] for at in (0, -1))
+    none = where(drawn, colors.NO_CLASS)[1]
+    assert lowest.stop < none.start < none.stop < highest.start
+    assert len({tuple(color) for color in colors.point_colors(record.labels)[0].tolist()}) == 5
+
+
+def test_one_value_of_a_quantity_has_the_colour_of_the_middle() -> None:
+    found, limits = colors.point_colors(np.full(3, 4.0))
+    assert limits == (4.0, 4.0)
+    assert (found == colors.QUANTITY[round((len(colors.QUANTITY) - 1) / 2)]).all()
+    none, _ = colors.point_colors(np.full(2, np.nan))
+    assert (none == np.array(colors.NO_CLASS)).all()
+
+
 def test_both_axes_of_an_embedding_have_one_scale() -> None:
     xy = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 2.0]])
     drawn = raster(embedding_of(3, 3, layouts={"PCA": xy}, layouts_3d={}))[110:]
@@ -929,6 +953,7 @@ EXTREMES: dict[str, Record] = {
     "one point": embedding_of(1, 1),
     "points that are all equal": embedding_of(5, 2, layouts={"PCA": np.zeros((5, 2))}),
     "points that are not finite": embedding_of(5, 2, layouts={"PCA": np.full((5, 2), np.nan)}),
+    "points of a quantity": embedding_of(40, 2, labels=np.linspace(0, 1, 40)),
     "points without classes": embedding_of(5, 2, labels=np.full(5, -1), class_names=[]),
     "no layout": embedding_of(5, 2, layouts={}, layouts_3d={}),
     "1,000 layers": Curves(
@@ -1202,6 +1227,19 @@ def test_a_figure_of_an_embedding_names_its_classes_and_examples() -> None:
     assert made.layout.yaxis.scaleanchor == "x"
     assert "silhouette 0.5" in made.layout.title.text
     assert "methods: PCA, t-SNE, PCA 3-D" in made.layout.title.text
+
+
+def test_a_figure_of_a_quantity_has_a_bar_of_its_colours() -> None:
+    labels = np.array([0.25, np.nan, -1.0, 3.0])
+    record = embedding_of(4, 2, labels=labels, class_names=["target"], ids=np.arange(4) + 5)
+    points, none = figure(record).data[:2]
+    assert points.marker.color.tolist() == [0.25, -1.0, 3.0]
+    assert (points.marker.cmin, points.marker.cmax) == pytest.approx(tuple(np.quantile([-1, 0.25, 3], (0.02, 0.98))))
+    assert points.marker.colorbar.title.text == "target"
+    ends = points.marker.colorscale[0][1], points.marker.colorscale[-1][1]
+    assert ends == (css(colors.QUANTITY[0]), css(colors.QUANTITY[-1]))
+    assert list(points.hovertext) == ["example 5<br>target: 0.25", "example 7<br>target: -1", "example 8<br>target: 3"]
+    assert (none.marker.color, list(none.hovertext)) == (css(colors.NO_CLASS), ["example 6<br>target: none"])
 
 
 def test_a_figure_of_curves_has_their_axes_and_names() -> None:

@@ -400,6 +400,16 @@ def test_an_embedding_is_a_table_with_a_numeric_column_for_each_dimension(run: w
     np.testing.assert_allclose([row[2:] for row in table["data"]], record.vectors, rtol=5e-5)
 
 
+def test_a_quantity_is_a_column_of_numbers(run: wandb.Run) -> None:
+    labels = np.array([np.nan, 1 / 3, 2e9])
+    record = Embedding("embeddings/a", np.eye(3), {}, {}, labels, ["target"], np.arange(3))
+    WandB(run).write(0, [record])
+    written = finish(run)
+    (value,) = written.of("embeddings/a/table")
+    table = json.loads((written.directory / "files" / value["path"]).read_text())
+    assert [row[1] for row in table["data"]] == [None, 0.333333, 2e9]
+
+
 def test_a_chart_is_plain_lists_that_any_plotly_reads(run: wandb.Run) -> None:
     WandB(run).write(0, [curves()])
     written = finish(run)

@@ -22,7 +22,7 @@ from vizlog.given import (
     is_edges,
     number_of_examples,
 )
-from vizlog.targets import NO_LABEL, as_tensor, balanced, class_numbers, kind_of
+from vizlog.targets import NO_LABEL, as_tensor, balanced, class_numbers, kind_of, quantities
 from vizlog.trees import Tree, are_mappings, is_as_long, is_leaf, leaves, lent, mapped, tensors_in
 
 __all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "examples_run", "on_device"]
@@ -155,6 +155,11 @@ class FixedBatch:
     def labels(self) -> Tensor | None:
         """(N,) int64 class numbers on the CPU, −100 where there is none; None where the targets are no classes."""
         return class_numbers(self.targets, known=True) if self._are_classes else None
+
+    @property
+    def quantity(self) -> Tensor | None:
+        """(N,) float64 on the CPU, where each target is one real number; None where the targets are something else."""
+        return quantities(self.targets) if self.labels is None else None
 
     @property
     def token_labels(self) -> Tensor | None:

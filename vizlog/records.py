@@ -244,7 +244,8 @@ class Embedding(_Tagged):
 
     Args:
         layouts: method -> (N, 2); layouts_3d: method -> (N, 3).
-        labels: (N,) class numbers (−1: none); class_names: name of each class number, may be empty.
+        labels: (N,) class numbers (−1: none), or floating: a quantity (NaN: none).
+        class_names: name of each class number, may be empty; of a quantity its own name alone.
         ids: (N,) which example of the fixed batch each row is.
         thumbnails: (N, H, W, C) uint8, or None.
         scores: figures such as k-nearest-neighbour accuracy.
@@ -253,7 +254,7 @@ class Embedding(_Tagged):
     vectors: Floats
     layouts: Mapping[str, Floats]
     layouts_3d: Mapping[str, Floats]
-    labels: Ints
+    labels: Ints | Floats
     class_names: Sequence[str]
     ids: Ints
     thumbnails: Pixels | None = None
@@ -276,6 +277,11 @@ class Embedding(_Tagged):
         _require_one_each("ids", self.ids, number)
         if self.thumbnails is not None:
             _require_one_each("thumbnails", self.thumbnails, number)
+
+    @property
+    def is_of_quantity(self) -> bool:
+        """Whether the labels are a quantity and no classes."""
+        return np.issubdtype(np.asarray(self.labels).dtype, np.floating)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["NO_LABEL", "as_tensor", "balanced", "class_numbers", "kind_of"]
+__all__ = ["NO_LABEL", "as_tensor", "balanced", "class_numbers", "kind_of", "quantities"]
 
 NO_LABEL = -100
 """What cross-entropy ignores, and Hugging Face writes where there is nothing to learn."""
@@ -62,11 +62,23 @@ def class_numbers(targets: Any, *, known: bool = False) -> Tensor | None:
     return found.long()
 
 
+def quantities(targets: Any) -> Tensor | None:
+    """(N,) float64 on the CPU of targets that are one real number each, (N,) or (N, 1); None for all others.
+
+    Args:
+        targets: as `as_tensor` gives them, and no classes.
+    """
+    if not isinstance(targets, Tensor) or not targets.is_floating_point():
+        return None
+    return targets.detach().cpu().double().reshape(-1) if targets.ndim == 1 or targets.shape[1:] == (1,) else None
+
+
 def balanced(targets: Any, number: int, most: int) -> Tensor:
     """Which examples to keep, in which order: round-robin over the classes if there are any, else evenly spread.
 
     Of more than 32 classes 32 that have several examples, spread over these, come before all others: of each there are
-    then enough among the first examples to say how well they separate. Examples without a label come last.
+    then enough among the first examples to say how well they separate. Examples without a label come last: −100, and
+    other negative numbers beside two classes or more (of −1 and 1 each is a class).
 
     Args:
         targets: as `as_tensor` gives them.
@@ -81,7 +93,8 @@ def balanced(targets: Any, number: int, most: int) -> Tensor:
     names, starts, counts = np.unique(classes[by_class], return_index=True, return_counts=True)
     turn = np.empty(number, np.int64)  # which of its class each example is
     turn[by_class] = np.arange(number) - np.repeat(starts, counts)
+    unlabelled = (classes < 0) if int((names >= 0).sum()) > 1 else (classes == NO_LABEL)
     several = names[(counts > 1) & (names >= 0)]
     first = several[np.linspace(0, len(several) - 1, min(len(several), _FIRST_CLASSES)).round().astype(int)]
     behind = (len(names) > _FIRST_CLASSES) & ~np.isin(classes, first)
-    return torch.as_tensor(np.lexsort((classes, turn, behind, classes == NO_LABEL))[:most], device="cpu")
+    return torch.as_tensor(np.lexsort((classes, turn, behind, unlabelled))[:most], device="cpu")

@@ -180,7 +180,7 @@ def _write_metadata(
 ) -> None:
     """One row per vector: label, example, and, where any vector has such, how many of its values are not finite."""
     columns: dict[str, list[str]] = {
-        "label": [_label(int(number), record).translate(_ESCAPES) for number in record.labels],
+        "label": [_label(number, record).translate(_ESCAPES) for number in record.labels.tolist()],
         "example": [str(number) for number in record.ids],
     }
     if nonfinite.any():
@@ -192,7 +192,10 @@ def _write_metadata(
     entry.metadata_path = str(name)
 
 
-def _label(number: int, record: Embedding) -> str:
+def _label(number: float, record: Embedding) -> str:
+    if record.is_of_quantity:
+        return f"{number:.6g}" if math.isfinite(number) else "unlabelled"
+    number = int(number)
     if number < 0:
         return "unlabelled"
     return record.class_names[number] if number < len(record.class_names) else str(number)

@@ -628,17 +628,25 @@ def _spread(records: Sequence[Histogram], number: int) -> Iterator[Histogram]:
 def _table(record: Embedding) -> wandb.Table:
     import wandb
 
-    names = {number: without_surrogates(str(name)) for number, name in enumerate(record.class_names)} | {-1: ""}
-    labels = [names.get(label, str(label)) for label in record.labels.tolist()]
+    labels = _labels(record)
     rows = [
         [example, label, *vector]
         for example, label, vector in zip(record.ids.tolist(), labels, short(record.vectors).tolist(), strict=True)
     ]
     columns: list[str | int] = ["id", "label", *(f"x{dimension}" for dimension in range(record.vectors.shape[1]))]
-    # The client checks each number that it is given, which is most of a table's cost; all rows are typed as the first.
-    table = wandb.Table(columns=columns, data=rows[:1])
-    table.data.extend(rows[1:])
+    # The client checks each number that it is given, which is most of a table's cost; all rows are typed as one.
+    typed = next((row for row in rows if row[1] is not None), rows[0])
+    table = wandb.Table(columns=columns, data=[typed])
+    table.data[:] = rows
     return table
+
+
+def _labels(record: Embedding) -> list[Any]:
+    """A name for each point, or a number of a quantity; None for none."""
+    if record.is_of_quantity:
+        return [label if math.isfinite(label) else None for label in short(record.labels, 6).tolist()]
+    names = {number: without_surrogates(str(name)) for number, name in enumerate(record.class_names)} | {-1: ""}
+    return [names.get(label, str(label)) for label in record.labels.tolist()]
 
 
 def _page(record: Text) -> wandb.Html:

@@ -1,4 +1,4 @@
-"""Vectors put on a plane (PCA, t-SNE, UMAP), and scores of how well they separate classes.
+"""Vectors put on a plane (PCA, t-SNE, UMAP), and scores of how well they separate classes or order a quantity.
 
 All of it is for some hundreds of points, as a fixed batch has: the distances between them lie in one matrix.
 """
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["knn_accuracy", "neighbours", "pca", "procrustes", "silhouette", "tsne", "umap"]
+__all__ = ["knn_accuracy", "knn_r2", "neighbours", "pca", "procrustes", "silhouette", "tsne", "umap"]
 
 # This module imports numpy alone, so that the low-priority process that runs it starts in a tenth of a second.
 
@@ -142,13 +142,32 @@ def knn_accuracy(vectors: ArrayLike, labels: ArrayLike, k: int = 10) -> float:
     points, classes, number = _labelled(vectors, labels)
     if number < 2:
         return float("nan")
-    k = min(k, len(points) - 1)
-    squared = _squared_distances(points)
-    np.fill_diagonal(squared, np.inf)
-    nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
+    nearest = _nearest(points, k)
     votes = np.zeros((len(points), number))
     np.add.at(votes, (np.arange(len(points))[:, None], classes[nearest]), 1)
     return float((votes.argmax(1) == classes).mean())
+
+
+def knn_r2(vectors: ArrayLike, values: ArrayLike, k: int = 10) -> float:
+    """How much of the variance of a quantity the mean over each point's `k` nearest others explains (R²).
+
+    Leave-one-out, by Euclidean distance. It is to a quantity what `knn_accuracy` is to classes.
+
+    Args:
+        vectors: (N, D); values: (N,). Rows that are not finite, or whose value is not, are left out.
+
+    Returns:
+        1 at most; about 0 or below where near points are no more alike than others; NaN where the values are fewer
+        than three, or all the same.
+    """
+    points, quantity = np.asarray(vectors, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    kept = np.isfinite(points).all(1) & np.isfinite(quantity)
+    points, quantity = points[kept], quantity[kept]
+    if len(quantity) < 3 or quantity.min() == quantity.max():
+        return float("nan")
+    quantity = quantity / np.abs(quantity).max()  # so that no square overflows
+    missed = quantity - quantity[_nearest(_centred(points), k)].mean(1)
+    return float(1 - (missed**2).sum() / ((quantity - quantity.mean()) ** 2).sum())
 
 
 def silhouette(vectors: ArrayLike, labels: ArrayLike) -> float:
@@ -198,10 +217,22 @@ def _labelled(vectors: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np
     names, classes = np.unique(labels[kept], return_inverse=True)
     if len(names) < 2:
         return values[:0], np.asarray(classes), len(names)
-    values = values[kept]
+    return _centred(values[kept]), np.asarray(classes), len(names)
+
+
+def _centred(points: Floats) -> Floats:
+    """Within ±2, so that no square overflows, and near zero, so that distances keep their digits."""
+    scaled = points / (float(np.abs(points).max()) or 1.0)
     # Of the median, and not of the mean: a point far off would shift all others, and take the last digits from them.
-    values = values / (float(np.abs(values).max()) or 1.0)
-    return values - np.median(values, axis=0), np.asarray(classes), len(names)
+    return np.asarray(scaled - np.median(scaled, axis=0))
+
+
+def _nearest(points: Floats, k: int) -> NDArray[np.intp]:
+    """(N, k), each point's nearest others, in no order; all of them where there are fewer."""
+    squared = _squared_distances(points)
+    np.fill_diagonal(squared, np.inf)
+    k = min(k, len(points) - 1)
+    return np.asarray(np.argpartition(squared, k - 1, axis=1)[:, :k])
 
 
 def _squared_distances(points: Floats) -> Floats:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vizlog.batch import FixedBatch
 from vizlog.compute.layouts import Layouts, Projected, check_methods, project
-from vizlog.compute.projection import knn_accuracy, neighbours, silhouette
+from vizlog.compute.projection import knn_accuracy, knn_r2, neighbours, silhouette
 from vizlog.probes.base import Context, Probe, only_arranges
 from vizlog.probes.features import (
     CONVOLUTIONS,
@@ -40,6 +40,7 @@ Label: TypeAlias = "Literal['class', 'token'] | ArrayLike | None"
 _NEIGHBOURS = 10
 _SCORES = {
     "knn_accuracy": "share of the points whose class most of their {k} nearest others have, by the features",
+    "knn_r2": "share of the quantity's variance that the mean of each point's {k} nearest others explains (R²)",
     "silhouette": "how much nearer points are to their own class than to the next, by the features: -1 to 1",
 }
 
@@ -50,7 +51,8 @@ class Embeddings(Probe):
     By itself it takes what goes into the last linear layer, or into the last convolution where that runs later, tagged
     `LAYER.input`. Maps and sequences are averaged to one vector an example; texts without a class of their own become
     one point a token, 500 at most. With two classes of several points or more `LAYER/knn_accuracy` and
-    `LAYER/silhouette` score the features themselves, not the picture.
+    `LAYER/silhouette` score the features themselves, not the picture; where each target is one real number
+    `LAYER/knn_r2` does.
 
     Args:
         select: layers whose output to take; None: the features before the last layer.
@@ -58,7 +60,8 @@ class Embeddings(Probe):
         every: a number of steps, or a schedule.
         label: what colours the points: "class", the targets, of each token where the model classifies tokens; "token",
             a point for each token; or labels of one's own, numbers or words, (N,) for the examples as they were given
-            or (N, T) for their tokens. None: the class where there is one, else the token.
+            or (N, T) for their tokens; numbers with fractions are a quantity. None: the class where there is one, else
+            the target where it is one real number, else the token.
         layers: how many of the selected layers to draw, spread over the depth.
         examples: how many of the fixed batch's examples, the first ones.
 
@@ -134,12 +137,7 @@ class Embeddings(Probe):
 
     def _records(self, features: Features, points: Points, vectors: NDArray[np.float32]) -> Iterable[Record]:
         projected = self._layouts[features.name].update(vectors, np.arange(len(vectors)), by=self._project)
-        k = neighbours(points.labels, _NEIGHBOURS)
-        scores = {
-            "knn_accuracy": knn_accuracy(vectors, points.labels, k=k),
-            "silhouette": silhouette(vectors, points.labels),
-        }
-        scores = {name: score for name, score in scores.items() if np.isfinite(score)}
+        k, scores = _scores(vectors, points.labels)
         tag = f"embeddings/{features.name}"
         yield Embedding(
             tag,
@@ -170,7 +168,8 @@ class Embeddings(Probe):
         if isinstance(self._label, np.ndarray):
             return self._label.ndim > 1
         if self._label is None:
-            return None if batch.labels is None and batch.token_ids is not None else False
+            has_targets = batch.labels is not None or batch.quantity is not None
+            return None if batch.token_ids is not None and not has_targets else False
         return self._label == "token"
 
     def _caption(self, features: Features, points: Points, vectors: NDArray[np.float32], projected: Projected) -> str:
@@ -188,6 +187,17 @@ class Embeddings(Probe):
         if {"tsne", "umap"} & set(projected.layouts):
             parts.append("distances and cluster sizes in t-SNE and UMAP mean nothing, who is near whom does")
         return "; ".join(parts)
+
+
+def _scores(vectors: NDArray[np.float32], labels: NDArray[Any]) -> tuple[int, dict[str, float]]:
+    """How many neighbours were asked, and what can be said of these labels."""
+    if np.issubdtype(labels.dtype, np.floating):
+        k = min(_NEIGHBOURS, max(1, len(labels) - 1))
+        scores = {"knn_r2": knn_r2(vectors, labels, k=k)}
+    else:
+        k = neighbours(labels, _NEIGHBOURS)
+        scores = {"knn_accuracy": knn_accuracy(vectors, labels, k=k), "silhouette": silhouette(vectors, labels)}
+    return k, {name: score for name, score in scores.items() if np.isfinite(score)}
 
 
 def _last(survey: Survey) -> Layer:

@@ -77,7 +77,8 @@ class Points:
     """P points: which examples they are, and what colours them.
 
     Args:
-        ids: (P,) ids of their examples; labels: (P,) class numbers, −1 for none.
+        ids: (P,) ids of their examples; labels: (P,) class numbers (−1: none), or floating, a quantity (NaN: none).
+        class_names: of a quantity its own name alone.
         thumbnails: (P, H, W, C) uint8, or None.
         words, coloured_by: for the caption.
         examples: how many of the batch's examples must be run.
@@ -86,7 +87,7 @@ class Points:
     """
 
     ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.float64]
     class_names: tuple[str, ...]
     thumbnails: Pixels | None
     words: str
@@ -215,11 +216,14 @@ def points_of(batch: FixedBatch, label: Any, *, by_token: bool, two_texts: bool 
     if by_token:
         return _tokens(batch, given, by_class=isinstance(label, str) and label == "class")
     mask = batch.token_mask.numpy() if batch.token_ids is not None and not two_texts else None
+    labels: NDArray[np.int64] | NDArray[np.float64]
     names: tuple[str, ...] = ()
     if given is not None:
-        (labels, names), coloured_by = _numbered(given), "given labels"
+        (labels, names), coloured_by = _as_labels(given), "given labels"
     elif batch.labels is not None:
         labels, names, coloured_by = batch.labels.clamp_min(-1).numpy(), batch.class_names, "class"
+    elif label is None and batch.quantity is not None:
+        labels, names, coloured_by = batch.quantity.numpy(), ("target",), "target"
     elif label is None:
         labels, coloured_by = np.full(len(batch), -1), "nothing"
     else:
@@ -244,7 +248,7 @@ def _tokens(batch: FixedBatch, given: NDArray[Any] | None, *, by_class: bool) ->
         tokens = np.array([_visible(spelt[row][at]) for row, at in zip(rows, positions, strict=True)])
         (labels, names), coloured_by = _numbered(tokens, frequent_first=True), "token"
     elif given.shape == batch.token_ids.shape:
-        (labels, names), coloured_by = _numbered(given[rows, positions]), "given labels"
+        (labels, names), coloured_by = _as_labels(given[rows, positions]), "given labels"
     else:
         raise ValueError(
             f"labels for tokens must be {tuple(batch.token_ids.shape)}, as the batch's token ids, got {given.shape}"
@@ -262,6 +266,13 @@ def _given(batch: FixedBatch, label: NDArray[Any]) -> NDArray[Any]:
             f"label= takes (N,) or (N, T) labels with N >= {needed}, one for each example given, got {label.shape}"
         )
     return np.asarray(label[batch.ids.numpy()])
+
+
+def _as_labels(given: NDArray[Any]) -> tuple[NDArray[np.int64] | NDArray[np.float64], tuple[str, ...]]:
+    """Labels (P,) as a quantity, where they are numbers with fractions; else as class numbers; and their names."""
+    if np.issubdtype(given.dtype, np.floating) and bool(np.mod(given[np.isfinite(given)], 1).any()):
+        return np.asarray(given, np.float64), ("label",)
+    return _numbered(given)
 
 
 def _numbered(labels: NDArray[Any], *, frequent_first: bool = False) -> tuple[NDArray[np.int64], tuple[str, ...]]:

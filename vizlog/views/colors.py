@@ -16,12 +16,14 @@ __all__ = [
     "DIVERGING",
     "NAN",
     "NO_CLASS",
+    "QUANTITY",
     "SEQUENTIAL",
     "Colormap",
     "attention_top",
     "class_color",
     "colorize",
     "look_up",
+    "point_colors",
     "positions",
     "readable_on",
 ]
@@ -80,6 +82,8 @@ def _diverging() -> Pixels:
 
 SEQUENTIAL = _sequential()
 DIVERGING = _diverging()
+QUANTITY = SEQUENTIAL[: round(0.88 * ENTRIES)]
+"""Of points on paper: the palest of the sequential colours could not be seen there."""
 
 
 def positions(values: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.float64]:
@@ -123,6 +127,18 @@ def look_up(at: NDArray[np.floating[Any]], colormap: Colormap) -> Pixels:
 def class_color(index: int) -> tuple[int, int, int]:
     """The colour of a class number or of the n-th curve; they repeat after ten. Below 0: no class."""
     return NO_CLASS if index < 0 else CLASSES[index % len(CLASSES)]
+
+
+def point_colors(labels: NDArray[Any]) -> tuple[Pixels, tuple[float, float]]:
+    """Colours (N, 3) of a quantity (N,), NaN for none, and the values that have the first and the last of `QUANTITY`.
+
+    What lies beyond them, 2% at either end, takes the end's colour: one value far off would leave all others alike.
+    """
+    finite = labels[np.isfinite(labels)]
+    low, high = (float(at) for at in np.quantile(finite, (0.02, 0.98))) if len(finite) else (0.0, 1.0)
+    at = positions(labels, (low, high))
+    found = QUANTITY[np.rint(np.where(np.isnan(at), 0, at) * (len(QUANTITY) - 1)).astype(int)]
+    return np.where(np.isnan(at)[:, None], np.array(NO_CLASS, np.uint8), found), (low, high)
 
 
 def readable_on(color: ArrayLike) -> tuple[int, int, int]:

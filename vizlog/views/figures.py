@@ -23,7 +23,7 @@ from vizlog.records import (
     Surface,
     Text,
 )
-from vizlog.views.colors import DIVERGING, SEQUENTIAL, attention_top, class_color
+from vizlog.views.colors import DIVERGING, NO_CLASS, QUANTITY, SEQUENTIAL, attention_top, class_color, point_colors
 from vizlog.views.plots import shared_start
 from vizlog.views.png import encode
 from vizlog.views.raster import raster
@@ -301,7 +301,9 @@ def _embedding(record: Embedding, go: Any) -> Figure:
 
 
 def _points(record: Embedding, layout: Any, go: Any, *, solid: bool) -> list[Any]:
-    """One trace a class."""
+    """One trace a class, or one with a bar of colours."""
+    if record.is_of_quantity:
+        return _points_of_quantity(record, layout, go, solid=solid)
     traces = []
     for label in np.unique(record.labels):
         chosen = np.flatnonzero(record.labels == label)
@@ -315,6 +317,24 @@ def _points(record: Embedding, layout: Any, go: Any, *, solid: bool) -> list[Any
         traces.append(
             kind(**axes, mode="markers", name=_escape(name), marker=marker, hovertext=hover, hoverinfo="text")
         )
+    return traces
+
+
+def _points_of_quantity(record: Embedding, layout: Any, go: Any, *, solid: bool) -> list[Any]:
+    """One trace with a bar of colours, and one of the points that have no value."""
+    values = np.asarray(record.labels, np.float64)
+    _, (low, high) = point_colors(values)
+    name = _escape(", ".join(record.class_names) or "value")
+    scale = [(at / (len(QUANTITY) - 1), _css(color)) for at, color in enumerate(QUANTITY.tolist())]
+    bar = {"colorscale": scale, "cmin": low, "cmax": high, "showscale": True, "colorbar": {"title": name}}
+    traces, kind, has_none = [], go.Scatter3d if solid else go.Scatter, np.isnan(values)
+    for chosen, marker in ((~has_none, {"color": values[~has_none], **bar}), (has_none, {"color": _css(NO_CLASS)})):
+        if chosen.any():
+            points = zip(record.ids[chosen], values[chosen], strict=True)
+            hover = [f"example {i}<br>{name}: {'none' if np.isnan(value) else f'{value:.5g}'}" for i, value in points]
+            look = {"mode": "markers", "marker": {**marker, "size": 4 if solid else 7}, "showlegend": False}
+            axes = dict(zip("xyz", layout[chosen].T, strict=False))
+            traces.append(kind(**axes, **look, name=name, hovertext=hover, hoverinfo="text"))
     return traces
 
 

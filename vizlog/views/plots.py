@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vizlog.views.axes import FINER, LONGEST_NAME, Axis, Place, chart, names_as_ticks
-from vizlog.views.colors import CLASSES, NO_CLASS, SEQUENTIAL, class_color, look_up
+from vizlog.views.colors import CLASSES, NO_CLASS, QUANTITY, SEQUENTIAL, class_color, look_up, point_colors
 from vizlog.views.layout import beside, framed, ramp, stack
 from vizlog.views.typeset import (
     BODY,
@@ -282,7 +282,7 @@ def embedding(record: Embedding, width: int) -> Image.Image:
     layouts = dict(record.layouts) or {
         f"{name}, two of three axes": xyz[:, :2] for name, xyz in record.layouts_3d.items()
     }
-    legend = _class_legend(record, width)
+    legend = _quantity_legend(record) if record.is_of_quantity else _class_legend(record, width)
     scores = "   ".join(f"{name}: {number(score)}" for name, score in record.scores.items())
     facts = f"{len(record.vectors):,} points of {record.vectors.shape[1]:,} dimensions"
     header = stack([paragraph(facts, width, fill=MUTED), paragraph(scores, width, size=BODY), legend], 5)
@@ -305,6 +305,19 @@ def _class_legend(record: Embedding, width: int) -> Image.Image | None:
     return _legend([*without, *classes], width)
 
 
+def _quantity_legend(record: Embedding) -> Image.Image:
+    """What the colours mean, from the lowest to the highest."""
+    values = np.asarray(record.labels, np.float64)
+    _, (low, high) = point_colors(values)
+    names = {0.0: number(low), 1.0: number(high)}
+    if (values < low).any() or (values > high).any():
+        names = {0.0: f"{names[0.0]} or less", 1.0: f"{names[1.0]} or more"}
+    missing = int(np.isnan(values).sum())
+    bar = ramp(QUANTITY, names, label=shorten(clean(", ".join(record.class_names)) or "value", 220))
+    without = _legend_entry(f"none ({missing:,})", NO_CLASS, -1) if missing else None
+    return beside([bar, without], 16) if without is not None else bar
+
+
 def _class_name(record: Embedding, label: int) -> str:
     return str(record.class_names[label]) if 0 <= label < len(record.class_names) else str(label)
 
@@ -323,25 +336,34 @@ def _scatter(record: Embedding, method: str, xy: NDArray[np.float64], side: int)
         else:
             radius = FINER * min(5.0, max(1.8, side / 9 / math.sqrt(len(xy))))
             draw = ImageDraw.Draw(canvas)
+            marks = _marks(record)
             for i in order:
-                label = int(record.labels[i])
-                _marker(draw, (at[i, 0], at[i, 1]), radius, class_color(label), label)
+                _marker(draw, (at[i, 0], at[i, 1]), radius, *marks[i])
     missing = int((~finite).sum())
     lost = paragraph(f"not drawn: {missing:,} points that are not finite", side, fill=WARNING) if missing else None
     title = set_lines([shorten(clean(method), side, 15)], size=15, heavy=True)
     return stack([title, framed(canvas.reduce(FINER)), lost], 4)
 
 
+def _marks(record: Embedding) -> list[tuple[Color, int]]:
+    """A colour for each point, and the number of its marker."""
+    if record.is_of_quantity:
+        found, _ = point_colors(np.asarray(record.labels, np.float64))
+        return [((int(r), int(g), int(b)), -1) for r, g, b in found]
+    return [(class_color(int(label)), int(label)) for label in record.labels]
+
+
 def _draw_thumbnails(canvas: Image.Image, at: NDArray[np.float64], order: NDArray[Any], record: Embedding) -> None:
-    """Each point as its picture in a frame of its class's colour."""
+    """Each point as its picture in a frame of its colour."""
     thumbnails: Pixels = record.thumbnails  # type: ignore[assignment]
     inner, edge = 22 * FINER, 2 * FINER
+    marks = _marks(record)
     for i in order:
         pixels = thumbnails[i][..., 0] if thumbnails.shape[-1] == 1 else thumbnails[i][..., :3]
         picture = (
             Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB").resize((inner, inner), Image.Resampling.BOX)
         )
-        stamp = Image.new("RGB", (inner + 2 * edge, inner + 2 * edge), class_color(int(record.labels[i])))
+        stamp = Image.new("RGB", (inner + 2 * edge, inner + 2 * edge), marks[i][0])
         stamp.paste(picture, (edge, edge))
         x, y = (round(float(v)) - stamp.width // 2 for v in at[i])
         most = canvas.width - stamp.width
