@@ -206,6 +206,23 @@ def test_saturation_is_as_counted_by_hand() -> None:
     assert curve(memory, "saturated")["0"] == pytest.approx(1 / 3)  # one row of three has nearly all on one entry
 
 
+def test_a_layer_that_gives_nan_alone_has_no_health_but_that() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sigmoid(), linear([[math.nan, 1.0], [1.0, 1.0]]), nn.Sigmoid())
+    with torch.no_grad():
+        model[0].weight[:], model[0].bias[:] = 0, 1  # type: ignore[index, operator]
+    memory = seen(model, vizlog.ActivationHistograms(), batch=torch.ones(3, 2))
+    assert curve(memory, "nonfinite", "activations")["3"] == 0.5
+    assert curve(memory, "dead_units") == dict.fromkeys("01234", 0.0)  # half of a layer still tells
+    with torch.no_grad():
+        model[3].weight[:] = math.nan  # type: ignore[index, operator]
+    memory = seen(model, vizlog.ActivationHistograms(), batch=torch.ones(3, 2))
+    assert curve(memory, "nonfinite", "activations") == {**dict.fromkeys("012", 0.0), "3": 1.0, "4": 1.0}
+    for kind in ("dead_units", "zeros"):
+        assert [math.isnan(value) for value in curve(memory, kind).values()] == [False, False, False, True, True]
+    assert math.isnan(curve(memory, "saturated")["4"])
+    assert "over 3 layers" in only(memory, "health/dead_units_mean").caption
+
+
 def test_an_activation_with_one_limit_alone_has_no_share_that_is_saturated() -> None:
     memory = seen(nn.Sequential(nn.Hardtanh(0.0, math.inf)), vizlog.ActivationHistograms(), batch=torch.randn(5, 3))
     assert only(memory, "activations/0").count == 15

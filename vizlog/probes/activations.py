@@ -306,6 +306,10 @@ def _figures(layers: Mapping[str, _Seen], counts: Mapping[str, BitCounts], where
     saturation = {
         name: float(seen.saturated) / seen.could_saturate for name, seen in layers.items() if seen.saturated is not None
     }
+    # All NaN or infinite: how many units are dead, or saturated, cannot be told any more, and 0 would look healthy.
+    gone = {name for name, share in nonfinite.items() if share == 1}
+    for shares in (dead, zeros, saturation):
+        shares.update(dict.fromkeys(gone & shares.keys(), math.nan))
     yield Figures("dead_units", dead, caption=f"share of units that are zero for every example, {where}")
     yield Figures("zeros", zeros, caption=f"share of outputs that are zero, {where}")
     yield Figures(
