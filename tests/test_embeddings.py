@@ -560,3 +560,34 @@ def test_scores_are_said_to_be_those_of_the_features(digits, small_cnn):
     images, labels = digits
     scalars = [r for r in look(small_cnn(), vizlog.Embeddings(), (images[:40], labels[:40])) if isinstance(r, Scalar)]
     assert all("by the features" in scalar.caption for scalar in scalars)
+
+
+class Momentum(nn.Module):
+    """A trained encoder, and one that follows it and runs last, as of MoCo and BYOL."""
+
+    def __init__(self):
+        super().__init__()
+        self.online, self.target = (nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4)) for _ in range(2))
+
+    def forward(self, x):
+        return self.online(x), self.target(x)
+
+
+def test_of_a_momentum_encoder_the_part_that_is_trained_is_shown():
+    model = Momentum()
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), torch.randn(8, 3))
+    assert embedding.tag == "embeddings/target.1.input"  # both are trained: nothing says which of them matters
+    model.target.requires_grad_(False)
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), torch.randn(8, 3))
+    assert embedding.tag == "embeddings/online.1.input"
+    model.online.requires_grad_(False)
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), torch.randn(8, 3))
+    assert embedding.tag == "embeddings/target.1.input"
+
+
+@pytest.mark.parametrize("width", [4, 5])
+def test_a_frozen_last_layer_of_its_own_is_shown(width):
+    model = nn.Sequential(nn.Sequential(nn.Linear(5, 5)), nn.Sequential(nn.Linear(5, width)))
+    model[1].requires_grad_(False)  # as the head of a model whose layers alone are tuned
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), torch.randn(8, 5))
+    assert embedding.tag == "embeddings/1.0.input"

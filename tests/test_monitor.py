@@ -881,6 +881,37 @@ def test_a_model_that_does_not_run_on_the_batch_is_named_once(models: Any, caplo
     assert "FixedBatch(inputs, forward=" in message
 
 
+class Recurrent(nn.Module):
+    """(N, T, 4) -> (N, T, 6), or (T, N, …) where it takes time first."""
+
+    def __init__(self, kind: str, *, batch_first: bool) -> None:
+        super().__init__()
+        self.attends = kind == "attention"
+        self.layer: nn.Module = (
+            nn.MultiheadAttention(4, 2, batch_first=batch_first)
+            if self.attends
+            else nn.GRU(4, 6, batch_first=batch_first)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(*[x] * (3 if self.attends else 1))[0]
+        return out
+
+
+@pytest.mark.parametrize("kind", ["attention", "recurrence"])
+def test_a_layer_that_takes_examples_for_time_steps_is_named(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = Recurrent(kind, batch_first=False), Recurrent(kind, batch_first=True)
+    x = torch.randn(20, 7, 4)
+    turned = vizlog.FixedBatch(x, forward=lambda model, x: model(x.transpose(0, 1)))
+    for model, batch in ((second, x), (first, turned), (first, torch.randn(20, 2, 4))):
+        vizlog.Monitor(model, to=None, batch=batch).close()
+    assert "takes time first" not in caplog.text
+    vizlog.Monitor(first, to=None, batch=x).close()
+    (message,) = [message for message in caplog.messages if "takes time first" in message]
+    assert message.startswith("vizlog: layer (")
+    assert "got (2, 7, 4) of 2 examples: make it with batch_first=True" in message
+
+
 class Generates(nn.Module):
     """A generator, and parts that its forward does not run."""
 

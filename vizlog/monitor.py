@@ -32,7 +32,7 @@ from vizlog.optimizers import Rounds, StepHooks, makes_state_only, owned, real_o
 from vizlog.probes.base import Context, Probe, as_probes, measures
 from vizlog.probes.standard import standard_for
 from vizlog.ranks import CommunicatesError, FailedElsewhereError, Notice, Ranks, is_sharded, reshard
-from vizlog.reach import check_models, say_not_run, say_untrained, some, untrained
+from vizlog.reach import check_models, say_not_run, say_out_of_order, say_untrained, some, untrained
 from vizlog.schedules import Schedule
 from vizlog.selection import device_of, float_type, given_models, named_models, named_once, named_parameters
 from vizlog.stopping import Stop, StopWhen, schedules_of_numbers
@@ -357,6 +357,7 @@ class Monitor:
                 raise BatchDoesNotFit(f"the model could not be run on the fixed batch: {error}") from error
         if self._ranks.writes:
             say_not_run(self._models, self._optimizers, met)
+            say_out_of_order(met)
         return met.batch, met
 
     def _standard(self, met: Survey | None, every: int | Schedule) -> list[Probe]:

@@ -54,6 +54,25 @@ def say_not_run(models: Mapping[str, nn.Module], optimizers: Sequence[Optimizer]
         )
 
 
+def say_out_of_order(met: Survey) -> None:
+    """Says that a layer which takes time first, and examples second, is given examples first.
+
+    Either the fixed batch has time first, and its steps were taken for examples, or the model lets examples look at
+    each other, as one made without `batch_first=True` does in silence.
+    """
+    examples = min(2, len(met.batch))
+    for layer in met.of_type(nn.RNNBase, nn.MultiheadAttention):
+        shape = layer.input_shape
+        if getattr(layer.module, "batch_first", True) is False and len(shape) == 3 and shape[0] == examples != shape[1]:
+            LOG.warning(
+                "vizlog: %s (%s) takes time first, then examples, and got %s of %d examples: make it with "
+                "batch_first=True, for it takes them for time steps; or where the batch has time first, give "
+                "FixedBatch(x.transpose(0, 1), targets, forward=lambda model, x: model(x.transpose(0, 1)))",
+                layer.name, layer.kind, shape, examples,
+            )  # fmt: skip
+            return
+
+
 def _parts_not_run(model: nn.Module, optimizers: Sequence[Optimizer], met: Survey) -> list[str]:
     """Names of a model's own parts that are trained and of which no layer ran: a GAN's discriminator."""
     if isinstance(model, torch.jit.ScriptModule) or is_leaf(model):

@@ -205,13 +205,32 @@ def _last(survey: Survey) -> Layer:
 
     A linear layer that convolutions follow is on a side branch: it makes scales of channels (squeeze-and-excitation),
     or embeds a denoiser's time. Where one network encodes several inputs (twins), its first call, of which the
-    thumbnails are.
+    thumbnails are. Of a momentum encoder or teacher, which is not trained, the same layer of the part that is.
     """
     candidates = survey.of_type(nn.Linear, *CONVOLUTIONS)
     if not candidates:
         raise ValueError("no linear layer and no convolution ran on the batch: name a layer whose output to show")
-    last = candidates[-1]
+    last = next((layer for layer in candidates if _is_trained_twin(layer, candidates[-1])), candidates[-1])
     shapes = [x.shape for x in survey.batch.float_inputs]
     if len(shapes) > len(set(shapes)):
         return next(layer for layer in candidates if layer.module is last.module)
     return last
+
+
+def _is_trained_twin(layer: Layer, other: Layer) -> bool:
+    """Whether a layer is trained and another, which is not, is its copy in another part: `online.fc`, `target.fc`."""
+    names, others = layer.name.partition("@")[0].split("."), other.name.partition("@")[0].split(".")
+    differing = [name for name, there in zip(names, others, strict=False) if name != there]
+    return (
+        len(names) == len(others)
+        and len(differing) == 1
+        and not differing[0].isdigit()  # a numbered one is the layer before
+        and names[-1] == others[-1]
+        and [p.shape for p in _parameters(layer)] == [p.shape for p in _parameters(other)]
+        and any(p.requires_grad for p in _parameters(layer))
+        and not any(p.requires_grad for p in _parameters(other))
+    )
+
+
+def _parameters(layer: Layer) -> list[nn.Parameter]:
+    return list(layer.module.parameters()) if layer.module is not None else []
