@@ -14,7 +14,7 @@ from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
 from vizlog.batch import FixedBatch, as_fixed_batch
 from vizlog.callbacks.arguments import Arguments
-from vizlog.given import describe
+from vizlog.given import describe, makes_a_batch
 from vizlog.isolation import isolated
 from vizlog.loaders import asked_for, inputs_and_targets, spread_examples
 from vizlog.messages import LOG, one_line
@@ -295,7 +295,7 @@ def _first_loader(loaders: Any) -> Any:
 def _given_batch(batch: Any, trainer: Trainer, pl_module: LightningModule) -> FixedBatch | None:
     """What a person gave, in the Trainer's precision."""
     with isolated([pl_module]):
-        fixed = asked_for(batch, as_fixed_batch) if callable(batch) else as_fixed_batch(batch)
+        fixed = asked_for(batch, as_fixed_batch) if makes_a_batch(batch) else as_fixed_batch(batch)
     if fixed is not None:
         fixed = fixed.each(trainer.precision_plugin.convert_input)
         fixed.forward = fixed.forward or _forward(pl_module)

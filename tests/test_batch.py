@@ -490,6 +490,13 @@ def test_two_inputs_given_as_input_and_target_and_graphs_are_told_how_to_be_give
         def forward(self, x: Tensor, edges: Tensor) -> Tensor:
             return torch.zeros_like(x).index_add(0, edges[1], x[edges[0]])
 
+    class Degrees(nn.Module):
+        """As torch_geometric's: torch raises another kind of error where a node is missing."""
+
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            ones = torch.ones(edges.shape[1])
+            return x * torch.zeros(len(x)).scatter_add(0, edges[1], ones)[:, None]
+
     x, edges = torch.randn(40, 3), torch.arange(40).repeat(2, 2)
     with pytest.raises(BatchDoesNotFit, match=r"missing 1 required.*'b'.*given as vizlog.FixedBatch\(\(x, t\)\)"):
         survey({"": TwoInputs()}, FixedBatch(x, torch.rand(40)))
@@ -497,10 +504,36 @@ def test_two_inputs_given_as_input_and_target_and_graphs_are_told_how_to_be_give
         BatchDoesNotFit, match=r"out of (bounds|range).*a graph.*FixedBatch\(torch.arange\(nodes\), y, forw"
     ):
         survey({"": Graph()}, FixedBatch((x, edges)))
+    with pytest.raises(
+        BatchDoesNotFit, match=r"raised RuntimeError.*a graph.*FixedBatch\(torch.arange\(nodes\), y, forw"
+    ):
+        survey({"": Degrees()}, FixedBatch((x, edges)))
+    with pytest.raises(BatchDoesNotFit, match=r"raised IndexError((?!a graph).)*$"):  # two texts are no edges
+        survey({"": nn.Embedding(3, 2)}, FixedBatch(torch.arange(40).reshape(8, 5)))
     whole = FixedBatch(torch.arange(40), forward=lambda model, i: model(x, edges)[i])
     assert survey({"": Graph()}, whole).scored == "logits"
     with pytest.raises(IndexError):  # nothing is known of it
         FixedBatch(x).run({"": nn.Unflatten(7, (1, 3))})
+
+
+def test_a_graph_that_can_be_called_and_indexed_is_told_how_to_be_given() -> None:
+    class Data:
+        """As torch_geometric's."""
+
+        edge_index = torch.zeros(2, 3, dtype=torch.long)
+
+        def __call__(self) -> Any:
+            yield "edge_index", self.edge_index
+
+        def __getitem__(self, name: str) -> Any:
+            return getattr(self, name)
+
+        def __len__(self) -> int:
+            return 1
+
+    for take in (as_fixed_batch, lambda data: vizlog.watch(nn.Linear(2, 2), to=None, batch=data)):
+        with pytest.raises(TypeError, match=r"got Data; of an object.*; a graph.*FixedBatch\(torch.arange\(nodes\), y"):
+            take(Data())
 
 
 def test_a_function_that_returns_the_batch_may_draw_random_numbers() -> None:

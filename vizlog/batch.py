@@ -20,6 +20,8 @@ from vizlog.given import (
     check_shown,
     describe,
     is_edges,
+    is_graph,
+    makes_a_batch,
     number_of_examples,
 )
 from vizlog.targets import NO_LABEL, as_tensor, balanced, class_numbers, kind_of, quantities
@@ -253,9 +255,9 @@ class FixedBatch:
         before = _run.set(len(self))
         try:
             return self._run(models)
-        except (TypeError, IndexError) as error:
+        except (TypeError, IndexError, RuntimeError) as error:
             if advice := self._advice(error):
-                kind = TypeError if isinstance(error, TypeError) else IndexError
+                kind = next(kind for kind in (TypeError, IndexError, RuntimeError) if isinstance(error, kind))
                 raise kind(f"{error}; {advice}") from error
             raise
         finally:
@@ -280,8 +282,10 @@ class FixedBatch:
                 "the second of batch=(x, y) are targets, which the model is not given: "
                 "two inputs are given as vizlog.FixedBatch((x, t)), with targets as vizlog.FixedBatch((x, t), y)"
             )
-        if isinstance(error, IndexError) and any(map(is_edges, tensors_in(self.inputs))):
-            return OF_A_GRAPH
+        # Torch raises either where nodes are missing, by what the library gathers them with; of ours none is meant.
+        if isinstance(error, IndexError) or type(error) is RuntimeError:
+            whole = [x for x in tensors_in(self.inputs) if not self._has_rows(x)]
+            return OF_A_GRAPH if any(map(is_edges, whole)) else ""
         return ""
 
     def logits(self, output: Any) -> Tensor | None:
@@ -560,12 +564,16 @@ def as_fixed_batch(batch: Any) -> FixedBatch | None:
         return FixedBatch(*batch)
     if isinstance(batch, (Tensor, Mapping)):
         return FixedBatch(batch)
-    advice = "" if isinstance(batch, PLAIN) or callable(batch) else f"; {OF_AN_OBJECT}"
+    advice = "" if isinstance(batch, PLAIN) or makes_a_batch(batch) else f"; {OF_AN_OBJECT}"
     if isinstance(batch, (tuple, list)) and len(batch) > 2 and all(isinstance(part, Tensor) for part in batch):
         advice = "; of several inputs and targets make vizlog.FixedBatch((a, b), y)"
     if isinstance(batch, Iterator) or hasattr(batch, "dataset"):  # any loader, by what wraps it too
         advice = "; of a loader give its examples, batch=lambda: next(iter(loader))"
-    elif hasattr(batch, "__getitem__") and hasattr(batch, "__len__") and not isinstance(batch, PLAIN):
+    elif (
+        hasattr(batch, "__getitem__")
+        and hasattr(batch, "__len__")
+        and not (isinstance(batch, PLAIN) or is_graph(batch))
+    ):
         advice = (
             "; of a dataset give some examples, put together as a DataLoader does: "
             "batch=torch.utils.data.default_collate([dataset[k] for k in range(64)])"

@@ -21,6 +21,8 @@ __all__ = [
     "check_shown",
     "describe",
     "is_edges",
+    "is_graph",
+    "makes_a_batch",
     "number_of_examples",
 ]
 
@@ -123,16 +125,21 @@ def number_of_examples(inputs: Tree, targets: Any) -> int:
     if number == 0:
         raise ValueError(f"a fixed batch needs at least one example, got {describe(inputs)}")
     if isinstance(targets, Tensor) and (targets.ndim == 0 or len(targets) != number):
-        name, advice = "targets", "several inputs are given as FixedBatch((a, b), targets)"
-        if isinstance(inputs, Mapping) and targets is inputs.get("labels"):
-            name, advice = "inputs['labels']", "labels of another kind are left out of a fixed batch"
-        elif any(map(is_edges, tensors)):
-            advice = OF_A_GRAPH
-        raise ValueError(
-            f"{name} must be one for each of the {number} examples, got {describe(targets)}; "
-            f"examples lie along dimension 0 of the inputs; {advice}"
-        )
+        raise ValueError(_not_one_each(inputs, targets, number))
     return number
+
+
+def _not_one_each(inputs: Tree, targets: Tensor, number: int) -> str:
+    """What to say of targets that are not one for each of the examples."""
+    name, advice, tensors = "targets", "several inputs are given as FixedBatch((a, b), targets)", tensors_in(inputs)
+    if isinstance(inputs, Mapping) and targets is inputs.get("labels"):
+        name, advice = "inputs['labels']", "labels of another kind are left out of a fixed batch"
+    elif any(map(is_edges, tensors)):
+        advice = OF_A_GRAPH
+    return (
+        f"{name} must be one for each of the {number} examples, got {describe(targets)}; "
+        f"examples lie along dimension 0 of the inputs; {advice}"
+    )
 
 
 def _is_packed(tree: Tree) -> bool:
@@ -144,6 +151,16 @@ def _is_packed(tree: Tree) -> bool:
 def is_edges(tensor: Tensor) -> bool:
     """Whether these may be the edges of a graph, as numbers of nodes (2, E)."""
     return tensor.ndim == 2 and len(tensor) == 2 and tensor.dtype in INTEGERS
+
+
+def is_graph(value: Any) -> bool:
+    """Whether this is a graph of torch_geometric, which can be indexed and called: no dataset, and no function."""
+    return hasattr(value, "edge_index")
+
+
+def makes_a_batch(given: Any) -> bool:
+    """Whether what was given as `batch=` is a function that returns it."""
+    return callable(given) and not is_graph(given)
 
 
 def _is_adjacency(tensor: Tensor) -> bool:

@@ -25,6 +25,7 @@ from vizlog.channel import RanksApart
 from vizlog.delivery import Delivery
 from vizlog.diagnosis import Diagnosis
 from vizlog.due import DueStep, Turn
+from vizlog.given import makes_a_batch
 from vizlog.isolation import changes_learnt, isolated, start_noise
 from vizlog.loaders import asked_for
 from vizlog.messages import LOG, one_line, show
@@ -335,7 +336,7 @@ class Monitor:
         self, batch: Any, context: Callable[[], AbstractContextManager[Any]]
     ) -> tuple[FixedBatch | None, Survey | None]:
         """The fixed batch, and what a first pass over it meets; nothing where this rank takes no part."""
-        is_made = callable(batch)
+        is_made = makes_a_batch(batch)
         if not self._ranks.takes_part:
             if not is_made:
                 as_fixed_batch(batch)  # what is wrong raises on every rank alike

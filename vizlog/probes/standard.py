@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from vizlog.batch import FixedBatch, as_fixed_batch
+from vizlog.given import makes_a_batch
 from vizlog.isolation import changes_learnt, isolated
 from vizlog.messages import LOG
 from vizlog.probes.activations import ActivationHistograms
@@ -46,7 +47,7 @@ def standard(
         TypeError: the model or the batch is nothing of the kind.
         BatchDoesNotFit: the model cannot be run on the batch.
     """
-    if callable(batch):
+    if makes_a_batch(batch):
         raise TypeError("standard() takes the batch itself: give what the function returns")
     models = named_models(model)
     fixed = as_fixed_batch(batch)
