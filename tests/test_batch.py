@@ -464,6 +464,11 @@ def test_labels_that_are_not_one_an_example_are_named() -> None:
             ValueError,
             r"5 examples, got float32 \(4,\).*a graph.*FixedBatch\(torch.arange\(nodes\), y",
         ),
+        (
+            lambda: FixedBatch(torch.zeros(7, 4, 3), torch.zeros(4)),
+            ValueError,
+            r"7 examples, got float32 \(4,\).*inputs \(T, N, …\).*forward=lambda model, x: model\(x.transpose\(0, 1\)",
+        ),
     ],
 )
 def test_what_is_no_batch_says_so(make: Any, error: type[Exception], message: str) -> None:

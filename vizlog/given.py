@@ -136,6 +136,11 @@ def _not_one_each(inputs: Tree, targets: Tensor, number: int) -> str:
         name, advice = "inputs['labels']", "labels of another kind are left out of a fixed batch"
     elif any(map(is_edges, tensors)):
         advice = OF_A_GRAPH
+    elif targets.ndim and all(x.ndim > 2 and x.shape[1] == len(targets) for x in tensors):
+        advice = (
+            "inputs (T, N, …) are given with the examples first, vizlog.FixedBatch(x.transpose(0, 1), y, "
+            "forward=lambda model, x: model(x.transpose(0, 1)))"
+        )
     return (
         f"{name} must be one for each of the {number} examples, got {describe(targets)}; "
         f"examples lie along dimension 0 of the inputs; {advice}"
