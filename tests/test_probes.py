@@ -807,6 +807,21 @@ def test_what_a_convolution_sees_at_its_second_call_is_not_taken_for_the_image()
     assert only(memory, "feature_maps/conv@2").over is None
 
 
+def test_a_call_for_another_example_is_not_said_to_be_for_the_first() -> None:
+    class OneByOne(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.conv(image[None])[0] for image in x])
+
+    of_all = vizlog.ActivationHistograms()  # for which the pass goes over further examples too
+    memory = seen(OneByOne(), vizlog.FeatureMaps(), of_all, batch=torch.rand(3, 1, 6, 6))
+    assert "conv for example 0" in only(memory, "feature_maps/conv").caption
+    assert "conv@2 in one of its calls, for some of the examples" in only(memory, "feature_maps/conv@2").caption
+
+
 def test_large_feature_maps_are_averaged_down_and_say_so() -> None:
     x = torch.randn(2, 1, 130, 200)
     record = only(seen(nn.Sequential(nn.Conv2d(1, 2, 1)), vizlog.FeatureMaps(), batch=x), "feature_maps/0")

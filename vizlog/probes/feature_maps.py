@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vizlog.batch import examples_run
 from vizlog.probes.base import Context, Probe, only_arranges
 from vizlog.records import Heatmaps, Pixels, Record
 from vizlog.requests import Call, Outputs, Request
@@ -103,7 +104,8 @@ class FeatureMaps(Probe):
         if (largest := max(maps.shape[1:])) > _SIDE:
             height, width = (max(round(side * _SIDE / largest), min(side, _THINNEST)) for side in maps.shape[1:])
             maps = torch.nn.functional.adaptive_avg_pool2d(maps, (height, width))
-        return {"maps": maps.clone(), "channels": tensor.shape[1], "side": tuple(tensor.shape[2:])}
+        whole = len(tensor) == examples_run()
+        return {"maps": maps.clone(), "channels": tensor.shape[1], "side": tuple(tensor.shape[2:]), "whole": whole}
 
     def _heatmaps(self, layer: str, seen: Mapping[str, Any], example: int) -> Heatmaps:
         maps: Tensor = seen["maps"]
@@ -117,6 +119,11 @@ class FeatureMaps(Probe):
             if tuple(values.shape[1:]) != seen["side"]
             else ""
         )
+        again = "@" in layer
+        # A model that takes images one by one calls its layers again for the next of them.
+        which = (
+            "in one of its calls, for some of the examples" if again and not seen["whole"] else f"for example {example}"
+        )
         return Heatmaps(
             f"feature_maps/{layer}",
             values,
@@ -124,7 +131,7 @@ class FeatureMaps(Probe):
             [""] * len(values),
             (-most, most) if signed else (0.0, most),
             "diverging" if signed else "sequential",
-            over=self._picture if "@" not in layer else None,  # called again it may see something else
-            caption=f"output of {layer} for example {example}, eval mode: {len(values)} of {seen['channels']} channels"
+            over=None if again else self._picture,  # called again it may see something else
+            caption=f"output of {layer} {which}, eval mode: {len(values)} of {seen['channels']} channels"
             f"{shrunk}; one scale for this layer at this step",
         )
