@@ -221,6 +221,15 @@ def test_no_logits_are_found_where_there_are_none(output: Any) -> None:
     assert FixedBatch(torch.randn(4, 5), torch.arange(4) % 3).logits(output) is None
 
 
+def test_of_several_tasks_the_one_whose_targets_are_numbers_scores_no_classes() -> None:
+    output = {"age": torch.randn(4, 2), "kind": LOGITS}
+    batch = FixedBatch(torch.randn(8, 5), {"age": torch.arange(16.0).reshape(8, 2), "kind": torch.arange(8) % 3})
+    assert batch.part(0, 4).logits(output) is LOGITS  # of the first rows alone, numbers may be 0 or 1
+    assert batch.part(0, 4).logits({"age": output["age"]}) is None
+    sets = FixedBatch(torch.randn(4, 5), {"kind": torch.eye(3)[torch.tensor([0, 1, 2, 0])]})
+    assert sets.logits(output | {"kind": LOGITS, "age": None}) is LOGITS
+
+
 def test_a_reconstruction_is_no_class_scores() -> None:
     batch = FixedBatch(torch.randn(4, 5))
     assert batch.logits(torch.randn(4, 5)) is None

@@ -48,7 +48,7 @@ _EMBEDDED = (
 )
 """Endings of the names of an output's parts that are embeddings, and no scores."""
 
-_OF_EXAMPLES = ("ids", "inputs", "targets", "_constants", "_are_classes", "_classes", "_targets_are")
+_OF_EXAMPLES = ("ids", "inputs", "targets", "_constants", "_are_classes", "_classes", "_targets_are", "_regressed")
 """Attributes of a batch that say what its examples are, not what to do with them."""
 
 _run: ContextVar[int | None] = ContextVar("run", default=None)
@@ -119,6 +119,7 @@ class FixedBatch:
         self._are_classes = labels is not None and not bool((labels == NO_LABEL).all())
         self._classes = int(labels.max()) + 1 if labels is not None and self._are_classes else 0
         self._targets_are = kind_of(self.targets)
+        self._regressed = _numbers_among(self.targets)
         self._padding: int | None = None  # the token that fills texts up, once a first pass has told
         self.forward, self.score, self.loss = forward, score, loss
         self.class_names = _in_order(class_names) if class_names is not None else ()
@@ -296,8 +297,9 @@ class FixedBatch:
         `scored_positions` are taken.
 
         No scores are: a part as large as an input, which it rebuilds; an output whose targets are numbers (a
-        regression); and embeddings, which are known by their name in the output, by rows of length 1, by another part
-        of the same width that is not the number of classes, or by more than twice as many columns as `class_names`.
+        regression), or a part of it whose own targets, those of its name, are; and embeddings, which are known by their
+        name in the output, by rows of length 1, by another part of the same width that is not the number of classes, or
+        by more than twice as many columns as `class_names`.
         """
         if self.score is not None:
             logits = self.score(output)
@@ -306,7 +308,7 @@ class FixedBatch:
                     f"FixedBatch(score=) must return (N, classes) with N={len(self)}, got {describe(logits)}"
                 )
             return logits
-        parts = _parts(output, len(self))
+        parts = _parts(output, len(self), self._regressed)
         if self._scored is False or self._reconstruct(parts):
             return None
         found = self._scoring(parts)
@@ -321,7 +323,7 @@ class FixedBatch:
 
     def scores_a_position(self, output: Any) -> bool:
         """Whether `logits` are those of one position alone, of an output that scores each."""
-        found = self._scoring(_parts(output, len(self)))
+        found = self._scoring(_parts(output, len(self), self._regressed))
         return self.score is None and found is not None and found.ndim == 3
 
     def as_met(self, *, scored: bool, padding: int | None = None, class_names: tuple[str, ...] = ()) -> FixedBatch:
@@ -603,14 +605,23 @@ def _named(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
-def _parts(output: Any, number: int) -> list[Tensor]:
+def _numbers_among(targets: Any) -> frozenset[str]:
+    """Names of the targets, where they are given by name, that are numbers and no classes: a regression's."""
+    if not isinstance(targets, Mapping):
+        return frozenset()
+    floating = {name: x for name, x in targets.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    of_classes = {name for name, x in floating.items() if kind_of(x) in ("shares", "sets")}
+    return frozenset(name for name in floating.keys() - of_classes if class_numbers(floating[name]) is None)
+
+
+def _parts(output: Any, number: int, regressed: frozenset[str]) -> list[Tensor]:
     """The tensors in an output that may be scores of so many examples: its `.logits`, or else all at its surface."""
     named = _named(output, "logits")
     parts: Iterable[Any] = ()
     if isinstance(named, Tensor) or isinstance(output, Tensor):
         parts = [named if isinstance(named, Tensor) else output]
     elif isinstance(output, Mapping):
-        parts = [part for name, part in output.items() if not str(name).endswith(_EMBEDDED)]
+        parts = [part for name, part in output.items() if not str(name).endswith(_EMBEDDED) and name not in regressed]
     elif isinstance(output, (tuple, list)):
         parts = output
     tensors = [part for part in parts if isinstance(part, Tensor) and part.ndim and not part.is_nested]
