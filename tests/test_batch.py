@@ -919,4 +919,4 @@ def test_an_embedding_on_another_device_is_asked_nothing_of_its_ids() -> None:
             looked_up = self.tokens(ids.to("meta"))
             return self.head(torch.ones(looked_up.shape[0], 4, device="cpu"))
 
-    assert not survey({"": Elsewhere()}, FixedBatch(torch.randint(0, 9, (4, 5)))).embeds_tokens
+    assert not survey({"": Elsewhere()}, FixedBatch(torch.randint(0, 9, (4, 5)))).token_embeddings

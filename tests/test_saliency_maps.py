@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import vizlog
 from vizlog.batch import FixedBatch
 from vizlog.capture import replaced
 from vizlog.compute.transfer import to_host
@@ -461,6 +462,27 @@ def test_a_language_model_is_explained_for_the_token_it_predicts_next() -> None:
     np.testing.assert_allclose(record.values[:, 0], expected.detach().numpy(), atol=1e-5)
     assert record.notes[1].startswith(f"explains 'w{int(predicted[1])}'; predicted 'w{int(predicted[1])}' (")
     assert "next token, at the last position" in record.caption
+
+
+def test_an_embedding_of_as_many_segments_as_there_are_classes_is_no_vocabulary() -> None:
+    class Segments(Reviews):
+        def __init__(self) -> None:
+            super().__init__()
+            self.segment = nn.Embedding(2, 6)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return self.head(self.token(input_ids) + self.segment((input_ids > 9).long()))
+
+    ids = torch.randint(0, 20, (4, 5))
+    tags, memory = ids % 2, vizlog.Memory()
+    probes, batch = [SaliencyMaps(), vizlog.Embeddings(methods="pca")], FixedBatch(ids, tags, tokens=WORDS)
+    with vizlog.Monitor(Segments(), probes, to=memory, batch=batch) as monitor, monitor.step():
+        pass
+    ((_, maps),), ((_, points),) = memory.of("saliency/gradient"), memory.of("embeddings/head.input")
+    assert isinstance(maps, Heatmaps)
+    assert maps.titles == [f"example {number}: class {int(tags[number, -1])}" for number in range(4)]
+    assert "of the true class, at the last position" in maps.caption
+    assert "colour: class" in points.caption
 
 
 def test_gradcam_of_tokens_has_a_value_for_each() -> None:

@@ -46,7 +46,7 @@ class Survey:
         scored: "logits", "loss" or "" : what examples can be scored by.
         classes: how many classes the logits have; 0 where there are none.
         scores_a_position: whether they are of one position of each example, where the model scores every one.
-        embeds_tokens: whether an nn.Embedding took the token ids as they are.
+        token_embeddings: those that took the token ids as they are.
     """
 
     batch: FixedBatch
@@ -55,7 +55,17 @@ class Survey:
     scored: str
     classes: int = 0
     scores_a_position: bool = False
-    embeds_tokens: bool = False
+    token_embeddings: tuple[nn.Embedding, ...] = ()
+
+    @property
+    def vocabularies(self) -> set[int]:
+        """How many tokens the model knows, by what takes the token ids; where they go in changed, by all embeddings.
+
+        An embedding of segments knows two, as many as a tagger or a classifier has classes.
+        """
+        found = [layer.module for layer in self.of_type(nn.Embedding)]
+        embeddings = self.token_embeddings or [module for module in found if isinstance(module, nn.Embedding)]
+        return {module.num_embeddings for module in embeddings}
 
     def of_type(self, *types: type[nn.Module]) -> list[Layer]:
         """Layers of these module types, in the order they ran."""
@@ -119,7 +129,15 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     met = batch.as_met(scored=logits is not None, padding=padding, class_names=_class_names(models, classes))
     at_last = logits is not None and first.scores_a_position(output)
     names = tuple(dict.fromkeys(attention))
-    return Survey(met, tuple(layers), names, scored, classes, scores_a_position=at_last, embeds_tokens=bool(embeddings))
+    return Survey(
+        met,
+        tuple(layers),
+        names,
+        scored,
+        classes,
+        scores_a_position=at_last,
+        token_embeddings=tuple(dict.fromkeys(embeddings)),
+    )
 
 
 def _class_names(models: Mapping[str, nn.Module], classes: int) -> tuple[str, ...]:

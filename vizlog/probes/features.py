@@ -158,8 +158,7 @@ def classifies_tokens(survey: Survey) -> bool:
     labels = survey.batch.token_labels
     if labels is None or not survey.scores_a_position or int(labels.max()) >= survey.classes:
         return False
-    vocabularies = [layer.module for layer in survey.of_type(nn.Embedding)]
-    return all(module.num_embeddings != survey.classes for module in vocabularies if isinstance(module, nn.Embedding))
+    return survey.classes not in survey.vocabularies
 
 
 def features_of(layer: Layer, batch: FixedBatch, *, is_input: bool, by_token: bool | None) -> Features:

@@ -447,7 +447,7 @@ def _explains_tokens(shown: FixedBatch, survey: Survey) -> bool:
     if shown.images is not None:
         return False
     ids = shown.token_ids
-    if ids is not None and survey.embeds_tokens:
+    if ids is not None and survey.token_embeddings:
         return True
     if not shown.float_inputs:
         raise ValueError(
@@ -468,8 +468,7 @@ def _labelled(labels: Tensor | None, logits: Tensor) -> Tensor:
 
 def _predicts_tokens(shown: FixedBatch, survey: Survey) -> bool:
     """Whether the classes are the tokens that go in, so that they have their names."""
-    sizes = [layer.module.num_embeddings for layer in survey.layers if isinstance(layer.module, nn.Embedding)]
-    return shown.tokens is not None and not shown.class_names and survey.classes in sizes
+    return shown.tokens is not None and not shown.class_names and survey.classes in survey.vocabularies
 
 
 def _labels_choose_positions(batch: FixedBatch) -> bool:
