@@ -462,6 +462,9 @@ def test_a_language_model_is_explained_for_the_token_it_predicts_next() -> None:
     np.testing.assert_allclose(record.values[:, 0], expected.detach().numpy(), atol=1e-5)
     assert record.notes[1].startswith(f"explains 'w{int(predicted[1])}'; predicted 'w{int(predicted[1])}' (")
     assert "next token, at the last position" in record.caption
+    unnamed = drawn(SaliencyMaps(), model, FixedBatch(ids, ids.roll(-1, 1)))["saliency/gradient/predicted"]
+    assert unnamed.notes[1].startswith(f"explains token {int(predicted[1])}; predicted token {int(predicted[1])} (")
+    assert unnamed.caption == record.caption
 
 
 def test_an_embedding_of_as_many_segments_as_there_are_classes_is_no_vocabulary() -> None:

@@ -382,7 +382,7 @@ class SaliencyMaps(Probe):
         if self._shown.class_names:
             return self._shown.class_name(number)
         if self._next_tokens:
-            return repr(self._shown.token_name(number))
+            return repr(self._shown.token_name(number)) if self._shown.tokens is not None else f"token {number}"
         return f"class {number}"
 
 
@@ -467,8 +467,12 @@ def _labelled(labels: Tensor | None, logits: Tensor) -> Tensor:
 
 
 def _predicts_tokens(shown: FixedBatch, survey: Survey) -> bool:
-    """Whether the classes are the tokens that go in, so that they have their names."""
-    return shown.tokens is not None and not shown.class_names and survey.classes in survey.vocabularies
+    """Whether the classes are the tokens that go in, so that they have their names.
+
+    Where those have none, scores of every position tell: what has one score a text may have as many classes by chance.
+    """
+    may = shown.tokens is not None or survey.scores_a_position
+    return may and not shown.class_names and survey.classes in survey.vocabularies
 
 
 def _labels_choose_positions(batch: FixedBatch) -> bool:
