@@ -947,6 +947,8 @@ def test_trained_parts_of_a_model_that_do_not_run_on_the_batch_are_named(caplog:
 def test_parts_that_run_or_cannot_be_seen_to_are_not_named(caplog: pytest.LogCaptureFixture) -> None:
     model = Generates(scripted=torch.jit.script(nn.Linear(3, 3)), table=nn.ParameterList([torch.ones(2)]))
     model.again = nn.ModuleList([model.generator[0]])  # type: ignore[index]  # the same layer under a second name
+    model.shared = nn.Linear(3, 4, bias=False)  # as T5's table of tokens, which its encoder and decoder look up in
+    model.shared.weight = model.generator[0].weight  # type: ignore[index]
     assert not not_run(caplog, model)
 
     class Attends(nn.MultiheadAttention):

@@ -78,6 +78,7 @@ def _parts_not_run(model: nn.Module, optimizers: Sequence[Optimizer], met: Surve
     if isinstance(model, torch.jit.ScriptModule) or is_leaf(model):
         return []
     ran = {id(layer.module) for layer in met.layers}
+    used = {id(p) for layer in met.layers if layer.module is not None for p in layer.module._parameters.values()}
     trained: set[int] = set().union(*map(owned, optimizers))
     left = []
     for name, part in model.named_children():
@@ -85,7 +86,8 @@ def _parts_not_run(model: nn.Module, optimizers: Sequence[Optimizer], met: Surve
         # Nobody can see one that is scripted run, and what has no forward holds parameters alone.
         seen = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
         runs = len(seen) == len(modules) and any(type(module).forward is not nn.Module.forward for module in seen)
-        is_trained = any(p.requires_grad and (not optimizers or id(p) in trained) for p in part.parameters())
+        own = [p for p in part.parameters() if id(p) not in used]  # a table that is tied to those of others is used
+        is_trained = any(p.requires_grad and (not optimizers or id(p) in trained) for p in own)
         if runs and is_trained and ran.isdisjoint(map(id, modules)):
             left.append(name)
     return left
