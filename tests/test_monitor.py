@@ -824,7 +824,7 @@ def test_gradients_that_are_gone_at_the_end_are_told_once(caplog: pytest.LogCapt
                 model(X).sum().backward()
                 model.zero_grad()
     (message,) = warnings(caplog)
-    assert "none of the selected parameters had a gradient at end()" in message
+    assert "none of the selected parameters had a gradient at the end of the step" in message
 
 
 def test_writing_nothing_is_possible() -> None:

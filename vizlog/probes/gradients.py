@@ -66,7 +66,10 @@ class GradientHistograms(ParameterHistograms):
             return "requires a gradient"
         if context.optimizers:
             return "had a gradient when the optimizer stepped"
-        return "had a gradient at end(): give optimizer=, or zero them later"
+        return (
+            "had a gradient at the end of the step: give optimizer=, or zero them later; "
+            "what torch.func returns is in no parameter, and is not seen"
+        )
 
     def caption(self, name: str) -> str:
         return f"gradient of {name}, {self._how}"
