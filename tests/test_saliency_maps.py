@@ -534,13 +534,14 @@ def test_signals_of_every_shape_are_drawn(
 def test_a_caption_speaks_of_pixels_channels_and_values_where_there_are_such() -> None:
     labels = torch.tensor([0, 1])
     said = {}
-    for shape in ((3, 6, 6), (1, 6, 6), (9,), (4, 9), (9, 4)):
+    shapes = ((3, 6, 6), (12, 6, 6), (5, 6, 3), (3, 4, 6, 6), (1, 6, 6), (1, 4, 6, 6), (9, 1, 1), (9,), (4, 9), (9, 4))
+    for shape in shapes:
         model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 2))
         records = drawn(SaliencyMaps(methods="gradient"), model, FixedBatch(torch.randn(2, *shape), labels))
         said[shape] = records["saliency/gradient"].caption
     assert "raising a pixel raises the score" in said[3, 6, 6]
     assert "raising a value raises the score" in said[9,]
-    assert [", summed over channels" in caption for caption in said.values()] == [True, False, False, False, False]
+    assert [", summed over channels" in caption for caption in said.values()] == [True] * 4 + [False] * 6
     assert said[4, 9].endswith("; rows: dimension 1 of the input, columns: dimension 2")
     assert said[9, 4].endswith("; rows: dimension 2 of the input, columns: dimension 1")
 

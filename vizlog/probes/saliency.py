@@ -101,7 +101,7 @@ class SaliencyMaps(Probe):
         self._methods: tuple[str, ...] = ()
         self._convolution = ""
         self._others: list[str] = []  # convolutions of other parts, where the score depends on none of that one's
-        self._tokens = self._is_table = False
+        self._tokens = self._is_table = self._sums = False
         self._next_tokens = self._hidden_tokens = self._of_tokens = self._at_labels = self._of_sets = False
         self._where = ""
         self._middle = self._axes = ""
@@ -132,6 +132,7 @@ class SaliencyMaps(Probe):
         self._of_tokens = self._hidden_tokens or classifies_tokens(survey)
         shape = () if self._tokens else input_values(self._shown).shape
         self._is_table, self._middle = len(shape) == 2, _left_out_of(shape)
+        self._sums = len(shape) > 3 and max(shape[2:]) > 1 and shape[_channels_in(shape)] > 1
         self._axes = _axes_of(shape) if self._pictures is None else ""
         if isinstance(self._baseline, Tensor) and not self._tokens:
             _check_baseline(self._baseline, input_values(self._shown))
@@ -298,9 +299,8 @@ class SaliencyMaps(Probe):
         if method == "gradcam":
             where = f"where channels of layer {self._convolution} that raise the score are active"
             return f"Grad-CAM (Selvaraju et al. 2017): {where}"
-        images = self._shown.images
         unit = "token" if self._tokens else "value" if self._pictures is None else "pixel"
-        summed = ", summed over channels" if images is not None and images.shape[1] > 1 else ""
+        summed = ", summed over channels" if self._sums else ""
         if method == "integrated_gradients":
             start = "a given baseline" if isinstance(self._baseline, Tensor) else f"{self._baseline:g}"
             return (
@@ -522,9 +522,14 @@ def _map_of_values(found: Tensor) -> Tensor:
         return found.flatten(1)[:, None]
     if found.ndim == 3:
         return found.transpose(1, 2) if _lies_along_1(found.shape) else found
-    if found.ndim == 4 and found.shape[-1] in (1, 3, 4) and found.shape[1] not in (1, 3, 4):
-        return found.sum(-1)
-    return _middle(found.sum(2 if _is_video(found.shape) else 1))
+    return _middle(found.sum(_channels_in(found.shape)))
+
+
+def _channels_in(shape: Sequence[int]) -> int:
+    """Which dimension of an input of four or five holds channels: the last where only that may be colours."""
+    if len(shape) == 4 and shape[-1] in (1, 3, 4) and shape[1] not in (1, 3, 4):
+        return 3
+    return 2 if _is_video(shape) else 1
 
 
 def _lies_along_1(shape: Sequence[int]) -> bool:
