@@ -140,6 +140,15 @@ def test_a_cnn_gets_gradients_and_gradcam_of_the_true_class(model: nn.Sequential
         assert record.titles == [f"example {n}: class {t}" for n, t in zip(batch.ids[:8], targets, strict=True)]
 
 
+def test_maps_of_gradcam_that_are_0_all_over_are_counted(model: nn.Sequential, batch: FixedBatch) -> None:
+    with torch.no_grad():
+        model[-1].weight[1:].clamp_(max=0)  # type: ignore[union-attr, operator]  # nothing raises any but class 0
+    cam = drawn(SaliencyMaps(), model, batch)["saliency/gradcam"]
+    dark = int((cam.values == 0).all((1, 2)).sum())
+    assert dark > 0
+    assert cam.caption.endswith(f"; {dark} of 8 maps are 0 all over, as no such channel is active")
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_gradcam_is_of_a_part_that_the_score_depends_on(
     model: nn.Sequential, batch: FixedBatch, *, inside: bool

@@ -339,7 +339,7 @@ class SaliencyMaps(Probe):
         """Which values are where in the maps, and which are not shown, for the caption."""
         middle = "; of the slices the middle one" if self._middle and found.method == "gradcam" else self._middle
         axes = "" if found.method == "gradcam" else self._axes
-        return f"{axes}{middle}{found.left_out}"
+        return f"{axes}{middle}{found.left_out}{found.empty}"
 
     def _titles(self, shown: FixedBatch) -> list[str]:
         names = [f"example {number}" for number in shown.ids.tolist()]
@@ -412,6 +412,12 @@ class _Found:
             return ""
         whole = " x ".join(map(str, self.sides))
         return f"; of {whole} values the one furthest from 0 of each block is shown"
+
+    @property
+    def empty(self) -> str:
+        """What the caption says of maps of Grad-CAM that are all dark, which is no failure of it."""
+        number = int((self.maps.flatten(1) == 0).all(1).sum()) if self.method == "gradcam" else 0
+        return f"; {number} of {len(self.maps)} maps are 0 all over, as no such channel is active" if number else ""
 
 
 @dataclass(frozen=True)
