@@ -265,3 +265,9 @@ def test_a_backend_with_an_owner_is_told_where_the_training_is_and_can_ask_for_a
 def test_a_path_that_names_nothing_is_refused() -> None:
     with pytest.raises(TypeError, match="names no folder"):
         vizlog.Monitor(nn.Linear(2, 2), to="")
+
+
+def test_the_name_of_a_service_is_not_taken_for_a_folder() -> None:
+    for to in ("wandb", ["runs/a", "wandb"]):
+        with pytest.raises(TypeError, match=r"give the run, to=wandb\.init\(\)"):
+            vizlog.Monitor(nn.Linear(2, 2), to=to)

@@ -45,6 +45,8 @@ def check_destination(to: Any) -> None:
         raise TypeError(f"to= takes a destination, got the class {to.__name__}: call it, {to.__name__}(…)")
     if to == "":
         raise TypeError('to="" names no folder: give one such as "runs/a", or None to write nothing')
+    if to == "wandb":  # also where the client keeps its own files
+        raise TypeError('to="wandb" would be a folder of that name: give the run, to=wandb.init()')
     if isinstance(to, Sequence) and not isinstance(to, (str, bytes, bytearray, memoryview, range)):
         for part in to:
             check_destination(part)
