@@ -210,6 +210,8 @@ X, M, Y = torch.zeros(2), torch.ones(2), torch.arange(2)
         ("x", ({"a": X}, Y), {"a": X}, Y),
         ("x", ({"a": X},), {"a": X}, None),
         ("x, mask", ([X, M], Y), (X, M), Y),
+        ("*all", ([X, M], Y), (X, M), Y),
+        ("both", ([X, M], Y), ([X, M],), Y),
         ("x", {"x": X, "id": M, "labels": Y}, {"x": X}, Y),
         ("**all", {"x": X, "y": Y}, {"x": X, "y": Y}, Y),
         ("batch", {"x": X, "target": Y}, ({"x": X, "target": Y},), Y),

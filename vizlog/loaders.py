@@ -150,7 +150,12 @@ def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
     if not isinstance(batch, (tuple, list)):
         return batch, None
     if not isinstance(batch[0], Tensor):
-        return tuple(batch[0]) if isinstance(batch[0], list) else batch[0], batch[1] if len(batch) > 1 else None
+        targets = batch[1] if len(batch) > 1 else None
+        if not isinstance(batch[0], (list, tuple)):
+            return batch[0], targets
+        at_most = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in taken)
+        takes_all = len(batch[0]) <= at_most or any(p.kind is p.VAR_POSITIONAL for p in taken)
+        return tuple(batch[0]) if takes_all else (batch[0],), targets  # forward takes them in one piece
     needed = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in taken)
     number = min(max(needed, 1), len(batch))
     return tuple(batch[:number]), batch[number] if number < len(batch) else None
