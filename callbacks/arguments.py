@@ -90,5 +90,5 @@ class Arguments:
                 with suppress(Exception):
                     return made(FixedBatch(alone, batch.targets, forward=batch.forward, tokens=batch.tokens))
             monitor = made(None)  # raises again, where it was another argument that did not fit
-            LOG.warning("vizlog goes on without pictures of examples: %s", reason)
+            LOG.warning("vizlog goes on without pictures of examples: %s; or give VizLog(batch=…)", reason)
             return monitor

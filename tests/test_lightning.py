@@ -689,6 +689,7 @@ def test_an_inferred_batch_that_does_not_fit_is_said_once(
     assert caplog.text.count("goes on without pictures of examples") == 1
     assert "float32 (2, 64)" in caplog.text
     assert "FixedBatch(forward=" in caplog.text
+    assert "; or give VizLog(batch=…)" in caplog.text
     assert steps(memory, "weights/head.weight") == [0, 2]
 
 
