@@ -305,7 +305,16 @@ def _given_batch(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Fi
 def _inferred_batch(batch: Any, pl_module: LightningModule) -> FixedBatch | None:
     """A batch of the data -> what of it the model takes, and targets; None, which is said, where there is no such."""
     try:
-        inputs, targets = inputs_and_targets(batch, _model(pl_module))
+        model = _model(pl_module)
+        inputs, targets = inputs_and_targets(batch, model)
+        if model is not pl_module and isinstance(inputs, tuple) and len(inputs) > 1:
+            # A denoiser takes labels for times: what a step makes of a batch before it calls the model is not known.
+            LOG.info(
+                "vizlog calls %s with %s of the data, since %s has no forward of its own; VizLog(batch=…) takes others",
+                type(model).__name__,
+                describe(inputs),
+                type(pl_module).__name__,
+            )
         return FixedBatch(inputs, targets, forward=_forward(pl_module))
     except Exception as reason:  # noqa: BLE001 -- data may be anything, and nobody asked for its pictures
         LOG.warning("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)

@@ -647,6 +647,35 @@ def test_a_module_without_forward(data: dict[str, Any], caplog: pytest.LogCaptur
     assert said(caplog) == []
 
 
+def test_what_a_module_without_forward_is_thought_to_call_its_model_with_is_said(
+    data: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Denoiser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Conv2d(1, 1, 1)
+
+        def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
+            out: Tensor = self.net(noisy) * time[:, None, None, None]
+            return out
+
+    class Diffuses(Headless):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Denoiser()  # type: ignore[assignment]
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return (self.net(batch[0], torch.rand(len(batch[0]))) ** 2).mean()
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            pass
+
+    with caplog.at_level("INFO", "vizlog"):
+        fit(Diffuses(), data, VizLog(to=vizlog.Memory()))
+    assert "vizlog calls Denoiser with (float32 (" in caplog.text
+    assert "since Diffuses has no forward of its own; VizLog(batch=…)" in caplog.text
+
+
 def test_a_forward_of_ones_own_is_what_examples_go_through(data: dict[str, Any]) -> None:
     class Squashes(Headless):
         def forward(self, x: Tensor) -> Tensor:
