@@ -92,8 +92,19 @@ def test_what_is_no_second_text_leaves_the_tokens_their_names():
         def forward(self, input_ids, attention_mask, labels):
             return super().forward(input_ids) + 0 * self.kind(torch.zeros_like(input_ids)).sum()
 
+    class Places(Kinds):
+        """Words on a page, as LayoutLM reads them: two tables of one size take where each of them stands."""
+
+        def __init__(self):
+            super().__init__()
+            self.x, self.y = nn.Embedding(9, 5), nn.Embedding(9, 5)
+
+        def forward(self, input_ids, attention_mask, labels):
+            place = torch.arange(4).expand(input_ids.shape)
+            return super().forward(input_ids, attention_mask, labels) + 0 * (self.x(place) + self.y(place)).sum()
+
     masked = torch.where(TEXT == 1, TEXT, -100)
-    for model, labels in ((Translator(), TEXT), (Kinds(), masked)):
+    for model, labels in ((Translator(), TEXT), (Kinds(), masked), (Places(), masked)):
         inputs = {"input_ids": TEXT, "attention_mask": MASK, "labels": labels}
         embedding = embeddings(model, vizlog.Embeddings(methods=["pca"]), vizlog.FixedBatch(inputs, tokens="abcdefgh"))[
             0

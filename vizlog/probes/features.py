@@ -138,7 +138,7 @@ def has_two_texts(survey: Survey) -> bool:
     """Whether a second text of the same length passes through the model, so that lengths do not say whose a layer is.
 
     A decoder's, that is: another input; one that is a token longer and loses it on the way; or the labels, where there
-    are two embeddings of one vocabulary.
+    are two embeddings of one vocabulary. (Those of places on a page are many of one size too, but take no tokens.)
     """
     batch, ids = survey.batch, survey.batch.token_ids
     if ids is None:
@@ -150,7 +150,7 @@ def has_two_texts(survey: Survey) -> bool:
     if not isinstance(labels, Tensor) or labels.shape != ids.shape or torch.equal(labels, ids):
         return False
     sizes = Counter(layer.module.num_embeddings for layer in embeddings if isinstance(layer.module, nn.Embedding))
-    return max(sizes.values(), default=0) > 1
+    return any(sizes[number] > 1 for number in survey.vocabularies)
 
 
 def classifies_tokens(survey: Survey) -> bool:
