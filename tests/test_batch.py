@@ -808,6 +808,16 @@ def test_each_with_each_is_no_score_of_classes() -> None:
     met = survey({"": nn.Linear(4, 2)}, FixedBatch(inputs[0], torch.arange(6) % 2))
     assert (met.scored, met.classes) == ("logits", 2)
 
+    class Compares(Towers):
+        def forward(self, x: Tensor, y: Tensor) -> Any:
+            logits = super().forward(x, y)
+            return SimpleNamespace(loss=nn.functional.cross_entropy(logits, torch.arange(len(x))), logits_per_x=logits)
+
+    assert survey({"": Compares()}, FixedBatch(inputs)).scored == ""  # of one example alone it is 0, whatever that is
+    assert survey({"": Compares()}, FixedBatch(tuple(x[:1] for x in inputs))).scored == "loss"
+    alike = FixedBatch(inputs[0], torch.randn(6, 3), loss=lambda output, _: output.squeeze()[1].square().sum())
+    assert survey({"": nn.Linear(4, 3)}, alike).scored == "loss"  # one example alone raises, which is said later
+
 
 def test_a_sparse_adjacency_is_told_how_a_graph_is_given() -> None:
     with pytest.raises(TypeError, match=r"a graph, whose nodes .*torch\.arange\(nodes\)"):

@@ -117,7 +117,7 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         logits = first.logits(output)
         if logits is not None and batch.score is None and _is_square(logits, batch, models):
             batch, first, logits = batch.as_met(scored=False), first.as_met(scored=False), None
-        scored = "logits" if logits is not None else "loss" if first.losses(output) is not None else ""
+        scored = "logits" if logits is not None else _scored_by_loss(first, output, models)
     except (CommunicatesError, RanksApart, BatchDoesNotFit):
         raise
     except Exception as error:
@@ -166,6 +166,27 @@ def _does_not_fit(
         f"{type(next(iter(models.values()))).__name__} could not be run on the fixed batch: "
         f"its inputs are {describe(first.inputs)}, and the model raised {raised}. {advice}"
     )
+
+
+def _scored_by_loss(first: FixedBatch, output: Any, models: Mapping[str, nn.Module]) -> str:
+    """What `Survey.scored` is where there are no logits: a loss must say something of each example.
+
+    One number for all is asked again of one example alone; it is 0 where examples are compared with each other (CLIP).
+    """
+    loss = first.losses(output)
+    if loss is None:
+        return ""
+    if loss.ndim or len(first) < 2 or not loss:
+        return "loss"
+    alone = first.part(0, 1)
+    try:
+        with torch.no_grad():
+            found = alone.losses(alone.run(models))
+    except (CommunicatesError, RanksApart):
+        raise
+    except Exception:  # noqa: BLE001 -- a model may raise anything of one example; what explains it says so
+        return "loss"
+    return "" if found is not None and not found.any() else "loss"
 
 
 def _is_square(logits: Tensor, batch: FixedBatch, models: Mapping[str, nn.Module]) -> bool:
