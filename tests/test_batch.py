@@ -474,6 +474,11 @@ def test_labels_that_are_not_one_an_example_are_named() -> None:
             r"5 examples, got float32 \(4,\).*a graph.*FixedBatch\(torch.arange\(nodes\), y",
         ),
         (
+            lambda: FixedBatch((torch.arange(12), torch.tensor([0, 4, 8])), torch.zeros(3)),
+            ValueError,
+            r"12 examples, got float32 \(3,\).*of several inputs the first needs a row for each: .*forward=",
+        ),
+        (
             lambda: FixedBatch(torch.zeros(7, 4, 3), torch.zeros(4)),
             ValueError,
             r"7 examples, got float32 \(4,\).*inputs \(T, N, …\).*forward=lambda model, x: model\(x.transpose\(0, 1\)",

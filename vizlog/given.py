@@ -141,6 +141,8 @@ def _not_one_each(inputs: Tree, targets: Tensor, number: int) -> str:
             "inputs (T, N, …) are given with the examples first, vizlog.FixedBatch(x.transpose(0, 1), y, "
             "forward=lambda model, x: model(x.transpose(0, 1)))"
         )
+    elif isinstance(inputs, tuple) and len(tensors) > 1:  # a bag of all tokens, and where each example's begin
+        advice = "of several inputs the first needs a row for each: FixedBatch(forward=…) may make the others of it"
     return (
         f"{name} must be one for each of the {number} examples, got {describe(targets)}; "
         f"examples lie along dimension 0 of the inputs; {advice}"
