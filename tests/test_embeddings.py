@@ -376,6 +376,51 @@ def test_a_regression_is_coloured_and_scored_by_its_targets():
     assert "10 nearest" in score.caption
 
 
+@pytest.mark.parametrize("shape", [(60,), (60, 1)])
+def test_whole_numbers_that_one_number_predicts_are_a_quantity(shape):
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    ages = (40 + 10 * x[:, 0]).long().reshape(shape)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 1), *([nn.Flatten(0)] if len(shape) == 1 else []))
+    embedding, score = look(model, vizlog.Embeddings(methods=["pca"]), (x, ages))
+    np.testing.assert_array_equal(embedding.labels, ages.reshape(-1)[embedding.ids].double())
+    assert score.tag.endswith("/knn_r2")
+    for labels, wide in ((torch.arange(60) % 2, model), ((torch.arange(60) % 2) * 2 - 1, model), (ages, Wide())):
+        probe = vizlog.Embeddings(methods=["pca"])
+        (embedding,) = embeddings(wide, probe, (x, labels.reshape(shape) if wide is model else labels.reshape(-1)))
+        assert not embedding.is_of_quantity
+
+
+class Wide(nn.Sequential):
+    """Scores of as many classes as there are ages."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(5, 8), nn.Linear(8, 100))
+
+
+class Tasks(nn.Module):
+    """An age, a kind of four, and one of two by one logit."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.age, self.kind, self.old = (nn.Linear(5, n) for n in (5, 1, 4, 1))
+
+    def forward(self, x):
+        return {name: getattr(self, name)(self.base(x)) for name in ("age", "kind", "old")}
+
+
+def test_of_several_tasks_the_first_that_tells_classes_is_shown(caplog):
+    x, kinds = torch.randn(40, 5), torch.arange(40) % 4
+    targets = {"old": kinds % 2, "kind": kinds, "age": torch.rand(40, 1) * 80}
+    with caplog.at_level("INFO", "vizlog"):
+        embedding, *_ = embeddings(Tasks(), vizlog.Embeddings(methods=["pca"]), vizlog.FixedBatch(x, targets))
+    np.testing.assert_array_equal(embedding.labels, kinds[embedding.ids])
+    assert "those of 'kind' are shown, as classes" in caplog.text
+    # A number of the example, as image_id, is no class: nothing of that name is put out; nor are 80 ages one logit.
+    for others in ({"image_id": kinds}, {"age": torch.arange(40)}, {"kind": torch.arange(40)}):
+        embedding, *_ = embeddings(Tasks(), vizlog.Embeddings(methods=["pca"]), vizlog.FixedBatch(x, others))
+        assert (embedding.labels == -1).all()
+
+
 def test_texts_with_a_number_for_each_are_a_point_each():
     batch = text_batch(targets=torch.tensor([0.3, 0.1, 2.5]))
     (embedding, *_) = embeddings(Text(), vizlog.Embeddings(methods=["pca"]), batch)
@@ -571,6 +616,42 @@ def test_scores_are_said_to_be_those_of_the_features(digits, small_cnn):
     images, labels = digits
     scalars = [r for r in look(small_cnn(), vizlog.Embeddings(), (images[:40], labels[:40])) if isinstance(r, Scalar)]
     assert all("by the features" in scalar.caption for scalar in scalars)
+
+
+class VAE(nn.Module):
+    """An autoencoder of 12 values over 3: (what it rebuilds, means, logarithms of variances)."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.mean, self.spread = nn.Linear(12, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        self.decode, self.last = nn.Linear(3, 9), nn.Linear(9, 12)
+
+    def forward(self, x, *times):
+        hidden = self.encode(x).relu()
+        return self.last(self.decode(self.mean(hidden)).relu()), self.mean(hidden), self.spread(hidden)
+
+
+def test_of_an_autoencoder_the_narrowest_layer_is_shown():
+    model, x = VAE(), torch.randn(20, 12)
+    embedding = embeddings(model, vizlog.Embeddings(methods=["pca"]), (x, torch.arange(20) % 2))[0]
+    assert embedding.tag == "embeddings/mean"
+    _, means, _ = model(x)
+    np.testing.assert_allclose(embedding.vectors, means.detach()[embedding.ids], atol=1e-6)
+    assert "output of mean for 20 examples" in embedding.caption
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (nn.Sequential(nn.Linear(12, 32), nn.Linear(32, 12)), torch.randn(20, 12)),  # none is narrower
+        (VAE(), (torch.randn(20, 12), torch.randn(20, 1))),  # what is narrowest may have to do with the other input
+        (nn.Sequential(nn.Linear(12, 3), nn.Linear(3, 5)), torch.randn(20, 12)),  # it rebuilds nothing
+    ],
+    ids=["wide", "two inputs", "other output"],
+)
+def test_what_is_no_autoencoder_is_shown_before_its_last_layer(model, inputs):
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), vizlog.FixedBatch(inputs))
+    assert embedding.tag.endswith(".input")
 
 
 class Momentum(nn.Module):

@@ -120,6 +120,7 @@ class FixedBatch:
         self._classes = int(labels.max()) + 1 if labels is not None and self._are_classes else 0
         self._targets_are = kind_of(self.targets)
         self._regressed = _numbers_among(self.targets)
+        self._task: str | None = None  # of targets by name those that are shown, once a first output has told
         self._padding: int | None = None  # the token that fills texts up, once a first pass has told
         self.forward, self.score, self.loss = forward, score, loss
         self.class_names = _in_order(class_names) if class_names is not None else ()
@@ -157,12 +158,18 @@ class FixedBatch:
     @property
     def labels(self) -> Tensor | None:
         """(N,) int64 class numbers on the CPU, −100 where there is none; None where the targets are no classes."""
-        return class_numbers(self.targets, known=True) if self._are_classes else None
+        return class_numbers(self._shown_targets, known=True) if self._are_classes else None
 
     @property
     def quantity(self) -> Tensor | None:
         """(N,) float64 on the CPU, where each target is one real number; None where the targets are something else."""
-        return quantities(self.targets) if self.labels is None else None
+        targets = self._shown_targets
+        are_numbers = isinstance(targets, Tensor) and (targets.is_floating_point() or self._targets_are == "numbers")
+        return quantities(targets) if are_numbers and self.labels is None else None
+
+    @property
+    def _shown_targets(self) -> Any:
+        return self.targets if self._task is None else self.targets[self._task]
 
     @property
     def token_labels(self) -> Tensor | None:
@@ -308,7 +315,7 @@ class FixedBatch:
                     f"FixedBatch(score=) must return (N, classes) with N={len(self)}, got {describe(logits)}"
                 )
             return logits
-        parts = _parts(output, len(self), self._regressed)
+        parts = self._parts(output)
         if self._scored is False or self._reconstruct(parts):
             return None
         found = self._scoring(parts)
@@ -323,7 +330,7 @@ class FixedBatch:
 
     def scores_a_position(self, output: Any) -> bool:
         """Whether `logits` are those of one position alone, of an output that scores each."""
-        found = self._scoring(_parts(output, len(self), self._regressed))
+        found = self._scoring(self._parts(output))
         return self.score is None and found is not None and found.ndim == 3
 
     def as_met(self, *, scored: bool, padding: int | None = None, class_names: tuple[str, ...] = ()) -> FixedBatch:
@@ -333,6 +340,55 @@ class FixedBatch:
         classes are those that the model knows, for where nobody gave any.
         """
         return self._with(_scored=scored, _padding=padding, class_names=self.class_names or class_names)
+
+    def is_rebuilt(self, output: Any) -> bool:
+        """Whether a part of an output has as many values as an input, as an autoencoder's."""
+        return self.score is None and self._reconstruct(self._parts(output))
+
+    def task(self, output: Any) -> str | None:
+        """The first name, of an output and targets that both have names, under which there are scores of classes."""
+        if self.score is not None or not (isinstance(output, Mapping) and isinstance(self.targets, Mapping)):
+            return None
+        for name, part in output.items():
+            labels = class_numbers(self.targets.get(name))
+            scores = isinstance(part, Tensor) and part.ndim == 2 and part.is_floating_point()
+            if labels is not None and scores and max(part.shape[1], 2) > int(labels.max()):
+                return str(name)
+        return None
+
+    def of_task(self, name: str) -> FixedBatch:
+        """The same examples; of outputs and targets by name those of this one are shown, which are classes."""
+        labels = class_numbers(self.targets[name], known=True)
+        return self._with(_task=name, _are_classes=True, _classes=int(labels.max()) + 1 if labels is not None else 0)
+
+    def of_numbers(self) -> FixedBatch:
+        """The same examples; their whole numbers are no classes, for they are predicted by one number each."""
+        return self._with(_are_classes=False, _classes=0, _targets_are="numbers")
+
+    def is_one_number(self, output: Any) -> bool:
+        """Whether an output is one number for each example."""
+        parts = self._parts(output)
+        return self.score is None and len(parts) == 1 and parts[0].numel() == len(self)
+
+    @property
+    def has_more_than_two(self) -> bool:
+        """Whether the labels are other numbers than those of two classes, 0 and 1 or −1 and 1."""
+        labels = None if self.labels is None else self.labels[self.labels != NO_LABEL]
+        return labels is not None and bool((labels.abs() > 1).any())
+
+    def _parts(self, output: Any) -> list[Tensor]:
+        """The tensors in an output that may be scores: its `.logits`, those of the task, or else all at its surface."""
+        named = _named(output, "logits" if self._task is None else self._task)
+        parts: Iterable[Any] = ()
+        if isinstance(named, Tensor) or isinstance(output, Tensor):
+            parts = [named if isinstance(named, Tensor) else output]
+        elif isinstance(output, Mapping):
+            scores = {name: part for name, part in output.items() if not str(name).endswith(_EMBEDDED)}
+            parts = [part for name, part in scores.items() if name not in self._regressed]
+        elif isinstance(output, (tuple, list)):
+            parts = output
+        tensors = [part for part in parts if isinstance(part, Tensor) and part.ndim and not part.is_nested]
+        return [tensor for tensor in tensors if len(tensor) == len(self)]
 
     def _scoring(self, parts: Sequence[Tensor]) -> Tensor | None:
         """Of the parts of an output the one that may score classes, (N, classes) or (N, T, classes)."""
@@ -612,20 +668,6 @@ def _numbers_among(targets: Any) -> frozenset[str]:
     floating = {name: x for name, x in targets.items() if isinstance(x, Tensor) and x.is_floating_point()}
     of_classes = {name for name, x in floating.items() if kind_of(x) in ("shares", "sets")}
     return frozenset(name for name in floating.keys() - of_classes if class_numbers(floating[name]) is None)
-
-
-def _parts(output: Any, number: int, regressed: frozenset[str]) -> list[Tensor]:
-    """The tensors in an output that may be scores of so many examples: its `.logits`, or else all at its surface."""
-    named = _named(output, "logits")
-    parts: Iterable[Any] = ()
-    if isinstance(named, Tensor) or isinstance(output, Tensor):
-        parts = [named if isinstance(named, Tensor) else output]
-    elif isinstance(output, Mapping):
-        parts = [part for name, part in output.items() if not str(name).endswith(_EMBEDDED) and name not in regressed]
-    elif isinstance(output, (tuple, list)):
-        parts = output
-    tensors = [part for part in parts if isinstance(part, Tensor) and part.ndim and not part.is_nested]
-    return [tensor for tensor in tensors if len(tensor) == number]
 
 
 def _is_picture(squares: Tensor) -> bool:

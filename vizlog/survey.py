@@ -14,7 +14,7 @@ from vizlog.batch import BatchDoesNotFit, FixedBatch
 from vizlog.capture import Capture
 from vizlog.channel import RanksApart
 from vizlog.given import describe
-from vizlog.messages import one_line
+from vizlog.messages import LOG, one_line
 from vizlog.ranks import CommunicatesError
 from vizlog.requests import AttentionCalls, Call, Outputs
 from vizlog.selection import device_of
@@ -46,6 +46,7 @@ class Survey:
         scored: "logits", "loss" or "" : what examples can be scored by.
         classes: how many classes the logits have; 0 where there are none.
         scores_a_position: whether they are of one position of each example, where the model scores every one.
+        rebuilds: whether it gives as many values as it takes, as an autoencoder.
         token_embeddings: those that took the token ids as they are.
     """
 
@@ -55,6 +56,7 @@ class Survey:
     scored: str
     classes: int = 0
     scores_a_position: bool = False
+    rebuilds: bool = False
     token_embeddings: tuple[nn.Embedding, ...] = ()
 
     @property
@@ -114,6 +116,7 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         first = batch.part(0, 2, device_of(models))
         with torch.no_grad(), capture.forward():
             output = first.run(models)
+        batch, first = _read_by(output, batch, first)
         logits = first.logits(output)
         if logits is not None and batch.score is None and _is_square(logits, batch, models):
             batch, first, logits = batch.as_met(scored=False), first.as_met(scored=False), None
@@ -136,8 +139,19 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         scored,
         classes,
         scores_a_position=at_last,
+        rebuilds=first.is_rebuilt(output),
         token_embeddings=tuple(dict.fromkeys(embeddings)),
     )
+
+
+def _read_by(output: Any, batch: FixedBatch, first: FixedBatch) -> tuple[FixedBatch, FixedBatch]:
+    """The batch, and its first examples, with their targets read as the output of these says."""
+    if task := batch.task(output):
+        LOG.info("vizlog: of the targets %s those of %r are shown, as classes", describe(batch.targets), task)
+        return batch.of_task(task), first.of_task(task)
+    if batch.has_more_than_two and first.is_one_number(output):
+        return batch.of_numbers(), first.of_numbers()
+    return batch, first
 
 
 def _class_names(models: Mapping[str, nn.Module], classes: int) -> tuple[str, ...]:

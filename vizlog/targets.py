@@ -68,7 +68,7 @@ def quantities(targets: Any) -> Tensor | None:
     Args:
         targets: as `as_tensor` gives them, and no classes.
     """
-    if not isinstance(targets, Tensor) or not targets.is_floating_point():
+    if not isinstance(targets, Tensor) or targets.is_complex():
         return None
     return targets.detach().cpu().double().reshape(-1) if targets.ndim == 1 or targets.shape[1:] == (1,) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -29,6 +30,7 @@ from vizlog.requests import Outputs, Request
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, matcher, spread
 from vizlog.survey import Layer, Survey
+from vizlog.trees import tensors_in
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -49,10 +51,10 @@ class Embeddings(Probe):
     """A layer's features of the fixed batch on a plane, comparable from step to step: tags `embeddings/LAYER`.
 
     By itself it takes what goes into the last linear layer, or into the last convolution where that runs later, tagged
-    `LAYER.input`. Maps and sequences are averaged to one vector an example; texts without a class of their own become
-    one point a token, 500 at most. With two classes of several points or more `LAYER/knn_accuracy` and
-    `LAYER/silhouette` score the features themselves, not the picture; where each target is one real number
-    `LAYER/knn_r2` does.
+    `LAYER.input`; of an autoencoder what the narrowest layer puts out. Maps and sequences are averaged to one vector an
+    example; texts without a class of their own become one point a token, 500 at most. With two classes of several
+    points or more `LAYER/knn_accuracy` and `LAYER/silhouette` score the features themselves, not the picture; where
+    each target is one number to be predicted `LAYER/knn_r2` does.
 
     Args:
         select: layers whose output to take; None: the features before the last layer.
@@ -98,8 +100,9 @@ class Embeddings(Probe):
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         if survey is None:
             raise ValueError(f"{self.name} needs batch=: it shows where the model puts examples")
-        batch, is_input = survey.batch.part(0, self._examples), self._select is None
-        layers = [_last(survey)] if is_input else self._selected(survey)
+        batch, narrowest = survey.batch.part(0, self._examples), _bottleneck(survey)
+        is_input = self._select is None and narrowest is None
+        layers = self._selected(survey) if self._select is not None else [narrowest or _last(survey)]
         chosen = spread(layers, self._most)
         self._left_out, self._classes = len(layers) - len(chosen), survey.classes
         two_texts = has_two_texts(survey)
@@ -215,6 +218,23 @@ def _last(survey: Survey) -> Layer:
     if len(shapes) > len(set(shapes)):
         return next(layer for layer in candidates if layer.module is last.module)
     return last
+
+
+def _bottleneck(survey: Survey) -> Layer | None:
+    """The first of the narrowest layers of an autoencoder (a VAE's means); None where none is narrower than the input.
+
+    Of a model of several inputs, as a denoiser, that may be what embeds the time.
+    """
+    inputs = survey.batch.float_inputs
+    if not survey.rebuilds or len(tensors_in(survey.batch.inputs)) != 1 or len(inputs) != 1:
+        return None
+    widths = {
+        layer: math.prod(layer.output_shape[1:])
+        for layer in survey.of_type(nn.Linear, *CONVOLUTIONS)
+        if layer.output_shape[0] == min(2, len(survey.batch))
+    }
+    narrowest = min(widths, key=widths.__getitem__, default=None)
+    return narrowest if narrowest is not None and widths[narrowest] < inputs[0][0].numel() else None
 
 
 def _is_trained_twin(layer: Layer, other: Layer) -> bool:

@@ -89,7 +89,8 @@ def standard_for(
             left_out.append(f"{probe.name} ({str(reason).removeprefix(probe.name).strip()})")
         else:
             chosen.append(probe)
-    LOG.info("vizlog looks at %s", ", ".join(probe.name for probe in chosen))
+    examples = "" if met is None else f"; examples: {met.batch!r}"  # a callback found them, perhaps not as one would
+    LOG.info("vizlog looks at %s%s", ", ".join(probe.name for probe in chosen), examples)
     if left_out:
         LOG.info("vizlog leaves out %s", "; ".join(left_out))
     return chosen
