@@ -110,7 +110,7 @@ def _nested(items: Any) -> dict[str, Any]:
 
 
 def _value(item: Any) -> Any:
-    kind = item.WhichOneof("value")
+    kind = item.WhichOneof("value") if "value" in item.DESCRIPTOR.oneofs_by_name else None  # 0.30 has JSON alone
     if kind is None:
         return json.loads(item.value_json)
     if kind == "json":
