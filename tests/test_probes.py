@@ -78,6 +78,19 @@ def test_at_most_so_many_are_drawn_spread_over_the_depth_and_health_covers_all()
     assert only(memory, "health/nonfinite_mean").value == pytest.approx(0.25 / 9)
 
 
+def test_linear_layers_that_have_no_zeros_do_not_cut_the_curve_of_those_that_do() -> None:
+    figures = Figures("zeros", {"fc": 0.0, "relu": 0.5, "out": 0.0, "gelu": 0.0}, "of all", quiet={"fc", "out"})
+    worst, mean, drawn = draw([figures])
+    assert isinstance(worst, Scalar) and isinstance(mean, Scalar) and isinstance(drawn, Curves)  # noqa: PT018
+    assert (worst.value, mean.value) == (0.5, 0.125)  # they count
+    assert (drawn.x_names, drawn.ys["zeros"].tolist()) == (["relu", "gelu"], [0.5, 0.0])
+    assert drawn.caption == "of all; 2 linear layers, in which it is 0, are not drawn"
+    for values in ({"fc": 0.1, "relu": 0.5}, {"fc": 0.0, "relu": 0.0}, {"fc": 0.0, "out": 0.0}):  # dead; none at all
+        *_, drawn = draw([Figures("zeros", values, "of all", quiet={"fc", "out"})])
+        assert isinstance(drawn, Curves)
+        assert (drawn.x_names, drawn.caption) == (list(values), "of all")
+
+
 def test_the_mean_of_nonfinite_values_counts_each_layer_once() -> None:
     figures = [
         Figures("nonfinite", {"a": 1.0, "b": 0.0}, source="weights"),
@@ -220,7 +233,7 @@ def test_a_layer_that_gives_nan_alone_has_no_health_but_that() -> None:
     memory = seen(model, vizlog.ActivationHistograms(), batch=torch.ones(3, 2))
     assert curve(memory, "nonfinite", "activations") == {**dict.fromkeys("012", 0.0), "3": 1.0, "4": 1.0}
     for kind in ("dead_units", "zeros"):
-        assert [math.isnan(value) for value in curve(memory, kind).values()] == [False, False, False, True, True]
+        assert [name for name, share in curve(memory, kind).items() if math.isnan(share)] == ["3", "4"]
     assert math.isnan(curve(memory, "saturated")["4"])
     assert "over 3 layers" in only(memory, "health/dead_units_mean").caption
 
@@ -254,7 +267,8 @@ def test_zeros_that_a_layer_only_passes_on_are_not_its_own() -> None:
     model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(24, 6), nn.ReLU(), nn.Flatten(0))
     memory = seen(model, vizlog.ActivationHistograms(), batch=x)
     for kind in ("dead_units", "zeros"):
-        assert list(curve(memory, kind)) == ["3", "4"]
+        assert list(curve(memory, kind)) == ["4"]
+        assert only(memory, f"health/{kind}_mean").value == curve(memory, kind)["4"] / 2  # and of 3, which has none
     assert [only(memory, f"activations/{name}").count for name in "0125"] == [96, 96, 96, 24]
     assert list(curve(memory, "nonfinite", "activations")) == list("012345")
 
@@ -263,7 +277,8 @@ def test_zeros_of_padding_are_no_figures_of_the_embedding() -> None:
     ids = torch.tensor([[5, 3, 0, 0], [1, 2, 0, 0]])
     model = nn.Sequential(nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 6), nn.ReLU())
     memory = seen(model, vizlog.ActivationHistograms(), batch=ids)
-    assert list(curve(memory, "zeros")) == list(curve(memory, "dead_units")) == ["1", "2"]
+    assert list(curve(memory, "zeros")) == ["2"]
+    assert only(memory, "health/zeros_mean").value == curve(memory, "zeros")["2"] / 2  # and of 1, which has none
     assert only(memory, "activations/0").zeros == 16
 
 
@@ -381,7 +396,7 @@ def test_health_of_live_activations_is_that_of_all_micro_batches_together(parts:
     outputs = torch.cat([nn.Sequential(*layers)(torch.tensor([[part]])) for part in parts])
     share = float(((outputs < 0.02) | (outputs > 0.98)).float().mean())
     assert curve(memory, "saturated")["3"] == pytest.approx(share)
-    assert list(curve(memory, "zeros")) == ["0", "1", "3"]
+    assert list(curve(memory, "zeros")) == ["1", "3"]
     assert f"{len(parts)} live forwards of this step" in only(memory, "health/zeros").caption
 
 

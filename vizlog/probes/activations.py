@@ -34,6 +34,12 @@ _HAND_ON = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, n
 _PASS_ON = (*_HAND_ON, nn.Flatten, nn.Unflatten)
 """Layers whose zeros are those of their input, as blank pixels are, and say nothing of the layer."""
 
+_BLEND = (
+    *(nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd),
+    *(nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+)
+"""Layers whose outputs are sums over inputs: one that is zero is so by chance, or dead."""
+
 
 @dataclass(eq=False, slots=True)
 class _Seen:
@@ -43,6 +49,7 @@ class _Seen:
         counts: of its values, `BitCounts` once they are on the host; None where they cannot be counted, for the reason
             in `skipped`.
         passed_on: whether its zeros are those of its input.
+        blends: whether it is one of those whose outputs are sums over inputs.
         alive: (units,) bool, which units were ever other than zero; True: all of them; None: it has no units.
         saturated: how many of `could_saturate` values (of a softmax: rows) were, or None for a layer without limits.
     """
@@ -53,6 +60,7 @@ class _Seen:
     could_saturate: int = 0
     skipped: str = ""
     passed_on: bool = False
+    blends: bool = False
 
     def __add__(self, other: _Seen) -> _Seen:
         if self.counts is None or other.counts is None:
@@ -63,6 +71,7 @@ class _Seen:
             self.saturated + other.saturated if self.saturated is not None else None,
             self.could_saturate + other.could_saturate,
             passed_on=self.passed_on,
+            blends=self.blends,
         )
 
 
@@ -218,6 +227,7 @@ class _Reduction:
             return _Seen(self._seen.counts, self._seen.alive, skipped=self._seen.skipped, passed_on=True)
         seen = _reduced(call, tensor)
         seen.passed_on = type(call.module) in _PASS_ON or _pads(call.module)
+        seen.blends = isinstance(call.module, _BLEND)
         self._latest, self._version, self._dim, self._seen = weakref.ref(tensor), version, call.channel_dim, seen
         return seen
 
@@ -310,8 +320,10 @@ def _figures(layers: Mapping[str, _Seen], counts: Mapping[str, BitCounts], where
     gone = {name for name, share in nonfinite.items() if share == 1}
     for shares in (dead, zeros, saturation):
         shares.update(dict.fromkeys(gone & shares.keys(), math.nan))
-    yield Figures("dead_units", dead, caption=f"share of units that are zero for every example, {where}")
-    yield Figures("zeros", zeros, caption=f"share of outputs that are zero, {where}")
+    # Between activations they would take the line down to 0 and up again.
+    blend = frozenset(name for name, seen in own.items() if seen.blends)
+    yield Figures("dead_units", dead, caption=f"share of units that are zero for every example, {where}", quiet=blend)
+    yield Figures("zeros", zeros, caption=f"share of outputs that are zero, {where}", quiet=blend)
     yield Figures(
         "saturated", saturation, caption=f"share of outputs within 2% of a limit (softmax: rows over 0.98), {where}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -73,6 +73,7 @@ class Figures:
         caption: what was computed, over which examples.
         source: what was looked at, where one kind has several ("weights", "gradients", "activations").
         worst: which is the worst of them.
+        quiet: layers that are not drawn while their figure is 0, and that of others is not; they count.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class Figures:
     caption: str = ""
     source: str = ""
     worst: Literal["highest", "lowest"] = "highest"
+    quiet: Set[str] = frozenset()
 
 
 def only_arranges(measure: M) -> M:

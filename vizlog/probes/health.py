@@ -74,6 +74,11 @@ def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
         those = "1 layer" if known.size == 1 else f"{known.size} layers"
         records.append(Scalar(f"health/{kind}_worst", value, caption=f"the {worst} of {those}; {caption}"))
         records.append(Scalar(f"health/{kind}_mean", float(known.mean()), caption=f"over {those}; {caption}"))
+    quiet = frozenset[str]().union(*(part.quiet for part in parts))
+    shown = [i for i, layer in enumerate(layers) if not (layer in quiet and each[i] == 0)]
+    if 0 < len(shown) < len(layers) and (each[shown] != 0).any():
+        layers, ys = [layers[i] for i in shown], {name: values[shown] for name, values in ys.items()}
+        caption += f"; {len(each) - len(shown)} linear layers, in which it is 0, are not drawn"
     records.append(
         Curves(
             f"health/{kind}",
