@@ -556,6 +556,13 @@ def test_it_is_among_the_standard_probes_where_there_is_a_batch(digits, small_cn
     assert vizlog.Embeddings not in [type(probe) for probe in standard(small_cnn())]
 
 
+def test_as_a_standard_probe_it_shows_128_examples_for_each_is_a_forward_more(digits, small_cnn):
+    images, labels = digits
+    batch = images[:200], labels[:200]
+    (probe,) = [probe for probe in standard(small_cnn(), batch) if isinstance(probe, vizlog.Embeddings)]
+    assert {len(record.ids) for record in embeddings(small_cnn(), probe, batch)} == {128}
+
+
 def test_it_travels_to_another_process(digits, small_cnn):
     images, labels = digits
     probe = pickle.loads(pickle.dumps(copy.deepcopy(vizlog.Embeddings("re:[37]", label=[0] * 20))))

@@ -1176,6 +1176,17 @@ def test_standard_too_leaves_parameters_that_a_forward_changes_as_they_were() ->
     assert plain(model.state_dict()) == plain(before)
 
 
+def test_standard_leaves_a_model_in_training_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+    model[1].eval()
+    batch = torch.randn(4, 3), torch.zeros(4, dtype=torch.long)
+    before, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    vizlog.standard(model, batch)
+    assert [module.training for module in model] == [True, False, True, True]
+    assert plain(model.state_dict()) == plain(before)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
 @pytest.mark.parametrize("registered", [True, False])
 def test_a_parameter_first_changed_by_a_later_pass_is_told_once_and_put_back_from_then_on(
     caplog: pytest.LogCaptureFixture, *, registered: bool

@@ -1173,6 +1173,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"no parameter matches '1\.\*'; the nearest names are '0\.weight'",
     ),
     "a probe alone": (lambda: watch(probes=vizlog.WeightHistograms()), TypeError, "probes= takes a list of probes"),
+    "something among probes": (
+        lambda: watch(probes=[vizlog.WeightHistograms(), "weights"]),
+        TypeError,
+        "probes= takes a list of probes .*, got 'weights'",
+    ),
     "a class of probes": (lambda: watch(probes=[vizlog.WeightHistograms]), TypeError, "probes= takes a list of probes"),
     "a batch": (lambda: watch(batch=3), TypeError, r"batch= takes \(inputs, targets\)"),
     "a batch of another shape": (

@@ -228,3 +228,4 @@ def test_what_needs_an_optimizer_is_not_announced_without_one(caplog: pytest.Log
     looks, leaves, *_ = [record.getMessage() for record in caplog.records]
     assert "UpdateRatios" not in looks
     assert "UpdateRatios (needs optimizer=)" in leaves
+    assert "FeatureMaps (needs batch=" in leaves

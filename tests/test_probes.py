@@ -17,7 +17,7 @@ from torch.optim import SGD
 
 import vizlog
 from vizlog.probes import activations
-from vizlog.probes.base import Figures
+from vizlog.probes.base import Context, Figures
 from vizlog.probes.health import draw
 from vizlog.probes.parameters import added_or_skipped
 from vizlog.probes.updates import _squares
@@ -594,6 +594,18 @@ def test_what_is_no_number_of_things_is_named(probe: Any, argument: str, wrong: 
         probe(**{argument: wrong})
 
 
+def test_none_is_no_number_but_where_it_means_all() -> None:
+    with pytest.raises(ValueError, match=r"FeatureMaps\(channels=\) needs a number >= 1, got None"):
+        vizlog.FeatureMaps(channels=None)  # type: ignore[arg-type]
+    vizlog.WeightHistograms(most=None)
+
+
+def test_the_model_of_a_context_is_the_first_of_several() -> None:
+    first, second = nn.Linear(1, 1), nn.ReLU()
+    assert Context(0, None, {"": first}).model is first
+    assert Context(0, None, {"G": first, "D": second}).model is first
+
+
 def test_no_update_ratios_at_all_are_refused() -> None:
     with pytest.raises(ValueError, match=r"UpdateRatios\(most=\) needs a number >= 1 or None, got 0"):
         vizlog.UpdateRatios(most=0)
@@ -902,9 +914,19 @@ def test_standard_suits_a_model_it_has_never_seen() -> None:
 
 
 def test_standard_is_a_list_to_add_to_with_the_schedule_asked_for() -> None:
-    probes = vizlog.standard(nn.Sequential(nn.Linear(2, 2)), every=vizlog.Every(7))
+    probes = vizlog.standard(nn.Sequential(nn.Conv2d(1, 4, 3)), every=vizlog.Every(7))
     probes.append(vizlog.WeightHistograms())
-    assert [probe.schedule for probe in probes[:-1]] == [vizlog.Every(7)] * 4
+    assert [probe.schedule for probe in probes[:-1]] == [vizlog.Every(7)] * 5
+
+
+def test_of_a_number_of_steps_standard_thins_numbers_out_and_makes_pictures_ever_more_seldom() -> None:
+    schedules = {probe.name: probe.schedule for probe in vizlog.standard(nn.Conv2d(1, 4, 3), every=20)}
+    assert schedules == dict.fromkeys(NUMBERS, vizlog.Thinning(20)) | {"FilterImages": vizlog.LogSpaced(20)}
+
+
+def test_standard_is_not_given_what_makes_a_batch() -> None:
+    with pytest.raises(TypeError, match=r"takes the batch itself: give what the function returns"):
+        vizlog.standard(nn.Linear(2, 2), lambda: torch.zeros(2, 2))  # type: ignore[arg-type]
 
 
 def test_of_many_tensors_matrices_are_drawn_before_biases_and_the_caption_says_how_many() -> None:

@@ -249,6 +249,23 @@ def test_more_examples_than_fit_at_once_give_the_same_maps(model: nn.Sequential,
         np.testing.assert_allclose(record.values, many[tag].values[:3], atol=1e-5)
 
 
+@pytest.mark.parametrize(("text", "most"), [(False, 8), (True, 2)])
+def test_no_more_rows_are_run_at_once_than_there_is_room_for_their_graphs(*, text: bool, most: int) -> None:
+    rows: list[int] = []
+    if text:
+        model: nn.Module = Reviews()
+        model.position = nn.Embedding(1000, 6)
+        batch = FixedBatch(torch.randint(20, (6, 1000)))
+    else:
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+        batch = FixedBatch(torch.rand(20, 1, 8, 8))
+    probe = bound(SaliencyMaps(methods=None if text else ["gradient", "gradcam"], examples=20), model, batch)
+    model.register_forward_hook(lambda _, args, output: rows.append(len(output)) if torch.is_grad_enabled() else None)
+    with isolated([model]), torch.no_grad():
+        probe.measure(Context(0, None, {"": model}, batch=batch))
+    assert max(rows) == most
+
+
 # What each picture says ----------------------------------------------------------------------------------------------
 
 
@@ -348,6 +365,36 @@ def test_gradcam_reads_the_layer_that_is_named(model: nn.Sequential, batch: Fixe
     expected = LayerGradCam(reference, reference[0]).attribute(batch.inputs[:8], target=2, relu_attributions=True)
     np.testing.assert_allclose(record.values, expected.squeeze(1).detach().numpy(), atol=1e-6)
     assert "layer 0 " in record.caption
+
+
+def test_gradcam_of_a_convolution_that_is_called_twice_is_of_its_last_call() -> None:
+    first, second, head = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1), nn.Linear(64, 3)
+    second.load_state_dict(first.state_dict())
+    batch = FixedBatch(torch.rand(4, 1, 8, 8))
+    maps = [
+        drawn(SaliencyMaps(layer, methods="gradcam", target=1), model, batch)["saliency/gradcam/class-1"].values
+        for layer, model in (
+            ("0", nn.Sequential(first, nn.ReLU(), first, nn.Flatten(), head)),
+            ("2", nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), head)),
+        )
+    ]
+    np.testing.assert_allclose(*maps, atol=1e-6)
+    assert maps[0].any()
+
+
+def test_of_numbers_and_an_image_the_image_is_explained_wherever_it_stands() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.pixels = nn.Linear(5, 2), nn.Linear(64, 2)
+
+        def forward(self, numbers: Tensor, image: Tensor) -> Tensor:
+            return self.table(numbers) + self.pixels(image.flatten(1))
+
+    model, inputs = Both(), (torch.rand(3, 5), torch.rand(3, 1, 8, 8))
+    record = drawn(SaliencyMaps(target=1), model, FixedBatch(inputs))["saliency/gradient/class-1"]
+    expected = model.pixels.weight[1].detach().view(8, 8).expand(3, 8, 8)
+    np.testing.assert_allclose(record.values, expected.numpy(), atol=1e-6)
 
 
 def test_of_large_images_the_strongest_of_each_block_is_shown() -> None:

@@ -62,6 +62,14 @@ def test_thinning_keeps_five_hundred_steps_of_a_long_run_at_most() -> None:
     assert steps[:4] == [0, 100, 200, 300]
 
 
+def test_a_long_run_has_as_many_due_steps_as_is_said() -> None:
+    assert len(due_steps(LogSpaced(), 450_000)) == 24
+    assert len(due_steps(LogSpaced(every=100), 450_000)) == 16
+    assert len(due_steps(Thinning(), 450_000)) == 443
+    assert [len(due_steps(Thinning(), 450_000 * 2**doubled)) for doubled in (1, 2)] == [443 + 62, 443 + 2 * 62]
+    assert due_steps(Thinning(), 25_000)[123:127] == [12_300, 12_400, 12_600, 12_800]
+
+
 def test_thinning_only_ever_doubles_its_interval() -> None:
     steps = due_steps(Thinning(every=10, most=40), 100_000)
     gaps = [b - a for a, b in pairwise(steps)]
@@ -81,6 +89,16 @@ def test_epochs_are_no_steps() -> None:
     assert schedule.next_step(-1) is None
     assert (schedule.next_epoch(-1), schedule.next_epoch(0), schedule.next_epoch(4)) == (0, 3, 6)
     assert not Every(3).needs_epochs
+
+
+def test_a_schedule_of_one_epoch_alone_needs_epochs() -> None:
+    class First(Schedule):
+        def next_epoch(self, epoch: int) -> int | None:
+            return 0 if epoch < 0 else None
+
+    assert First().needs_epochs
+    assert (First() | EveryEpoch(5)).next_epoch(0) == 5
+    assert (EveryEpoch(5) | First()).next_epoch(-1) == 0
 
 
 def test_a_schedule_of_ones_own_needs_one_method() -> None:

@@ -12,10 +12,12 @@ import torch
 from lightning.fabric.wrappers import _FabricModule
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.optim.swa_utils import AveragedModel
 
 import vizlog
 from vizlog.selection import (
     check_select,
+    float_type,
     given_models,
     matcher,
     named_models,
@@ -88,6 +90,7 @@ def test_a_model_as_the_training_calls_it_has_its_wrappers_but_fabrics() -> None
     inside = nn.DataParallel(model)
     assert given_models(_FabricModule(inside, strategy=None, original_module=model))[""] is inside
     assert given_models(inside)[""] is inside
+    assert given_models({"a": _FabricModule(inside, strategy=None, original_module=model)}) == {"a": inside}
 
 
 def test_a_block_compiled_by_itself_keeps_its_name() -> None:
@@ -149,6 +152,7 @@ def test_several_models_are_told_apart_by_their_names() -> None:
         ("head", ["head"]),
         (r"re:encoder\.[01]", ["encoder.0", "encoder.1"]),
         (re.compile(r".*\.2"), ["encoder.2"]),
+        ("re:encoder", ["encoder"]),
         (nn.Conv2d, ["encoder.0"]),
         (nn.modules.batchnorm._BatchNorm, ["encoder.1"]),
         (lambda name, module: isinstance(module, nn.ReLU), ["encoder.2"]),
@@ -168,9 +172,10 @@ def test_a_parameter_is_meant_by_its_own_name_or_its_modules() -> None:
     assert [n for n, p in parameters.items() if matcher("*.bias")(n, p)] == [n for n in PARAMETERS if "bias" in n]
 
 
-def test_parameters_are_meant_by_the_type_of_their_module() -> None:
+@pytest.mark.parametrize("select", [nn.Conv2d, [nn.Conv2d, "nothing"], ("nothing", nn.Conv2d)])
+def test_parameters_are_meant_by_the_type_of_their_module(select: Any) -> None:
     memory = vizlog.Memory()
-    with vizlog.Monitor(Net(), [vizlog.WeightHistograms(nn.Conv2d)], to=memory) as monitor, monitor.step():
+    with vizlog.Monitor(Net(), [vizlog.WeightHistograms(select)], to=memory) as monitor, monitor.step():
         pass
     tags = {record.tag for _, record in memory.records if record.tag.startswith("weights/")}
     assert tags == {"weights/encoder.0.weight", "weights/encoder.0.bias"}
@@ -242,6 +247,23 @@ def test_a_module_of_one_part_is_a_wrapper_by_name_alone_and_a_part_may_be_none(
     scaled.module = nn.ReLU()
     scaled.scale = nn.Parameter(torch.ones(1))
     assert list(named_modules({"": scaled})) == ["", "module"]
+
+
+def test_a_wrapper_with_a_parameter_of_its_own_is_no_wrapper() -> None:
+    class Scaled(AveragedModel):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__(model)
+            self.scale = nn.Parameter(torch.ones(1))
+
+    model = nn.Sequential(Scaled(nn.Linear(1, 1)))
+    assert list(named_parameters({"": model})) == ["0.scale", "0.module.weight", "0.module.bias"]
+
+
+def test_the_type_of_a_model_is_that_of_its_first_numbers_with_a_point() -> None:
+    quantised = nn.Module()
+    quantised.codes = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
+    assert float_type({"": nn.Sequential(quantised, nn.Linear(1, 1).double(), nn.Linear(1, 1))}) is torch.float64
+    assert float_type({"": quantised}) is None
 
 
 def test_names_are_looked_for_once_where_that_is_asked_for_and_else_each_time() -> None:

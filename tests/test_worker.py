@@ -234,6 +234,20 @@ def test_what_is_to_come_soon_is_not_put_off_by_what_comes_later() -> None:
     worker.close()
 
 
+def test_what_is_to_come_later_gives_way_to_no_picture() -> None:
+    worker, done, go_on = Worker(most=1), [], threading.Event()
+    go, holds = blocked(worker), threading.Event()
+    worker.submit(lambda: (holds.set(), go_on.wait()))  # type: ignore[arg-type, return-value]
+    worker.submit_within(0, lambda: done.append("later"))
+    go.set()
+    assert holds.wait(60)  # the job is in the queue now
+    worker.submit(lambda: done.append("picture"), picture=True)
+    go_on.set()
+    worker.close()
+    assert done == ["later", "picture"]
+    assert worker.dropped == 0
+
+
 def test_ctrl_c_in_a_job_that_runs_for_want_of_a_thread_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread at interpreter shutdown")

@@ -137,7 +137,7 @@ class Thinning(Schedule):
     def _interval(self, step: int) -> int:
         # Each stage ends at an even multiple of its interval, so the next, twice as wide, starts on its own grid.
         stage = self.every * 2 * (self.most // 8)
-        return self.every << (max(step, 0) // stage).bit_length()
+        return self.every << (step // stage).bit_length()
 
 
 @dataclass(frozen=True)
