@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import vizlog
 from vizlog.backends.base import Backend
 from vizlog.backends.fanout import FanOut
 from vizlog.backends.memory import Memory
+from vizlog.backends.open import open_backend
 from vizlog.backends.tensorboard import TensorBoard
 from vizlog.backends.wandb import WandB
 from vizlog.records import Histogram, Record, Scalar, Text
@@ -215,6 +216,28 @@ def test_closing_reaches_every_backend(caplog: pytest.LogCaptureFixture) -> None
     assert "still away" in caplog.text
 
 
+class Summary(Memory):
+    """Keeps why the training stops, and who accompanies it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[Any] = []
+
+    def summarise(self, step: int, scalars: Mapping[str, float], stopped_because: str = "") -> None:
+        self.taken.append((step, dict(scalars), stopped_because))
+
+    def accompany(self, now: Callable[[], int], deliver: Callable[[], None]) -> None:
+        self.taken.append((now, deliver))
+
+
+def test_all_backends_get_the_summary_and_are_accompanied() -> None:
+    first, second = Summary(), Summary()
+    both = FanOut(first, Memory(), second)
+    both.accompany(int, list)  # type: ignore[arg-type]
+    both.summarise(3, {"vizlog/first_bad_step": -1.0}, "dead")
+    assert first.taken == second.taken == [(int, list), (3, {"vizlog/first_bad_step": -1.0}, "dead")]
+
+
 def test_fan_out_wants_backends() -> None:
     with pytest.raises(ValueError, match="at least one"):
         FanOut()
@@ -260,6 +283,15 @@ def test_a_backend_with_an_owner_is_told_where_the_training_is_and_can_ask_for_a
     owned.deliver()
     assert [step for step, _ in owned.of("health/x")] == [7, 8, 9]
     monitor.close()
+
+
+@pytest.mark.parametrize(
+    ("to", "got"), [(b"", "bytes"), (range(2), "range"), ([Memory(), 3], "int"), (["runs/a", ["runs/b", None]], "None")]
+)
+def test_what_is_no_destination_is_refused_before_any_is_opened(to: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=f"to= takes a path, .* got {got}"):
+        open_backend(to)
+    assert not list(Path("runs").glob("*"))
 
 
 def test_a_path_that_names_nothing_is_refused() -> None:

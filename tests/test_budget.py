@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vizlog.budget import stretches
+from vizlog.budget import Cost, check_pace, stretches
 
 
 def test_within_the_budget_nothing_is_stretched() -> None:
@@ -30,6 +31,46 @@ def test_the_budget_is_kept_and_no_factor_is_below_one(shares: list[float], budg
 def test_a_dearer_one_is_never_stretched_less(shares: list[float], budget: float) -> None:
     pairs = sorted(zip(shares, stretches(shares, budget), strict=True))
     assert [factor for _, factor in pairs] == sorted(factor for _, factor in pairs)
+
+
+class Takes:
+    """Something that takes time."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.seconds, self.latest_seconds = name, 0.0, 0.0
+
+    def took(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.latest_seconds = seconds
+
+
+def test_what_passes_before_it_is_known_who_is_due_is_theirs_too(clock: Clock) -> None:
+    before, due = Takes("before"), Takes("due")
+    cost = Cost([before, due])
+    cost.share_among([before])
+    with cost:
+        with cost:
+            clock.now += 1
+        cost.share_among([due])
+        clock.now += 2
+        cost.settle()
+        clock.now += 4
+    clock.now += 8
+    assert (before.seconds, due.seconds, cost.spent) == (0, 7, 7)
+
+
+def test_the_dearest_is_the_one_that_took_most_of_all_the_time(clock: Clock) -> None:
+    dear, latest = Takes("dear"), Takes("latest")
+    cost = Cost([dear, latest])
+    cost.step_begins()
+    for spender, seconds in ((dear, 3.0), (latest, 2.0), (dear, 1.0)):
+        spender.took(seconds)
+    assert "most of it dear, 4 s" in cost.in_words(60.0, 0.0)
+
+
+@pytest.mark.parametrize("budget", [1, 1.0, 0.001, None])
+def test_a_share_is_up_to_all_of_the_time(budget: float | None) -> None:
+    check_pace(None, None, budget)
 
 
 @pytest.mark.parametrize("budget", [0, -1, 2, float("nan")])

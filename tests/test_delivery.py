@@ -195,9 +195,32 @@ def test_a_handler_that_closes_while_numbers_are_made_does_not_wait_for_itself(t
     assert tags(to)[0] == (0, ["a"])
 
 
+def test_once_numbers_are_made_a_close_waits_again(to: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery(to, lambda *_: None, diagnoses=True)
+    delivery.send(0, measured(Numbers(shares(a=1.0))))
+    delivery.up_to_date()
+    monkeypatch.setattr(delivery, "leave", lambda: pytest.fail("it does not wait"))
+    delivery.close()
+    assert to.closed == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_child_does_not_wait_for_numbers_that_its_parent_makes(to: Destination) -> None:
+def test_a_forked_child_does_not_wait_for_what_its_parent_makes_of_numbers(to: Destination) -> None:
+    delivery = Delivery(to, lambda *_: None, diagnoses=True)
+    with delivery._diagnosing:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            delivery.send(0, measured(Numbers(shares(a=1.0))))
+            os._exit(0 if delivery.up_to_date().dead_units_worst == 1.0 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    delivery.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_does_not_wait_for_numbers_for_numbers_that_its_parent_makes(to: Destination) -> None:
     delivery = Delivery(to, lambda *_: None, diagnoses=True)
     making, go = threading.Event(), threading.Event()
 
@@ -345,6 +368,17 @@ def test_records_that_make_no_sense_as_health_are_written_all_the_same(
     delivery.flush()
     assert to.of("health/gradient_norm")
     assert "vizlog could not make sense of step 0: " in caplog.text
+
+
+@pytest.mark.parametrize("diagnoses", [False, True])
+def test_where_nothing_can_be_written_one_measures_for_the_diagnosis_alone(to: Destination, *, diagnoses: bool) -> None:
+    delivery = Delivery(to, lambda *_: None, diagnoses=diagnoses)
+    to.fails.add("write")
+    delivery.send(0, measured(Numbers(Scalar("a", 1))))
+    assert not delivery.is_in_vain
+    delivery.flush()
+    assert delivery.is_in_vain is not diagnoses
+    delivery.close()
 
 
 @pytest.mark.parametrize("doing", ["write", "summarise"])

@@ -89,6 +89,25 @@ def test_however_far_it_is_stretched_the_next_is_found_at_once(
     assert asked <= 3
 
 
+def test_where_the_step_went_back_what_is_named_from_there_on_is_due_again() -> None:
+    gone_back = turn(vizlog.Every(10) | vizlog.EveryEpoch(2))
+    gone_back.plan(100, 4)
+    gone_back.go_back(60, 2)
+    assert (gone_back.next_step, gone_back.next_epoch) == (60, 2)
+    gone_back.go_back(61, 3)
+    assert (gone_back.next_step, gone_back.next_epoch) == (70, 4)
+    gone_back.go_back(61, None)
+    assert (gone_back.next_step, gone_back.next_epoch) == (70, None)
+
+
+def test_a_stretched_schedule_that_was_over_goes_on_where_it_is_another_now() -> None:
+    resumed = turn(vizlog.Every(10))
+    resumed.load_state_dict({"next_step": None, "next_epoch": None, "stretch": 3}, 15, stretches=True)
+    assert resumed.next_step == 20
+    resumed.load_state_dict({"next_step": 40, "next_epoch": None, "stretch": 3}, 15, stretches=True)
+    assert resumed.next_step == 40
+
+
 def test_an_interval_is_that_of_the_steps_or_what_lay_between_the_latest_two_times() -> None:
     assert turn(10).interval(14) == 6
     by_epoch = turn(vizlog.EveryEpoch())
@@ -302,6 +321,17 @@ def test_gradients_are_those_of_the_parameters_that_have_one() -> None:
     assert not failed
 
 
+def test_gradients_of_a_step_that_raised_are_forgotten() -> None:
+    model = net()
+    step, (turn,), failed = begun(Looks(Gradients(("0.bias", "2.bias"), total)), model=model)
+    for value in (1.0, 2.0):  # the optimizer raised in between, and is called again
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        step.read_gradients(ids(model, "0.bias") if value == 2.0 else None)
+    assert step.captured(turn) == {"0": {"0.bias": 6.0, "2.bias": 1.0}}
+    assert not failed
+
+
 def test_an_update_is_seen_between_a_copy_and_what_came_of_it() -> None:
     model = net()
 
@@ -323,6 +353,8 @@ def test_an_update_is_seen_between_a_copy_and_what_came_of_it() -> None:
     assert {name: shape for name, (shape, _) in seen.items()} == {"0.weight": (1, 2), "0.bias": (3,), "scale": ()}
     assert {name: found for name, (_, found) in seen.items()} == pytest.approx({"0.weight": 2, "0.bias": 3, "scale": 1})
     assert failed == ["Looks: updates: no"]
+    with torch.no_grad():
+        model.get_parameter("0.bias").add_(1)
     step.read_weights()  # the copies are gone
     assert step.captured(turns[0])["0"] == seen
 

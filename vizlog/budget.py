@@ -146,11 +146,9 @@ class Cost:
 
     def settle(self) -> None:
         """Shares out what has passed so far."""
-        now = time.perf_counter()
-        rest = now - self._began - (self._known() - self._before)
+        rest = time.perf_counter() - self._began - (self._known() - self._before)
         for spender in self._due:
             spender.took(rest / len(self._due))
-        self._began, self._before = now, self._known()
 
     def _known(self) -> float:
         return sum(spender.seconds for spender in self._all)
