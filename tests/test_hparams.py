@@ -245,6 +245,16 @@ def test_a_scalar_that_changed_in_one_mapping_is_written_again(tmp_path: Path) -
     assert [step for step, tag in values(tmp_path / "a") if tag == "x"] == [0, 2]
 
 
+def test_a_metric_has_the_tag_that_its_scalar_is_written_under(tmp_path: Path) -> None:
+    backend = TensorBoard(tmp_path / "a", hparams={"lr": 0.1}, metrics="loss \ud800")
+    backend.write(0, [Scalar("loss \ud800", 1.0)])
+    backend.close()
+    written = values(tmp_path / "a")
+    data = written[0, metadata.EXPERIMENT_TAG].metadata.plugin_data.content
+    metrics = plugin_data_pb2.HParamsPluginData.FromString(data).experiment.metric_infos
+    assert (0, metrics[0].name.tag) in written
+
+
 def test_metrics_without_hyperparameters_raise(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give hparams= as well"):
         vizlog.TensorBoard(tmp_path / "no", metrics=["accuracy"])

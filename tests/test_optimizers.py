@@ -525,7 +525,11 @@ def test_a_warm_up_step_at_rate_zero_is_a_step() -> None:
     assert not makes_state_only(SGD([parameter], lr=0.0))  # a closure is still to make the gradient
     parameter.grad = torch.tensor([0.0, 1.0])
     assert not makes_state_only(SGD([parameter], lr=0.0))
+    other = nn.Parameter(torch.ones(2))
+    other.grad = torch.zeros(2)
+    assert not makes_state_only(SGD([other, parameter], lr=0.0))
     parameter.grad.zero_()
+    assert makes_state_only(SGD([other, parameter], lr=0.0))
     assert not makes_state_only(SGD([parameter], lr=0.1))
     for group in ({"lr": torch.zeros((), device="meta")}, {}):  # a rate on a device is not waited for
         optimizer: Any = SimpleNamespace(param_groups=[{"params": [parameter], **group}])
@@ -569,6 +573,23 @@ def test_a_closure_may_be_called_with_arguments() -> None:
     hooks = hooked(optimizer)
     assert optimizer.step(lambda *args, **kwargs: (args, kwargs)) == (("a",), {"backward": True})
     hooks.remove()
+
+
+def test_hooks_that_are_taken_off_after_a_step_that_raised_leave_theirs() -> None:
+    def raises(*_: Any) -> None:
+        raise ArithmeticError
+
+    def last(*_: Any) -> None:
+        pass
+
+    optimizer = SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    for hook in (raises, last):
+        optimizer.register_step_pre_hook(hook)
+    hooks = hooked(optimizer)
+    with pytest.raises(ArithmeticError):
+        optimizer.step()
+    hooks.remove()
+    assert list(optimizer._optimizer_step_pre_hooks.values()) == [raises, last]
 
 
 @pytest.mark.parametrize(("rate", "state_only"), [([0.1, 0.0], False), ([0.0, 0.0], True)])

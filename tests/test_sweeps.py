@@ -106,6 +106,15 @@ def test_the_command_prints_the_view_of_a_sweep_file(tmp_path: Path, capsys: pyt
     assert coordinates["columns"][-1]["accessor"] == "summary:loss"
 
 
+def test_the_command_shows_the_pictures_that_are_asked_for_or_those_of_saliency(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for asked, shown in (([], "saliency/gradient"), (["--pictures", "filters/conv"], "filters/conv")):
+        sweeps.main(["me", "ours", "--metric", "loss", *asked])
+        gallery = panels(json.loads(capsys.readouterr().out))["Media Browser"]
+        assert gallery[0]["mediaKeys"] == [shown]
+
+
 def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         sweeps.main(["me", "ours"])
@@ -176,6 +185,25 @@ def test_one_parameter_is_one_axis() -> None:
     assert [c["accessor"] for c in coordinates["columns"] if c["accessor"].startswith("config:")] == ["config:lr.value"]
 
 
+@pytest.mark.parametrize("distribution", ["log_uniform", "q_log_uniform_values", "inv_log_uniform", "q_uniform"])
+def test_what_is_drawn_logarithmically_has_a_logarithmic_axis(distribution: str) -> None:
+    parameters = {"lr": {"distribution": distribution, "min": 1, "max": 2}}
+    view = json.loads(sweeps.workspace("me", "ours", metric="loss", parameters=parameters).to_json())
+    (coordinates,) = panels(view)["Parallel Coordinates Plot"]
+    (axis,) = [column for column in coordinates["columns"] if column["accessor"].startswith("config:")]
+    assert axis["log"] == ("log" in distribution)
+
+
+def test_figures_of_which_the_magnitude_counts_are_shown_by_it() -> None:
+    found = panels(json.loads(sweeps.workspace("me", "ours", metric="loss").to_json()))
+    (coordinates,) = found["Parallel Coordinates Plot"]
+    by_magnitude = {column["accessor"] for column in coordinates["columns"] if column.get("log")}
+    figures = ("gradient_norm_max", "vanishing", "update_ratio_max")
+    assert by_magnitude == {f"summary:vizlog/{figure}" for figure in figures}
+    titles = {plot["chartTitle"] for plot in found["Run History Line Plot"] if plot.get("yLogScale")}
+    assert titles == {"gradient norm, largest and mean layer", "update / weight, largest and mean layer"}
+
+
 def test_nested_parameters_have_an_axis_each() -> None:
     parameters = {"optimizer": {"parameters": {"lr": {"values": [1e-4, 1e-1]}, "name": {"value": "sgd"}}}}
     view = json.loads(sweeps.workspace("me", "ours", metric="loss", parameters=parameters).to_json())
@@ -236,6 +264,7 @@ def test_a_view_of_what_has_no_name_raises(options: dict[str, Any], said: str) -
         ((0.1, 0.9), {"distribution": "uniform", "min": 0.1, "max": 0.9}),
         ((-1.0, 1.0), {"distribution": "uniform", "min": -1.0, "max": 1.0}),
         ((2, 6), {"distribution": "int_uniform", "min": 2, "max": 6}),
+        ((1, 2.5), {"distribution": "uniform", "min": 1, "max": 2.5}),
         (64, {"value": 64}),
         (None, {"value": None}),
         (np.array([1, 10]), {"values": [1, 10]}),

@@ -81,6 +81,24 @@ def test_a_histogram_is_its_edges_and_counts(run: Path) -> None:
     np.testing.assert_array_equal(right, record.edges[1:].astype(np.float32))
 
 
+def test_a_histogram_may_have_other_bins_at_each_step(run: Path) -> None:
+    backend, records = TensorBoard(run), [histogram_of("a", np.arange(100.0), bins) for bins in (64, 16, 40)]
+    for step, record in enumerate(records):
+        backend.write(step, [record])
+    backend.close()
+    for step, record in enumerate(records):
+        np.testing.assert_array_equal(rows(run, "a", step)[:, 2], record.counts)
+
+
+def test_a_picture_comes_with_its_width_and_height(run: Path) -> None:
+    backend = TensorBoard(run)
+    backend.write(0, [images("filters/a")])
+    backend.close()
+    width, height, png = values(run)[0, "filters/a"].tensor.string_val
+    assert Image.open(io.BytesIO(png)).size == (int(width), int(height))
+    assert width != height
+
+
 @pytest.mark.parametrize(
     "edges",
     [
@@ -90,8 +108,12 @@ def test_a_histogram_is_its_edges_and_counts(run: Path) -> None:
         np.linspace(-1e300, 1e300, 65),
         np.array([0.0, 5e-324]),
         np.array([3.4028234663852886e38, 1e300]),
+        1 + np.linspace(0, 1e-9, 65),
+        np.linspace(-1e-50, 0, 65),
     ],
-    ids=["few float32 values", "one float32 value", "one, beyond float32", "beyond float32", "denormal", "the largest"],
+    ids="few float32 values,one float32 value,one beyond float32,beyond float32,denormal,the largest,one,none".split(
+        ","
+    ),
 )
 def test_bins_that_float32_cannot_tell_apart_are_joined_and_nothing_is_lost(run: Path, edges: np.ndarray) -> None:
     counts = np.arange(1, len(edges))
@@ -104,6 +126,15 @@ def test_bins_that_float32_cannot_tell_apart_are_joined_and_nothing_is_lost(run:
     assert (left < right).all()
     np.testing.assert_array_equal(left[1:], right[:-1])
     assert kept.sum() == total
+
+
+def test_bins_beyond_float32_are_cut_where_numpy_warns_of_nothing(run: Path) -> None:
+    edges = np.array([-1e300, -1.0, 1.0, 1e300])
+    backend = TensorBoard(run)
+    with np.errstate(over="ignore"):
+        backend.write(0, [Histogram("a", edges, np.ones(3), 3, 0, 0, 0, 0, edges[0], edges[-1], 0, 0, {})])
+    backend.close()
+    assert np.isfinite(rows(run, "a")).all()
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -686,6 +717,21 @@ def test_an_embedding_that_fails_is_named_and_the_others_go_on(
     assert len([line for line in said() if "no such vectors" in line]) == 1
 
 
+def test_files_of_the_projector_that_find_no_room_are_a_full_disk(
+    run: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    backend = TensorBoard(run)
+    with monkeypatch.context() as patched:
+        patched.setattr("vizlog.backends.tensorboard.project", fails)
+        backend.write(0, [embedding("embeddings/2")])
+    backend.write(1, [embedding("embeddings/2")])
+    backend.close()
+    assert ["no space at step 0" in said()[0], "space again at step 1" in said()[1]] == [True, True]
+
+
 def config(run: Path) -> ProjectorConfig:
     return text_format.Parse((run / "projector_config.pbtxt").read_text(), ProjectorConfig())
 
@@ -739,6 +785,12 @@ def test_the_projector_keeps_the_first_and_the_latest_steps_and_their_files_alon
         *(f"embeddings/fc-2 step {step}" for step in (0, 5, 10)),
     }
     assert {run / entry.tensor_path for entry in entries} == set((run / "projector").glob("*/tensors.bytes"))
+
+
+@pytest.mark.parametrize("length", [190, 240, 255, 1000])
+def test_a_tag_may_be_longer_than_a_files_name(length: int, run: Path) -> None:
+    entries = project(run, embedding("e" * length), embedding("e" * length + "f"), steps=(1_000_000, 2_000_000))
+    assert len({entry.tensor_path for entry in entries if (run / entry.tensor_path).is_file()}) == 4
 
 
 def test_several_that_write_to_one_projector_lose_no_embedding(run: Path) -> None:

@@ -259,6 +259,19 @@ def test_numbers_of_many_histograms_are_those_of_each() -> None:
             assert {type(count) for count in counts} == {int if record.counts.dtype == np.int64 else float}
     ((counts, _),) = short_histograms([record_of(np.arange(3.0), np.array([1e30, 2.0]))], 64)
     assert counts == [1e30, 2.0]
+    ((counts, _),) = short_histograms([record_of(np.arange(3.0), np.array([0.25, 1.25]))], 64)
+    assert counts == [0.25, 1.25]
+
+
+def test_of_histograms_in_one_row_each_has_the_bins_of_its_own_number_of_values() -> None:
+    many, few = (record_of(np.linspace(-1, 1, 65), np.full(64, each)) for each in (10_000, 2))
+    for records, bins in (([many, few], [64, 16]), ([few, many], [16, 64])):
+        assert [len(counts) for counts, _ in short_histograms(records, 64)] == bins
+
+
+def test_the_largest_number_there_is_stays_one() -> None:
+    largest = np.finfo(np.float64).max
+    assert short(np.array([largest, -largest, 1.23456789])).tolist() == [largest, -largest, 1.2346]
 
 
 def record_of(edges: np.ndarray, counts: np.ndarray) -> Histogram:

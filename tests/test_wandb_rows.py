@@ -297,6 +297,33 @@ def test_what_comes_late_shares_the_row_of_its_step(caplog: pytest.LogCaptureFix
     assert caplog.messages == []
 
 
+def test_beside_an_owner_who_passes_numbers_over_a_row_takes_that_of_its_step() -> None:
+    run, now = Numbered(), 0
+    rows = Rows(run, waits=True, hears_end=True, keys=["vizlog/step"], now=lambda: now)  # type: ignore[arg-type]
+    for now, his in ((10, 10), (20, 20), (30, 29)):  # he is late once
+        run.log({"loss": his}, step=his)
+        rows.add(now, {"vizlog/step": now, "health": now})
+    now = 40
+    for step in (34, 38, 40):
+        rows.add(step, {"vizlog/step": step, "health": step})
+    rows.run_ends()
+    numbers = {row["vizlog/step"]: row["_step"] for row in run.finish() if "health" in row}
+    assert numbers == {step: step for step in (10, 20, 30, 34, 38, 40)}
+
+
+def test_as_many_as_may_wait_for_the_owner_do(caplog: pytest.LogCaptureFixture) -> None:
+    run = Numbered()
+    rows = Rows(run, waits=True, hears_end=True, keys=["vizlog/step"])  # type: ignore[arg-type]
+    for step in range(1 + MOST_HELD):  # the first is in the row that is open
+        rows.add(step, {"vizlog/step": step})
+    assert len(rows._held) == MOST_HELD
+    assert caplog.messages == []
+    rows.add(1 + MOST_HELD, {"vizlog/step": 1 + MOST_HELD})
+    assert not rows.pending
+    assert len(caplog.messages) == 1
+    assert [row["vizlog/step"] for row in run.finish()] == [*range(MOST_HELD + 2)]
+
+
 def test_no_more_than_so_many_wait_beside_an_owner_who_stands_still(caplog: pytest.LogCaptureFixture) -> None:
     run = Numbered()
     rows = Rows(run, waits=True, hears_end=True, keys=["vizlog/step"])  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def bins_of(record: Histogram) -> int:
     """
     bins, drawn = _COARSEST, len(record.counts)
     if drawn != _FINEST:
-        return min(drawn, _FINEST)
+        return drawn
     while bins < _FINEST and 2 * bins * bins < record.count:
         bins *= 2
     return bins
