@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import gc
 import importlib
 import json
@@ -26,9 +27,9 @@ from wandb_file import WrittenRun, read_run
 
 import vizlog
 from vizlog.backends.memory import Memory
-from vizlog.backends.wandb import WandB, _FileBudget, _histograms
+from vizlog.backends.wandb import WandB, _FileBudget, _histograms, _spread
 from vizlog.backends.wandb_numbers import _short_edges, short, short_histograms
-from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Scalar, Surface, Text
+from vizlog.records import Attention, Curves, Embedding, Heatmaps, Histogram, Images, Record, Scalar, Surface, Text
 from vizlog.views.raster import raster
 
 if TYPE_CHECKING:
@@ -410,7 +411,26 @@ def test_an_embedding_is_a_table_with_a_numeric_column_for_each_dimension(run: w
     assert table["columns"] == ["id", "label", "x0", "x1", "x2", "x3"]
     assert [row[0] for row in table["data"]] == record.ids.tolist()
     assert [row[1] for row in table["data"]][:4] == ["", "cat", "dog", ""]
-    np.testing.assert_allclose([row[2:] for row in table["data"]], record.vectors, rtol=5e-5)
+    assert [row[2:] for row in table["data"]] == [[float(f"{x:.5g}") for x in row] for row in record.vectors.tolist()]
+
+
+def test_an_embedding_is_a_picture_each_time_and_a_table_when_the_step_has_doubled(run: wandb.Run) -> None:
+    backend = WandB(run)
+    for step in (1, 2, 3, 4):
+        backend.write(step, [embedding()])
+    written = finish(run)
+    assert len(written.of("embeddings/fc/1")) == 4
+    assert len(written.of("embeddings/fc/1/table")) == 3
+
+
+def test_the_table_of_a_long_tag_has_a_name_that_artifacts_may_have(
+    run: wandb.Run, said: Callable[[], list[str]]
+) -> None:
+    record = dataclasses.replace(embedding(), tag=f"embeddings/{'layers.0.' * 20}fc")
+    WandB(run).write(0, [record])
+    (key,) = [key for key in finish(run).keys if key.endswith("/table")]
+    assert len(f"run-{run.id}-{key}") <= 128  # of which W&B says that no name is longer
+    assert said() == []
 
 
 def test_a_quantity_is_a_column_of_numbers(run: wandb.Run) -> None:
@@ -887,6 +907,18 @@ def test_a_long_run_is_thinned_evenly_and_not_cut_off() -> None:
     assert files.left_out == 25 * 500 - sum(map(len, taken.values()))
 
 
+def test_of_too_many_histograms_those_that_are_kept_lie_evenly() -> None:
+    assert list(_spread(range(10), 4)) == [0, 2, 5, 7]  # type: ignore[arg-type]
+    assert list(_spread(range(3), 3)) == [0, 1, 2]  # type: ignore[arg-type]
+
+
+def test_the_first_half_of_the_files_goes_to_whatever_comes() -> None:
+    files = _FileBudget(1000)
+    assert all(files.take(step, f"filters/{i}") for step in range(100, 105) for i in range(100))
+    assert files.left_out == 0
+    assert not files.take(105, "filters/0")
+
+
 def test_a_tag_for_almost_every_file_is_fine() -> None:
     files = _FileBudget(500)
     assert all(files.take(0, f"filters/{i}") for i in range(499))
@@ -918,6 +950,13 @@ def test_tables_are_kept_when_the_step_has_doubled() -> None:
     taken = [step for step in range(0, 10_000, 100) if files.take(step, "embeddings/fc/table", files=2, growth=2.0)]
     assert taken == [0, 100, 200, 400, 800, 1600, 3200, 6400]
     assert files.left_out == 0
+
+
+def test_what_takes_several_files_counts_as_so_many() -> None:
+    files = _FileBudget(5)
+    takes = [files.take(0, key, files=number) for key, number in (("a", 2), ("b", 2), ("c", 2), ("d", 1), ("e", 1))]
+    assert takes == [True, True, False, True, False]
+    assert files.left_out == 2
 
 
 def test_steps_that_start_over_are_drawn_again() -> None:
@@ -1123,14 +1162,19 @@ def test_why_a_training_stops_is_said_in_one_alert_while_the_run_is_open(
     assert said() == []
 
 
-def test_ranks_that_do_not_log_write_nothing(start: Callable[..., wandb.Run]) -> None:
+def test_ranks_that_do_not_log_draw_and_write_nothing(
+    start: Callable[..., wandb.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("lightning")
     from lightning.fabric.loggers.logger import _DummyExperiment
 
+    drawn: list[Record] = []
+    monkeypatch.setattr("vizlog.backends.pictures.Pictures.of", lambda _, record: drawn.append(record))
     for run in (_DummyExperiment(), start(mode="disabled")):
         backend = WandB(run)
         backend.write(0, every_kind())
         backend.close()
+    assert drawn == []
 
 
 def test_what_is_no_run_is_refused() -> None:
