@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from wandb_file import WrittenRun, read_run
 
 import vizlog
-from vizlog.callbacks.lightning import VizLog
+from vizlog.callbacks.lightning import VizLog, _model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -382,6 +383,20 @@ def test_a_norm_before_clipping_is_not_claimed_where_the_module_clips_by_itself(
     assert not memory.of("health/gradient_norm_before_clipping")
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_norm_before_clipping_is_not_claimed_where_the_optimizer_unscales_inside(
+    data: dict[str, Any], *, fused: bool
+) -> None:
+    class Fused(Classifier):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.05, fused=fused)
+
+    memory, scaled = vizlog.Memory(), MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    fit(Fused(), data, VizLog([vizlog.GradientHistograms(every=1)], to=memory), plugins=[scaled])
+    assert memory.of("health/gradient_norm_worst")
+    assert bool(memory.of("health/gradient_norm_before_clipping")) is not fused
+
+
 def test_a_norm_that_cannot_be_measured_is_said_once_and_costs_nothing_else(
     data: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,7 +517,9 @@ def test_iterable_validation_data_passes_in_the_sanity_check_or_training_example
     data = {**data, "val_dataloaders": loader}
     fit(Classifier(), data, VizLog(probes(), to=memory), num_sanity_val_steps=sanity, limit_val_batches=2)
     assert shown(memory) == {0, 1, 2, 3}
-    assert len(first(memory, "embeddings/head.input").vectors) == (40 if sanity else 64)
+    points = first(memory, "embeddings/head.input")
+    assert len(points.vectors) == (40 if sanity else 64)
+    assert not sanity or sorted(points.labels) == sorted(held_out.tensors[1][:40])  # of its first batch
     reasons = ["the validation data cannot be asked by index (Stream is iterable)"]
     assert [message.split(": ")[1].split(", so")[0] for message in said(caplog)] == ([] if sanity else reasons)
 
@@ -1014,6 +1031,7 @@ def test_several_in_one_trainer(data: dict[str, Any]) -> None:
         VizLog([vizlog.GradientHistograms(every=2)], to=second),
     ]
     assert callbacks[0].state_key != callbacks[1].state_key
+    assert VizLog([vizlog.WeightHistograms("head.*", every=2)], to=first).state_key != callbacks[0].state_key
     assert VizLog(to="runs/a").state_key != VizLog(to="runs/b").state_key
     assert VizLog(to=first).state_key == VizLog(to=second).state_key  # of a resumed run, whose objects are others
     fit(Classifier(), data, *callbacks)
@@ -1029,6 +1047,40 @@ def test_two_selections_of_one_kind_in_one_trainer(data: dict[str, Any]) -> None
     fit(Classifier(), data, selecting("head.weight", first), selecting("head.bias", second))
     assert steps(first, "weights/head.weight") == steps(second, "weights/head.bias") == [0, 1, 2, 3]
     assert selecting("head.*", first).state_key == selecting("head.*", second).state_key  # of a run that is resumed
+
+
+def test_of_a_module_without_forward_the_only_model_is_run_and_of_several_none_is_picked() -> None:
+    class Holds(LightningModule):
+        def __init__(self, **models: nn.Module) -> None:
+            super().__init__()
+            for name, model in models.items():
+                self.add_module(name, model)
+
+    one, other = nn.Linear(1, 1), nn.Linear(1, 1)
+    assert _model(Holds(metric=torchmetrics.MeanMetric(), net=one, act=nn.ReLU())) is one
+    both = Holds(generator=one, critic=other)
+    assert _model(both) is both
+    whole = Classifier()
+    assert _model(whole) is whole
+
+
+def test_a_selection_that_no_run_names_alike_is_known_by_its_kind() -> None:
+    def selecting() -> VizLog:
+        return VizLog([vizlog.WeightHistograms(["head.*", lambda name, _: "body" in name])])
+
+    assert selecting().state_key == selecting().state_key
+
+
+def test_the_state_of_a_checkpoint_is_for_the_fit_that_resumes_from_it(
+    data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[dict[str, Any]] = []
+    monkeypatch.setattr(vizlog.Monitor, "load_state_dict", lambda _, state: loaded.append(state))
+    callback, state = VizLog(probes(), to=vizlog.Memory(), budget=0.5), {"step": 3, "epoch": 0, "probes": {}}
+    callback.load_state_dict(state)
+    for _ in range(2):
+        fit(Classifier(), data, callback)
+    assert loaded == [state]
 
 
 def test_a_checkpoint_saved_after_the_fit_or_because_it_raised_holds_the_state(
