@@ -506,6 +506,14 @@ def test_examples_are_spread_over_the_evaluation_data_and_come_with_the_names_th
     assert batch.token_names(0) == [chr(number) for number in rows[0]["input_ids"]]
 
 
+def test_tokens_are_named_by_the_tokenizer_that_a_processor_holds() -> None:
+    class Processor:
+        tokenizer = Bytes()
+
+    batch = shown(processing_class=Processor())
+    assert batch.token_names(0) == [chr(number) for number in passages()[1::2][batch.ids[0]]["input_ids"]]
+
+
 def test_classes_of_tokens_have_their_names_and_tokens_to_predict_have_not() -> None:
     def tagger() -> nn.Module:
         return BertForTokenClassification(BertConfig(**_small(), num_labels=4, id2label=dict(enumerate(SUBJECTS))))

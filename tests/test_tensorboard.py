@@ -473,7 +473,7 @@ def test_a_path_that_cannot_be_a_directory_is_refused_at_construction(tmp_path: 
         TensorBoard(tmp_path / "file")
     with pytest.raises(NotADirectoryError, match=r"cannot write to .*\(Not a directory\)"):
         TensorBoard(tmp_path / "file" / "a")
-    for address in ("s3://bucket/a", Path("s3://bucket/a")):
+    for address in ("s3://bucket/a", Path("s3://bucket/a"), "GS://bucket/a"):
         with pytest.raises(ValueError, match=f"local directories, got '{address}': give it a SummaryWriter"):
             TensorBoard(address)
 
@@ -785,6 +785,20 @@ def test_the_projector_keeps_the_first_and_the_latest_steps_and_their_files_alon
         *(f"embeddings/fc-2 step {step}" for step in (0, 5, 10)),
     }
     assert {run / entry.tensor_path for entry in entries} == set((run / "projector").glob("*/tensors.bytes"))
+
+
+def test_a_list_of_the_projector_that_cannot_be_replaced_is_as_before(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = project(run, embedding("embeddings/fc"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fails)
+        project(run, embedding("embeddings/fc"), steps=(5,))
+    assert list(config(run).embeddings) == before
+    assert [path.name for path in run.glob("projector_config*")] == ["projector_config.pbtxt"]
 
 
 @pytest.mark.parametrize("length", [190, 240, 255, 1000])

@@ -311,6 +311,22 @@ def test_beside_an_owner_who_passes_numbers_over_a_row_takes_that_of_its_step() 
     assert numbers == {step: step for step in (10, 20, 30, 34, 38, 40)}
 
 
+def test_what_waits_at_the_end_takes_the_number_of_its_step_whatever_came_late() -> None:
+    run, now = Numbered(), 50
+    rows = Rows(run, waits=True, keys=["vizlog/step"], now=lambda: now)  # type: ignore[arg-type]
+    run.log({"loss": 50}, step=50)
+    rows.add(50, {"vizlog/step": 50, "health": 50})
+    now = 60
+    rows.add(60, {"vizlog/step": 60, "health": 60})
+    assert rows.pending
+    rows.add(50, {"vizlog/step": 50, "picture": 50})
+    rows.close()
+    assert [row for row in run.finish() if "health" in row] == [
+        {"_step": 50, "loss": 50, "vizlog/step": 50, "health": 50, "picture": 50},
+        {"_step": 60, "vizlog/step": 60, "health": 60},
+    ]
+
+
 def test_as_many_as_may_wait_for_the_owner_do(caplog: pytest.LogCaptureFixture) -> None:
     run = Numbered()
     rows = Rows(run, waits=True, hears_end=True, keys=["vizlog/step"])  # type: ignore[arg-type]
