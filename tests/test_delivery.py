@@ -195,6 +195,29 @@ def test_a_handler_that_closes_while_numbers_are_made_does_not_wait_for_itself(t
     assert tags(to)[0] == (0, ["a"])
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_while_numbers_are_made_waits_for_its_own(to: Destination) -> None:
+    delivery, ended = Delivery(to, lambda *_: None, diagnoses=True), list[int]()
+    to.hold(delivery)
+
+    def forks(_: Any) -> Iterable[Record]:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            delivery.log(1, {"childs": 1.0})
+            delivery.flush()
+            os._exit(0 if tags(to) == [(1, ["childs"])] else 1)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        return []
+
+    delivery.send(0, measured(Numbers(finish=forks)))
+    delivery.up_to_date()
+    to.go.set()
+    delivery.close()
+    assert ended == [0]
+
+
 def test_once_numbers_are_made_a_close_waits_again(to: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
     delivery = Delivery(to, lambda *_: None, diagnoses=True)
     delivery.send(0, measured(Numbers(shares(a=1.0))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -232,6 +233,17 @@ def test_what_is_to_come_soon_is_not_put_off_by_what_comes_later() -> None:
     worker.submit_within(600, lambda: None)
     assert first.wait(60)
     worker.close()
+
+
+def test_seconds_are_those_of_all_jobs_on_both_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "thread_time", lambda: next(ticks))
+    worker = Worker()
+    for slow in (False, True, False, True, False):
+        worker.submit(lambda: None, slow=slow)
+        worker.flush()
+    worker.close()
+    assert worker.seconds == 5
 
 
 def test_what_is_to_come_later_gives_way_to_no_picture() -> None:
