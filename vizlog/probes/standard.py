@@ -41,7 +41,8 @@ def standard(
         batch: the fixed batch, or (inputs, targets); without one only weights, gradients, updates, filters and live
             activations.
         every: how many steps between histograms, thinned by doubling so that a run keeps about 500 of each; pictures
-            are log-spaced from it, 16 of each in 450,000 steps. A schedule is taken for all as it is.
+            are log-spaced from it, 16 of each in 450,000 steps. A schedule is taken for all as it is; of the health
+            figures that these find, the curves over all layers stay log-spaced.
 
     Raises:
         TypeError: the model or the batch is nothing of the kind.
