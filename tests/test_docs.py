@@ -121,7 +121,7 @@ EXAMPLES: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any]]], set[str]]] =
     "A table": (table, {"saliency", "embeddings"}),
     "Images that were normalised": (normalised, {"saliency", "embeddings", "feature_maps"}),
     "Text": (text, {"saliency", "embeddings"}),
-    "Nodes of a graph": (graph, set()),
+    "Nodes of a graph": (graph, {"embeddings"}),
     "A generator and a discriminator": (adversaries, {"saliency", "embeddings"}),
 }
 

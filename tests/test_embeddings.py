@@ -625,6 +625,27 @@ def test_scores_are_said_to_be_those_of_the_features(digits, small_cnn):
     assert all("by the features" in scalar.caption for scalar in scalars)
 
 
+@pytest.mark.parametrize("targets", [torch.arange(100) % 4, None])
+def test_nodes_of_a_graph_are_rows_of_what_a_layer_gives_for_all(targets):
+    x, numbers = torch.randn(150, 3), torch.randperm(150)[:100]
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4))
+    batch = vizlog.FixedBatch(numbers, targets, forward=lambda model, nodes: model(x)[nodes])
+    probe = vizlog.Embeddings(methods=["pca"], examples=70)  # three passes
+    embedding = embeddings(model, probe, batch, beside=[vizlog.ActivationHistograms()])[0]
+    assert (embedding.tag, embedding.ids.shape) == ("embeddings/2.input", (70,))
+    expected = evaluated(model[:2], x)[numbers[torch.as_tensor(embedding.ids)]]
+    np.testing.assert_allclose(embedding.vectors, expected, atol=1e-6)
+
+
+def test_numbers_that_are_no_rows_are_told():
+    x = torch.randn(150, 3)
+    model = nn.Linear(3, 6)
+    for numbers in (torch.arange(100, 200), torch.rand(20)):
+        batch = vizlog.FixedBatch(numbers, forward=lambda model, nodes: model(x)[: len(nodes)])
+        with pytest.raises(ValueError, match="no dimension for examples"):
+            vizlog.Monitor(model, [vizlog.Embeddings()], to=None, batch=batch)
+
+
 class VAE(nn.Module):
     """An autoencoder of 12 values over 3: (what it rebuilds, means, logarithms of variances)."""
 

@@ -487,6 +487,12 @@ class FixedBatch:
         return next((x for x in candidates if x.ndim == 2 and x.dtype in INTEGERS), None)
 
     @property
+    def row_numbers(self) -> Tensor | None:
+        """(N,) whole numbers that are all the input: rows of what `forward` knows, as nodes of a graph; or None."""
+        x = self.inputs
+        return x if isinstance(x, Tensor) and x.ndim == 1 and x.dtype in INTEGERS and self.forward is not None else None
+
+    @property
     def second_text(self) -> Tensor | None:
         """Another input (N, T), or (N, T + 1), that reads as token ids, as a decoder takes them; None where none does.
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vizlog.batch import FixedBatch, on_device
+from vizlog.batch import FixedBatch, examples_run, on_device
 from vizlog.records import Pixels
 from vizlog.requests import Call
 from vizlog.survey import Layer, Survey
@@ -46,6 +46,7 @@ class Features:
         channel_dim: which holds the features.
         examples_dim: 0 or 1; −1 where the first dimension holds the tokens of all examples.
         tokens: how many tokens an example has.
+        row_numbers: of a layer that gives a row for each node of a graph, which rows are those of the examples.
     """
 
     layer: str
@@ -54,6 +55,7 @@ class Features:
     channel_dim: int
     examples_dim: int
     tokens: int
+    row_numbers: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -130,6 +132,8 @@ class Reader:
         features = self._features[call.layer]
         values = features.read(call)
         start = self._seen[call.layer]
+        if features.row_numbers is not None:
+            values = values[on_device(features.row_numbers[start : start + (examples_run() or 0)], values.device)]
         self._seen[call.layer] += len(values)
         return self._points[features.by_token].pick(values, start)
 
@@ -174,10 +178,12 @@ def features_of(layer: Layer, batch: FixedBatch, *, is_input: bool, by_token: bo
     channel_dim = layer.channel_dim
     if is_input:
         channel_dim = 1 if isinstance(layer.module, CONVOLUTIONS) else -1
-    examples = min(2, len(batch))
+    examples, numbers = min(2, len(batch)), None
     tokens = batch.token_ids.shape[1] if batch.token_ids is not None else 0
     if len(shape) > 1 and shape[0] == examples:
         examples_dim = 0
+    elif len(shape) == 2 and batch.row_numbers is not None and shape[0] > int(batch.row_numbers.max()):
+        examples_dim, numbers = 0, batch.row_numbers.long()
     elif len(shape) == 3 and shape[1] == examples:
         examples_dim = 1
     elif tokens and len(shape) == 2 and shape[0] == examples * tokens:
@@ -190,7 +196,7 @@ def features_of(layer: Layer, batch: FixedBatch, *, is_input: bool, by_token: bo
     arranged = _arranged(torch.empty(shape, device="meta"), channel_dim, examples_dim, tokens).shape
     has_tokens = tokens > 0 and len(arranged) == 3 and arranged[1] == tokens
     features = Features(
-        layer.name, is_input, has_tokens if by_token is None else by_token, channel_dim, examples_dim, tokens
+        layer.name, is_input, has_tokens if by_token is None else by_token, channel_dim, examples_dim, tokens, numbers
     )
     if features.by_token and not has_tokens:
         raise ValueError(
