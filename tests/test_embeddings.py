@@ -637,6 +637,21 @@ def test_nodes_of_a_graph_are_rows_of_what_a_layer_gives_for_all(targets):
     np.testing.assert_allclose(embedding.vectors, expected, atol=1e-6)
 
 
+def test_a_linear_layer_of_a_librarys_own_class_is_found():
+    class Dense(nn.Module):
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(outputs, inputs))
+
+        def forward(self, x):
+            return x @ self.weight.T
+
+    (embedding,) = embeddings(
+        nn.Sequential(Dense(3, 5), nn.ReLU(), Dense(5, 4)), vizlog.Embeddings(methods=["pca"]), torch.randn(8, 3)
+    )
+    assert embedding.tag == "embeddings/2.input"
+
+
 def test_numbers_that_are_no_rows_are_told():
     x = torch.randn(150, 3)
     model = nn.Linear(3, 6)

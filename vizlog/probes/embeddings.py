@@ -210,7 +210,9 @@ def _last(survey: Survey) -> Layer:
     or embeds a denoiser's time. Where one network encodes several inputs (twins), its first call, of which the
     thumbnails are. Of a momentum encoder or teacher, which is not trained, the same layer of the part that is.
     """
-    candidates = survey.of_type(nn.Linear, *CONVOLUTIONS)
+    candidates = survey.of_type(nn.Linear, *CONVOLUTIONS) or [
+        layer for layer in survey.layers if _is_like_linear(layer)
+    ]
     if not candidates:
         raise ValueError("no linear layer and no convolution ran on the batch: name a layer whose output to show")
     last = next((layer for layer in candidates if _is_trained_twin(layer, candidates[-1])), candidates[-1])
@@ -218,6 +220,12 @@ def _last(survey: Survey) -> Layer:
     if len(shapes) > len(set(shapes)):
         return next(layer for layer in candidates if layer.module is last.module)
     return last
+
+
+def _is_like_linear(layer: Layer) -> bool:
+    """Whether a layer is a linear one of a library's own class, as torch_geometric's, by its matrix of weights."""
+    weight = getattr(layer.module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.ndim == 2 and not isinstance(layer.module, nn.Embedding)
 
 
 def _bottleneck(survey: Survey) -> Layer | None:
