@@ -650,13 +650,16 @@ def test_what_has_no_classes_is_scored_by_minus_the_loss(reduction: str) -> None
     assert "minus the loss" in records["saliency/gradient"].caption
 
 
-def test_of_one_logit_that_one_is_explained_and_its_value_noted() -> None:
-    model, inputs = nn.Linear(5, 1), torch.randn(3, 5)
-    records = drawn(SaliencyMaps(), model, FixedBatch(inputs, torch.rand(3)))
+def test_of_one_logit_that_one_is_explained_and_its_value_noted_beside_the_target() -> None:
+    model, inputs, targets = nn.Linear(5, 1), torch.randn(3, 5), torch.rand(3)
+    records = drawn(SaliencyMaps(), model, FixedBatch(inputs, targets))
     assert list(records) == ["saliency/gradient"]
     record = records["saliency/gradient"]
     np.testing.assert_allclose(record.values[:, 0], model.weight.expand(3, 5).detach().numpy(), atol=1e-6)
-    assert record.notes == [f"output {output:.3g}" for (output,) in model(inputs).tolist()]
+    outputs = model(inputs)[:, 0].tolist()
+    assert record.notes == [f"output {y:.3g}, target {t:.3g}" for y, t in zip(outputs, targets.tolist(), strict=True)]
+    alone = drawn(SaliencyMaps(), model, FixedBatch(inputs))["saliency/gradient"]
+    assert alone.notes == [f"output {y:.3g}" for y in outputs]
     margin = drawn(SaliencyMaps(), model, FixedBatch(inputs, torch.tensor([-1, 1, -1])))["saliency/gradient"]
     assert sorted(title.partition(": ")[2] for title in margin.titles) == ["class -1", "class -1", "class 1"]
 

@@ -354,13 +354,15 @@ class SaliencyMaps(Probe):
         return [f"{name}: {label}" for name, label in zip(names, classes, strict=True)]
 
     def _notes(self, shown: FixedBatch, found: _Found, prediction: _Prediction | None) -> list[str]:
-        """For each map: the class it explains, what the model predicts, and the completeness gap."""
+        """For each map: the class it explains, or its target, what the model predicts, and the completeness gap."""
         notes = []
+        numbers = shown.quantity
+        targets = [""] * len(shown) if numbers is None else [f", target {number:.3g}" for number in numbers.tolist()]
         labels, positions = self._labels(shown), shown.scored_positions.tolist() if self._at_labels else []
         for i, row in enumerate(found.question.rows.tolist()):
             parts = []
             if prediction is not None and prediction.classes is None:
-                parts.append(f"output {float(prediction.shares[row]):.3g}")
+                parts.append(f"output {float(prediction.shares[row]):.3g}{targets[i]}")
             elif prediction is not None and prediction.classes is not None and found.question.targets is not None:
                 guess, share = int(prediction.classes[row]), float(prediction.shares[row])
                 label = NO_LABEL if labels is None else int(labels[i])
