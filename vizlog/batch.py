@@ -351,15 +351,16 @@ class FixedBatch:
             return None
         for name, part in output.items():
             labels = class_numbers(self.targets.get(name))
-            scores = isinstance(part, Tensor) and part.ndim == 2 and part.is_floating_point()
-            if labels is not None and scores and max(part.shape[1], 2) > int(labels.max()):
-                return str(name)
+            if labels is None or len(labels) != len(self) or not isinstance(name, str) or not isinstance(part, Tensor):
+                continue
+            if part.ndim == 2 and part.is_floating_point() and max(part.shape[1], 2) > int(labels.max()) >= 0:
+                return name
         return None
 
     def of_task(self, name: str) -> FixedBatch:
         """The same examples; of outputs and targets by name those of this one are shown, which are classes."""
         labels = class_numbers(self.targets[name], known=True)
-        return self._with(_task=name, _are_classes=True, _classes=int(labels.max()) + 1 if labels is not None else 0)
+        return self._with(_task=name, _are_classes=True, _classes=0 if labels is None else int(labels.max()) + 1)
 
     def of_numbers(self) -> FixedBatch:
         """The same examples; their whole numbers are no classes, for they are predicted by one number each."""

@@ -239,7 +239,7 @@ def _bottleneck(survey: Survey) -> Layer | None:
     widths = {
         layer: math.prod(layer.output_shape[1:])
         for layer in survey.of_type(nn.Linear, *CONVOLUTIONS)
-        if layer.output_shape[0] == min(2, len(survey.batch))
+        if layer.output_shape[:1] == (min(2, len(survey.batch)),)
     }
     narrowest = min(widths, key=widths.__getitem__, default=None)
     return narrowest if narrowest is not None and widths[narrowest] < inputs[0][0].numel() else None
