@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import vizlog
 from vizlog.batch import BatchDoesNotFit, FixedBatch, as_fixed_batch
 from vizlog.given import describe
+from vizlog.ranks import FailedElsewhereError
 from vizlog.survey import survey
 from vizlog.targets import kind_of
 
@@ -822,6 +823,32 @@ def test_each_with_each_is_no_score_of_classes() -> None:
     assert survey({"": Compares()}, FixedBatch(tuple(x[:1] for x in inputs))).scored == "loss"
     alike = FixedBatch(inputs[0], torch.randn(6, 3), loss=lambda output, _: output.squeeze()[1].square().sum())
     assert survey({"": nn.Linear(4, 3)}, alike).scored == "loss"  # one example alone raises, which is said later
+
+
+def test_what_another_rank_tells_is_not_taken_for_an_error_of_one_example_alone() -> None:
+    class Stops(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) == 1:
+                raise FailedElsewhereError(1, "ValueError: no")
+            return x
+
+    batch = FixedBatch(torch.randn(6, 3), torch.randn(6, 3), loss=lambda output, y: (output - y).square().mean())
+    with pytest.raises(FailedElsewhereError):
+        survey({"": Stops()}, batch)
+
+
+@pytest.mark.parametrize("loss", [0.0, 1.0])
+def test_ranks_run_the_model_equally_often_whatever_their_loss_is(loss: float) -> None:
+    ran = []
+
+    class Runs(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            ran.append(len(x))
+            return x
+
+    batch = FixedBatch(torch.randn(6, 3), torch.randn(6, 3), loss=lambda output, _: output.sum() * 0 + loss)
+    assert survey({"": Runs()}, batch).scored == "loss"
+    assert ran == [2, 1]
 
 
 def test_a_sparse_adjacency_is_told_how_a_graph_is_given() -> None:

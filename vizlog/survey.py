@@ -15,7 +15,7 @@ from vizlog.capture import Capture
 from vizlog.channel import RanksApart
 from vizlog.given import describe
 from vizlog.messages import LOG, one_line
-from vizlog.ranks import CommunicatesError
+from vizlog.ranks import CommunicatesError, FailedElsewhereError
 from vizlog.requests import AttentionCalls, Call, Outputs
 from vizlog.selection import device_of
 from vizlog.units import shape_of
@@ -80,7 +80,7 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     Raises:
         BatchDoesNotFit: the model could not be run on them; says which shapes came and what it raised.
         CommunicatesError: it waits for other ranks, which do not run it.
-        RanksApart: other ranks no longer run it with this one.
+        FailedElsewhereError, RanksApart: other ranks no longer run it with this one.
     """
     layers: list[Layer] = []
     attention: list[str] = []
@@ -121,7 +121,7 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         if logits is not None and batch.score is None and _is_square(logits, batch, models):
             batch, first, logits = batch.as_met(scored=False), first.as_met(scored=False), None
         scored = "logits" if logits is not None else _scored_by_loss(first, output, models)
-    except (CommunicatesError, RanksApart, BatchDoesNotFit):
+    except (CommunicatesError, FailedElsewhereError, RanksApart, BatchDoesNotFit):
         raise
     except Exception as error:
         raise _does_not_fit(error, models, batch, first, output) from error
@@ -190,17 +190,18 @@ def _scored_by_loss(first: FixedBatch, output: Any, models: Mapping[str, nn.Modu
     loss = first.losses(output)
     if loss is None:
         return ""
-    if loss.ndim or len(first) < 2 or not loss:
+    if loss.ndim or len(first) < 2:
         return "loss"
     alone = first.part(0, 1)
     try:
+        # Whatever the loss is: ranks of a sharded model run it equally often, though their losses may differ.
         with torch.no_grad():
             found = alone.losses(alone.run(models))
-    except (CommunicatesError, RanksApart):
+    except (CommunicatesError, FailedElsewhereError, RanksApart):
         raise
     except Exception:  # noqa: BLE001 -- a model may raise anything of one example; what explains it says so
         return "loss"
-    return "" if found is not None and not found.any() else "loss"
+    return "" if loss and found is not None and not found.any() else "loss"
 
 
 def _is_square(logits: Tensor, batch: FixedBatch, models: Mapping[str, nn.Module]) -> bool:
