@@ -390,6 +390,39 @@ def test_whole_numbers_that_one_number_predicts_are_a_quantity(shape):
         assert not embedding.is_of_quantity
 
 
+class Chosen(nn.Sequential):
+    """The class of each example, and no scores."""
+
+    def forward(self, x):
+        return super().forward(x).argmax(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [(Chosen(nn.Linear(5, 3)), None), (nn.Sequential(nn.Linear(5, 1)), ["a", "b", "c"])],
+    ids=["chosen", "named"],
+)
+def test_classes_that_were_chosen_or_have_names_are_no_quantity(model, names):
+    batch = vizlog.FixedBatch(torch.randn(60, 5), torch.arange(60) % 3, class_names=names)
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), batch)
+    assert not embedding.is_of_quantity
+    np.testing.assert_array_equal(embedding.labels, embedding.ids % 3)
+
+
+def test_of_whole_numbers_that_one_number_predicts_the_one_that_is_no_label_is_none():
+    counts = torch.where(torch.arange(60) % 4 == 0, -100, torch.arange(60))
+    memory = vizlog.Memory()
+    probes = [vizlog.Embeddings(methods=["pca"]), vizlog.SaliencyMaps(examples=60)]
+    batch = (torch.randn(60, 5), counts)
+    with vizlog.Monitor(nn.Sequential(nn.Linear(5, 1)), probes, to=memory, batch=batch) as monitor, monitor.step():
+        pass
+    found = {record.tag: record for _, record in memory.records}
+    embedding = found["embeddings/0.input"]
+    np.testing.assert_array_equal(np.isnan(embedding.labels), embedding.ids % 4 == 0)
+    notes = found["saliency/gradient"].notes
+    assert [", target" in note for note in notes] == [k % 4 > 0 for k in embedding.ids.tolist()]
+
+
 class Wide(nn.Sequential):
     """Scores of as many classes as there are ages."""
 

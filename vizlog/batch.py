@@ -162,10 +162,17 @@ class FixedBatch:
 
     @property
     def quantity(self) -> Tensor | None:
-        """(N,) float64 on the CPU, where each target is one real number; None where the targets are something else."""
+        """(N,) float64 on the CPU, where each target is one real number; None where the targets are something else.
+
+        NaN where there is none: of whole numbers −100, too.
+        """
         targets = self._shown_targets
-        are_numbers = isinstance(targets, Tensor) and (targets.is_floating_point() or self._targets_are == "numbers")
-        return quantities(targets) if are_numbers and self.labels is None else None
+        if not isinstance(targets, Tensor) or self.labels is not None:
+            return None
+        if targets.is_floating_point():
+            return quantities(targets)
+        found = quantities(targets) if self._targets_are == "numbers" else None
+        return None if found is None else found.masked_fill(found == NO_LABEL, math.nan)
 
     @property
     def _shown_targets(self) -> Any:
@@ -367,9 +374,10 @@ class FixedBatch:
         return self._with(_are_classes=False, _classes=0, _targets_are="numbers")
 
     def is_one_number(self, output: Any) -> bool:
-        """Whether an output is one number for each example."""
+        """Whether an output is one real number for each example; a whole one may be the class that was chosen."""
         parts = self._parts(output)
-        return self.score is None and len(parts) == 1 and parts[0].numel() == len(self)
+        alone = len(parts) == 1 and parts[0].numel() == len(self)
+        return self.score is None and alone and parts[0].is_floating_point()
 
     @property
     def has_more_than_two(self) -> bool:

@@ -149,7 +149,7 @@ def _read_by(output: Any, batch: FixedBatch, first: FixedBatch) -> tuple[FixedBa
     if task := batch.task(output):
         LOG.info("vizlog: of the targets %s those of %r are shown, as classes", describe(batch.targets), task)
         return batch.of_task(task), first.of_task(task)
-    if batch.has_more_than_two and first.is_one_number(output):
+    if batch.has_more_than_two and not batch.class_names and first.is_one_number(output):
         return batch.of_numbers(), first.of_numbers()
     return batch, first
 
