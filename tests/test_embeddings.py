@@ -471,6 +471,24 @@ def test_numbers_of_ones_own_are_a_quantity_where_they_have_fractions(digits, sm
         np.testing.assert_array_equal(shown, label[embedding.ids])
 
 
+@pytest.mark.parametrize(
+    ("label", "names"),
+    [
+        (np.array([None, "a", np.nan, "b"] * 5, dtype=object), ("a", "b")),
+        (np.array([np.nan, 1.0, np.nan, 2.0] * 5), ("1.0", "2.0")),
+        (np.array(["NaT", "2020-01-01", "NaT", "2021-01-01"] * 5, dtype="datetime64[D]"), ("2020-01-01", "2021-01-01")),
+        (np.full(20, np.nan), ()),
+    ],
+    ids=["words", "numbers", "days", "nothing"],
+)
+def test_a_label_of_ones_own_that_is_missing_is_none(label, names):
+    probe = vizlog.Embeddings(label=label, methods=["pca"])
+    (embedding,) = embeddings(nn.Sequential(nn.Linear(3, 2)), probe, torch.randn(20, 3))
+    assert embedding.class_names == names
+    numbers = {1: 0, 3: 1} if names else {}
+    assert embedding.labels.tolist() == [numbers.get(k % 4, -1) for k in embedding.ids.tolist()]
+
+
 def test_labels_of_ones_own_follow_their_examples_and_tokens(digits, small_cnn):
     images, labels = digits
     parity = ["odd" if label % 2 else "even" for label in labels[:60].tolist()]

@@ -62,8 +62,8 @@ class Embeddings(Probe):
         every: a number of steps, or a schedule.
         label: what colours the points: "class", the targets, of each token where the model classifies tokens; "token",
             a point for each token; or labels of one's own, numbers or words, (N,) for the examples as they were given
-            or (N, T) for their tokens; numbers with fractions are a quantity. None: the class where there is one, else
-            the target where it is one real number, else the token.
+            or (N, T) for their tokens; numbers with fractions are a quantity, and −1, None or NaN is no label. None:
+            the class where there is one, else the target where it is one real number, else the token.
         layers: how many of the selected layers to draw, spread over the depth.
         examples: how many of the fixed batch's examples, the first ones.
 

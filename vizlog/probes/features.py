@@ -281,15 +281,19 @@ def _as_labels(given: NDArray[Any]) -> tuple[NDArray[np.int64] | NDArray[np.floa
 
 
 def _numbered(labels: NDArray[Any], *, frequent_first: bool = False) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels (P,) as class numbers in order of the names, and the names; the number −1 stays no label."""
-    names, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    """Labels (P,) as class numbers in order of the names, and the names; −1, None and NaN stay no label."""
+    # NaN alone is not what it equals; NaT is None in a list.
+    given = np.array([label is not None and label == label for label in labels.tolist()], dtype=bool)  # noqa: PLR0124
+    names, numbers, counts = np.unique(labels[given], return_inverse=True, return_counts=True)
     is_class = names != -1 if np.issubdtype(names.dtype, np.number) else np.ones(len(names), dtype=bool)
     classes = np.flatnonzero(is_class)
     if frequent_first:
         classes = classes[np.argsort(-counts[classes], kind="stable")]
     rank = np.full(len(names), -1)
     rank[classes] = np.arange(len(classes))
-    return rank[numbers.reshape(-1)], tuple(str(names[number]) for number in classes)
+    found = np.full(len(labels), -1)
+    found[given] = rank[numbers.reshape(-1)]
+    return found, tuple(str(names[number]) for number in classes)
 
 
 def _arranged(tensor: Tensor, channel_dim: int, examples_dim: int, tokens: int) -> Tensor:
