@@ -735,6 +735,39 @@ def test_of_an_autoencoder_the_narrowest_layer_is_shown():
     assert "output of mean for 20 examples" in embedding.caption
 
 
+class Gated(nn.Module):
+    """Images -> images, over channels that two layers scale; 1x1 convolutions or linear ones."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+        self.pool = (
+            nn.AdaptiveAvgPool2d(1) if kind is nn.Conv2d else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        )
+        self.scale = nn.Sequential(kind(8, 2, *self.one(kind)), nn.ReLU(), kind(2, 8, *self.one(kind)), nn.Sigmoid())
+
+    def one(self, kind):
+        return (1,) if kind is nn.Conv2d else ()
+
+    def forward(self, x):
+        maps = self.first(x)
+        return self.last(maps * self.scale(self.pool(maps)).reshape(len(x), 8, 1, 1))
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv2d])
+def test_what_scales_channels_is_no_bottleneck(kind):
+    (embedding,) = embeddings(Gated(kind), vizlog.Embeddings(methods=["pca"]), torch.randn(20, 1, 6, 6))
+    assert embedding.tag == "embeddings/last.input"
+
+
+def test_a_bottleneck_as_wide_as_there_are_channels_is_one():
+    encoder = nn.Conv2d(1, 8, 2, stride=2), nn.Flatten(), nn.Linear(8 * 9, 8)
+    decoder = nn.Linear(8, 8 * 9), nn.Unflatten(1, (8, 3, 3)), nn.ConvTranspose2d(8, 1, 2, stride=2)
+    model = nn.Sequential(*encoder, *decoder)
+    (embedding,) = embeddings(model, vizlog.Embeddings(methods=["pca"]), torch.randn(20, 1, 6, 6))
+    assert embedding.tag == "embeddings/2"
+
+
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [

@@ -239,10 +239,17 @@ def _bottleneck(survey: Survey) -> Layer | None:
     widths = {
         layer: math.prod(layer.output_shape[1:])
         for layer in survey.of_type(nn.Linear, *CONVOLUTIONS)
-        if layer.output_shape[:1] == (min(2, len(survey.batch)),)
+        if layer.output_shape[:1] == (min(2, len(survey.batch)),) and not _scales_channels(layer, survey.layers)
     }
     narrowest = min(widths, key=widths.__getitem__, default=None)
     return narrowest if narrowest is not None and widths[narrowest] < inputs[0][0].numel() else None
+
+
+def _scales_channels(layer: Layer, layers: Sequence[Layer]) -> bool:
+    """Whether a layer has to do with one number a channel of maps that go past it (squeeze-and-excitation)."""
+    at, channels = layers.index(layer), max(math.prod(shape[1:]) for shape in (layer.input_shape, layer.output_shape))
+    maps = {x.output_shape for x in layers[:at] if len(x.output_shape) > 2 and x.output_shape[1] == channels}
+    return any(x.input_shape in maps and math.prod(x.input_shape[2:]) > 1 for x in layers[at + 1 :])
 
 
 def _is_trained_twin(layer: Layer, other: Layer) -> bool:
