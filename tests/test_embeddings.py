@@ -704,6 +704,12 @@ def test_a_linear_layer_of_a_librarys_own_class_is_found():
     assert embedding.tag == "embeddings/2.input"
 
 
+def test_a_table_of_vectors_is_no_linear_layer():
+    batch = vizlog.FixedBatch(torch.randint(10, (12, 4)), torch.arange(12) % 3)
+    with pytest.raises(ValueError, match="no linear layer and no convolution ran on the batch"):
+        vizlog.Monitor(nn.Sequential(nn.EmbeddingBag(10, 3)), [vizlog.Embeddings()], to=None, batch=batch)
+
+
 def test_numbers_that_are_no_rows_are_told():
     x = torch.randn(150, 3)
     model = nn.Linear(3, 6)

@@ -225,7 +225,8 @@ def _last(survey: Survey) -> Layer:
 def _is_like_linear(layer: Layer) -> bool:
     """Whether a layer is a linear one of a library's own class, as torch_geometric's, by its matrix of weights."""
     weight = getattr(layer.module, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.ndim == 2 and not isinstance(layer.module, nn.Embedding)
+    is_table = isinstance(layer.module, (nn.Embedding, nn.EmbeddingBag))  # which takes numbers of rows, and no features
+    return isinstance(weight, nn.Parameter) and weight.ndim == 2 and not is_table
 
 
 def _bottleneck(survey: Survey) -> Layer | None:
