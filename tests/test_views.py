@@ -696,6 +696,13 @@ def test_a_quantity_colours_the_points_from_its_lowest_to_its_highest_value(said
     assert len({tuple(color) for color in colors.point_colors(record.labels)[0].tolist()}) == 5
 
 
+def test_of_a_quantity_that_no_point_has_no_values_are_said(said: Said) -> None:
+    record = embedding_of(5, 2, labels=np.full(5, np.nan), class_names=["target"])
+    shown = words(said, record)
+    assert "none (5)" in shown
+    assert not {"target", "0", "1"} & set(shown)
+
+
 def test_one_value_of_a_quantity_has_the_colour_of_the_middle() -> None:
     found, limits = colors.point_colors(np.full(3, 4.0))
     assert limits == (4.0, 4.0)

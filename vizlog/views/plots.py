@@ -306,15 +306,17 @@ def _class_legend(record: Embedding, width: int) -> Image.Image | None:
 
 
 def _quantity_legend(record: Embedding) -> Image.Image:
-    """What the colours mean, from the lowest to the highest."""
+    """What the colours mean, from the lowest to the highest, where any point has a value."""
     values = np.asarray(record.labels, np.float64)
+    missing = int(np.isnan(values).sum())
+    without = _legend_entry(f"none ({missing:,})", NO_CLASS, -1) if missing else None
+    if without is not None and missing == len(values):
+        return without
     _, (low, high) = point_colors(values)
     names = {0.0: number(low), 1.0: number(high)}
     if (values < low).any() or (values > high).any():
         names = {0.0: f"{names[0.0]} or less", 1.0: f"{names[1.0]} or more"}
-    missing = int(np.isnan(values).sum())
     bar = ramp(QUANTITY, names, label=shorten(clean(", ".join(record.class_names)) or "value", 220))
-    without = _legend_entry(f"none ({missing:,})", NO_CLASS, -1) if missing else None
     return beside([bar, without], 16) if without is not None else bar
 
 
