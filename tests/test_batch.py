@@ -825,6 +825,13 @@ def test_each_with_each_is_no_score_of_classes() -> None:
     assert survey({"": nn.Linear(4, 3)}, alike).scored == "loss"  # one example alone raises, which is said later
 
 
+@pytest.mark.parametrize(("loss", "got"), [(1.5, "float"), (None, "None")])
+def test_a_loss_that_is_no_tensor_is_told(loss: Any, got: str) -> None:
+    batch = FixedBatch(torch.randn(6, 4), torch.randn(6, 3), loss=lambda output, _: loss)
+    with pytest.raises(BatchDoesNotFit, match=rf"must return a tensor, \(N,\) or a scalar, got {got}$"):
+        survey({"": nn.Linear(4, 3)}, batch)
+
+
 def test_what_another_rank_tells_is_not_taken_for_an_error_of_one_example_alone() -> None:
     class Stops(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

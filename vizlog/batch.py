@@ -452,7 +452,12 @@ class FixedBatch:
     def losses(self, output: Any) -> Tensor | None:
         """(N,) loss of each example, a scalar loss of all, or None where there is no way to tell."""
         if self.loss is not None:
-            return self.loss(output, self.targets)
+            found = self.loss(output, self.targets)
+            if not isinstance(found, Tensor):
+                raise BatchDoesNotFit(
+                    f"FixedBatch(loss=) must return a tensor, (N,) or a scalar, got {describe(found)}"
+                )
+            return found
         loss = _named(output, "loss")
         return loss if isinstance(loss, Tensor) else None
 
