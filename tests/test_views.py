@@ -1249,6 +1249,14 @@ def test_a_figure_of_a_quantity_has_a_bar_of_its_colours() -> None:
     assert (none.marker.color, list(none.hovertext)) == (css(colors.NO_CLASS), ["example 6<br>target: none"])
 
 
+def test_a_figure_gives_infinite_values_of_a_quantity_the_colours_of_the_ends() -> None:
+    labels = np.array([2.0, np.inf, 2.0, 3.0, -np.inf])
+    points = figure(embedding_of(5, 2, labels=labels, class_names=["target"])).data[0]
+    low, high = points.marker.cmin, points.marker.cmax
+    assert points.marker.color.tolist() == [2.0, high, 2.0, 3.0, low]
+    assert list(points.hovertext)[1] == "example 1<br>target: inf"
+
+
 def test_a_figure_of_curves_has_their_axes_and_names() -> None:
     ys = {"a": np.array([1.0, 10.0])}
     for log in ({"log_x": True}, {"log_y": True}):

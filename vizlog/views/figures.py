@@ -328,7 +328,8 @@ def _points_of_quantity(record: Embedding, layout: Any, go: Any, *, solid: bool)
     scale = [(at / (len(QUANTITY) - 1), _css(color)) for at, color in enumerate(QUANTITY.tolist())]
     bar = {"colorscale": scale, "cmin": low, "cmax": high, "showscale": True, "colorbar": {"title": name}}
     traces, kind, has_none = [], go.Scatter3d if solid else go.Scatter, np.isnan(values)
-    for chosen, marker in ((~has_none, {"color": values[~has_none], **bar}), (has_none, {"color": _css(NO_CLASS)})):
+    shown = np.nan_to_num(values[~has_none], posinf=high, neginf=low)  # JSON has no infinite numbers
+    for chosen, marker in ((~has_none, {"color": shown, **bar}), (has_none, {"color": _css(NO_CLASS)})):
         if chosen.any():
             points = zip(record.ids[chosen], values[chosen], strict=True)
             hover = [f"example {i}<br>{name}: {'none' if np.isnan(value) else f'{value:.5g}'}" for i, value in points]
