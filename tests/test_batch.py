@@ -825,6 +825,21 @@ def test_each_with_each_is_no_score_of_classes() -> None:
     assert survey({"": nn.Linear(4, 3)}, alike).scored == "loss"  # one example alone raises, which is said later
 
 
+def test_targets_by_name_may_be_arrays_and_lists() -> None:
+    class Tasks(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            found = super().forward(x)
+            return {"age": found[:, :1], "kind": found[:, 1:]}
+
+    kinds = np.arange(8) % 3
+    for given in (kinds, kinds.tolist()):
+        batch = FixedBatch(torch.randn(8, 5), {"age": np.ones(8), "kind": given, "weights": [0.5, 2.0], "of": 3})
+        assert (batch.targets["weights"], batch.targets["of"]) == ([0.5, 2.0], 3)
+        labels = survey({"": Tasks(5, 4)}, batch).batch.part(2, 6).labels
+        assert labels is not None
+        assert labels.tolist() == kinds[batch.ids[2:6].numpy()].tolist()
+
+
 @pytest.mark.parametrize(("loss", "got"), [(1.5, "float"), (None, "None")])
 def test_a_loss_that_is_no_tensor_is_told(loss: Any, got: str) -> None:
     batch = FixedBatch(torch.randn(6, 4), torch.randn(6, 3), loss=lambda output, _: loss)

@@ -71,7 +71,9 @@ class FixedBatch:
             each is of one example. What is no tensor, or has another length, passes through; the model is given a
             copy of it each time.
         targets: (N,) class numbers, as a tensor, an array or a list, or whatever `loss` takes; by default
-            `inputs["labels"]` of a mapping. The number −100, which cross-entropy ignores, is no label.
+            `inputs["labels"]` of a mapping. The number −100, which cross-entropy ignores, is no label. Real numbers, or
+            whole ones that the model predicts by one number, are a quantity. Of a mapping, as several tasks have, the
+            first whose name an output of class scores has is shown.
         forward: (model, inputs) -> output, where the model is called in another way; with several models it is given
             all of them as a dict, those of a list under "0", "1" ….
         score: output -> (N, classes) logits, where they cannot be found in the output.
@@ -108,6 +110,8 @@ class FixedBatch:
         check_shown({"class_names": class_names, "feature_names": feature_names}, tokens, {"mean": mean, "std": std})
         targets = as_tensor(targets)
         number = number_of_examples(inputs, targets)
+        if isinstance(targets, Mapping):
+            targets = {name: _of_each(part, number) for name, part in targets.items()}
         self.ids = balanced(targets, number, MOST)
         targets = list(targets) if are_mappings(targets) else targets
         # By themselves, for what has no rows may come to be as long as a part of the batch.
@@ -679,6 +683,12 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
 def _named(output: Any, name: str) -> Any:
     """A part of an output by name, or None."""
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def _of_each(part: Any, number: int) -> Any:
+    """Targets of one task as a tensor; what is not one for each example as it is, for the loss may take anything."""
+    found = as_tensor(part)
+    return found if isinstance(found, Tensor) and is_as_long(found, number) else part
 
 
 def _numbers_among(targets: Any) -> frozenset[str]:
