@@ -909,7 +909,7 @@ def test_a_layer_that_takes_examples_for_time_steps_is_named(kind: str, caplog: 
     vizlog.Monitor(first, to=None, batch=x).close()
     (message,) = [message for message in caplog.messages if "takes time first" in message]
     assert message.startswith("vizlog: layer (")
-    assert "got (2, 7, 4) of 2 examples: make it with batch_first=True" in message
+    assert "got (2, 7, 4) of 2 examples, which it takes for time steps: make it with batch_first=True" in message
 
 
 class Generates(nn.Module):

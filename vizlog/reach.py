@@ -65,8 +65,8 @@ def say_out_of_order(met: Survey) -> None:
         shape = layer.input_shape
         if getattr(layer.module, "batch_first", True) is False and len(shape) == 3 and shape[0] == examples != shape[1]:
             LOG.warning(
-                "vizlog: %s (%s) takes time first, then examples, and got %s of %d examples: make it with "
-                "batch_first=True, for it takes them for time steps; or where the batch has time first, give "
+                "vizlog: %s (%s) takes time first, then examples, but got %s of %d examples, which it takes for time "
+                "steps: make it with batch_first=True; or, where it is the batch that has time first, give "
                 "FixedBatch(x.transpose(0, 1), targets, forward=lambda model, x: model(x.transpose(0, 1)))",
                 layer.name, layer.kind, shape, examples,
             )  # fmt: skip
