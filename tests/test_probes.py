@@ -84,7 +84,7 @@ def test_linear_layers_that_have_no_zeros_do_not_cut_the_curve_of_those_that_do(
     assert isinstance(worst, Scalar) and isinstance(mean, Scalar) and isinstance(drawn, Curves)  # noqa: PT018
     assert (worst.value, mean.value) == (0.5, 0.125)  # they count
     assert (drawn.x_names, drawn.ys["zeros"].tolist()) == (["relu", "gelu"], [0.5, 0.0])
-    assert drawn.caption == "of all; 2 linear layers, in which it is 0, are not drawn"
+    assert drawn.caption == "of all; not drawn: 2 of 4 layers, linear ones in which it is 0"
     for values in ({"fc": 0.1, "relu": 0.5}, {"fc": 0.0, "relu": 0.0}, {"fc": 0.0, "out": 0.0}):  # dead; none at all
         *_, drawn = draw([Figures("zeros", values, "of all", quiet={"fc", "out"})])
         assert isinstance(drawn, Curves)

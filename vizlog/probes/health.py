@@ -78,7 +78,7 @@ def _draw_kind(kind: str, parts: Sequence[Figures]) -> list[Record]:
     shown = [i for i, layer in enumerate(layers) if not (layer in quiet and each[i] == 0)]
     if 0 < len(shown) < len(layers) and (each[shown] != 0).any():
         layers, ys = [layers[i] for i in shown], {name: values[shown] for name, values in ys.items()}
-        caption += f"; {len(each) - len(shown)} linear layers, in which it is 0, are not drawn"
+        caption += f"; not drawn: {len(each) - len(shown)} of {len(each)} layers, linear ones in which it is 0"
     records.append(
         Curves(
             f"health/{kind}",
