@@ -840,6 +840,16 @@ def test_targets_by_name_may_be_arrays_and_lists() -> None:
         assert labels.tolist() == kinds[batch.ids[2:6].numpy()].tolist()
 
 
+def test_classes_of_a_task_are_counted_over_all_examples() -> None:
+    class Task(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return {"kind": super().forward(x)}
+
+    batch = FixedBatch(torch.randn(12, 6), {"kind": torch.arange(12) % 6})
+    met = survey({"": Task(6, 6)}, batch)  # as many scores as values, which is not to rebuild them
+    assert (met.scored, met.classes, met.rebuilds) == ("logits", 6, False)
+
+
 @pytest.mark.parametrize(("loss", "got"), [(1.5, "float"), (None, "None")])
 def test_a_loss_that_is_no_tensor_is_told(loss: Any, got: str) -> None:
     batch = FixedBatch(torch.randn(6, 4), torch.randn(6, 3), loss=lambda output, _: loss)

@@ -116,7 +116,8 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         first = batch.part(0, 2, device_of(models))
         with torch.no_grad(), capture.forward():
             output = first.run(models)
-        batch, first = _read_by(output, batch, first)
+        batch = _read_by(output, batch, first)
+        first = batch.part(0, 2, device_of(models))
         logits = first.logits(output)
         if logits is not None and batch.score is None and _is_square(logits, batch, models):
             batch, first, logits = batch.as_met(scored=False), first.as_met(scored=False), None
@@ -144,14 +145,14 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     )
 
 
-def _read_by(output: Any, batch: FixedBatch, first: FixedBatch) -> tuple[FixedBatch, FixedBatch]:
-    """The batch, and its first examples, with their targets read as the output of these says."""
+def _read_by(output: Any, batch: FixedBatch, first: FixedBatch) -> FixedBatch:
+    """The batch, with its targets read as the output of its first examples says."""
     if task := batch.task(output):
         LOG.info("vizlog: of the targets %s those of %r are shown, as classes", describe(batch.targets), task)
-        return batch.of_task(task), first.of_task(task)
+        return batch.of_task(task)
     if batch.has_more_than_two and not batch.class_names and first.is_one_number(output):
-        return batch.of_numbers(), first.of_numbers()
-    return batch, first
+        return batch.of_numbers()
+    return batch
 
 
 def _class_names(models: Mapping[str, nn.Module], classes: int) -> tuple[str, ...]:
