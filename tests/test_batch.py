@@ -850,6 +850,17 @@ def test_classes_of_a_task_are_counted_over_all_examples() -> None:
     assert (met.scored, met.classes, met.rebuilds) == ("logits", 6, False)
 
 
+@pytest.mark.parametrize("column", [slice(0, 1), 0])
+def test_one_logit_of_two_classes_is_a_task_in_either_shape(column: Any) -> None:
+    class Task(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return {"is": super().forward(x)[:, column]}
+
+    met = survey({"": Task(5, 2)}, FixedBatch(torch.randn(12, 5), {"is": torch.arange(12) % 2}))
+    assert (met.scored, met.classes) == ("logits", 1)
+    assert met.batch.labels is not None
+
+
 @pytest.mark.parametrize(("loss", "got"), [(1.5, "float"), (None, "None")])
 def test_a_loss_that_is_no_tensor_is_told(loss: Any, got: str) -> None:
     batch = FixedBatch(torch.randn(6, 4), torch.randn(6, 3), loss=lambda output, _: loss)

@@ -364,7 +364,8 @@ class FixedBatch:
             labels = class_numbers(self.targets.get(name))
             if labels is None or len(labels) != len(self) or not isinstance(name, str) or not isinstance(part, Tensor):
                 continue
-            if part.ndim == 2 and part.is_floating_point() and max(part.shape[1], 2) > int(labels.max()) >= 0:
+            width = part.shape[1] if part.ndim == 2 else 1  # (N,) are logits of two classes, as (N, 1) are
+            if part.ndim in (1, 2) and part.is_floating_point() and max(width, 2) > int(labels.max()) >= 0:
                 return name
         return None
 
