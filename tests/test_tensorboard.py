@@ -753,7 +753,7 @@ def with_vectors(vectors: np.ndarray, **fields: Any) -> Embedding:
 def test_the_projector_gets_a_quantity_as_numbers(run: Path) -> None:
     (entry,) = project(run, with_vectors(np.eye(3), labels=np.array([1 / 3, np.nan, -2e9]), class_names=["target"]))
     lines = (run / entry.metadata_path).read_text().splitlines()
-    assert lines == ["label\texample", "0.333333\t0", "unlabelled\t1", "-2e+09\t2"]
+    assert lines == ["label\texample", "0.333333\t0", "\t1", "-2e+09\t2"]  # or the column is one of words
 
 
 def test_the_projector_gets_vectors_labels_and_thumbnails(run: Path) -> None:

@@ -194,7 +194,7 @@ def _write_metadata(
 
 def _label(number: float, record: Embedding) -> str:
     if record.is_of_quantity:
-        return f"{number:.6g}" if math.isfinite(number) else "unlabelled"
+        return f"{number:.6g}" if math.isfinite(number) else ""  # a word would make it no numbers, which have colours
     number = int(number)
     if number < 0:
         return "unlabelled"
