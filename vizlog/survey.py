@@ -82,36 +82,11 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         CommunicatesError: it waits for other ranks, which do not run it.
         FailedElsewhereError, RanksApart: other ranks no longer run it with this one.
     """
-    layers: list[Layer] = []
-    attention: list[str] = []
-    embeddings: list[nn.Embedding] = []  # which took the token ids
-
-    def note(call: Call) -> None:
-        tensor, given = call.tensor, call.input
-        assert tensor is not None  # calls that return none are not told
-        if isinstance(call.module, nn.Embedding) and first.is_token_ids(given):
-            embeddings.append(call.module)
-        layers.append(
-            Layer(
-                call.layer,
-                call.module,
-                call.kind,
-                shape_of(given) if given is not None else (),
-                shape_of(tensor),
-                call.channel_dim,
-            )
-        )
-
-    def note_attention(call: Call) -> None:
-        attention.append(call.layer)
-
-    lazy = [name for model in models.values() for name, parameter in model.named_parameters() if is_lazy(parameter)]
-    if lazy:  # a pass of ours would draw their first values, at another place in the random stream
-        raise BatchDoesNotFit(
-            f"the model has parameters that are not initialised yet ({lazy[0]}): run it once on a batch before vizlog"
-        )
-    capture = Capture(models, {"o": Outputs(lambda name, module: True, note), "a": AttentionCalls(note_attention)})
+    _check_initialised(models)
     first, output = batch.part(0, 2), None
+    calls = _Calls(first)
+    every = Outputs(lambda name, module: True, calls.note)
+    capture = Capture(models, {"o": every, "a": AttentionCalls(calls.note_attention)})
     try:
         first = batch.part(0, 2, device_of(models))
         with torch.no_grad(), capture.forward():
@@ -129,20 +104,48 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     for unexpected in capture.errors.values():
         raise unexpected
     classes = logits.shape[1] if logits is not None else 0
+    embeddings = tuple(dict.fromkeys(calls.token_embeddings))
     padding = embeddings[0].padding_idx if embeddings else None
-    met = batch.as_met(scored=logits is not None, padding=padding, class_names=_class_names(models, classes))
-    at_last = logits is not None and first.scores_a_position(output)
-    names = tuple(dict.fromkeys(attention))
     return Survey(
-        met,
-        tuple(layers),
-        names,
+        batch.as_met(scored=logits is not None, padding=padding, class_names=_class_names(models, classes)),
+        tuple(calls.layers),
+        tuple(dict.fromkeys(calls.attention)),
         scored,
         classes,
-        scores_a_position=at_last,
+        scores_a_position=logits is not None and first.scores_a_position(output),
         rebuilds=first.is_rebuilt(output),
-        token_embeddings=tuple(dict.fromkeys(embeddings)),
+        token_embeddings=embeddings,
     )
+
+
+class _Calls:
+    """What one forward over these examples meets, as it runs."""
+
+    def __init__(self, examples: FixedBatch) -> None:
+        self.layers: list[Layer] = []
+        self.attention: list[str] = []
+        self.token_embeddings: list[nn.Embedding] = []
+        self._examples = examples
+
+    def note(self, call: Call) -> None:
+        tensor, given = call.tensor, call.input
+        assert tensor is not None  # calls that return none are not told
+        if isinstance(call.module, nn.Embedding) and self._examples.is_token_ids(given):
+            self.token_embeddings.append(call.module)
+        shapes = shape_of(given) if given is not None else (), shape_of(tensor)
+        self.layers.append(Layer(call.layer, call.module, call.kind, *shapes, call.channel_dim))
+
+    def note_attention(self, call: Call) -> None:
+        self.attention.append(call.layer)
+
+
+def _check_initialised(models: Mapping[str, nn.Module]) -> None:
+    """Raises where parameters are lazy: a pass would draw their first values, at another place in the random stream."""
+    lazy = [name for model in models.values() for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise BatchDoesNotFit(
+            f"the model has parameters that are not initialised yet ({lazy[0]}): run it once on a batch before vizlog"
+        )
 
 
 def _read_by(output: Any, batch: FixedBatch, first: FixedBatch) -> FixedBatch:

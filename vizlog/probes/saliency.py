@@ -356,7 +356,8 @@ class SaliencyMaps(Probe):
     def _notes(self, shown: FixedBatch, found: _Found, prediction: _Prediction | None) -> list[str]:
         """For each map: the class it explains, or its target, what the model predicts, and the completeness gap."""
         notes = []
-        numbers = [math.nan] * len(shown) if shown.quantity is None else shown.quantity.tolist()
+        quantity = shown.quantity
+        numbers = [math.nan] * len(shown) if quantity is None else quantity.tolist()
         targets = ["" if math.isnan(number) else f", target {number:.3g}" for number in numbers]
         labels, positions = self._labels(shown), shown.scored_positions.tolist() if self._at_labels else []
         for i, row in enumerate(found.question.rows.tolist()):
