@@ -689,6 +689,13 @@ def test_nodes_of_a_graph_are_rows_of_what_a_layer_gives_for_all(targets):
     np.testing.assert_allclose(embedding.vectors, expected, atol=1e-6)
 
 
+def test_rows_that_are_parts_of_the_examples_are_not_taken_for_nodes(caplog):
+    x = torch.randn(12, 16, 3)
+    batch = vizlog.FixedBatch(torch.arange(12), forward=lambda model, rows: model(x[rows].flatten(0, 1)))
+    assert not embeddings(nn.Linear(3, 6), vizlog.Embeddings(methods=["pca"]), batch)
+    assert "has 192 rows here and had 32" in caplog.text
+
+
 def test_a_linear_layer_of_a_librarys_own_class_is_found():
     class Dense(nn.Module):
         def __init__(self, inputs, outputs):

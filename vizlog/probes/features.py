@@ -47,6 +47,7 @@ class Features:
         examples_dim: 0 or 1; −1 where the first dimension holds the tokens of all examples.
         tokens: how many tokens an example has.
         row_numbers: of a layer that gives a row for each node of a graph, which rows are those of the examples.
+        nodes: how many it has, whichever examples are run.
     """
 
     layer: str
@@ -56,6 +57,7 @@ class Features:
     examples_dim: int
     tokens: int
     row_numbers: Tensor | None = None
+    nodes: int = 0
 
     @property
     def name(self) -> str:
@@ -133,6 +135,11 @@ class Reader:
         values = features.read(call)
         start = self._seen[call.layer]
         if features.row_numbers is not None:
+            if len(values) != features.nodes:
+                raise ValueError(
+                    f"the {features} has {len(values)} rows here and had {features.nodes}, as of parts of the examples "
+                    "and not of a graph's nodes: name another layer"
+                )
             values = values[on_device(features.row_numbers[start : start + (examples_run() or 0)], values.device)]
         self._seen[call.layer] += len(values)
         return self._points[features.by_token].pick(values, start)
@@ -195,9 +202,9 @@ def features_of(layer: Layer, batch: FixedBatch, *, is_input: bool, by_token: bo
         )
     arranged = _arranged(torch.empty(shape, device="meta"), channel_dim, examples_dim, tokens).shape
     has_tokens = tokens > 0 and len(arranged) == 3 and arranged[1] == tokens
-    features = Features(
-        layer.name, is_input, has_tokens if by_token is None else by_token, channel_dim, examples_dim, tokens, numbers
-    )
+    of_tokens = has_tokens if by_token is None else by_token
+    nodes = shape[0] if numbers is not None else 0
+    features = Features(layer.name, is_input, of_tokens, channel_dim, examples_dim, tokens, numbers, nodes)
     if features.by_token and not has_tokens:
         raise ValueError(
             f"a point for each token needs a layer that gives one vector a token, but the {features} is {shape}: "
