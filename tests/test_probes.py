@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -435,6 +436,49 @@ def test_layers_that_run_later_are_drawn_as_far_as_there_is_room() -> None:
                 model(torch.ones(1, 2), number)
     drawn = [(step, record.tag[-1]) for step, record in memory.records if record.tag.startswith("activations/")]
     assert drawn == [(0, "0"), (0, "1"), (1, "0"), (1, "1"), (1, "2")]
+
+
+class Again(nn.Module):
+    """One layer over all time steps, and one activation behind each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.relu, self.head = nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(x.shape[1]):
+            x = self.relu(self.cell(x))
+        return self.head(x[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("steps", "most", "calls"),
+    [
+        (8, 64, range(1, 9)),  # few enough to draw them all
+        (15, 64, range(1, 16, 2)),
+        (15, 7, [1, 8, 15]),
+        (15, None, range(1, 16)),
+    ],
+)
+def test_of_a_layer_that_runs_over_and_over_a_few_calls_are_drawn_evenly(
+    steps: int, most: int | None, calls: Sequence[int]
+) -> None:
+    memory = seen(Again(), vizlog.ActivationHistograms(most=most), batch=torch.randn(4, steps, 2))
+    numbered = ["" if call == 1 else f"@{call}" for call in calls]
+    expected = [f"activations/{layer}{call}" for call in numbered for layer in ("cell", "relu")]
+    histograms = [record for _, record in memory.records if isinstance(record, vizlog.Histogram)]
+    assert [record.tag for record in histograms] == [*expected, "activations/head"]
+    told = f"; {len(histograms)} of {2 * steps + 1} layers are drawn"
+    assert (told in histograms[0].caption) is (len(histograms) < 2 * steps + 1)
+    assert len(only(memory, "health/nonfinite").x) == 2 * steps + 1  # health covers all
+
+
+def test_an_activation_that_all_layers_share_is_drawn_behind_each() -> None:
+    relu = nn.ReLU()
+    model = nn.Sequential(*itertools.chain.from_iterable((nn.Linear(2, 2), relu) for _ in range(12)))
+    memory = seen(model, vizlog.ActivationHistograms(), batch=torch.randn(4, 2))
+    assert {record.tag for _, record in memory.records} >= {"activations/1", "activations/1@12"}
+    assert sum(record.tag.startswith("activations/") for _, record in memory.records) == 24
 
 
 def test_probes_of_one_model_know_nothing_of_it_at_the_next() -> None:

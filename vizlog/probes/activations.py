@@ -40,6 +40,9 @@ _BLEND = (
 )
 """Layers whose outputs are sums over inputs: one that is zero is so by chance, or dead."""
 
+_TURNS = 8
+"""How many calls of a layer are drawn where one with parameters runs more often: over time steps, or image by image."""
+
 
 @dataclass(eq=False, slots=True)
 class _Seen:
@@ -50,6 +53,7 @@ class _Seen:
             in `skipped`.
         passed_on: whether its zeros are those of its input.
         blends: whether it is one of those whose outputs are sums over inputs.
+        learns: whether it has parameters.
         alive: (units,) bool, which units were ever other than zero; True: all of them; None: it has no units.
         saturated: how many of `could_saturate` values (of a softmax: rows) were, or None for a layer without limits.
     """
@@ -61,6 +65,7 @@ class _Seen:
     skipped: str = ""
     passed_on: bool = False
     blends: bool = False
+    learns: bool = False
 
     def __add__(self, other: _Seen) -> _Seen:
         if self.counts is None or other.counts is None:
@@ -72,6 +77,7 @@ class _Seen:
             self.could_saturate + other.could_saturate,
             passed_on=self.passed_on,
             blends=self.blends,
+            learns=self.learns,
         )
 
 
@@ -113,7 +119,8 @@ class ActivationHistograms(Probe):
         source: "batch", "live", or "auto": the batch if there is one, else the live forward, but where something has
             been given to torch.compile. There "live" runs the steps looked at eagerly, which changes their rounding
             and random draws.
-        most: how many layers to draw, spread over the depth (None: all); health figures cover all.
+        most: how many layers to draw, spread over the depth, of one that runs many times some of its calls (None:
+            all); health figures cover all.
     """
 
     picture = False
@@ -184,8 +191,10 @@ class ActivationHistograms(Probe):
         counts = {name: seen.counts for name, seen in counted.items()}
         new = [name for name in counted if name not in self._met]
         self._met.update(new)
-        room = len(new) if self._most is None else self._most - len(self._drawn)
-        self._drawn += spread(new, room) if room > 0 else []
+        if self._most is None:
+            self._drawn += new
+        elif (room := self._most - len(self._drawn)) > 0:
+            self._drawn += _spread_calls({name: counted[name] for name in new}, room)
         chosen = [name for name in self._drawn if name in counted]
         where = f"first {self._looked_at} examples of the fixed batch, eval mode"  # of few, many units look dead
         if self._live:
@@ -193,10 +202,25 @@ class ActivationHistograms(Probe):
             where = "live forward of this step" if forwards == 1 else f"{forwards} live forwards of this step"
         skipped = [f"{name}: {seen.skipped}" for name, seen in layers.items() if seen.skipped]
         left_out = f"; {len(skipped)} layers skipped ({skipped[0]})" if skipped else ""
+        left_out += f"; {len(chosen)} of {len(counted)} layers are drawn" if len(chosen) < len(counted) else ""
         yield from histograms(
             [(f"activations/{name}", counts[name], f"output of {name}, {where}{left_out}") for name in chosen]
         )
         yield from _figures(counted, counts, where)
+
+
+def _spread_calls(seen: Mapping[str, _Seen], most: int) -> list[str]:
+    """At most `most` of these, spread over the depth: of layers that run several times as many calls of each."""
+    calls: dict[str, list[str]] = {}
+    for name in seen:
+        calls.setdefault(name.partition("@")[0], []).append(name)
+    turns = max(map(len, calls.values()), default=0)
+    if any(seen[of_one[0]].learns for of_one in calls.values() if len(of_one) > _TURNS):
+        turns = _TURNS
+    while turns > 1 and sum(min(len(of_one), turns) for of_one in calls.values()) > most:
+        turns -= 1
+    kept = {name for of_one in calls.values() for name in spread(of_one, turns)}
+    return spread([name for name in seen if name in kept], most)
 
 
 def _leaf_or_function(name: str, module: Any) -> bool:
@@ -226,6 +250,7 @@ class _Reduction:
         if handed_on and version == self._version and call.channel_dim == self._dim:
             return _Seen(self._seen.counts, self._seen.alive, skipped=self._seen.skipped, passed_on=True)
         seen = _reduced(call, tensor)
+        seen.learns = call.module is not None and any(True for _ in call.module.parameters(recurse=False))
         seen.passed_on = type(call.module) in _PASS_ON or _pads(call.module)
         seen.blends = isinstance(call.module, _BLEND)
         self._latest, self._version, self._dim, self._seen = weakref.ref(tensor), version, call.channel_dim, seen
