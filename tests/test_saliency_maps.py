@@ -172,6 +172,47 @@ def test_gradcam_is_of_a_part_that_the_score_depends_on(
         np.testing.assert_array_equal(record.values, records[tag].values)
 
 
+class Apart(nn.Module):
+    """Ten classes by a linear layer, beside convolutions whose output goes elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        self.first, self.second = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(x), self.first(x) + self.second(x)
+
+
+def test_where_the_score_depends_on_no_convolution_the_other_maps_are_made(
+    batch: FixedBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, memory = Apart(), vizlog.Memory()
+    expected = captum_gradient(model.head, batch.inputs[:8], batch.labels[:8])  # type: ignore[index]
+    probe = SaliencyMaps(methods=("gradcam", "gradient"), every=1)
+    monitor = vizlog.Monitor(model, [probe], to=memory, batch=batch)
+    for _ in range(2):
+        with monitor.step():
+            model(batch.inputs)[0].sum().backward()
+    monitor.close()
+    assert {record.tag for _, record in memory.records if isinstance(record, Heatmaps)} == {
+        "saliency/gradient",
+        "saliency/gradient/predicted",
+    }
+    for _, record in memory.of("saliency/gradient"):
+        np.testing.assert_allclose(record.values, expected, atol=1e-6)
+    (line,) = [line for line in caplog.messages if "Grad-CAM" in line]
+    assert line == (
+        "vizlog: SaliencyMaps goes on without Grad-CAM: the score depends on none of the convolutions "
+        "that Grad-CAM could read (second, first), or something on the way detaches it"
+    )
+
+
+def test_gradcam_alone_where_the_score_depends_on_no_convolution_says_which_were_tried(batch: FixedBatch) -> None:
+    with pytest.raises(ValueError, match=r"none of the convolutions that Grad-CAM could read \(second, first\)"):
+        drawn(SaliencyMaps(methods="gradcam"), Apart(), batch)
+
+
 def test_of_scores_that_are_nan_none_is_the_predicted_class(model: nn.Sequential, batch: FixedBatch) -> None:
     with torch.no_grad():
         next(model.parameters())[0] = float("nan")

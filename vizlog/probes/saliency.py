@@ -27,6 +27,7 @@ from vizlog.compute.saliency import (
     smoothgrad,
 )
 from vizlog.given import describe
+from vizlog.messages import LOG
 from vizlog.probes.base import Context, Probe
 from vizlog.probes.features import classifies_tokens
 from vizlog.probes.subject import Subject, input_values, logits_of, met
@@ -153,11 +154,7 @@ class SaliencyMaps(Probe):
         with context.forward_context(), _recurrent_backward(context.models):
             subject, output = met(context.models, batch, tokens=self._tokens)
             logits = logits_of(batch, output)
-            found = [
-                self._explain(method, subject.take(question.rows), question)
-                for question in self._questions(batch, logits)
-                for method in self._methods
-            ]
+            found = list(self._found(subject, self._questions(batch, logits), context.rank))
         return _Measured(_prediction(logits, sets=self._of_sets), found)
 
     def finish(self, measured: _Measured) -> Iterable[Heatmaps]:
@@ -228,6 +225,19 @@ class SaliencyMaps(Probe):
         labels = batch.token_labels if self._of_tokens else None
         return batch.labels if labels is None else labels.gather(1, batch.scored_positions[:, None])[:, 0]
 
+    def _found(self, subject: Subject, questions: Iterable[_Question], rank: int) -> Iterator[_Found]:
+        """Each question explained by each method; Grad-CAM only as long as there is something that it can read."""
+        for question in questions:
+            for method in self._methods:
+                try:
+                    yield self._explain(method, subject.take(question.rows), question)
+                except NoGradientError as error:
+                    if method != "gradcam" or len(self._methods) == 1:
+                        raise
+                    self._methods = tuple(other for other in self._methods if other != method)
+                    if rank == 0:
+                        LOG.warning("vizlog: %s goes on without Grad-CAM: %s", self.name, error)
+
     def _explain(self, method: str, subject: Subject, question: _Question) -> _Found:
         score, values, gap = subject.score(question.targets), subject.values, None
         images = self._pictures is not None
@@ -254,12 +264,17 @@ class SaliencyMaps(Probe):
 
     def _gradcam(self, subject: Subject, score: Score) -> Tensor:
         """Of the last convolution, or, where it is a teacher's or a momentum encoder's, of another part's last one."""
+        tried = []
         while True:
             try:
                 return subject.gradcam(score, self._convolution)
             except NoGradientError:
+                tried.append(self._convolution)
                 if not self._others:
-                    raise
+                    raise NoGradientError(
+                        f"the score depends on none of the convolutions that Grad-CAM could read ({', '.join(tried)}), "
+                        "or something on the way detaches it"
+                    ) from None
                 self._convolution = self._others.pop(0).partition("@")[0]
 
     def _heatmaps(self, found: _Found, prediction: _Prediction | None) -> Heatmaps:
