@@ -507,6 +507,57 @@ def test_tokens_are_explained_through_their_embeddings() -> None:
     assert gradient.over is None
 
 
+class Answers(nn.Module):
+    """Where in a text an answer starts, and where it ends: two scores of each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Embedding(20, 6)
+        self.ends = nn.Linear(6, 2)
+
+    def forward(self, input_ids: Tensor, **positions: Tensor) -> dict[str, Tensor]:
+        start, end = self.ends(self.token(input_ids)).unbind(2)
+        return {"start_logits": start, "end_logits": end}
+
+
+@pytest.mark.parametrize("where", ["inputs", "targets", "score"])
+def test_of_an_answer_in_a_text_the_token_is_told_where_it_starts(where: str) -> None:
+    model = Answers()
+    ids = torch.stack([torch.randperm(20)[:7] for _ in range(4)])
+    starts = torch.tensor([3, 6, 0, 7])  # the last lies beyond the text, and is ignored
+    inputs = {"input_ids": ids}
+    batch = {
+        "inputs": FixedBatch({**inputs, "start_positions": starts, "end_positions": starts}, tokens=WORDS),
+        "targets": FixedBatch(inputs, {"end_positions": starts, "start_positions": starts}, tokens=WORDS),
+        "score": FixedBatch(
+            inputs,
+            starts.masked_fill(starts == 7, -100),
+            tokens=WORDS,
+            score=lambda output: output["start_logits"],
+        ),
+    }[where]
+    record = drawn(SaliencyMaps(), model, batch)["saliency/gradient"]
+    scores = model(ids)["start_logits"].detach().softmax(1)
+    assert sorted(record.titles) == [f"example {k}: position {starts[k]}, 'w{ids[k, starts[k]]}'" for k in range(3)]
+    for title, note, values in zip(record.titles, record.notes, record.values, strict=True):
+        k = int(title.removeprefix("example ")[0])
+        guess, share = int(scores[k].argmax()), float(scores[k].max())
+        assert note == (
+            f"target position {starts[k]}, 'w{ids[k, starts[k]]}'; predicted position {guess}, "
+            f"'w{ids[k, guess]}' ({share:.0%}{', wrong' * (guess != starts[k])})"
+        )
+        expected = torch.zeros(7)  # the score of a token depends on no other
+        expected[starts[k]] = model.token(ids[k, starts[k]]) @ model.ends.weight[0]
+        np.testing.assert_allclose(values[0], expected.detach(), atol=1e-6)
+    assert "the logit (before softmax) of the true position, by start_logits; 3 examples" in record.caption
+
+
+def test_as_many_classes_as_tokens_are_classes() -> None:
+    model = nn.Sequential(nn.Embedding(20, 6), nn.Flatten(), nn.Linear(24, 4))
+    batch = FixedBatch(torch.randint(20, (6, 4)), torch.arange(6) % 4)
+    assert drawn(SaliencyMaps(), model, batch)["saliency/gradient"].titles[0] == "example 0: class 0"
+
+
 def test_padding_after_the_longest_text_is_left_out() -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
     inputs = {"input_ids": torch.randint(0, 20, (2, 5)), "attention_mask": mask}

@@ -344,6 +344,15 @@ class FixedBatch:
         found = self._scoring(self._parts(output))
         return self.score is None and found is not None and found.ndim == 3
 
+    def answers(self, output: Any, logits: Tensor) -> str:
+        """The name of these logits in an output, where they score the tokens of a text (N, T): where an answer starts.
+
+        "" where they are of classes.
+        """
+        if self.token_ids is None or logits.shape != self.token_ids.shape:
+            return ""
+        return next((name for name in ("start_logits", "end_logits") if _named(output, name) is logits), "")
+
     def as_met(self, *, scored: bool, padding: int | None = None, class_names: tuple[str, ...] = ()) -> FixedBatch:
         """The same examples, once a first output has told whether it is class scores, and which token is padding.
 

@@ -46,6 +46,7 @@ class Survey:
         scored: "logits", "loss" or "" : what examples can be scored by.
         classes: how many classes the logits have; 0 where there are none.
         scores_a_position: whether they are of one position of each example, where the model scores every one.
+        answers: the name of the logits in the output, where they are of a text's tokens, as of where an answer starts.
         rebuilds: whether it gives as many values as it takes, as an autoencoder.
         token_embeddings: those that took the token ids as they are.
     """
@@ -56,6 +57,7 @@ class Survey:
     scored: str
     classes: int = 0
     scores_a_position: bool = False
+    answers: str = ""
     rebuilds: bool = False
     token_embeddings: tuple[nn.Embedding, ...] = ()
 
@@ -113,6 +115,7 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         scored,
         classes,
         scores_a_position=logits is not None and first.scores_a_position(output),
+        answers="" if logits is None else first.answers(output, logits),
         rebuilds=first.is_rebuilt(output),
         token_embeddings=embeddings,
     )

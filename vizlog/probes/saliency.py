@@ -35,7 +35,7 @@ from vizlog.records import Floats, Heatmaps, Pixels
 from vizlog.schedules import LogSpaced, Schedule
 from vizlog.selection import Select, check_select, device_of, matcher, named_modules
 from vizlog.survey import Survey
-from vizlog.targets import NO_LABEL
+from vizlog.targets import NO_LABEL, as_tensor, class_numbers
 
 __all__ = ["SaliencyMaps"]
 
@@ -104,7 +104,7 @@ class SaliencyMaps(Probe):
         self._others: list[str] = []  # convolutions of other parts, where the score depends on none of that one's
         self._tokens = self._is_table = self._sums = False
         self._next_tokens = self._hidden_tokens = self._of_tokens = self._at_labels = self._of_sets = False
-        self._where = ""
+        self._where = self._answers = ""
         self._middle = self._axes = ""
         self._one_number = False
         self._shown: FixedBatch | None = None
@@ -128,7 +128,8 @@ class SaliencyMaps(Probe):
         self._of_sets = sets is not None and sets.shape[1] == survey.classes
         self._check_target(self._shown, survey)
         self._tokens = _explains_tokens(self._shown, survey)
-        self._next_tokens = self._tokens and _predicts_tokens(self._shown, survey)
+        self._answers = survey.answers
+        self._next_tokens = self._tokens and not self._answers and _predicts_tokens(self._shown, survey)
         self._hidden_tokens = self._next_tokens and _hides_tokens(survey.batch)
         self._of_tokens = self._hidden_tokens or classifies_tokens(survey)
         shape = () if self._tokens else input_values(self._shown).shape
@@ -221,7 +222,12 @@ class SaliencyMaps(Probe):
                 yield _Question("predicted", wrong, predicted[wrong])
 
     def _labels(self, batch: FixedBatch) -> Tensor | None:
-        """(N,) the true classes; of a text whose tokens have one each, that of the token which is looked at."""
+        """(N,) the true classes; of a text whose tokens have one each, that of the token which is looked at.
+
+        Of an answer in a text the position of the token where it starts.
+        """
+        if self._answers and batch.labels is None:
+            return _true_positions(batch, self._answers)
         labels = batch.token_labels if self._of_tokens else None
         return batch.labels if labels is None else labels.gather(1, batch.scored_positions[:, None])[:, 0]
 
@@ -333,6 +339,7 @@ class SaliencyMaps(Probe):
     def _of_what(self, question: _Question, shown: FixedBatch) -> str:
         """Which score of which examples, for the caption."""
         kind = ("token" if self._hidden_tokens else "next token") if self._next_tokens else "class"
+        kind = f"position, by {self._answers}" if self._answers else kind
         kind = "label" if self._of_sets else kind + self._where
         logit = f"the logit (before {'sigmoid' if self._of_sets else 'softmax'})"
         if question.targets is None:
@@ -365,8 +372,9 @@ class SaliencyMaps(Probe):
         if labels is None:
             return names
         lowest = NO_LABEL + 1 if self._one_number else 0  # of a margin −1 is a class
-        classes = [self._class_name(label) if label >= lowest else "no label" for label in labels.tolist()]
-        return [f"{name}: {label}" for name, label in zip(names, classes, strict=True)]
+        for i, label in enumerate(labels.tolist()):
+            names[i] += f": {self._class_name(label, shown, i) if label >= lowest else 'no label'}"
+        return names
 
     def _notes(self, shown: FixedBatch, found: _Found, prediction: _Prediction | None) -> list[str]:
         """For each map: the class it explains, or its target, what the model predicts, and the completeness gap."""
@@ -385,18 +393,24 @@ class SaliencyMaps(Probe):
                 wrong = ", wrong" if label >= 0 and guess != label else ""
                 explained = "explains" if found.question.suffix else "target"
                 at = f" at {shown.token_names(i)[positions[i]]!r}" if self._at_labels else ""
-                parts.append(f"{explained} {self._class_name(int(found.question.targets[i]))}{at}")
+                parts.append(f"{explained} {self._class_name(int(found.question.targets[i]), shown, i)}{at}")
                 said = "likeliest" if self._of_sets else "predicted"
-                predicted = f"{said} {self._class_name(guess)} ({share:.0%}{wrong})"
+                predicted = f"{said} {self._class_name(guess, shown, i)} ({share:.0%}{wrong})"
                 parts.append("no class is predicted: scores are NaN" if math.isnan(share) else predicted)
             if found.gap is not None:
                 parts.append(f"gap {float(found.gap.absolute[i]):+.2g} ({100 * float(found.gap.relative[i]):.2g}%)")
             notes.append("; ".join(parts))
         return notes
 
-    def _class_name(self, number: int) -> str:
-        """A class by its name; a token, where tokens are predicted; else by its number."""
+    def _class_name(self, number: int, shown: FixedBatch | None = None, example: int = 0) -> str:
+        """A class by its name; a token, where tokens are predicted; else by its number.
+
+        A position in a text, of which an answer is one, by the token there, where an example is named.
+        """
         assert self._shown is not None
+        if self._answers:
+            named = shown is not None and shown.tokens is not None
+            return f"position {number}{f', {shown.token_names(example)[number]!r}' if shown and named else ''}"
         if self._shown.class_names:
             return self._shown.class_name(number)
         if self._next_tokens:
@@ -497,6 +511,16 @@ def _predicts_tokens(shown: FixedBatch, survey: Survey) -> bool:
     """
     may = shown.tokens is not None or survey.scores_a_position
     return may and not shown.class_names and survey.classes in survey.vocabularies
+
+
+def _true_positions(batch: FixedBatch, scores: str) -> Tensor | None:
+    """(N,) where answers start, by the targets or inputs that have the name of these scores; −100 beyond the text."""
+    ids, name = batch.token_ids, scores.replace("logits", "positions")
+    named = [tree for tree in (batch.targets, batch.inputs) if isinstance(tree, Mapping) and name in tree]
+    found = class_numbers(as_tensor(named[0][name]), known=True) if named else None
+    if ids is None or found is None or len(found) != len(batch):
+        return None
+    return found.masked_fill((found < 0) | (found >= ids.shape[1]), NO_LABEL)
 
 
 def _labels_choose_positions(batch: FixedBatch) -> bool:
