@@ -703,6 +703,7 @@ def test_channels_that_come_last_or_alone_are_told_from_places() -> None:
         weight = model[1].weight.detach().reshape(2, *shape)  # type: ignore[union-attr, operator]
         of_places = weight.sum(-1) if shape[-1] == 3 else weight.reshape(2, 1, 7)
         assert record.values.shape == (2, *expected)
+        assert (record.over is not None) == (shape[-1] == 3)
         np.testing.assert_allclose(record.values, of_places[batch.targets], atol=1e-6)
 
 
@@ -931,11 +932,46 @@ def test_of_a_video_the_middle_frame_is_shown_and_the_caption_says_so() -> None:
     weights = model.head.weight.detach().view(2, 5, 3, 8, 8)[batch.targets]
     np.testing.assert_allclose(record.values, weights[:, 2].sum(1).numpy(), atol=1e-6)
     assert "of 5 frames the middle one" in record.caption
-    volumes = drawn(SaliencyMaps(methods="gradient"), model, FixedBatch(frames.transpose(1, 2), torch.arange(4) % 2))
-    assert "of 5 slices the middle one" in volumes["saliency/gradient"].caption
+    gray = FixedBatch(torch.randn(4, 1, 15, 8, 8), torch.arange(4) % 2)
+    assert "of 15 slices the middle one" in drawn(SaliencyMaps(), model, gray)["saliency/gradient"].caption
     convolves = nn.Sequential(nn.Conv3d(3, 2, 3, stride=2), nn.Flatten(), nn.Linear(36, 2))
     cam = drawn(SaliencyMaps(), convolves, FixedBatch(frames.transpose(1, 2)))["saliency/gradcam/predicted"]
-    assert "; of the slices the middle one" in cam.caption  # a convolution leaves another number of them
+    assert "; of the frames the middle one" in cam.caption  # a convolution leaves another number of them
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_four_frames_of_colours_are_a_video_wherever_their_channels_are(channels: int) -> None:
+    class Video(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(12, 4, 3)
+            self.head = nn.Linear(4 * 4 * 3, 2)
+
+        def forward(self, clips: Tensor) -> Tensor:
+            return self.head(self.layer(clips.flatten(1, 2)).flatten(1))
+
+    model, clips = Video(), torch.rand(4, 12, 6, 5).unflatten(1, (4, 3) if channels == 2 else (3, 4))
+    batch = FixedBatch(clips, torch.arange(4) % 2)
+    records = drawn(SaliencyMaps(), model, batch)
+    record, cam = records["saliency/gradient"], records["saliency/gradcam"]
+    leaf = batch.inputs.clone().requires_grad_()
+    (weights,) = torch.autograd.grad(model(leaf).gather(1, batch.targets[:, None]).sum(), leaf)
+    middle = weights.select(3 - channels, 2)
+    np.testing.assert_allclose(record.values, middle.sum(1), atol=1e-6)
+    assert record.over is not None
+    seen = batch.inputs.select(3 - channels, 2).permute(0, 2, 3, 1)
+    np.testing.assert_array_equal(record.over, (seen * 255).round().byte())
+    assert record.caption.endswith("eval mode; of 4 frames the middle one")
+    assert "frames" not in cam.caption  # the convolution sees all of them at once
+
+
+def test_what_was_measured_in_a_volume_is_no_colour_nor_is_what_its_mean_does_not_fit() -> None:
+    labels = torch.arange(4) % 2
+    for shape, mean in (((4, 5, 6, 6), None), ((1, 5, 6, 6), (0.5, 0.5, 0.5))):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 2))
+        record = drawn(SaliencyMaps(), model, FixedBatch(torch.rand(4, *shape), labels, mean=mean))["saliency/gradient"]
+        assert record.over is None
+        assert record.caption.endswith("of 5 slices the middle one")
 
 
 def test_a_tagger_is_explained_at_the_last_position_and_says_so() -> None:

@@ -105,7 +105,7 @@ class SaliencyMaps(Probe):
         self._tokens = self._is_table = self._sums = False
         self._next_tokens = self._hidden_tokens = self._of_tokens = self._at_labels = self._of_sets = False
         self._where = self._answers = ""
-        self._middle = self._axes = ""
+        self._slices, self._axes = "", ""
         self._one_number = False
         self._shown: FixedBatch | None = None
         self._pictures: Pixels | None = None
@@ -119,7 +119,6 @@ class SaliencyMaps(Probe):
                 "give FixedBatch(score=…), which returns (N, classes), or FixedBatch(loss=…)"
             )
         self._shown = survey.batch.part(0, self._examples)
-        self._pictures = _pictures(survey.batch, self._examples)
         self._one_number = survey.classes == 1
         self._at_labels = survey.scores_a_position and _labels_choose_positions(survey.batch)
         self._where = ", at the last position" if survey.scores_a_position else ""
@@ -132,8 +131,10 @@ class SaliencyMaps(Probe):
         self._next_tokens = self._tokens and not self._answers and _predicts_tokens(self._shown, survey)
         self._hidden_tokens = self._next_tokens and _hides_tokens(survey.batch)
         self._of_tokens = self._hidden_tokens or classifies_tokens(survey)
+        self._pictures = _pictures(survey.batch if self._tokens else _as_images(survey.batch), self._examples)
         shape = () if self._tokens else input_values(self._shown).shape
-        self._is_table, self._middle = len(shape) == 2, _left_out_of(shape)
+        self._is_table = len(shape) == 2
+        self._slices = _slices_of(shape)
         self._sums = len(shape) > 3 and max(shape[2:]) > 1 and shape[_channels_in(shape)] > 1
         self._axes = _axes_of(shape) if self._pictures is None else ""
         if isinstance(self._baseline, Tensor) and not self._tokens:
@@ -248,8 +249,10 @@ class SaliencyMaps(Probe):
         score, values, gap = subject.score(question.targets), subject.values, None
         images = self._pictures is not None
         if method == "gradcam":
-            maps = _map_of_positions(self._gradcam(subject, score), values, tokens=self._tokens)
-            return _Found(method, question, _shrunk(maps, images=images), gap, tuple(maps.shape[1:]))
+            cam = self._gradcam(subject, score)
+            maps = _map_of_positions(cam, values, tokens=self._tokens)
+            shrunk = _shrunk(maps, images=images)
+            return _Found(method, question, shrunk, gap, tuple(maps.shape[1:]), flat=cam.ndim < 4)
         if method == "gradient":
             found = gradient(score, values, chunk=subject.chunk)
         elif method == "smoothgrad":
@@ -359,9 +362,10 @@ class SaliencyMaps(Probe):
 
     def _which(self, found: _Found) -> str:
         """Which values are where in the maps, and which are not shown, for the caption."""
-        middle = "; of the slices the middle one" if self._middle and found.method == "gradcam" else self._middle
-        axes = "" if found.method == "gradcam" else self._axes
-        return f"{axes}{middle}{found.left_out}{found.empty}"
+        cam = found.method == "gradcam"  # a convolution leaves another number of slices, or sees all as channels
+        slices = f"the {self._slices.partition(' ')[2]}" if cam else self._slices
+        middle = f"; of {slices} the middle one" if self._slices and not (cam and found.flat) else ""
+        return f"{'' if cam else self._axes}{middle}{found.left_out}{found.empty}"
 
     def _titles(self, shown: FixedBatch) -> list[str]:
         names = [f"example {number}" for number in shown.ids.tolist()]
@@ -429,13 +433,17 @@ class _Question:
 
 @dataclass(frozen=True)
 class _Found:
-    """One record to be: maps (N, H, W) of the question's examples, and how many values a side there were."""
+    """One record to be: maps (N, H, W) of the question's examples, and how many values a side there were.
+
+    `flat`: whether those of Grad-CAM had no slices to take the middle one of.
+    """
 
     method: str
     question: _Question
     maps: Tensor
     gap: Gap | None
     sides: tuple[int, ...] = ()
+    flat: bool = False
 
     @property
     def left_out(self) -> str:
@@ -594,15 +602,18 @@ def _axes_of(shape: Sequence[int]) -> str:
 
 
 def _is_video(shape: Sequence[int]) -> bool:
-    """Whether an input is frames (N, T, C, H, W), and no volume (N, C, D, H, W)."""
-    return len(shape) == 5 and shape[1] not in (1, 3, 4) and shape[2] in (1, 3, 4)
+    """Whether an input is frames (N, T, C, H, W), and no volume (N, C, D, H, W); four frames of colours are."""
+    if len(shape) != 5:
+        return False
+    return (shape[1] not in (1, 3, 4) and shape[2] in (1, 3, 4)) or tuple(shape[1:3]) == (4, 3)
 
 
-def _left_out_of(shape: Sequence[int]) -> str:
-    """For the caption: what of an input of this shape is not shown."""
+def _slices_of(shape: Sequence[int]) -> str:
+    """For the caption: of how many slices of an input the middle one is shown; those of colours are frames."""
     if len(shape) != 5:
         return ""
-    return f"; of {shape[1]} frames the middle one" if _is_video(shape) else f"; of {shape[2]} slices the middle one"
+    channels = _channels_in(shape)
+    return f"{shape[3 - channels]} {'frames' if channels == 2 or shape[1] == 3 else 'slices'}"
 
 
 def _map_of_positions(cam: Tensor, values: Tensor, *, tokens: bool) -> Tensor:
@@ -633,6 +644,21 @@ def _block(shape: Sequence[int], *, images: bool) -> list[int]:
     """How many values along each side are shown as one."""
     block = [-(-side // _SIDE) for side in shape]
     return [min(max(block), side) for side in shape] if images else block
+
+
+def _as_images(batch: FixedBatch) -> FixedBatch:
+    """The examples, to be looked at: of a video or a volume the slice of which the map is; of images channels first."""
+    values = next(iter(batch.float_inputs), None)
+    if batch.images is not None or values is None or values.ndim not in (4, 5):
+        return batch
+    channels = _channels_in(values.shape)
+    seen = values.movedim(channels, 1)
+    if values.ndim == 5:
+        if seen.shape[1] == 4:  # rather what was measured at each place of a volume than colours
+            return batch
+        seen = seen[:, :, seen.shape[2] // 2]
+    normalised = [np.size(each) for each in (batch.mean, batch.std) if each is not None]
+    return batch.substitute(values, seen) if {*normalised} <= {1, seen.shape[1]} else batch
 
 
 def _pictures(batch: FixedBatch, examples: int) -> Pixels | None:
