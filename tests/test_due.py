@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ import vizlog
 from vizlog.batch import FixedBatch
 from vizlog.channel import RanksApart
 from vizlog.due import DueStep, Turn
+from vizlog.isolation import isolated
 from vizlog.ranks import Ranks
 from vizlog.requests import AttentionCalls, Gradients, Outputs, Request, Updates, Weights
 from vizlog.selection import named_parameters
@@ -426,6 +427,38 @@ def test_a_copy_takes_its_time_too(clock: Clock, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(step, "_part", fails)
     step.keep_weights({id(step.parameters["0.bias"])})
     assert not step.turns
+
+
+# A pass over the fixed batch ------------------------------------------------------------------------------------------
+
+
+class Adds(nn.Module):
+    """Keeps the sum of what it was given, and adds what it had to what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum, self.last, self.calls = torch.zeros(2), None, 0
+        self.register_buffer("total", torch.zeros(2))
+        self.layer = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.layer(x + self.sum + self.total + (0 if self.last is None else self.last[0]))
+        self.sum, self.total, self.last, self.calls = x.sum(0), x.sum(0), (x.sum(0),), self.calls + 1
+        return found
+
+
+def test_each_part_of_the_fixed_batch_starts_from_the_hidden_state_that_training_left() -> None:
+    model, x = Adds(), torch.randn(70, 2)
+    model(torch.ones(3, 2))
+    outputs = Outputs(lambda *_: True, lambda call: x.new_empty(0) if call.tensor is None else call.tensor.clone(), 70)
+    step, (turn,), failed = begun(Looks(outputs), model=model)
+    with isolated([model]):
+        step.run_batch(FixedBatch(x), nullcontext)
+        assert model.calls == 4  # no tensor, and so no state of a network
+    assert not failed
+    torch.testing.assert_close(torch.cat(step.captured(turn)["0"]["layer"]), x + 9)
+    assert model.calls == 1
+    assert torch.equal(model.sum, torch.full((2,), 3.0))
 
 
 # Ranks of a sharded model ---------------------------------------------------------------------------------------------

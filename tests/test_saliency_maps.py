@@ -728,6 +728,27 @@ def test_a_recurrent_model_is_explained() -> None:
     assert record.values.any()
 
 
+def test_a_hidden_state_does_not_go_from_one_run_to_the_next() -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(5, 3)
+            self.state = torch.ones(5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = self.head(torch.tanh(x + self.state))
+            self.state = self.state + x.detach().mean(0)
+            return found
+
+    model, x = Remembers(), torch.randn(20, 5)
+    batch = FixedBatch(x, torch.arange(20) % 3)
+    record = drawn(SaliencyMaps(methods="gradient", examples=20), model, batch)["saliency/gradient"]
+    assert isinstance(batch.inputs, Tensor)
+    assert batch.labels is not None
+    slope = 1 - torch.tanh(batch.inputs + 1).square()
+    np.testing.assert_allclose(record.values[:, 0], (slope * model.head.weight[batch.labels]).detach(), atol=1e-6)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_what_has_no_classes_is_scored_by_minus_the_loss(reduction: str) -> None:
     def loss(output: Tensor, target: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from vizlog.batch import FixedBatch
 from vizlog.capture import Capture, Silent
 from vizlog.channel import RanksApart
 from vizlog.compute.transfer import to_host
-from vizlog.isolation import eager
+from vizlog.isolation import eager, hidden_states
 from vizlog.probes.base import Probe
 from vizlog.ranks import GIVEN_UP, Ranks, is_given_up, local, summed, whole
 from vizlog.requests import AttentionCalls, Gradients, Outputs, Request, Updates, Weights
@@ -351,7 +351,7 @@ class DueStep:
         """Runs the models over as many examples as were asked for, once for all probes; the caller isolates."""
         asked = self._of_the_batch()
         most = min(len(batch), max((request.examples for request in asked.values()), default=0))
-        device = device_of(self.models)
+        device, restart = device_of(self.models), hidden_states(self.models.values())
         # To the end, whatever failed: other ranks may be waiting in a forward.
         for start in range(0, most, batch.chunk):
             wanted = {key: request for key, request in asked.items() if request.examples > start and key in self._asked}
@@ -360,6 +360,7 @@ class DueStep:
             part = batch.part(start, min(start + batch.chunk, most), device)
             with torch.no_grad(), context(), capture.forward():
                 part.run(self.models)
+            restart()
             took, turns = time.perf_counter() - began, {key[0] for key in wanted}
             for turn in turns:
                 turn.took(took / len(turns))  # the forward is made for all of them

@@ -22,11 +22,12 @@ from vizlog.copies import put_all_back, tensors_kept
 from vizlog.ranks import is_sharded, reshard, sharded_modules
 from vizlog.setting import Setting
 
-__all__ = ["changes_learnt", "eager", "isolated", "start_noise"]
+__all__ = ["changes_learnt", "eager", "hidden_states", "isolated", "start_noise"]
 
 # Of a state dict they change nothing in training, and those that `fully_shard` adds in the first forward must stay.
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.startswith(("_forward_", "_backward_")))
 _GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+_STATES = (Tensor, tuple, type(None))
 _OF_AUTOGRAD = operator.attrgetter("requires_grad", *_GRADIENT_HOOKS)
 
 
@@ -92,6 +93,24 @@ def changes_learnt(models: Iterable[nn.Module]) -> Iterator[None]:
     sharded = sharded_modules(models) or any(map(is_sharded, parameters))
     with nullcontext() if sharded else learnt(parameters):
         yield
+
+
+def hidden_states(models: Iterable[nn.Module]) -> Callable[[], None]:
+    """Inside `isolated`: what puts hidden states back, so that each of several forwards starts from those of now.
+
+    They are tensors, or tuples of them, that a forward replaces in the attributes and buffers of a module. What it
+    changes in place stays as it is until the isolation ends.
+    """
+    modules, _ = all_modules(models)
+    places: list[dict[str, Any]] = [held for m in modules for held in (m.__dict__, m.__dict__.get("_buffers", {}))]
+    kept = [(held, name, now) for held in places for name, now in held.items() if isinstance(now, _STATES)]
+
+    def put_back() -> None:
+        for held, name, before in kept:
+            if (now := held.get(name)) is not before and isinstance(now, _STATES):
+                held[name] = before
+
+    return put_back
 
 
 def _parameters_of(modules: list[nn.Module]) -> list[nn.Parameter]:

@@ -14,6 +14,7 @@ from vizlog.batch import BatchDoesNotFit, FixedBatch, on_device
 from vizlog.capture import Capture, replaced
 from vizlog.compute.saliency import Score, before_softmax, derivative, gradcam
 from vizlog.given import describe
+from vizlog.isolation import hidden_states
 from vizlog.requests import Call, Outputs
 from vizlog.selection import named_modules
 
@@ -30,6 +31,7 @@ class Subject:
     Args:
         models: name -> bare module.
         batch: the N examples, on the models' device.
+        restart: puts back what the model had kept between forwards, so that each starts from the same.
         values: (N, ...) floating point: one of the inputs, or the embeddings of the tokens.
         embedding: the call that makes the values from token ids ("embed", or "embed@2"); "" where they are an input.
         chunk: how many rows the model may be run on at once.
@@ -37,6 +39,7 @@ class Subject:
 
     models: Mapping[str, nn.Module]
     batch: FixedBatch
+    restart: Callable[[], None]
     values: Tensor
     embedding: str = ""
     chunk: int = _ROWS
@@ -67,6 +70,7 @@ class Subject:
         return torch.cat([_gradcam(module, score, self.values[part], part) for part in torch.split(rows, self.chunk)])
 
     def _run(self, batch: FixedBatch, values: Tensor) -> tuple[Any, FixedBatch]:
+        self.restart()
         if not self.embedding:
             batch = batch.substitute(input_values(batch), values)
             return batch.run(self.models), batch
@@ -84,13 +88,13 @@ def met(models: Mapping[str, nn.Module], batch: FixedBatch, *, tokens: bool) -> 
     Raises:
         BatchDoesNotFit: no embedding took the token ids.
     """
-    chunk = min(_ROWS, batch.chunk)
+    chunk, restart = min(_ROWS, batch.chunk), hidden_states(models.values())
     if not tokens:
         output = batch.run(models)
-        subject = Subject(models, batch, input_values(batch), chunk=chunk)
+        subject = Subject(models, batch, restart, input_values(batch), chunk=chunk)
     else:
         embedding, values, output = _embedded(models, batch)
-        subject = Subject(models, batch, values, embedding, chunk)
+        subject = Subject(models, batch, restart, values, embedding, chunk)
     loss = batch.losses(output) if batch.logits(output) is None else None
     # One loss for all examples says nothing about each: they are run one by one.
     return (replace(subject, chunk=1) if loss is not None and loss.ndim == 0 else subject), output
