@@ -357,6 +357,34 @@ def test_a_map_lies_beside_and_over_its_picture() -> None:
     assert red == green == blue  # no value: the picture in grey
 
 
+@pytest.mark.parametrize(
+    ("shape", "columns", "least"), [((224, 224), 2, 140), ((160, 160), 2, 140), ((64, 256), 3, 256), ((256, 64), 4, 64)]
+)
+def test_maps_of_large_pictures_use_the_width_of_the_page(shape: tuple[int, int], columns: int, least: int) -> None:
+    over = np.full((8, *shape, 3), (10, 200, 30), np.uint8)
+    record = Heatmaps(
+        "saliency/gradient",
+        np.ones((8, *shape), np.float32),
+        [f"example {number}" for number in range(8)],
+        ["target 3; predicted 3 (100%)"] * 8,
+        (-1.0, 1.0),
+        "diverging",
+        over=over,
+    )
+    drawn = raster(record)
+    green, red = ((drawn[80:] == np.array(color)).all(2) for color in ((10, 200, 30), tuple(colors.DIVERGING[254])))
+    starts, stops = (np.flatnonzero(np.diff(green.any(0).astype(int), prepend=0, append=0) == way) for way in (1, -1))
+    assert len(starts) == columns
+    wide = stops - starts
+    assert wide.min() >= least
+    high = green.any(1).sum() / -(-8 // columns)
+    assert abs(high * shape[1] / shape[0] / wide[0] - 1) < 0.02  # in proportion
+    shares = red.sum() / green.sum()
+    assert 1.9 < shares < 2.1  # the map, and the map over the input
+    below = bool(red[:, starts[0]].any())
+    assert below == (shape[1] > shape[0])  # beside their picture, or under one that is wide
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (2, 40)], ids=["in a grid", "strips"])
 def test_one_picture_of_several_maps_stands_once_before_them(shape: tuple[int, int]) -> None:
     over = np.full((1, *shape, 3), (10, 200, 30), np.uint8)

@@ -142,19 +142,22 @@ def _fit(
     extra_height: int,
     extra_width: int = 0,
     panels: int = 1,
+    levels: int = 1,
     groups: int = 1,
     tallest: int = TALLEST,
 ) -> _Fit:
     """The largest tiles, of at most `largest` pixels, that fit the page's width and height; if none do, fewer tiles.
 
     An array that is hardly larger than that is not shrunk where it fits: its own pixels show more than averages do.
+    Panels side by side are shrunk: a column more shows more than their own pixels do.
     """
     own, room = max(shape), (width - extra_width) // panels - 4
-    side = float(own if largest < own <= min(1.25 * largest, room) else min(largest, room))
+    as_it_is = panels == 1 and largest < own <= min(1.25 * largest, room)
+    side = float(own if as_it_is else min(largest, room))
     while True:
         wide, high = _scaled(shape, int(side))
         rows, columns = shape_of_grid(count, panels * (wide + 6) + extra_width, width, _GAP)
-        row_height = high + extra_height + _GAP
+        row_height = levels * (high + 6) - 6 + extra_height + _GAP
         if rows * groups * row_height <= tallest:
             return _Fit(wide, high, columns, count, groups)
         if side <= _SMALLEST:
@@ -293,15 +296,17 @@ def _maps(record: Heatmaps, width: int, common: Image.Image | None) -> Image.Ima
     left, below = _longest_label(rows or (), 120), _longest_label(columns or (), 90)
     labelled = rows is not None or columns is not None
     shape = (height, wide) if record.over is None else (record.over.shape[1], record.over.shape[2])
-    largest = _side(count) if panels == 1 else (150 if count > 2 else 280)
+    stacked = panels > 1 and shape[1] >= 2 * shape[0]  # a spectrogram: beside each other they would be threads
+    across, levels = (1, panels) if stacked else (panels, 1)
+    largest = _side(count) if panels == 1 else _side_of_panels(count, shape, width, stacked=stacked)
     if any(record.notes) and panels == 1:
         largest = max(largest, _LEGIBLE)
     if labelled:
         largest = max(largest, min(2 * _side(count), 34 * max(shape)))
     notes_height = (2 + 3 * any(record.notes)) * line_height()
     before, room = int(common is not None), {"extra_height": notes_height + below + 6, "extra_width": left + 6}
-    fit = _fit(before + count, shape, largest, width, panels=panels, **room)
-    shown, reach = fit.tiles - before, panels * (fit.width + 6) - 4
+    fit = _fit(before + count, shape, largest, width, panels=across, levels=levels, **room)
+    shown, reach = fit.tiles - before, across * (fit.width + 6) - 4
     # Of two long names of classes two lines may have no room for "wrong", which stands last.
     titles, notes = _words(record.titles[:shown], reach), _words(record.notes[:shown], reach, most=3)
     tiles = []
@@ -314,10 +319,19 @@ def _maps(record: Heatmaps, width: int, common: Image.Image | None) -> Image.Ima
             names = (list(rows[i]) if rows else [], list(columns[i]) if columns else [])
             picture = _labelled(pictures[0], *names, (height, wide), (120, 90))
         else:
-            picture = beside([framed(each) for each in pictures], 4)
+            picture = (stack if stacked else beside)([framed(each) for each in pictures], 4)
         tiles.append(_tile(picture, titles[i], notes[i]))
     left_out = paragraph(_left_out(shown, count).lstrip("; "), width, fill=WARNING)
     return stack([grid(tiles, fit.columns, _GAP + (6 if panels > 1 else 0)), left_out])
+
+
+def _side_of_panels(count: int, shape: tuple[int, int], width: int, *, stacked: bool) -> int:
+    """How large pictures of this shape want to be that stand beside or above their map: two columns fit the page."""
+    height, wide = shape
+    if stacked:
+        return (width - _GAP) // (2 if count > 2 else 1) - 12
+    side = 145 if count > 2 else 280
+    return min(side * height // wide, 2 * side) if height >= 2 * wide else side
 
 
 def _panels(record: Heatmaps, i: int, size: tuple[int, int]) -> list[Image.Image]:
