@@ -762,6 +762,8 @@ def test_what_has_no_classes_is_scored_by_minus_the_loss(reduction: str) -> None
     expected = -2 / 6 * (model(batch.inputs) - batch.targets) @ model.weight
     np.testing.assert_allclose(records["saliency/gradient"].values[:, 0], expected.detach().numpy(), atol=1e-6)
     assert "minus the loss" in records["saliency/gradient"].caption
+    losses = (model(batch.inputs) - batch.targets).square().mean(1).tolist()
+    assert list(records["saliency/gradient"].notes) == [f"loss {each:.3g}" for each in losses]
 
 
 def test_of_one_logit_that_one_is_explained_and_its_value_noted_beside_the_target() -> None:

@@ -157,6 +157,8 @@ class SaliencyMaps(Probe):
             subject, output = met(context.models, batch, tokens=self._tokens)
             logits = logits_of(batch, output)
             found = list(self._found(subject, self._questions(batch, logits), context.rank))
+            if logits is None:
+                return _Measured(_Prediction(None, subject.losses(output).float(), "loss"), found)
         return _Measured(_prediction(logits, sets=self._of_sets), found)
 
     def finish(self, measured: _Measured) -> Iterable[Heatmaps]:
@@ -286,7 +288,7 @@ class SaliencyMaps(Probe):
                     ) from None
                 self._convolution = self._others.pop(0).partition("@")[0]
 
-    def _heatmaps(self, found: _Found, prediction: _Prediction | None) -> Heatmaps:
+    def _heatmaps(self, found: _Found, prediction: _Prediction) -> Heatmaps:
         assert self._shown is not None
         rows = found.question.rows
         shown = self._shown.take(rows)
@@ -380,7 +382,7 @@ class SaliencyMaps(Probe):
             names[i] += f": {self._class_name(label, shown, i) if label >= lowest else 'no label'}"
         return names
 
-    def _notes(self, shown: FixedBatch, found: _Found, prediction: _Prediction | None) -> list[str]:
+    def _notes(self, shown: FixedBatch, found: _Found, prediction: _Prediction) -> list[str]:
         """For each map: the class it explains, or its target, what the model predicts, and the completeness gap."""
         notes = []
         quantity = shown.quantity
@@ -389,9 +391,9 @@ class SaliencyMaps(Probe):
         labels, positions = self._labels(shown), shown.scored_positions.tolist() if self._at_labels else []
         for i, row in enumerate(found.question.rows.tolist()):
             parts = []
-            if prediction is not None and prediction.classes is None:
-                parts.append(f"output {float(prediction.shares[row]):.3g}{targets[i]}")
-            elif prediction is not None and prediction.classes is not None and found.question.targets is not None:
+            if prediction.classes is None:
+                parts.append(f"{prediction.kind} {float(prediction.shares[row]):.3g}{targets[i]}")
+            elif found.question.targets is not None:
                 guess, share = int(prediction.classes[row]), float(prediction.shares[row])
                 label = NO_LABEL if labels is None else int(labels[i])
                 wrong = ", wrong" if label >= 0 and guess != label else ""
@@ -462,15 +464,16 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Prediction:
-    """What the model says of all examples shown, (M,): the likeliest class and its share; of one logit, its value."""
+    """What the model says of all examples shown, (M,): the likeliest class and its share; else its output or loss."""
 
     classes: Tensor | None
     shares: Tensor
+    kind: str = "output"
 
 
 @dataclass(frozen=True)
 class _Measured:
-    prediction: _Prediction | None
+    prediction: _Prediction
     found: list[_Found]
 
 
@@ -672,10 +675,8 @@ def _pictures(batch: FixedBatch, examples: int) -> Pixels | None:
     return shrunk
 
 
-def _prediction(logits: Tensor | None, *, sets: bool) -> _Prediction | None:
+def _prediction(logits: Tensor, *, sets: bool) -> _Prediction:
     """What the model predicts; of labels that an example may have several of, the likeliest."""
-    if logits is None:
-        return None
     if logits.shape[1] == 1:
         return _Prediction(None, logits[:, 0].float())
     logits = logits.float()

@@ -63,6 +63,14 @@ class Subject:
 
         return score
 
+    def losses(self, output: Any) -> Tensor:
+        """(N,) the loss of each example: by the output on all, or where that has one loss for all, by a run of each."""
+        loss = self.batch.losses(output)
+        if loss is None or loss.ndim:
+            return _row_losses(self.batch, output)
+        score, rows = self.score(None), torch.arange(len(self.batch), device="cpu")
+        return -torch.cat([score(self.values[part], part) for part in torch.split(rows, self.chunk)])
+
     def gradcam(self, score: Score, convolution: str) -> Tensor:
         """Grad-CAM of each example, (N, ...), of the output of a convolution by name (of its last call)."""
         module = named_modules(self.models)[convolution]
