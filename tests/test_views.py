@@ -385,6 +385,14 @@ def test_maps_of_large_pictures_use_the_width_of_the_page(shape: tuple[int, int]
     assert below == (shape[1] > shape[0])  # beside their picture, or under one that is wide
 
 
+def test_wide_maps_without_pictures_use_the_width_of_the_page() -> None:
+    values, notes = np.ones((6, 32, 128), np.float32), ["target 3; predicted 3 (100%)"] * 6
+    record = Heatmaps("saliency/gradient", values, ["example 0"] * 6, notes, (-1.0, 1.0), "diverging")
+    red = (raster(record)[80:] == colors.DIVERGING[254]).all(2)
+    assert red.any(0).sum() == 2 * 3 * 128
+    assert red.any(1).sum() == 3 * 3 * 32
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (2, 40)], ids=["in a grid", "strips"])
 def test_one_picture_of_several_maps_stands_once_before_them(shape: tuple[int, int]) -> None:
     over = np.full((1, *shape, 3), (10, 200, 30), np.uint8)

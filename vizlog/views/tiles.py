@@ -296,11 +296,12 @@ def _maps(record: Heatmaps, width: int, common: Image.Image | None) -> Image.Ima
     left, below = _longest_label(rows or (), 120), _longest_label(columns or (), 90)
     labelled = rows is not None or columns is not None
     shape = (height, wide) if record.over is None else (record.over.shape[1], record.over.shape[2])
-    stacked = panels > 1 and shape[1] >= 2 * shape[0]  # a spectrogram: beside each other they would be threads
+    is_wide = shape[1] >= 2 * shape[0]  # as a spectrogram is: beside each other they would be threads
+    stacked = panels > 1 and is_wide
     across, levels = (1, panels) if stacked else (panels, 1)
-    largest = _side(count) if panels == 1 else _side_of_panels(count, shape, width, stacked=stacked)
+    largest = _side(count) if panels == 1 else _side_of_panels(count, shape, width)
     if any(record.notes) and panels == 1:
-        largest = max(largest, _LEGIBLE)
+        largest = max(largest, _side_of_panels(count, shape, width) if is_wide else _LEGIBLE)
     if labelled:
         largest = max(largest, min(2 * _side(count), 34 * max(shape)))
     notes_height = (2 + 3 * any(record.notes)) * line_height()
@@ -325,10 +326,10 @@ def _maps(record: Heatmaps, width: int, common: Image.Image | None) -> Image.Ima
     return stack([grid(tiles, fit.columns, _GAP + (6 if panels > 1 else 0)), left_out])
 
 
-def _side_of_panels(count: int, shape: tuple[int, int], width: int, *, stacked: bool) -> int:
+def _side_of_panels(count: int, shape: tuple[int, int], width: int) -> int:
     """How large pictures of this shape want to be that stand beside or above their map: two columns fit the page."""
     height, wide = shape
-    if stacked:
+    if wide >= 2 * height:
         return (width - _GAP) // (2 if count > 2 else 1) - 12
     side = 145 if count > 2 else 280
     return min(side * height // wide, 2 * side) if height >= 2 * wide else side
