@@ -881,6 +881,15 @@ def test_what_the_model_lacks_is_said_when_built(
         bound(probe, model, batch)
 
 
+def test_of_scores_for_each_pixel_the_message_says_how_they_become_one() -> None:
+    model, images = nn.Conv2d(1, 3, 3, padding=1), torch.randn(4, 1, 6, 6)
+    masks = torch.randint(0, 3, (4, 6, 6))
+    with pytest.raises(ValueError, match=r"\(N, classes\), as output.mean\(\(2, 3\)\) of scores for each pixel, or"):
+        bound(SaliencyMaps(), model, FixedBatch(images, masks))
+    with pytest.raises(ValueError, match=r"which returns \(N, classes\), or FixedBatch\(loss=…\)"):
+        bound(SaliencyMaps(), model, FixedBatch(images, torch.randn(4, 3, 6, 6)))
+
+
 def test_a_batch_that_cannot_be_explained_is_said_when_built(batch: FixedBatch) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(ValueError, match="needs examples to explain"):

@@ -26,7 +26,7 @@ from vizlog.compute.saliency import (
     per_token,
     smoothgrad,
 )
-from vizlog.given import describe
+from vizlog.given import INTEGERS, describe
 from vizlog.messages import LOG
 from vizlog.probes.base import Context, Probe
 from vizlog.probes.features import classifies_tokens
@@ -116,7 +116,7 @@ class SaliencyMaps(Probe):
         if not survey.scored:
             raise ValueError(
                 "SaliencyMaps finds no score to explain in the model's output: "
-                "give FixedBatch(score=…), which returns (N, classes), or FixedBatch(loss=…)"
+                f"give FixedBatch(score=…), which returns (N, classes){_of_pixels(survey.batch)}, or FixedBatch(loss=…)"
             )
         self._shown = survey.batch.part(0, self._examples)
         self._one_number = survey.classes == 1
@@ -506,6 +506,13 @@ def _explains_tokens(shown: FixedBatch, survey: Survey) -> bool:
     if not 2 <= shown.float_inputs[0].ndim <= 5:
         raise ValueError(f"SaliencyMaps draws inputs of 2 to 5 dimensions, got {describe(shown.float_inputs[0])}")
     return False
+
+
+def _of_pixels(batch: FixedBatch) -> str:
+    """What else to say of a score, where each pixel of an image has a label."""
+    masks = batch.targets
+    each = isinstance(masks, Tensor) and masks.ndim > 2 and masks.dtype in INTEGERS and batch.images is not None
+    return ", as output.mean((2, 3)) of scores for each pixel" if each else ""
 
 
 def _labelled(labels: Tensor | None, logits: Tensor) -> Tensor:
