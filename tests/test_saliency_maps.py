@@ -999,11 +999,11 @@ def test_four_frames_of_colours_are_a_video_wherever_their_channels_are(channels
 
 def test_what_was_measured_in_a_volume_is_no_colour_nor_is_what_its_mean_does_not_fit() -> None:
     labels = torch.arange(4) % 2
-    for shape, mean in (((4, 5, 6, 6), None), ((1, 5, 6, 6), (0.5, 0.5, 0.5))):
+    for shape, mean in (((4, 5, 6, 6), None), ((1, 5, 6, 6), (0.5, 0.5, 0.5)), ((5, 6, 4), None)):
         model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 2))
         record = drawn(SaliencyMaps(), model, FixedBatch(torch.rand(4, *shape), labels, mean=mean))["saliency/gradient"]
         assert record.over is None
-        assert record.caption.endswith("of 5 slices the middle one")
+        assert record.caption.endswith("of 5 slices the middle one") == (len(shape) == 4)
 
 
 def test_a_tagger_is_explained_at_the_last_position_and_says_so() -> None:

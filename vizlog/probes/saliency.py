@@ -663,10 +663,9 @@ def _as_images(batch: FixedBatch) -> FixedBatch:
         return batch
     channels = _channels_in(values.shape)
     seen = values.movedim(channels, 1)
-    if values.ndim == 5:
-        if seen.shape[1] == 4:  # rather what was measured at each place of a volume than colours
-            return batch
-        seen = seen[:, :, seen.shape[2] // 2]
+    if seen.shape[1] == 4:  # rather what was measured at each place than colours
+        return batch
+    seen = seen[:, :, seen.shape[2] // 2] if values.ndim == 5 else seen
     normalised = [np.size(each) for each in (batch.mean, batch.std) if each is not None]
     return batch.substitute(values, seen) if {*normalised} <= {1, seen.shape[1]} else batch
 
