@@ -351,9 +351,10 @@ class DueStep:
         """Runs the models over as many examples as were asked for, once for all probes; the caller isolates."""
         asked = self._of_the_batch()
         most = min(len(batch), max((request.examples for request in asked.values()), default=0))
-        device, restart = device_of(self.models), hidden_states(self.models.values())
+        device, starts = device_of(self.models), range(0, most, batch.chunk)
+        restart = hidden_states(self.models.values()) if len(starts) > 1 else _nothing
         # To the end, whatever failed: other ranks may be waiting in a forward.
-        for start in range(0, most, batch.chunk):
+        for start in starts:
             wanted = {key: request for key, request in asked.items() if request.examples > start and key in self._asked}
             capture = Capture(self.models, wanted, self._silent[1])
             began = time.perf_counter()
@@ -380,6 +381,10 @@ class DueStep:
             mine = self._results.setdefault(key, {})
             for layer, results in layers.items():
                 mine.setdefault(layer, []).extend(results)
+
+
+def _nothing() -> None:
+    """Nothing is put back where there is one forward."""
 
 
 def _ahead(following: Callable[[int], int | None], number: int, stretch: int) -> int | None:
