@@ -267,11 +267,39 @@ def test_rows_of_about_length_1_and_heads_that_are_padded_score_classes() -> Non
     named = FixedBatch(x, labels, class_names=["a", "b", "c"])
     for columns, scores in ((3, True), (6, True), (7, False)):
         assert (named.logits(torch.randn(6, columns)) is not None) == scores
+    hundred = FixedBatch(x, labels, class_names=[str(k) for k in range(100)])
+    for columns, scores in ((91, True), (100, True), (112, True), (128, False), (10, True)):
+        assert (hundred.logits(torch.randn(6, columns)) is not None) == scores
     unnamed = FixedBatch(x)
     of_length_1 = nn.functional.normalize(torch.randn(6, 5))
     assert unnamed.logits(of_length_1) is None
     assert unnamed.logits(of_length_1 * 1.05) is not None
     assert unnamed.logits(torch.eye(6)) is not None  # sure of one class each
+
+
+def test_how_wide_embeddings_are_and_how_they_are_known_is_said() -> None:
+    x, labels, output = torch.randn(6, 4), torch.arange(6), torch.randn(6, 64)
+    batch, unit = FixedBatch(x, labels), nn.functional.normalize(output)
+    assert batch.embeds(output) == (0, "")
+    assert batch.embeds(unit) == (64, "its rows have length 1")
+    assert batch.embeds({"h": output, "z": unit}) == (0, "")  # the first might be scores
+    assert FixedBatch(x, labels, class_names=list("abcdef")).embeds(output) == (64, "it has 64 columns for 6 classes")
+    assert FixedBatch(x, labels * 40).embeds(output) == (64, "it has 64 columns and there is a class 200")
+    assert FixedBatch(x, labels + 5).embeds(torch.randn(6, 6)) == (0, "")  # a mistake, which is said elsewhere
+    assert FixedBatch(x, output).embeds(unit) == (0, "")  # a regression
+    assert FixedBatch(unit, labels).embeds(unit) == (0, "")  # it rebuilds its input
+    assert FixedBatch(x, score=lambda found: found).embeds(unit) == (0, "")
+
+
+@pytest.mark.parametrize(("names", "classes", "said"), [(None, 30, True), (None, 15, False), (["a"] * 15, 30, False)])
+def test_scores_of_many_more_classes_than_the_targets_have_are_said_to_be_read_so(
+    names: list[str] | None, classes: int, *, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = FixedBatch(torch.randn(40, 4), torch.arange(40) % 10, class_names=names)
+    with caplog.at_level("INFO", "vizlog"):
+        met = survey({"": nn.Linear(4, classes)}, batch)
+    assert (met.classes, met.embeds) == (classes, (0, ""))
+    assert ("(N, 30) is read as scores of 30 classes, of which the targets have 10 at most" in caplog.text) == said
 
 
 def test_one_number_an_example_is_no_score_of_three_classes() -> None:

@@ -409,6 +409,33 @@ def test_classes_that_were_chosen_or_have_names_are_no_quantity(model, names):
     np.testing.assert_array_equal(embedding.labels, embedding.ids % 3)
 
 
+class Contrastive(nn.Module):
+    """An encoder and a projection, whose rows are made as long as each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(5, 6)
+        self.projection = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 16))
+
+    def forward(self, x):
+        return nn.functional.normalize(self.projection(self.encoder(x)))
+
+
+def test_of_a_model_that_embeds_its_own_output_is_shown_and_why_nothing_is_explained_is_said(caplog):
+    model, x, labels = Contrastive(), torch.randn(40, 5), torch.arange(40) % 4
+    memory = vizlog.Memory()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with caplog.at_level("INFO", "vizlog"), vizlog.watch(model, optimizer, to=memory, batch=(x, labels)):
+        model(x).sum().backward()
+        optimizer.step()
+    (embedding,) = (record for _, record in memory.records if isinstance(record, vizlog.Embedding))
+    assert embedding.tag == "embeddings/projection"
+    np.testing.assert_array_equal(embedding.labels, labels[embedding.ids])
+    expected = model.projection(model.encoder(x)).detach()[embedding.ids]
+    np.testing.assert_allclose(embedding.vectors, expected, rtol=0.2, atol=0.2)  # before and after one step
+    assert "read as embeddings since its rows have length 1: give FixedBatch(score=…)" in caplog.text
+
+
 def test_of_whole_numbers_that_one_number_predicts_the_one_that_is_no_label_is_none():
     counts = torch.where(torch.arange(60) % 4 == 0, -100, torch.arange(60))
     memory = vizlog.Memory()

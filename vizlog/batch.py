@@ -48,6 +48,9 @@ _EMBEDDED = (
 )
 """Endings of the names of an output's parts that are embeddings, and no scores."""
 
+_EMBEDDING = 64
+"""From how many columns on an output is rather embeddings, where it is a little wider than there are classes."""
+
 _OF_EXAMPLES = ("ids", "inputs", "targets", "_constants", "_are_classes", "_classes", "_targets_are", "_regressed")
 """Attributes of a batch that say what its examples are, not what to do with them."""
 
@@ -316,8 +319,7 @@ class FixedBatch:
 
         No scores are: a part as large as an input, which it rebuilds; an output whose targets are numbers (a
         regression), or a part of it whose own targets, those of its name, are; and embeddings, which are known by their
-        name in the output, by rows of length 1, by another part of the same width that is not the number of classes, or
-        by more than twice as many columns as `class_names`.
+        name in the output, by another part of the same width that is not the number of classes, or as `embeds` says.
         """
         if self.score is not None:
             logits = self.score(output)
@@ -338,6 +340,19 @@ class FixedBatch:
             found = found[torch.arange(len(found), device=found.device), on_device(self.scored_positions, found.device)]
         told = found.shape[1] == 1 or self._scored
         return found if told or not (self._regresses(found) or self._embeds(found)) else None
+
+    def embeds(self, output: Any) -> tuple[int, str]:
+        """How wide an output is that would be class scores, were it not embeddings, and how that is known; or 0, "".
+
+        As a contrastive model's are: by rows of length 1, by many more columns than there are `class_names`, or by
+        class numbers far beyond all columns.
+        """
+        parts = self._parts(output)
+        found = self._scoring(parts)
+        if self.score is not None or found is None or found.ndim != 2 or found.shape[1] == 1:
+            return 0, ""
+        told = "" if self._reconstruct(parts) or self._regresses(found) else self._embeds(found)
+        return (found.shape[1] if told else 0), told
 
     def scores_a_position(self, output: Any) -> bool:
         """Whether `logits` are those of one position alone, of an output that scores each."""
@@ -445,16 +460,22 @@ class FixedBatch:
         """Whether an output is one number an example (N,): a regression's, or a logit of two classes."""
         return len(parts) == 1 and parts[0].ndim == 1 and parts[0].is_floating_point() and self._classes <= 2
 
-    def _embeds(self, found: Tensor) -> bool:
-        """Whether an output (N, D) is rather embeddings: far more than there are names, or rows of length 1.
+    def _embeds(self, found: Tensor) -> str:
+        """How it is known that an output (N, D) is rather embeddings than scores of the classes; "" where it is not.
 
-        Probabilities of one class alone have that length too, but are no negative numbers.
+        Probabilities of one class alone have rows of length 1 too, but are no negative numbers.
         """
-        if self.class_names and found.shape[1] > 2 * max(len(self.class_names), self._classes):  # a head may be padded
-            return True
+        columns, names = found.shape[1], len(self.class_names)
+        known = max(names, self._classes)
+        padded = 2 if columns < _EMBEDDING else 1.2  # a head may be wider, for the background or to be padded
+        if names and columns > padded * known:
+            return f"it has {columns} columns for {known} classes"
+        if self._classes > 2 * columns:  # a few too many are a mistake, which is said where one is explained
+            return f"it has {columns} columns and there is a class {self._classes - 1}"
         values = found.detach().float()
         rounding = 1e-4 if found.dtype in (torch.float32, torch.float64) else 2e-2
-        return bool(((values.norm(dim=1) - 1).abs() < rounding).all() and (values < 0).any())
+        unit = bool(((values.norm(dim=1) - 1).abs() < rounding).all() and (values < 0).any())
+        return "its rows have length 1" if unit else ""
 
     def _regresses(self, scores: Tensor) -> bool:
         """Whether the targets are numbers, and no shares of the classes."""

@@ -49,6 +49,7 @@ class Survey:
         answers: the name of the logits in the output, where they are of a text's tokens, as of where an answer starts.
         rebuilds: whether it gives as many values as it takes, as an autoencoder.
         token_embeddings: those that took the token ids as they are.
+        embeds: where its output is embeddings, as a contrastive model's, how wide they are and how that is known.
     """
 
     batch: FixedBatch
@@ -60,6 +61,7 @@ class Survey:
     answers: str = ""
     rebuilds: bool = False
     token_embeddings: tuple[nn.Embedding, ...] = ()
+    embeds: tuple[int, str] = (0, "")
 
     @property
     def vocabularies(self) -> set[int]:
@@ -108,16 +110,21 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     classes = logits.shape[1] if logits is not None else 0
     embeddings = tuple(dict.fromkeys(calls.token_embeddings))
     padding = embeddings[0].padding_idx if embeddings else None
+    batch = batch.as_met(scored=logits is not None, padding=padding, class_names=_class_names(models, classes))
+    scores_a_position = logits is not None and first.scores_a_position(output)
+    if not scores_a_position:
+        _tell_of_many(batch, classes)
     return Survey(
-        batch.as_met(scored=logits is not None, padding=padding, class_names=_class_names(models, classes)),
+        batch,
         tuple(calls.layers),
         tuple(dict.fromkeys(calls.attention)),
         scored,
         classes,
-        scores_a_position=logits is not None and first.scores_a_position(output),
+        scores_a_position=scores_a_position,
         answers="" if logits is None else first.answers(output, logits),
         rebuilds=first.is_rebuilt(output),
         token_embeddings=embeddings,
+        embeds=(0, "") if logits is not None else first.embeds(output),
     )
 
 
@@ -159,6 +166,20 @@ def _read_by(output: Any, batch: FixedBatch, first: FixedBatch) -> FixedBatch:
     if batch.has_more_than_two and not batch.class_names and first.is_one_number(output):
         return batch.of_numbers()
     return batch
+
+
+def _tell_of_many(batch: FixedBatch, classes: int) -> None:
+    """Says so where scores are of many more classes than the targets have, as a contrastive model's output would be.
+
+    Which of the two it is cannot be known: examples of a few classes are what a loader that does not shuffle gives.
+    """
+    labels = batch.labels
+    if batch.score is None and not batch.class_names and labels is not None and classes > 2 * (int(labels.max()) + 1):
+        LOG.info(
+            "vizlog: the output (N, %d) is read as scores of %d classes, of which the targets have %d at most; "
+            "if it is embeddings, say so by FixedBatch(class_names=…), a name for each class",
+            *(classes, classes, int(labels.max()) + 1),
+        )
 
 
 def _class_names(models: Mapping[str, nn.Module], classes: int) -> tuple[str, ...]:

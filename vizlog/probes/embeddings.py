@@ -51,10 +51,11 @@ class Embeddings(Probe):
     """A layer's features of the fixed batch on a plane, comparable from step to step: tags `embeddings/LAYER`.
 
     By itself it takes what goes into the last linear layer, or into the last convolution where that runs later, tagged
-    `LAYER.input`; of an autoencoder what the narrowest layer puts out. Maps and sequences are averaged to one vector an
-    example; texts without a class of their own become one point a token, 500 at most. With two classes of several
-    points or more `LAYER/knn_accuracy` and `LAYER/silhouette` score the features themselves, not the picture; where
-    each target is one number to be predicted `LAYER/knn_r2` does.
+    `LAYER.input`; of an autoencoder what the narrowest layer puts out, and of a model whose output is embeddings what
+    the last layer that is as wide does. Maps and sequences are averaged to one vector an example; texts without a class
+    of their own become one point a token, 500 at most. With two classes of several points or more `LAYER/knn_accuracy`
+    and `LAYER/silhouette` score the features themselves, not the picture; where each target is one number to be
+    predicted `LAYER/knn_r2` does.
 
     Args:
         select: layers whose output to take; None: the features before the last layer.
@@ -100,9 +101,9 @@ class Embeddings(Probe):
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         if survey is None:
             raise ValueError(f"{self.name} needs batch=: it shows where the model puts examples")
-        batch, narrowest = survey.batch.part(0, self._examples), _bottleneck(survey)
-        is_input = self._select is None and narrowest is None
-        layers = self._selected(survey) if self._select is not None else [narrowest or _last(survey)]
+        batch, shown = survey.batch.part(0, self._examples), _bottleneck(survey) or _embedding(survey)
+        is_input = self._select is None and shown is None
+        layers = self._selected(survey) if self._select is not None else [shown or _last(survey)]
         chosen = spread(layers, self._most)
         self._left_out, self._classes = len(layers) - len(chosen), survey.classes
         two_texts = has_two_texts(survey)
@@ -244,6 +245,15 @@ def _bottleneck(survey: Survey) -> Layer | None:
     }
     narrowest = min(widths, key=widths.__getitem__, default=None)
     return narrowest if narrowest is not None and widths[narrowest] < inputs[0][0].numel() else None
+
+
+def _embedding(survey: Survey) -> Layer | None:
+    """The last layer to put out what is the model's output, where that is embeddings; None where it is not."""
+    width, _ = survey.embeds
+    candidates = [layer for layer in survey.layers if layer.output_shape == (min(2, len(survey.batch)), width)]
+    if not candidates:
+        return None
+    return next((layer for layer in candidates if _is_trained_twin(layer, candidates[-1])), candidates[-1])
 
 
 def _scales_channels(layer: Layer, layers: Sequence[Layer]) -> bool:

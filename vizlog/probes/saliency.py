@@ -114,8 +114,10 @@ class SaliencyMaps(Probe):
         if survey is None:
             raise ValueError("SaliencyMaps needs examples to explain: give batch=(inputs, targets)")
         if not survey.scored:
+            _, why = survey.embeds
+            read = f", read as embeddings since {why}" if why else ""
             raise ValueError(
-                "SaliencyMaps finds no score to explain in the model's output: "
+                f"SaliencyMaps finds no score to explain in the model's output{read}: "
                 f"give FixedBatch(score=…), which returns (N, classes){_of_pixels(survey.batch)}, or FixedBatch(loss=…)"
             )
         self._shown = survey.batch.part(0, self._examples)
