@@ -63,6 +63,53 @@ def test_labels_may_be_a_list_an_array_or_a_column(make: Any) -> None:
     assert torch.equal(batch.labels, torch.tensor([2, 0, 1])[batch.ids % 3])
 
 
+@pytest.mark.parametrize("make", [list, tuple, np.array, lambda words: np.array(words, object)])
+def test_targets_in_words_are_groups_and_no_numbers_of_the_models_classes(make: Any) -> None:
+    words = [["dog", "cat"][k < 4] for k in range(300)]
+    batch = FixedBatch(torch.arange(300.0)[:, None], make(words))
+    assert batch.labels is None
+    assert batch.groups is not None
+    numbers, names = batch.groups
+    assert names == ("cat", "dog")
+    assert [names[k] for k in numbers] == [words[k] for k in batch.ids]
+    assert numbers[:9].tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 1]  # they take turns
+    part = batch.part(2, 5)
+    assert part.targets == ["cat", "dog", "cat"]
+    assert part.groups is not None
+    assert part.groups[0].tolist() == [0, 1, 0]
+
+
+def test_words_are_numbered_by_their_places_among_the_names_of_the_classes() -> None:
+    x, words = torch.randn(4, 2), ["b", "a", None, "c"]
+    batch = FixedBatch(x, words, class_names=["c", "b", "a"])
+    assert batch.labels is not None
+    found = dict(zip(batch.ids.tolist(), batch.labels.tolist(), strict=True))
+    assert found == {0: 1, 1: 2, 2: -100, 3: 0}
+    assert batch.part(0, 3).class_name(1) == "b"
+    with pytest.raises(ValueError, match=r"must be among FixedBatch\(class_names=\), got 'c'; the nearest names are"):
+        FixedBatch(x, words, class_names=["cart", "b", "a"])
+
+
+def test_of_texts_beside_the_inputs_a_model_gets_those_of_its_examples() -> None:
+    texts, given = [str(k) for k in range(6)], []
+    batch = FixedBatch((torch.arange(6.0), texts, ["a", "b"]), forward=lambda _, inputs: given.append(inputs))
+    batch.part(2, 4).run({"": nn.Identity()})
+    ((numbers, those, others),) = given
+    assert (numbers.tolist(), those, others) == ([2, 3], ["2", "3"], ["a", "b"])
+
+
+def test_texts_and_words_that_are_not_one_an_example_are_no_groups() -> None:
+    x = torch.randn(40, 2)
+    texts = [f"a photo of a thing, number {k}" for k in range(40)]
+    assert FixedBatch(x, texts).groups is None
+    assert FixedBatch(x, texts).has_texts
+    assert FixedBatch(x, texts).part(3, 5).targets == [texts[3], texts[4]]
+    assert FixedBatch(x, texts, class_names=["a", "b"]).labels is None
+    assert FixedBatch(x, texts[:20] * 2).groups is not None
+    assert FixedBatch(x, ["a", "b"], loss=lambda output, _: output[:, 0]).groups is None
+    assert FixedBatch(x[:3], list("abc")).groups is not None  # few examples, one of each class
+
+
 def test_regression_targets_are_no_classes() -> None:
     batch = FixedBatch(torch.randn(10, 3), torch.randn(10))
     assert batch.labels is None

@@ -436,6 +436,29 @@ def test_of_a_model_that_embeds_its_own_output_is_shown_and_why_nothing_is_expla
     assert "read as embeddings since its rows have length 1: give FixedBatch(score=…)" in caplog.text
 
 
+def test_classes_in_words_colour_points_and_are_none_of_the_models_own(caplog):
+    words = [["dog", "cat", "bird"][k % 3] for k in range(60)]
+    batch = vizlog.FixedBatch(torch.randn(60, 5), words)
+    probes = [vizlog.Embeddings(methods=["pca"], label="class"), vizlog.SaliencyMaps()]
+    with caplog.at_level("INFO", "vizlog"):
+        memory = vizlog.Memory()
+        with vizlog.Monitor(nn.Sequential(nn.Linear(5, 3)), probes, to=memory, batch=batch) as monitor, monitor.step():
+            pass
+    found = {record.tag: record for _, record in memory.records}
+    embedding, saliency = found["embeddings/0.input"], found["saliency/gradient/predicted"]
+    assert embedding.class_names == ("bird", "cat", "dog")
+    assert [embedding.class_names[k] for k in embedding.labels] == [words[k] for k in embedding.ids]
+    assert "colour: class" in embedding.caption
+    assert "saliency/gradient" not in found  # which class is the true one is not known
+    assert saliency.titles[:3] == [f"example {k}: {words[k]}" for k in embedding.ids[:3]]
+    assert "wrong" not in " ".join(saliency.notes)
+    assert "of targets in words embeddings show 3 classes" in caplog.text
+    texts = vizlog.FixedBatch(torch.randn(60, 5), [f"{k}!" for k in range(60)])
+    with caplog.at_level("INFO", "vizlog"):
+        look(nn.Linear(5, 3), vizlog.SaliencyMaps(), texts)
+    assert "most of them different, are read as texts and no classes" in caplog.text
+
+
 def test_of_whole_numbers_that_one_number_predicts_the_one_that_is_no_label_is_none():
     counts = torch.where(torch.arange(60) % 4 == 0, -100, torch.arange(60))
     memory = vizlog.Memory()

@@ -24,8 +24,8 @@ from vizlog.given import (
     makes_a_batch,
     number_of_examples,
 )
-from vizlog.targets import NO_LABEL, as_tensor, balanced, class_numbers, kind_of, quantities
-from vizlog.trees import Tree, are_mappings, is_as_long, is_leaf, leaves, lent, mapped, tensors_in
+from vizlog.targets import NO_LABEL, as_tensor, balanced, class_numbers, kind_of, names_in, numbered, quantities
+from vizlog.trees import Tree, are_mappings, are_words, is_as_long, is_leaf, leaves, lent, mapped, tensors_in
 
 __all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "examples_run", "on_device"]
 
@@ -51,7 +51,17 @@ _EMBEDDED = (
 _EMBEDDING = 64
 """From how many columns on an output is rather embeddings, where it is a little wider than there are classes."""
 
-_OF_EXAMPLES = ("ids", "inputs", "targets", "_constants", "_are_classes", "_classes", "_targets_are", "_regressed")
+_OF_EXAMPLES = (
+    "ids",
+    "inputs",
+    "targets",
+    "_constants",
+    "_are_classes",
+    "_classes",
+    "_targets_are",
+    "_regressed",
+    "_words",
+)
 """Attributes of a batch that say what its examples are, not what to do with them."""
 
 _run: ContextVar[int | None] = ContextVar("run", default=None)
@@ -71,10 +81,11 @@ class FixedBatch:
     Args:
         inputs: what the model takes, examples along dimension 0. A mapping goes in as `model(**inputs)`, a tuple as
             `model(*inputs)`, anything else as `model(inputs)`. Of a list of mappings, as detectors take their targets,
-            each is of one example. What is no tensor, or has another length, passes through; the model is given a
-            copy of it each time.
+            or of strings each is of one example. What is no tensor, or has another length, passes through; the model is
+            given a copy of it each time.
         targets: (N,) class numbers, as a tensor, an array or a list, or whatever `loss` takes; by default
-            `inputs["labels"]` of a mapping. The number −100, which cross-entropy ignores, is no label. Real numbers, or
+            `inputs["labels"]` of a mapping. The number −100, which cross-entropy ignores, is no label. Words are
+            classes: by their places in `class_names`, else of numbers that the model does not know. Real numbers, or
             whole ones that the model predicts by one number, are a quantity. Of a mapping, as several tasks have, the
             first whose name an output of class scores has is shown.
         forward: (model, inputs) -> output, where the model is called in another way; with several models it is given
@@ -113,9 +124,13 @@ class FixedBatch:
         check_shown({"class_names": class_names, "feature_names": feature_names}, tokens, {"mean": mean, "std": std})
         targets = as_tensor(targets)
         number = number_of_examples(inputs, targets)
+        self.class_names = _in_order(class_names) if class_names is not None else ()
+        self._words = names_in(targets) if is_leaf(targets) and is_as_long(targets, number) else ()
+        if self._words and self.class_names:
+            targets, self._words = numbered(targets, self.class_names), ()
         if isinstance(targets, Mapping):
             targets = {name: _of_each(part, number) for name, part in targets.items()}
-        self.ids = balanced(targets, number, MOST)
+        self.ids = balanced(numbered(targets, self._words) if self._words else targets, number, MOST)
         targets = list(targets) if are_mappings(targets) else targets
         # By themselves, for what has no rows may come to be as long as a part of the batch.
         self._constants = [leaf for leaf in leaves((inputs, targets)) if not is_as_long(leaf, number)]
@@ -130,7 +145,6 @@ class FixedBatch:
         self._task: str | None = None  # of targets by name those that are shown, once a first output has told
         self._padding: int | None = None  # the token that fills texts up, once a first pass has told
         self.forward, self.score, self.loss = forward, score, loss
-        self.class_names = _in_order(class_names) if class_names is not None else ()
         self.tokens = dict(tokens) if isinstance(tokens, Mapping) else tokens
         self.feature_names = tuple(str(name) for name in feature_names) if feature_names is not None else ()
         self.mean, self.std = mean, std
@@ -166,6 +180,18 @@ class FixedBatch:
     def labels(self) -> Tensor | None:
         """(N,) int64 class numbers on the CPU, −100 where there is none; None where the targets are no classes."""
         return class_numbers(self._shown_targets, known=True) if self._are_classes else None
+
+    @property
+    def groups(self) -> tuple[Tensor, tuple[str, ...]] | None:
+        """Classes, whether the model knows their numbers or not: (N,) int64 on the CPU, negative: none; and names."""
+        if self._words:
+            return numbered(self.targets, self._words), self._words
+        return None if self.labels is None else (self.labels, self.class_names)
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether targets are words that are no classes, being nearly all different."""
+        return are_words(self.targets) and not self._words
 
     @property
     def quantity(self) -> Tensor | None:
@@ -256,11 +282,11 @@ class FixedBatch:
         return self._with(inputs=inputs, _constants=[*self._constants, *constants])
 
     def _has_rows(self, leaf: Any) -> bool:
-        """Whether a tensor, or a list of mappings, has one row for each example."""
+        """Whether a tensor, or a list of mappings or strings, has one row for each example."""
         return not any(leaf is constant for constant in self._constants)
 
     def _take(self, tree: Tree, rows: Tensor) -> Tree:
-        """What belongs to these rows of the examples: of tensors, and of lists of a mapping for each example."""
+        """What belongs to these rows of the examples: of tensors, and of lists of one mapping or string for each."""
 
         def take(leaf: Any) -> Any:
             if not self._has_rows(leaf):

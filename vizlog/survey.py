@@ -160,12 +160,25 @@ def _check_initialised(models: Mapping[str, nn.Module]) -> None:
 
 def _read_by(output: Any, batch: FixedBatch, first: FixedBatch) -> FixedBatch:
     """The batch, with its targets read as the output of its first examples says."""
+    _tell_of_words(batch)
     if task := batch.task(output):
         LOG.info("vizlog: of the targets %s those of %r are shown, as classes", describe(batch.targets), task)
         return batch.of_task(task)
     if batch.has_more_than_two and not batch.class_names and first.is_one_number(output):
         return batch.of_numbers()
     return batch
+
+
+def _tell_of_words(batch: FixedBatch) -> None:
+    """Says what was made of targets in words that are no class numbers."""
+    if batch.labels is None and batch.groups is not None:
+        LOG.info(
+            "vizlog: of targets in words embeddings show %d classes; which of the model's each is stays unknown "
+            "without FixedBatch(class_names=…), names in the order of its classes",
+            len(batch.groups[1]),
+        )
+    elif batch.has_texts:
+        LOG.info("vizlog: targets in words, most of them different, are read as texts and no classes")
 
 
 def _tell_of_many(batch: FixedBatch, classes: int) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["NO_LABEL", "as_tensor", "balanced", "class_numbers", "kind_of", "quantities"]
+from vizlog.trees import are_words
+
+__all__ = ["NO_LABEL", "as_tensor", "balanced", "class_numbers", "kind_of", "names_in", "numbered", "quantities"]
 
 NO_LABEL = -100
 """What cross-entropy ignores, and Hugging Face writes where there is nothing to learn."""
@@ -20,7 +24,11 @@ _NUMBERS = (int, float, np.number, np.bool_)
 
 
 def as_tensor(targets: Any) -> Any:
-    """Targets that are an array or a list of numbers as a tensor, all others as they are."""
+    """Targets that are an array or a list of numbers as a tensor, words as a list of them, all others as they are."""
+    if isinstance(targets, np.ndarray) and targets.ndim == 1 and targets.dtype.kind in "UOT":
+        targets = targets.tolist()
+    if are_words(targets):
+        return list(targets)
     if isinstance(targets, (list, tuple)) and targets and all(isinstance(each, _NUMBERS) for each in targets):
         targets = np.asarray(targets)
     if isinstance(targets, np.ndarray) and targets.dtype.kind in "biufc":
@@ -60,6 +68,36 @@ def class_numbers(targets: Any, *, known: bool = False) -> Tensor | None:
     if targets.is_floating_point() and not known:
         return None
     return found.long()
+
+
+def names_in(targets: Any) -> tuple[str, ...]:
+    """The classes that targets in words name, in order of the words; () of other targets, and of texts.
+
+    Texts are words of which most are different, and which are many or long.
+    """
+    if not are_words(targets):
+        return ()
+    given = [word for word in targets if word is not None]
+    names = sorted(set(given))
+    are_short = sum(len(word.split()) for word in given) <= 4 * len(given)
+    return tuple(names) if 2 * len(names) <= len(given) or (are_short and len(names) <= _FIRST_CLASSES) else ()
+
+
+def numbered(words: Sequence[str | None], names: Sequence[str]) -> Tensor:
+    """(N,) int64 on the CPU: the place of each word among the names; −100 for None.
+
+    Raises:
+        ValueError: one is none of them; says which are near.
+    """
+    places = {name: place for place, name in reversed(list(enumerate(names)))}
+    for word in words:
+        if word is not None and word not in places:
+            near = difflib.get_close_matches(word, names, n=3, cutoff=0.0)
+            raise ValueError(
+                f"targets in words must be among FixedBatch(class_names=), got {word!r}; "
+                f"the nearest names are {', '.join(map(repr, near))}"
+            )
+    return torch.tensor([NO_LABEL if word is None else places[word] for word in words], device="cpu")
 
 
 def quantities(targets: Any) -> Tensor | None:

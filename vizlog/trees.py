@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-__all__ = ["Tree", "are_mappings", "is_as_long", "is_leaf", "leaves", "lent", "mapped", "tensors_in"]
+__all__ = ["Tree", "are_mappings", "are_words", "is_as_long", "is_leaf", "leaves", "lent", "mapped", "tensors_in"]
 
 Tree: TypeAlias = Any
 """A tensor, or tuples, lists and mappings of tensors; anything else in it passes through."""
@@ -46,8 +46,8 @@ def mapped(function: Callable[[Any], Any], tree: Tree, is_leaf: Callable[[Tree],
 
 
 def is_leaf(part: Tree) -> bool:
-    """Whether this is what rows are taken out of: a tensor, or a list of a mapping for each example."""
-    return isinstance(part, Tensor) or (isinstance(part, list) and are_mappings(part))
+    """Whether this is what rows are taken out of: a tensor, or a list of a mapping or a string for each example."""
+    return isinstance(part, Tensor) or (isinstance(part, list) and (are_mappings(part) or are_words(part)))
 
 
 def leaves(tree: Tree) -> list[Any]:
@@ -88,3 +88,10 @@ def lent(tree: Tree, has_rows: Callable[[Any], bool]) -> Tree:
 def are_mappings(tree: Tree) -> bool:
     """Whether this is a list of mappings, as detectors take targets: one an example, with a row for each box."""
     return isinstance(tree, (list, tuple)) and bool(tree) and all(isinstance(part, Mapping) for part in tree)
+
+
+def are_words(tree: Tree) -> bool:
+    """Whether this is a list of strings, and None where there is none, as a loader gives classes by name."""
+    if not isinstance(tree, (list, tuple)) or not all(part is None or isinstance(part, str) for part in tree):
+        return False
+    return any(part is not None for part in tree)

@@ -172,7 +172,7 @@ class Embeddings(Probe):
         if isinstance(self._label, np.ndarray):
             return self._label.ndim > 1
         if self._label is None:
-            has_targets = batch.labels is not None or batch.quantity is not None
+            has_targets = batch.groups is not None or batch.quantity is not None
             return None if batch.token_ids is not None and not has_targets else False
         return self._label == "token"
 

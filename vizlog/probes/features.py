@@ -232,14 +232,17 @@ def points_of(batch: FixedBatch, label: Any, *, by_token: bool, two_texts: bool 
     names: tuple[str, ...] = ()
     if given is not None:
         (labels, names), coloured_by = _as_labels(given), "given labels"
-    elif batch.labels is not None:
-        labels, names, coloured_by = batch.labels.clamp_min(-1).numpy(), batch.class_names, "class"
+    elif batch.groups is not None:
+        classes, names = batch.groups
+        labels, coloured_by = classes.clamp_min(-1).numpy(), "class"
     elif label is None and batch.quantity is not None:
         labels, names, coloured_by = batch.quantity.numpy(), ("target",), "target"
     elif label is None:
         labels, coloured_by = np.full(len(batch), -1), "nothing"
     else:
-        raise ValueError("label='class' needs targets that are class numbers (N,): give them to the batch, or labels")
+        raise ValueError(
+            "label='class' needs targets that are class numbers or words (N,): give them to the batch, or labels"
+        )
     words = f"{len(batch)} examples"
     return Points(batch.ids.numpy(), labels, names, _thumbnails(batch), words, coloured_by, len(batch), mask=mask)
 

@@ -377,6 +377,10 @@ class SaliencyMaps(Probe):
             those = [[self._class_name(label) for label in each.nonzero().flatten().tolist()] for each in sets]
             return [f"{name}: {', '.join(labels) or 'none'}" for name, labels in zip(names, those, strict=True)]
         labels = self._labels(shown)
+        if labels is None and shown.groups is not None:  # words, of which no class of the model's is known
+            numbers, words = shown.groups
+            said = [words[number] if number >= 0 else "no label" for number in numbers.tolist()]
+            return [f"{name}: {word}" for name, word in zip(names, said, strict=True)]
         if labels is None:
             return names
         lowest = NO_LABEL + 1 if self._one_number else 0  # of a margin −1 is a class
