@@ -436,6 +436,20 @@ def test_of_a_model_that_embeds_its_own_output_is_shown_and_why_nothing_is_expla
     assert "read as embeddings since its rows have length 1: give FixedBatch(score=…)" in caplog.text
 
 
+def test_the_first_of_several_numbers_to_be_predicted_colours_and_scores_the_points():
+    x = torch.randn(40, 5)
+    targets = torch.stack([torch.full((40,), 2.0), x[:, 0], x[:, 1]], 1)  # of which the first says nothing
+    found = look(nn.Sequential(nn.Linear(5, 3)), vizlog.Embeddings(methods=["pca"]), (x, targets))
+    embedding, score = found
+    np.testing.assert_allclose(embedding.labels, targets[embedding.ids, 1])
+    assert "colour: target 2 of 3" in embedding.caption
+    assert list(embedding.class_names) == ["target 2 of 3"]
+    assert (score.tag, score.value) == ("embeddings/0.input/knn_r2", knn_r2(x[embedding.ids], embedding.labels, k=10))
+    rebuilt = vizlog.FixedBatch(x, x.clone())
+    (embedding, *_) = embeddings(nn.Sequential(nn.Linear(5, 5)), vizlog.Embeddings(methods=["pca"]), rebuilt)
+    assert (embedding.labels == -1).all()
+
+
 def test_classes_in_words_colour_points_and_are_none_of_the_models_own(caplog):
     words = [["dog", "cat", "bird"][k % 3] for k in range(60)]
     batch = vizlog.FixedBatch(torch.randn(60, 5), words)

@@ -208,6 +208,22 @@ class FixedBatch:
         return None if found is None else found.masked_fill(found == NO_LABEL, math.nan)
 
     @property
+    def shade(self) -> tuple[Tensor, str] | None:
+        """What may colour examples that have no classes, (N,) float64 on the CPU, NaN: none; and what it is.
+
+        The `quantity`; of several columns (N, D) the first that varies, unless they are an input itself.
+        """
+        targets = self._shown_targets
+        if self.quantity is not None:
+            return self.quantity, "target"
+        if self._targets_are != "numbers" or any(_are_alike(x, targets) for x in self.float_inputs):
+            return None
+        columns = targets.detach().cpu().double()
+        varies = (columns != columns[:1]).any(0)
+        first = int(varies.int().argmax())
+        return columns[:, first], f"target {first + 1} of {columns.shape[1]}"
+
+    @property
     def _shown_targets(self) -> Any:
         return self.targets if self._task is None else self.targets[self._task]
 
@@ -746,6 +762,12 @@ def _of_each(part: Any, number: int) -> Any:
     """Targets of one task as a tensor; what is not one for each example as it is, for the loss may take anything."""
     found = as_tensor(part)
     return found if isinstance(found, Tensor) and is_as_long(found, number) else part
+
+
+def _are_alike(x: Tensor, targets: Tensor) -> bool:
+    """Whether targets (N, D) are the values of an input, whatever its shape: an autoencoder's."""
+    given, wanted = (each.detach().cpu().double().flatten() for each in (x, targets))
+    return torch.equal(given, wanted)
 
 
 def _numbers_among(targets: Any) -> frozenset[str]:

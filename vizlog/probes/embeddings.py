@@ -54,8 +54,8 @@ class Embeddings(Probe):
     `LAYER.input`; of an autoencoder what the narrowest layer puts out, and of a model whose output is embeddings what
     the last layer that is as wide does. Maps and sequences are averaged to one vector an example; texts without a class
     of their own become one point a token, 500 at most. With two classes of several points or more `LAYER/knn_accuracy`
-    and `LAYER/silhouette` score the features themselves, not the picture; where each target is one number to be
-    predicted `LAYER/knn_r2` does.
+    and `LAYER/silhouette` score the features themselves, not the picture; where each target is a number to
+    be predicted, or several, `LAYER/knn_r2` does, for the one that colours the points.
 
     Args:
         select: layers whose output to take; None: the features before the last layer.
@@ -64,7 +64,8 @@ class Embeddings(Probe):
         label: what colours the points: "class", the targets, of each token where the model classifies tokens; "token",
             a point for each token; or labels of one's own, numbers or words, (N,) for the examples as they were given
             or (N, T) for their tokens; numbers with fractions are a quantity, and −1, None or NaN is no label. None:
-            the class where there is one, else the target where it is one real number, else the token.
+            the class where there is one, else the target where it is a real number, or the first of several, else the
+            token.
         layers: how many of the selected layers to draw, spread over the depth.
         examples: how many of the fixed batch's examples, the first ones.
 
@@ -172,7 +173,7 @@ class Embeddings(Probe):
         if isinstance(self._label, np.ndarray):
             return self._label.ndim > 1
         if self._label is None:
-            has_targets = batch.groups is not None or batch.quantity is not None
+            has_targets = batch.groups is not None or batch.shade is not None
             return None if batch.token_ids is not None and not has_targets else False
         return self._label == "token"
 

@@ -235,8 +235,8 @@ def points_of(batch: FixedBatch, label: Any, *, by_token: bool, two_texts: bool 
     elif batch.groups is not None:
         classes, names = batch.groups
         labels, coloured_by = classes.clamp_min(-1).numpy(), "class"
-    elif label is None and batch.quantity is not None:
-        labels, names, coloured_by = batch.quantity.numpy(), ("target",), "target"
+    elif label is None and (shade := batch.shade) is not None:
+        labels, names, coloured_by = shade[0].numpy(), (shade[1],), shade[1]
     elif label is None:
         labels, coloured_by = np.full(len(batch), -1), "nothing"
     else:
