@@ -6,6 +6,7 @@ import pickle
 import re
 from collections import Counter
 from dataclasses import dataclass
+from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
@@ -913,6 +914,66 @@ def test_targets_by_name_may_be_arrays_and_lists() -> None:
         labels = survey({"": Tasks(5, 4)}, batch).batch.part(2, 6).labels
         assert labels is not None
         assert labels.tolist() == kinds[batch.ids[2:6].numpy()].tolist()
+
+
+@dataclass
+class Heads:
+    kind: Any
+    age: Any
+
+
+class Kind(Enum):
+    KIND, AGE = range(2)
+
+
+LABELS, AGES = torch.arange(6) % 3, torch.rand(6) * 80
+SCORES, YEARS = torch.randn(2, 3), torch.randn(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("output", "targets", "task", "scores"),
+    [
+        (SCORES, {"label": LABELS}, (None, "label"), SCORES),
+        ({"logits": SCORES, "features": YEARS}, {"label": LABELS}, (None, "label"), SCORES),
+        ({"out": SCORES}, {"label": {"kind": LABELS.tolist()}}, (None, "label.kind"), SCORES),
+        (YEARS, {"age": AGES}, (None, "age"), YEARS),
+        (YEARS, {"age": torch.arange(6)}, (None, "age"), YEARS),
+        ({"kind": SCORES, "age": YEARS}, {"age": AGES}, ("age", "age"), YEARS),
+        ({"kind": SCORES, "age": YEARS}, {"age": AGES, "kind": LABELS}, ("kind", "kind"), SCORES),
+        ({0: YEARS, 1: SCORES}, {0: AGES, 1: LABELS}, (1, 1), SCORES),
+        ({Kind.AGE: YEARS, Kind.KIND: SCORES}, {Kind.AGE: AGES, Kind.KIND: LABELS}, (Kind.KIND, Kind.KIND), SCORES),
+        (Heads(SCORES, YEARS), {"age": AGES, "kind": LABELS}, ("kind", "kind"), SCORES),
+        ({"heads": {"kind": SCORES, "age": YEARS}}, {"kind": LABELS, "age": AGES}, ("heads.kind", "kind"), SCORES),
+        (Heads(None, YEARS), {"heads": {"age": AGES, "kind": LABELS}}, None, YEARS),
+        ({"heads": Heads(SCORES, YEARS)}, {"heads": {"kind": LABELS}}, ("heads.kind", "heads.kind"), SCORES),
+        ({"kind": SCORES, "age": YEARS}, {"image_id": LABELS}, None, SCORES),
+        ({"kind": SCORES}, {"image_id": LABELS, "label": LABELS}, None, SCORES),
+        (Heads(SCORES, YEARS), LABELS, None, SCORES),
+        ({"features": {"a": torch.randn(2, 8)}, "heads": {"a": SCORES}}, LABELS, None, SCORES),
+        ({"pos": SCORES}, {"pos": torch.randn(6, 3)}, ("pos", "pos"), None),
+    ],
+)
+def test_outputs_and_targets_are_matched_by_their_names(output: Any, targets: Any, task: Any, scores: Any) -> None:
+    batch = FixedBatch(torch.randn(6, 5), targets)
+    assert batch.task(output) == task
+    read = batch if task is None else batch.of_task(task)
+    assert read.part(0, 2).logits(output) is scores
+    if task is not None and scores is SCORES:
+        assert read.labels is not None
+        assert read.labels.tolist() == LABELS[batch.ids].tolist()
+
+
+def test_a_target_that_is_the_only_one_may_be_in_words() -> None:
+    x, words = torch.randn(6, 5), ["b", "a", "c"] * 2
+    named = FixedBatch(x, {"label": words}, class_names=["a", "b", "c"]).of_task((None, "label"))
+    assert named.labels is not None
+    assert [["a", "b", "c"][k] for k in named.labels] == [words[k] for k in named.ids]
+    unnamed = FixedBatch(x, {"label": words})
+    assert unnamed.task({"label": SCORES, "other": YEARS}) == ("label", "label")
+    shown = unnamed.of_task((None, "label"))
+    assert shown.labels is None
+    assert shown.groups is not None
+    assert [shown.groups[1][k] for k in shown.groups[0]] == [words[k] for k in shown.ids]
 
 
 def test_classes_of_a_task_are_counted_over_all_examples() -> None:

@@ -512,9 +512,14 @@ def test_of_several_tasks_the_first_that_tells_classes_is_shown(caplog):
         embedding, *_ = embeddings(Tasks(), vizlog.Embeddings(methods=["pca"]), vizlog.FixedBatch(x, targets))
     np.testing.assert_array_equal(embedding.labels, kinds[embedding.ids])
     assert "those of 'kind' are shown, as classes" in caplog.text
-    # A number of the example, as image_id, is no class: nothing of that name is put out; nor are 80 ages one logit.
-    no_classes = {"age": torch.arange(40)}, {"kind": torch.arange(40)}, {"kind": torch.full((40,), -100)}
-    for others in ({"image_id": kinds}, *no_classes, {"kind": torch.tensor([1, 2])}, {"kind": ["a"] * 40}, {}):
+    ages = vizlog.FixedBatch(x, {"age": torch.arange(40)})
+    embedding, *_ = embeddings(Tasks(), vizlog.Embeddings(methods=["pca"]), ages)
+    np.testing.assert_array_equal(embedding.labels, embedding.ids)
+    assert embedding.is_of_quantity
+    assert "colour: age" in embedding.caption
+    # A number of the example, as image_id, is no class: nothing of that name is put out.
+    no_classes = {"image_id": kinds}, {"kind": torch.arange(40)}, {"kind": torch.full((40,), -100)}
+    for others in (*no_classes, {"kind": torch.tensor([1, 2])}, {"kind": ["a"] * 39}, {}):
         embedding, *_ = embeddings(Tasks(), vizlog.Embeddings(methods=["pca"]), vizlog.FixedBatch(x, others))
         assert (embedding.labels == -1).all()
 

@@ -25,7 +25,7 @@ from vizlog.given import (
     number_of_examples,
 )
 from vizlog.targets import NO_LABEL, as_tensor, balanced, class_numbers, kind_of, names_in, numbered, quantities
-from vizlog.trees import Tree, are_mappings, are_words, is_as_long, is_leaf, leaves, lent, mapped, tensors_in
+from vizlog.trees import Tree, are_mappings, are_words, is_as_long, is_leaf, leaves, lent, mapped, named, tensors_in
 
 __all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "examples_run", "on_device"]
 
@@ -87,7 +87,8 @@ class FixedBatch:
             `inputs["labels"]` of a mapping. The number −100, which cross-entropy ignores, is no label. Words are
             classes: by their places in `class_names`, else of numbers that the model does not know. Real numbers, or
             whole ones that the model predicts by one number, are a quantity. Of a mapping, as several tasks have, the
-            first whose name an output of class scores has is shown.
+            first is shown whose name an output of class scores has, else an output of as many numbers; one alone is
+            shown whatever its name is.
         forward: (model, inputs) -> output, where the model is called in another way; with several models it is given
             all of them as a dict, those of a list under "0", "1" ….
         score: output -> (N, classes) logits, where they cannot be found in the output.
@@ -125,24 +126,23 @@ class FixedBatch:
         targets = as_tensor(targets)
         number = number_of_examples(inputs, targets)
         self.class_names = _in_order(class_names) if class_names is not None else ()
-        self._words = names_in(targets) if is_leaf(targets) and is_as_long(targets, number) else ()
-        if self._words and self.class_names:
-            targets, self._words = numbered(targets, self.class_names), ()
+        if names_in(targets) and is_as_long(targets, number) and self.class_names:
+            targets = numbered(targets, self.class_names)
         if isinstance(targets, Mapping):
-            targets = {name: _of_each(part, number) for name, part in targets.items()}
-        self.ids = balanced(numbered(targets, self._words) if self._words else targets, number, MOST)
+            targets = _of_each(targets, number, self.class_names)
+        alone = _alone(targets, number)
+        self._words = names_in(alone) if is_leaf(alone) and is_as_long(alone, number) else ()
+        self.ids = balanced(numbered(alone, self._words) if self._words else alone, number, MOST)
         targets = list(targets) if are_mappings(targets) else targets
         # By themselves, for what has no rows may come to be as long as a part of the batch.
         self._constants = [leaf for leaf in leaves((inputs, targets)) if not is_as_long(leaf, number)]
         self.inputs: Tree = self._take(inputs, self.ids)
         self.targets: Any = self._take(targets, self.ids)
         # Of all examples, here and below: of a few, numbers may be 0 or 1, or between them, by chance.
-        labels = class_numbers(self.targets)
-        self._are_classes = labels is not None and not bool((labels == NO_LABEL).all())
-        self._classes = int(labels.max()) + 1 if labels is not None and self._are_classes else 0
-        self._targets_are = kind_of(self.targets)
+        self._are_classes, self._classes, self._targets_are = _reading(self.targets)
         self._regressed = _numbers_among(self.targets)
-        self._task: str | None = None  # of targets by name those that are shown, once a first output has told
+        # Of outputs and targets by name those that are shown, once a first output has told; of one target any output.
+        self._task: tuple[Any, Any] | None = None
         self._padding: int | None = None  # the token that fills texts up, once a first pass has told
         self.forward, self.score, self.loss = forward, score, loss
         self.tokens = dict(tokens) if isinstance(tokens, Mapping) else tokens
@@ -184,14 +184,15 @@ class FixedBatch:
     @property
     def groups(self) -> tuple[Tensor, tuple[str, ...]] | None:
         """Classes, whether the model knows their numbers or not: (N,) int64 on the CPU, negative: none; and names."""
-        if self._words:
-            return numbered(self.targets, self._words), self._words
+        words = self._shown_targets
+        if self._words and are_words(words):
+            return numbered(words, self._words), self._words
         return None if self.labels is None else (self.labels, self.class_names)
 
     @property
     def has_texts(self) -> bool:
         """Whether targets are words that are no classes, being nearly all different."""
-        return are_words(self.targets) and not self._words
+        return are_words(self._shown_targets) and not self._words
 
     @property
     def quantity(self) -> Tensor | None:
@@ -209,28 +210,28 @@ class FixedBatch:
 
     @property
     def shade(self) -> tuple[Tensor, str] | None:
-        """What may colour examples that have no classes, (N,) float64 on the CPU, NaN: none; and what it is.
+        """What may colour examples that have no classes, (N,) float64 on the CPU, NaN: none; and what it is called.
 
         The `quantity`; of several columns (N, D) the first that varies, unless they are an input itself.
         """
-        targets = self._shown_targets
+        targets, name = self._shown_targets, "target" if self._task is None else str(self._task[1])
         if self.quantity is not None:
-            return self.quantity, "target"
+            return self.quantity, name
         if self._targets_are != "numbers" or any(_are_alike(x, targets) for x in self.float_inputs):
             return None
         columns = targets.detach().cpu().double()
         varies = (columns != columns[:1]).any(0)
         first = int(varies.int().argmax())
-        return columns[:, first], f"target {first + 1} of {columns.shape[1]}"
+        return columns[:, first], f"{name} {first + 1} of {columns.shape[1]}"
 
     @property
     def _shown_targets(self) -> Any:
-        return self.targets if self._task is None else self.targets[self._task]
+        return self.targets if self._task is None else named(self.targets)[self._task[1]]
 
     @property
     def token_labels(self) -> Tensor | None:
         """(N, T) int64 on the CPU, a number for each token, −100 where there is none; None for other targets."""
-        ids, targets = self.token_ids, self.targets
+        ids, targets = self.token_ids, self._shown_targets
         if ids is None or not isinstance(targets, Tensor) or targets.shape != ids.shape or self.labels is not None:
             return None
         return targets.detach().cpu().long() if targets.dtype in INTEGERS else None
@@ -238,13 +239,13 @@ class FixedBatch:
     @property
     def label_sets(self) -> Tensor | None:
         """(N, C) bool on the CPU, which of C labels each example has, or None where it has one class or none."""
-        return self.targets.detach().cpu() > 0 if self._targets_are == "sets" else None
+        return self._shown_targets.detach().cpu() > 0 if self._targets_are == "sets" else None
 
     def class_name(self, number: int) -> str:
         """What a class is called: its name where given; the token where tokens are predicted; else its number."""
         if 0 <= number < len(self.class_names):
             return self.class_names[number]
-        targets = self.targets
+        targets = self._shown_targets
         sequences = isinstance(targets, Tensor) and targets.ndim == 2 and not targets.is_floating_point()
         predicts_tokens = sequences and self.labels is None
         return self.token_name(number) if predicts_tokens and self.tokens is not None else str(number)
@@ -422,27 +423,52 @@ class FixedBatch:
         """Whether a part of an output has as many values as an input, as an autoencoder's."""
         return self.score is None and self._reconstruct(self._parts(output))
 
-    def task(self, output: Any) -> str | None:
-        """The first name, of an output and targets that both have names, under which there are scores of classes."""
-        if self.score is not None or not (isinstance(output, Mapping) and isinstance(self.targets, Mapping)):
-            return None
-        for name, part in output.items():
-            labels = class_numbers(self.targets.get(name))
-            if labels is None or len(labels) != len(self) or not isinstance(name, str) or not isinstance(part, Tensor):
-                continue
-            width = part.shape[1] if part.ndim == 2 else 1  # (N,) are logits of two classes, as (N, 1) are
-            if part.ndim in (1, 2) and part.is_floating_point() and max(width, 2) > int(labels.max()) >= 0:
-                return name
-        return None
+    def task(self, output: Any) -> tuple[Any, Any] | None:
+        """Of an output and targets by name the names of those that are shown; None where nothing tells.
 
-    def of_task(self, name: str) -> FixedBatch:
-        """The same examples; of outputs and targets by name those of this one are shown, which are classes."""
-        labels = class_numbers(self.targets[name], known=True)
-        return self._with(_task=name, _are_classes=True, _classes=0 if labels is None else int(labels.max()) + 1)
+        The first targets that are classes of the output of their name, else numbers that it predicts. One target alone
+        is shown whatever its name is, where there is one output alone: (None, its name).
+        """
+        targets = named(self.targets)
+        outputs = {} if self.score is not None else named(output)
+        pairs = [(name, self._target_of(name)) for name in outputs]
+        pairs = [(name, of) for name, of in pairs if of is not None and _is_one_each(targets[of], len(self))]
+        for fits in (_scores, self._predicts):
+            for name, of in pairs:
+                if isinstance(outputs[name], Tensor) and fits(outputs[name], targets[of]):
+                    return name, of
+        if len(targets) != 1 or not isinstance(self.targets, Mapping):
+            return None
+        (of,) = targets
+        if pairs:
+            return pairs[0] if are_words(targets[of]) else None
+        may = _is_one_each(targets[of], len(self)) and self.part(0, 2).is_one_part(output)
+        return (None, of) if may else None
+
+    def of_task(self, task: tuple[Any, Any]) -> FixedBatch:
+        """The same examples; of outputs and targets by name these are shown."""
+        are_classes, classes, targets_are = _reading(named(self.targets)[task[1]])
+        return self._with(_task=task, _are_classes=are_classes, _classes=classes, _targets_are=targets_are)
+
+    def _target_of(self, name: Any) -> Any:
+        """The name of the targets of an output: its own, or the last of its names; None where there are none."""
+        targets, last = named(self.targets), name.rpartition(".")[2] if isinstance(name, str) else name
+        return name if name in targets else last if last in targets else None
+
+    def _predicts(self, part: Tensor, target: Any) -> bool:
+        """Whether a part of an output is as many numbers as a target; whole ones with names are classes."""
+        if not isinstance(target, Tensor) or part.ndim not in (1, 2) or not part.is_floating_point():
+            return False
+        may = target.is_floating_point() or (target.numel() == len(target) and not self.class_names)
+        return may and part[0].numel() == target[0].numel()
 
     def of_numbers(self) -> FixedBatch:
         """The same examples; their whole numbers are no classes, for they are predicted by one number each."""
         return self._with(_are_classes=False, _classes=0, _targets_are="numbers")
+
+    def is_one_part(self, output: Any) -> bool:
+        """Whether it is known without names which part of an output is scores, there being one, or `score`."""
+        return self.score is not None or len(self._parts(output)) == 1
 
     def is_one_number(self, output: Any) -> bool:
         """Whether an output is one real number for each example; a whole one may be the class that was chosen."""
@@ -458,13 +484,15 @@ class FixedBatch:
 
     def _parts(self, output: Any) -> list[Tensor]:
         """The tensors in an output that may be scores: its `.logits`, those of the task, or else all at its surface."""
-        named = _named(output, "logits" if self._task is None else self._task)
+        outputs = named(output)
+        found = outputs.get(self._task[0]) if self._task is not None else None
+        found = _named(output, "logits") if found is None else found
         parts: Iterable[Any] = ()
-        if isinstance(named, Tensor) or isinstance(output, Tensor):
-            parts = [named if isinstance(named, Tensor) else output]
-        elif isinstance(output, Mapping):
-            scores = {name: part for name, part in output.items() if not str(name).endswith(_EMBEDDED)}
-            parts = [part for name, part in scores.items() if name not in self._regressed]
+        if isinstance(found, Tensor) or isinstance(output, Tensor):
+            parts = [found if isinstance(found, Tensor) else output]
+        elif outputs:
+            scores = {name: part for name, part in outputs.items() if not _names_embeddings(name)}
+            parts = [part for name, part in scores.items() if self._target_of(name) not in self._regressed]
         elif isinstance(output, (tuple, list)):
             parts = output
         tensors = [part for part in parts if isinstance(part, Tensor) and part.ndim and not part.is_nested]
@@ -473,7 +501,7 @@ class FixedBatch:
     def _scoring(self, parts: Sequence[Tensor]) -> Tensor | None:
         """Of the parts of an output the one that may score classes, (N, classes) or (N, T, classes)."""
         each = [x for x in parts if x.ndim in (2, 3) and x.is_floating_point()]
-        in_targets = self.targets.shape[1] if self._targets_are in ("shares", "sets") else self._classes
+        in_targets = self._shown_targets.shape[1] if self._targets_are in ("shares", "sets") else self._classes
         known = len(self.class_names) or in_targets
         if known and len(each) > 1:
             exact = [x for width in (known, 1 if known == 2 else known) for x in each if x.shape[-1] == width]
@@ -521,7 +549,7 @@ class FixedBatch:
 
     def _regresses(self, scores: Tensor) -> bool:
         """Whether the targets are numbers, and no shares of the classes."""
-        targets = self.targets
+        targets = self._shown_targets
         if not isinstance(targets, Tensor) or not targets.is_floating_point():
             return False
         return targets.shape != scores.shape or self._targets_are == "numbers"
@@ -758,10 +786,46 @@ def _named(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
-def _of_each(part: Any, number: int) -> Any:
-    """Targets of one task as a tensor; what is not one for each example as it is, for the loss may take anything."""
+def _names_embeddings(name: Any) -> bool:
+    """Whether a part of an output, or what it is in, is called as embeddings are."""
+    return any(each.endswith(_EMBEDDED) for each in str(name).split("."))
+
+
+def _of_each(part: Any, number: int, class_names: Sequence[str]) -> Any:
+    """Targets by name as tensors; what is not one for each example as it is, for the loss may take anything."""
+    if isinstance(part, Mapping):
+        return {name: _of_each(within, number, class_names) for name, within in part.items()}
     found = as_tensor(part)
+    if are_words(found) and len(found) == number:
+        return numbered(found, class_names) if {word for word in found if word is not None} <= {*class_names} else found
     return found if isinstance(found, Tensor) and is_as_long(found, number) else part
+
+
+def _alone(targets: Any, number: int) -> Any:
+    """Of targets by name those that are the only ones, one for each example; all others as they are."""
+    parts = list(named(targets).values()) if isinstance(targets, Mapping) else []
+    return parts[0] if len(parts) == 1 and _is_one_each(parts[0], number) else targets
+
+
+def _is_one_each(target: Any, number: int) -> bool:
+    """Whether a target is a row, or a word, for each example."""
+    return (isinstance(target, Tensor) or are_words(target)) and is_as_long(target, number)
+
+
+def _scores(part: Tensor, target: Any) -> bool:
+    """Whether a part of an output scores the classes of a target: (N, C), or (N,) and (N, 1) as logits of two."""
+    labels = class_numbers(target)
+    width = part.shape[1] if part.ndim == 2 else 1
+    may = labels is not None and part.ndim in (1, 2) and part.is_floating_point()
+    return may and labels is not None and max(width, 2) > int(labels.max()) >= 0
+
+
+def _reading(targets: Any) -> tuple[bool, int, str]:
+    """Whether targets are classes, how many of these there are at least, and what kind of columns they are."""
+    labels = class_numbers(targets)
+    if labels is None or bool((labels == NO_LABEL).all()):
+        return False, 0, kind_of(targets)
+    return True, int(labels.max()) + 1, kind_of(targets)
 
 
 def _are_alike(x: Tensor, targets: Tensor) -> bool:
@@ -770,11 +834,11 @@ def _are_alike(x: Tensor, targets: Tensor) -> bool:
     return torch.equal(given, wanted)
 
 
-def _numbers_among(targets: Any) -> frozenset[str]:
+def _numbers_among(targets: Any) -> frozenset[Any]:
     """Names of the targets, where they are given by name, that are numbers and no classes: a regression's."""
     if not isinstance(targets, Mapping):
         return frozenset()
-    floating = {name: x for name, x in targets.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    floating = {name: x for name, x in named(targets).items() if isinstance(x, Tensor) and x.is_floating_point()}
     of_classes = {name for name, x in floating.items() if kind_of(x) in ("shares", "sets")}
     return frozenset(name for name in floating.keys() - of_classes if class_numbers(floating[name]) is None)
 

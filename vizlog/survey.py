@@ -160,12 +160,16 @@ def _check_initialised(models: Mapping[str, nn.Module]) -> None:
 
 def _read_by(output: Any, batch: FixedBatch, first: FixedBatch) -> FixedBatch:
     """The batch, with its targets read as the output of its first examples says."""
+    if (task := batch.task(output)) is not None:
+        batch = batch.of_task(task)
+        first = batch.part(0, len(first))
     _tell_of_words(batch)
-    if task := batch.task(output):
-        LOG.info("vizlog: of the targets %s those of %r are shown, as classes", describe(batch.targets), task)
-        return batch.of_task(task)
     if batch.has_more_than_two and not batch.class_names and first.is_one_number(output):
-        return batch.of_numbers()
+        batch = batch.of_numbers()
+    sets, groups, shade = batch.label_sets, batch.groups, batch.shade
+    kind = "sets of labels" if sets is not None else "classes" if groups else "numbers" if shade else ""
+    if task is not None and kind:
+        LOG.info("vizlog: of the targets %s those of %r are shown, as %s", describe(batch.targets), task[1], kind)
     return batch
 
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-__all__ = ["Tree", "are_mappings", "are_words", "is_as_long", "is_leaf", "leaves", "lent", "mapped", "tensors_in"]
+__all__ = [
+    "Tree",
+    "are_mappings",
+    "are_words",
+    "is_as_long",
+    "is_leaf",
+    "leaves",
+    "lent",
+    "mapped",
+    "named",
+    "tensors_in",
+]
 
 Tree: TypeAlias = Any
 """A tensor, or tuples, lists and mappings of tensors; anything else in it passes through."""
@@ -43,6 +55,22 @@ def mapped(function: Callable[[Any], Any], tree: Tree, is_leaf: Callable[[Tree],
     if isinstance(tree, (tuple, list)):
         return type(tree)(mapped(function, part, is_leaf) for part in tree)
     return tree
+
+
+def named(tree: Tree, depth: int = 3) -> dict[Any, Any]:
+    """The parts of a mapping, a dataclass or a named tuple by name, those within by both names, `heads.a`; else {}."""
+    parts: Mapping[Any, Any] = {}
+    if isinstance(tree, Mapping):
+        parts = tree
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        parts = {field.name: getattr(tree, field.name, None) for field in fields(tree)}
+    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        parts = dict(zip(tree._fields, tree, strict=True))
+    found: dict[Any, Any] = {}
+    for name, part in parts.items():
+        within = named(part, depth - 1) if depth > 1 else {}
+        found |= {f"{name}.{inner}": leaf for inner, leaf in within.items()} or {name: part}
+    return found
 
 
 def is_leaf(part: Tree) -> bool:
