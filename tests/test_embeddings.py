@@ -450,6 +450,26 @@ def test_the_first_of_several_numbers_to_be_predicted_colours_and_scores_the_poi
     assert (embedding.labels == -1).all()
 
 
+@pytest.mark.parametrize("targets", [torch.arange(60) % 5 + 2, (torch.arange(60) % 5 + 2.0)], ids=["whole", "floating"])
+def test_whole_numbers_that_one_number_predicts_are_classes_where_asked_for(targets):
+    probe = vizlog.Embeddings(methods=["pca"], label="class")
+    (embedding,) = embeddings(nn.Sequential(nn.Linear(5, 1)), probe, (torch.randn(60, 5), targets))
+    assert embedding.class_names == ("2", "3", "4", "5", "6")
+    np.testing.assert_array_equal(embedding.labels, embedding.ids % 5)
+    assert "colour: class" in embedding.caption
+    with pytest.raises(ValueError, match="needs targets that are whole numbers or words"):
+        look(nn.Sequential(nn.Linear(5, 1)), probe, (torch.randn(60, 5), torch.rand(60)))
+
+
+def test_classes_of_ones_own_that_are_floating_are_called_by_whole_numbers():
+    labels = np.arange(60) % 3 + 10.0
+    labels[::6] = np.nan  # unknown, as a table's
+    probe = vizlog.Embeddings(methods=["pca"], label=labels)
+    (embedding,) = embeddings(nn.Sequential(nn.Linear(5, 1)), probe, vizlog.FixedBatch(torch.randn(60, 5)))
+    assert embedding.class_names == ("10", "11", "12")
+    np.testing.assert_array_equal(embedding.labels, np.where(embedding.ids % 6, embedding.ids % 3, -1))
+
+
 def test_classes_in_words_colour_points_and_are_none_of_the_models_own(caplog):
     words = [["dog", "cat", "bird"][k % 3] for k in range(60)]
     batch = vizlog.FixedBatch(torch.randn(60, 5), words)
@@ -544,7 +564,7 @@ def test_numbers_of_ones_own_are_a_quantity_where_they_have_fractions(digits, sm
     ("label", "names"),
     [
         (np.array([None, "a", np.nan, "b"] * 5, dtype=object), ("a", "b")),
-        (np.array([np.nan, 1.0, np.nan, 2.0] * 5), ("1.0", "2.0")),
+        (np.array([np.nan, 1.0, np.nan, 2.0] * 5), ("1", "2")),
         (np.array(["NaT", "2020-01-01", "NaT", "2021-01-01"] * 5, dtype="datetime64[D]"), ("2020-01-01", "2021-01-01")),
         (np.full(20, np.nan), ()),
     ],
@@ -732,7 +752,7 @@ def test_what_does_not_fit_the_batch_is_refused_at_once(digits, small_cnn):
         vizlog.Monitor(small_cnn(), [vizlog.Embeddings(label=np.zeros(256))], to=None, batch=images[:300])
     with pytest.raises(ValueError, match="Embeddings needs batch="):
         vizlog.Monitor(small_cnn(), [vizlog.Embeddings()], to=None)
-    with pytest.raises(ValueError, match="needs targets that are class numbers"):
+    with pytest.raises(ValueError, match="needs targets that are whole numbers or words"):
         vizlog.Monitor(small_cnn(), [vizlog.Embeddings(label="class")], to=None, batch=images[:20])
     with pytest.raises(ValueError, match="no linear layer and no convolution ran"):
         vizlog.Monitor(nn.Sequential(nn.Flatten(), nn.ReLU()), [vizlog.Embeddings()], to=None, batch=images[:20])

@@ -235,13 +235,15 @@ def points_of(batch: FixedBatch, label: Any, *, by_token: bool, two_texts: bool 
     elif batch.groups is not None:
         classes, names = batch.groups
         labels, coloured_by = classes.clamp_min(-1).numpy(), "class"
+    elif label == "class" and batch.quantity is not None and not _has_fractions(batch.quantity.numpy()):
+        (labels, names), coloured_by = _numbered(batch.quantity.numpy()), "class"
     elif label is None and (shade := batch.shade) is not None:
         labels, names, coloured_by = shade[0].numpy(), (shade[1],), shade[1]
     elif label is None:
         labels, coloured_by = np.full(len(batch), -1), "nothing"
     else:
         raise ValueError(
-            "label='class' needs targets that are class numbers or words (N,): give them to the batch, or labels"
+            "label='class' needs targets that are whole numbers or words (N,): give them to the batch, or labels"
         )
     words = f"{len(batch)} examples"
     return Points(batch.ids.numpy(), labels, names, _thumbnails(batch), words, coloured_by, len(batch), mask=mask)
@@ -285,9 +287,13 @@ def _given(batch: FixedBatch, label: NDArray[Any]) -> NDArray[Any]:
 
 def _as_labels(given: NDArray[Any]) -> tuple[NDArray[np.int64] | NDArray[np.float64], tuple[str, ...]]:
     """Labels (P,) as a quantity, where they are numbers with fractions; else as class numbers; and their names."""
-    if np.issubdtype(given.dtype, np.floating) and bool(np.mod(given[np.isfinite(given)], 1).any()):
+    if _has_fractions(given):
         return np.asarray(given, np.float64), ("label",)
     return _numbered(given)
+
+
+def _has_fractions(given: NDArray[Any]) -> bool:
+    return np.issubdtype(given.dtype, np.floating) and bool(np.mod(given[np.isfinite(given)], 1).any())
 
 
 def _numbered(labels: NDArray[Any], *, frequent_first: bool = False) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -303,7 +309,9 @@ def _numbered(labels: NDArray[Any], *, frequent_first: bool = False) -> tuple[ND
     rank[classes] = np.arange(len(classes))
     found = np.full(len(labels), -1)
     found[given] = rank[numbers.reshape(-1)]
-    return found, tuple(str(names[number]) for number in classes)
+    spelt = [str(names[number]) for number in classes]
+    are_floating = np.issubdtype(names.dtype, np.floating)
+    return found, tuple(name.removesuffix(".0") if are_floating else name for name in spelt)
 
 
 def _arranged(tensor: Tensor, channel_dim: int, examples_dim: int, tokens: int) -> Tensor:
