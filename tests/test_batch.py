@@ -283,6 +283,9 @@ def test_a_reconstruction_is_no_class_scores() -> None:
     batch = FixedBatch(torch.randn(4, 5))
     assert batch.logits(torch.randn(4, 5)) is None
     assert batch.logits(torch.randn(4, 6)) is not None
+    one = torch.randn(4, 1)  # of one column a regression, and of an image and a time a critic's
+    assert FixedBatch(torch.randn(4, 1), torch.randn(4)).logits(one) is one
+    assert FixedBatch((torch.randn(4, 3, 8, 8), torch.rand(4))).logits(one) is one
 
 
 def test_token_models_are_scored_at_the_last_token_that_is_no_padding() -> None:

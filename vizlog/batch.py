@@ -521,9 +521,10 @@ class FixedBatch:
     def _reconstruct(self, parts: Sequence[Tensor]) -> bool:
         """Whether a part of an output has as many values as an input: what rebuilds it (an autoencoder) scores none.
 
-        As many classes as values are believed where the labels say so, or the names of the classes.
+        As many classes as values are believed where the labels say so, or the names of the classes. One number of one
+        is a regression's, or of several inputs that of a time.
         """
-        sizes = {x[0].numel() for x in self.float_inputs} - {self._classes, len(self.class_names)}
+        sizes = {x[0].numel() for x in self.float_inputs} - {1, self._classes, len(self.class_names)}
         return any(part[0].numel() in sizes for part in parts)
 
     def _scored_alone(self, parts: Sequence[Tensor]) -> bool:
