@@ -954,6 +954,8 @@ SCORES, YEARS = torch.randn(2, 3), torch.randn(2, 1)
         (Heads(SCORES, YEARS), LABELS, None, SCORES),
         ({"features": {"a": torch.randn(2, 8)}, "heads": {"a": SCORES}}, LABELS, None, SCORES),
         ({"pos": SCORES}, {"pos": torch.randn(6, 3)}, ("pos", "pos"), None),
+        ((torch.randn(2, 8), SCORES), {"label": LABELS}, (None, "label"), SCORES),
+        ({"rebuilt": torch.randn(2, 5), "logits": SCORES}, {"rebuilt": torch.randn(6, 5), "of": LABELS}, None, SCORES),
     ],
 )
 def test_outputs_and_targets_are_matched_by_their_names(output: Any, targets: Any, task: Any, scores: Any) -> None:

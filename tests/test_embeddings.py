@@ -837,6 +837,25 @@ def test_of_an_autoencoder_the_narrowest_layer_is_shown():
     assert "output of mean for 20 examples" in embedding.caption
 
 
+class Rebuilds(nn.Module):
+    """An autoencoder of 12 values over 4, with a head for three classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.decode, self.head = nn.Linear(12, 4), nn.Linear(4, 12), nn.Linear(4, 3)
+
+    def forward(self, x):
+        hidden = self.encode(x).relu()
+        return self.decode(hidden), self.head(hidden)
+
+
+def test_a_head_for_classes_is_no_bottleneck():
+    x = torch.randn(20, 12)
+    for model, shown in ((Rebuilds(), "encode"), (VAE(), "mean")):
+        embedding, *_ = embeddings(model, vizlog.Embeddings(methods=["pca"]), (x, torch.arange(20) % 3))
+        assert embedding.tag == f"embeddings/{shown}"
+
+
 class Gated(nn.Module):
     """Images -> images, over channels that two layers scale; 1x1 convolutions or linear ones."""
 

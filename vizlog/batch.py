@@ -427,7 +427,7 @@ class FixedBatch:
         """Of an output and targets by name the names of those that are shown; None where nothing tells.
 
         The first targets that are classes of the output of their name, else numbers that it predicts. One target alone
-        is shown whatever its name is, where there is one output alone: (None, its name).
+        is shown whatever its name is, where there is one output or outputs have no names: (None, its name).
         """
         targets = named(self.targets)
         outputs = {} if self.score is not None else named(output)
@@ -442,7 +442,7 @@ class FixedBatch:
         (of,) = targets
         if pairs:
             return pairs[0] if are_words(targets[of]) else None
-        may = _is_one_each(targets[of], len(self)) and self.part(0, 2).is_one_part(output)
+        may = _is_one_each(targets[of], len(self)) and (not outputs or self.part(0, 2).is_one_part(output))
         return (None, of) if may else None
 
     def of_task(self, task: tuple[Any, Any]) -> FixedBatch:
@@ -456,8 +456,13 @@ class FixedBatch:
         return name if name in targets else last if last in targets else None
 
     def _predicts(self, part: Tensor, target: Any) -> bool:
-        """Whether a part of an output is as many numbers as a target; whole ones with names are classes."""
+        """Whether a part of an output is as many numbers as a target; whole ones with names are classes.
+
+        A part that rebuilds an input is not what examples are told apart by.
+        """
         if not isinstance(target, Tensor) or part.ndim not in (1, 2) or not part.is_floating_point():
+            return False
+        if self._reconstruct([part]):
             return False
         may = target.is_floating_point() or (target.numel() == len(target) and not self.class_names)
         return may and part[0].numel() == target[0].numel()
@@ -467,8 +472,8 @@ class FixedBatch:
         return self._with(_are_classes=False, _classes=0, _targets_are="numbers")
 
     def is_one_part(self, output: Any) -> bool:
-        """Whether it is known without names which part of an output is scores, there being one, or `score`."""
-        return self.score is not None or len(self._parts(output)) == 1
+        """Whether an output has one part alone that may be scores."""
+        return len(self._parts(output)) == 1
 
     def is_one_number(self, output: Any) -> bool:
         """Whether an output is one real number for each example; a whole one may be the class that was chosen."""

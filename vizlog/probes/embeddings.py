@@ -242,7 +242,8 @@ def _bottleneck(survey: Survey) -> Layer | None:
     widths = {
         layer: math.prod(layer.output_shape[1:])
         for layer in survey.of_type(nn.Linear, *CONVOLUTIONS)
-        if layer.output_shape[:1] == (min(2, len(survey.batch)),) and not _scales_channels(layer, survey.layers)
+        if layer.output_shape[:1] == (min(2, len(survey.batch)),)
+        and not (_scales_channels(layer, survey.layers) or _is_head(layer, survey))
     }
     narrowest = min(widths, key=widths.__getitem__, default=None)
     return narrowest if narrowest is not None and widths[narrowest] < inputs[0][0].numel() else None
@@ -255,6 +256,13 @@ def _embedding(survey: Survey) -> Layer | None:
     if not candidates:
         return None
     return next((layer for layer in candidates if _is_trained_twin(layer, candidates[-1])), candidates[-1])
+
+
+def _is_head(layer: Layer, survey: Survey) -> bool:
+    """Whether a layer gives a number for each class, which no layer takes: a classifier's beside the autoencoder."""
+    labels, at = survey.batch.labels, survey.layers.index(layer)
+    scores = () if labels is None else (int(labels.max()) + 1,)
+    return layer.output_shape[1:] == scores and all(x.input_shape[1:] != scores for x in survey.layers[at + 1 :])
 
 
 def _scales_channels(layer: Layer, layers: Sequence[Layer]) -> bool:
