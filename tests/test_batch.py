@@ -99,6 +99,20 @@ def test_of_texts_beside_the_inputs_a_model_gets_those_of_its_examples() -> None
     assert (numbers.tolist(), those, others) == ([2, 3], ["2", "3"], ["a", "b"])
 
 
+def test_floating_class_numbers_are_classes_where_these_have_names() -> None:
+    x, names = torch.randn(4, 2), ["a", "b", "c"]
+    numbers = np.array([2.0, np.nan, 0.0, 1.0])  # as of a table with a gap
+    batch = FixedBatch(x, numbers, class_names=names)
+    assert batch.labels is not None
+    assert dict(zip(batch.ids.tolist(), batch.labels.tolist(), strict=True)) == {0: 2, 1: -100, 2: 0, 3: 1}
+    output = torch.randn(4, 3)
+    assert batch.logits(output) is output
+    for other in (numbers + 1, numbers / 2, numbers * np.nan, -numbers):
+        assert FixedBatch(x, other, class_names=names).labels is None
+    assert FixedBatch(x, numbers).labels is None
+    assert FixedBatch(x, numbers, class_names=names, loss=lambda output, targets: targets).targets.is_floating_point()
+
+
 def test_texts_and_words_that_are_not_one_an_example_are_no_groups() -> None:
     x = torch.randn(40, 2)
     texts = [f"a photo of a thing, number {k}" for k in range(40)]

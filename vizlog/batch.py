@@ -24,7 +24,7 @@ from vizlog.given import (
     makes_a_batch,
     number_of_examples,
 )
-from vizlog.targets import NO_LABEL, as_tensor, balanced, class_numbers, kind_of, names_in, numbered, quantities
+from vizlog.targets import NO_LABEL, as_tensor, balanced, class_numbers, kind_of, names_in, numbered, quantities, whole
 from vizlog.trees import Tree, are_mappings, are_words, is_as_long, is_leaf, leaves, lent, mapped, named, tensors_in
 
 __all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "examples_run", "on_device"]
@@ -128,6 +128,8 @@ class FixedBatch:
         self.class_names = _in_order(class_names) if class_names is not None else ()
         if names_in(targets) and is_as_long(targets, number) and self.class_names:
             targets = numbered(targets, self.class_names)
+        if loss is None:  # which may want them floating
+            targets = whole(targets, len(self.class_names))
         if isinstance(targets, Mapping):
             targets = _of_each(targets, number, self.class_names)
         alone = _alone(targets, number)

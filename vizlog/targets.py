@@ -12,7 +12,17 @@ from torch import Tensor
 
 from vizlog.trees import are_words
 
-__all__ = ["NO_LABEL", "as_tensor", "balanced", "class_numbers", "kind_of", "names_in", "numbered", "quantities"]
+__all__ = [
+    "NO_LABEL",
+    "as_tensor",
+    "balanced",
+    "class_numbers",
+    "kind_of",
+    "names_in",
+    "numbered",
+    "quantities",
+    "whole",
+]
 
 NO_LABEL = -100
 """What cross-entropy ignores, and Hugging Face writes where there is nothing to learn."""
@@ -68,6 +78,16 @@ def class_numbers(targets: Any, *, known: bool = False) -> Tensor | None:
     if targets.is_floating_point() and not known:
         return None
     return found.long()
+
+
+def whole(targets: Any, classes: int) -> Any:
+    """Floating targets (N,) that are all class numbers below `classes`, or NaN, as int64, −100; others as they are."""
+    if not isinstance(targets, Tensor) or not targets.is_floating_point() or targets.ndim != 1:
+        return targets
+    known = targets[~targets.isnan()]
+    if not len(known) or not bool(((known >= 0) & (known < classes) & (known % 1 == 0)).all()):
+        return targets
+    return targets.nan_to_num(NO_LABEL).long()
 
 
 def names_in(targets: Any) -> tuple[str, ...]:
