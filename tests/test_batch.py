@@ -966,6 +966,7 @@ SCORES, YEARS = torch.randn(2, 3), torch.randn(2, 1)
         ({"kind": SCORES, "age": YEARS}, {"image_id": LABELS}, None, SCORES),
         ({"kind": SCORES}, {"image_id": LABELS, "label": LABELS}, None, SCORES),
         (Heads(SCORES, YEARS), LABELS, None, SCORES),
+        ({"maps": {"a": torch.randn(2, 8)}, "out": SCORES}, LABELS, None, SCORES),  # at the surface
         ({"features": {"a": torch.randn(2, 8)}, "heads": {"a": SCORES}}, LABELS, None, SCORES),
         ({"pos": SCORES}, {"pos": torch.randn(6, 3)}, ("pos", "pos"), None),
         ((torch.randn(2, 8), SCORES), {"label": LABELS}, (None, "label"), SCORES),

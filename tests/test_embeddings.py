@@ -450,6 +450,43 @@ def test_the_first_of_several_numbers_to_be_predicted_colours_and_scores_the_poi
     assert (embedding.labels == -1).all()
 
 
+class Views(nn.Module):
+    """Embeddings of two views of an example, by a network that is trained and its copy, which is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.teacher = Contrastive(), Contrastive()
+        self.teacher.requires_grad_(False)
+
+    def forward(self, x, y):
+        return self.encoder(x), self.encoder(y), self.teacher(x)
+
+
+def test_of_embeddings_of_several_views_those_of_the_first_that_are_trained_are_shown():
+    model, x = Views(), torch.randn(40, 5)
+    batch = vizlog.FixedBatch((x, torch.randn(40, 5)))
+    embedding, *_ = embeddings(model, vizlog.Embeddings(methods=["pca"]), batch)
+    assert embedding.tag == "embeddings/encoder"
+    np.testing.assert_allclose(embedding.vectors, model.encoder(x).detach()[embedding.ids], atol=1e-6)
+
+
+class Sentences(nn.Module):
+    """One embedding a text."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.linear = nn.Embedding(8, 5), nn.Linear(5, 6)
+
+    def forward(self, input_ids):
+        return nn.functional.normalize(nn.Flatten()(self.linear(self.embed(input_ids)).mean(1)))
+
+
+def test_where_a_point_is_asked_for_each_token_it_is_no_embedding_of_the_text():
+    probe = vizlog.Embeddings(methods=["pca"], label="token")
+    (embedding,) = embeddings(Sentences(), probe, vizlog.FixedBatch({"input_ids": TEXT}))
+    assert embedding.tag == "embeddings/linear.input"
+
+
 @pytest.mark.parametrize("targets", [torch.arange(60) % 5 + 2, (torch.arange(60) % 5 + 2.0)], ids=["whole", "floating"])
 def test_whole_numbers_that_one_number_predicts_are_classes_where_asked_for(targets):
     probe = vizlog.Embeddings(methods=["pca"], label="class")

@@ -497,13 +497,18 @@ class FixedBatch:
         parts: Iterable[Any] = ()
         if isinstance(found, Tensor) or isinstance(output, Tensor):
             parts = [found if isinstance(found, Tensor) else output]
-        elif outputs:
-            scores = {name: part for name, part in outputs.items() if not _names_embeddings(name)}
-            parts = [part for name, part in scores.items() if self._target_of(name) not in self._regressed]
+        elif outputs:  # at its surface, or else further in
+            parts = self._scores_by_name(named(output, 1)) or self._scores_by_name(outputs)
         elif isinstance(output, (tuple, list)):
             parts = output
         tensors = [part for part in parts if isinstance(part, Tensor) and part.ndim and not part.is_nested]
         return [tensor for tensor in tensors if len(tensor) == len(self)]
+
+    def _scores_by_name(self, outputs: Mapping[Any, Any]) -> list[Tensor]:
+        """Tensors of these that are by their names no embeddings, and no numbers to be predicted."""
+        scores = {name: part for name, part in outputs.items() if not _names_embeddings(name)}
+        found = [part for name, part in scores.items() if self._target_of(name) not in self._regressed]
+        return [part for part in found if isinstance(part, Tensor)]
 
     def _scoring(self, parts: Sequence[Tensor]) -> Tensor | None:
         """Of the parts of an output the one that may score classes, (N, classes) or (N, T, classes)."""

@@ -35,10 +35,9 @@ _NUMBERS = (int, float, np.number, np.bool_)
 
 def as_tensor(targets: Any) -> Any:
     """Targets that are an array or a list of numbers as a tensor, words as a list of them, all others as they are."""
-    if isinstance(targets, np.ndarray) and targets.ndim == 1 and targets.dtype.kind in "UOT":
-        targets = targets.tolist()
-    if are_words(targets):
-        return list(targets)
+    words = targets.tolist() if isinstance(targets, np.ndarray) and targets.dtype.kind in "UOT" else targets
+    if are_words(words):
+        return list(words)
     if isinstance(targets, (list, tuple)) and targets and all(isinstance(each, _NUMBERS) for each in targets):
         targets = np.asarray(targets)
     if isinstance(targets, np.ndarray) and targets.dtype.kind in "biufc":

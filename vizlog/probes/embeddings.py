@@ -102,7 +102,8 @@ class Embeddings(Probe):
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         if survey is None:
             raise ValueError(f"{self.name} needs batch=: it shows where the model puts examples")
-        batch, shown = survey.batch.part(0, self._examples), _bottleneck(survey) or _embedding(survey)
+        batch = survey.batch.part(0, self._examples)
+        shown = _bottleneck(survey) or (None if self._by_token(batch) else _embedding(survey))
         is_input = self._select is None and shown is None
         layers = self._selected(survey) if self._select is not None else [shown or _last(survey)]
         chosen = spread(layers, self._most)
@@ -209,14 +210,22 @@ def _last(survey: Survey) -> Layer:
     """The linear layer or convolution that ran last.
 
     A linear layer that convolutions follow is on a side branch: it makes scales of channels (squeeze-and-excitation),
-    or embeds a denoiser's time. Where one network encodes several inputs (twins), its first call, of which the
-    thumbnails are. Of a momentum encoder or teacher, which is not trained, the same layer of the part that is.
+    or embeds a denoiser's time.
     """
     candidates = survey.of_type(nn.Linear, *CONVOLUTIONS) or [
         layer for layer in survey.layers if _is_like_linear(layer)
     ]
     if not candidates:
         raise ValueError("no linear layer and no convolution ran on the batch: name a layer whose output to show")
+    return _trained(candidates, survey)
+
+
+def _trained(candidates: Sequence[Layer], survey: Survey) -> Layer:
+    """The last of some layers, or what stands for it.
+
+    Where one network encodes several inputs (twins), its first call, of which the thumbnails are. Of a momentum encoder
+    or teacher, which is not trained, the same layer of the part that is.
+    """
     last = next((layer for layer in candidates if _is_trained_twin(layer, candidates[-1])), candidates[-1])
     shapes = [x.shape for x in survey.batch.float_inputs]
     if len(shapes) > len(set(shapes)):
@@ -253,9 +262,7 @@ def _embedding(survey: Survey) -> Layer | None:
     """The last layer to put out what is the model's output, where that is embeddings; None where it is not."""
     width, _ = survey.embeds
     candidates = [layer for layer in survey.layers if layer.output_shape == (min(2, len(survey.batch)), width)]
-    if not candidates:
-        return None
-    return next((layer for layer in candidates if _is_trained_twin(layer, candidates[-1])), candidates[-1])
+    return _trained(candidates, survey) if candidates else None
 
 
 def _is_head(layer: Layer, survey: Survey) -> bool:
@@ -273,14 +280,17 @@ def _scales_channels(layer: Layer, layers: Sequence[Layer]) -> bool:
 
 
 def _is_trained_twin(layer: Layer, other: Layer) -> bool:
-    """Whether a layer is trained and another, which is not, is its copy in another part: `online.fc`, `target.fc`."""
+    """Whether a layer is trained and another, which is not, is its copy in another part: `online.fc`, `target.fc`.
+
+    So are two parts themselves, `online` and `target`, where they are no single layers.
+    """
     names, others = layer.name.partition("@")[0].split("."), other.name.partition("@")[0].split(".")
     differing = [name for name, there in zip(names, others, strict=False) if name != there]
     return (
         len(names) == len(others)
         and len(differing) == 1
         and not differing[0].isdigit()  # a numbered one is the layer before
-        and names[-1] == others[-1]
+        and (names[-1] == others[-1] or (len(names) == 1 and layer.module is not None and any(layer.module.children())))
         and [p.shape for p in _parameters(layer)] == [p.shape for p in _parameters(other)]
         and any(p.requires_grad for p in _parameters(layer))
         and not any(p.requires_grad for p in _parameters(other))
