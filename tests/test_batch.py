@@ -356,7 +356,7 @@ def test_how_wide_embeddings_are_and_how_they_are_known_is_said() -> None:
     assert FixedBatch(x, score=lambda found: found).embeds(unit) == (0, "")
 
 
-@pytest.mark.parametrize(("names", "classes", "said"), [(None, 30, True), (None, 15, False), (["a"] * 15, 30, False)])
+@pytest.mark.parametrize(("names", "classes", "said"), [(None, 32, True), (None, 31, False), (["a"] * 16, 32, False)])
 def test_scores_of_many_more_classes_than_the_targets_have_are_said_to_be_read_so(
     names: list[str] | None, classes: int, *, said: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -364,7 +364,7 @@ def test_scores_of_many_more_classes_than_the_targets_have_are_said_to_be_read_s
     with caplog.at_level("INFO", "vizlog"):
         met = survey({"": nn.Linear(4, classes)}, batch)
     assert (met.classes, met.embeds) == (classes, (0, ""))
-    assert ("(N, 30) is read as scores of 30 classes, of which the targets have 10 at most" in caplog.text) == said
+    assert ("(N, 32) is read as scores of 32 classes, of which the targets have 10 at most" in caplog.text) == said
 
 
 def test_one_number_an_example_is_no_score_of_three_classes() -> None:

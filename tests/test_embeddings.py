@@ -523,7 +523,7 @@ def test_classes_in_words_colour_points_and_are_none_of_the_models_own(caplog):
     assert "saliency/gradient" not in found  # which class is the true one is not known
     assert saliency.titles[:3] == [f"example {k}: {words[k]}" for k in embedding.ids[:3]]
     assert "wrong" not in " ".join(saliency.notes)
-    assert "of targets in words embeddings show 3 classes" in caplog.text
+    assert "of targets in words embeddings show the classes (3)" in caplog.text
     texts = vizlog.FixedBatch(torch.randn(60, 5), [f"{k}!" for k in range(60)])
     with caplog.at_level("INFO", "vizlog"):
         look(nn.Linear(5, 3), vizlog.SaliencyMaps(), texts)

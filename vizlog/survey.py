@@ -23,6 +23,10 @@ from vizlog.units import shape_of
 __all__ = ["Layer", "Survey", "survey"]
 
 
+_EMBEDDING = 32
+"""Columns from which on scores of unnamed classes may well be embeddings."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One call met in a forward: name, module (None: a functional activation), and shapes of input and output."""
@@ -177,7 +181,7 @@ def _tell_of_words(batch: FixedBatch) -> None:
     """Says what was made of targets in words that are no class numbers."""
     if batch.labels is None and batch.groups is not None:
         LOG.info(
-            "vizlog: of targets in words embeddings show %d classes; which of the model's each is stays unknown "
+            "vizlog: of targets in words embeddings show the classes (%d); which of the model's each is stays unknown "
             "without FixedBatch(class_names=…), names in the order of its classes",
             len(batch.groups[1]),
         )
@@ -191,11 +195,12 @@ def _tell_of_many(batch: FixedBatch, classes: int) -> None:
     Which of the two it is cannot be known: examples of a few classes are what a loader that does not shuffle gives.
     """
     labels = batch.labels
-    if batch.score is None and not batch.class_names and labels is not None and classes > 2 * (int(labels.max()) + 1):
+    known = classes if batch.score is not None or batch.class_names or labels is None else int(labels.max()) + 1
+    if classes >= _EMBEDDING and classes > 2 * known:
         LOG.info(
             "vizlog: the output (N, %d) is read as scores of %d classes, of which the targets have %d at most; "
             "if it is embeddings, say so by FixedBatch(class_names=…), a name for each class",
-            *(classes, classes, int(labels.max()) + 1),
+            *(classes, classes, known),
         )
 
 
