@@ -749,6 +749,43 @@ def test_a_hidden_state_does_not_go_from_one_run_to_the_next() -> None:
     np.testing.assert_allclose(record.values[:, 0], (slope * model.head.weight[batch.labels]).detach(), atol=1e-6)
 
 
+class OfAll(nn.Module):
+    """Classes out of whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(5, 3), nn.LazyLinear(7)
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        given = [*inputs, *(part for name, part in named.items() if name != "attention_mask")]
+        parts = [part if part.is_floating_point() else self.embedding(part) for part in given]
+        return self.head(torch.cat([part.flatten(1) for part in parts], 1))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (torch.randn(4, 3), ""),
+        ((torch.randn(4, 3), torch.randn(4, 3)), "; of 2 inputs the first is explained"),
+        ((torch.arange(4), torch.randn(4, 3)), "; of 2 inputs number 2 is explained"),
+        (
+            {"job": torch.arange(4), "city": torch.arange(4), "numbers": torch.randn(4, 2)},
+            "; of 3 inputs numbers is explained",
+        ),
+        ({"input_ids": torch.arange(4)[:, None], "attention_mask": torch.ones(4, 1)}, ""),
+        (
+            {"input_ids": torch.arange(4)[:, None], "numbers": torch.randn(4, 2)},
+            "; of 2 inputs input_ids is explained",
+        ),
+    ],
+)
+def test_of_several_inputs_the_caption_says_which_is_explained(inputs: Any, said: str) -> None:
+    batch, model = FixedBatch(inputs), OfAll()
+    batch.run({"": model})  # which makes its parameters
+    (record,) = drawn(SaliencyMaps(methods="gradient"), model, batch).values()
+    assert record.caption.endswith(f"4 examples of the fixed batch, eval mode{said}")
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_what_has_no_classes_is_scored_by_minus_the_loss(reduction: str) -> None:
     def loss(output: Tensor, target: Tensor) -> Tensor:

@@ -611,6 +611,16 @@ class FixedBatch:
         """All floating inputs with one row an example."""
         return [x for x in self._rows if x.is_floating_point()]
 
+    def of_several(self, one: Tensor) -> str:
+        """Which of several inputs this is, by its name or its place: "of 2 inputs the first"; "" of a single one."""
+        rows = self._rows
+        if len(rows) < 2:
+            return ""
+        named = self.inputs if isinstance(self.inputs, Mapping) else {}
+        place = next(number for number, row in enumerate(rows, 1) if row is one)
+        name = next((str(name) for name, part in named.items() if part is one), f"number {place}")
+        return f"of {len(rows)} inputs {'the first' if name == 'number 1' else name}"
+
     @property
     def token_ids(self) -> Tensor | None:
         """The input that is token ids, (N, T) integers, or None."""

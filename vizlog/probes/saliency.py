@@ -54,7 +54,8 @@ class SaliencyMaps(Probe):
     The score is the pre-softmax logit of the target class (less the mean logit, where the model itself ends in softmax
     or log-softmax); where the model has no classes, minus the loss. Images and other floating point inputs are
     explained value by value, summed over channels; tokens through their embeddings, the gradient being multiplied with
-    them. Where a model scores each token, the last one that has a label is looked at, else the last one.
+    them. Of several inputs one is explained: images, else tokens, else the first of floating point. Where a
+    model scores each token, the last one that has a label is looked at, else the last one.
 
     Args:
         select: the convolution that Grad-CAM reads, the last one that matches and runs; None: the last of the model.
@@ -105,7 +106,7 @@ class SaliencyMaps(Probe):
         self._tokens = self._is_table = self._sums = False
         self._next_tokens = self._hidden_tokens = self._of_tokens = self._at_labels = self._of_sets = False
         self._where = self._answers = ""
-        self._slices, self._axes = "", ""
+        self._slices = self._axes = self._input = ""
         self._one_number = False
         self._shown: FixedBatch | None = None
         self._pictures: Pixels | None = None
@@ -134,6 +135,8 @@ class SaliencyMaps(Probe):
         self._hidden_tokens = self._next_tokens and _hides_tokens(survey.batch)
         self._of_tokens = self._hidden_tokens or classifies_tokens(survey)
         self._pictures = _pictures(survey.batch if self._tokens else _as_images(survey.batch), self._examples)
+        explained = self._shown.token_ids if self._tokens else input_values(self._shown)
+        self._input = self._shown.of_several(explained) if explained is not None else ""
         shape = () if self._tokens else input_values(self._shown).shape
         self._is_table = len(shape) == 2
         self._slices = _slices_of(shape)
@@ -369,7 +372,8 @@ class SaliencyMaps(Probe):
         cam = found.method == "gradcam"  # a convolution leaves another number of slices, or sees all as channels
         slices = f"the {self._slices.partition(' ')[2]}" if cam else self._slices
         middle = f"; of {slices} the middle one" if self._slices and not (cam and found.flat) else ""
-        return f"{'' if cam else self._axes}{middle}{found.left_out}{found.empty}"
+        which = "" if cam else f"{f'; {self._input} is explained' if self._input else ''}{self._axes}"
+        return f"{which}{middle}{found.left_out}{found.empty}"
 
     def _titles(self, shown: FixedBatch) -> list[str]:
         names = [f"example {number}" for number in shown.ids.tolist()]
