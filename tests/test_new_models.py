@@ -56,6 +56,25 @@ def test_one_number_an_example_is_one_score() -> None:
 
 
 @pytest.mark.parametrize(
+    ("inputs", "targets"),
+    [
+        (torch.rand(20, 1), torch.rand(20, 1)),  # a curve
+        (torch.rand(20, 1), None),
+        ({"age": torch.rand(20), "income": torch.rand(20), "city": LABELS}, LABELS % 2),  # a table, column by column
+        ((torch.rand(20, 6), torch.rand(20)), torch.rand(20)),
+    ],
+)
+def test_one_number_is_one_score_though_an_input_is_one_number_too(inputs: Any, targets: Tensor | None) -> None:
+    numbers = torch.rand(20, 1)
+    batch = FixedBatch(inputs, targets)
+    assert not batch.is_rebuilt(numbers)
+    for output in (numbers, numbers[:, 0]):
+        found = batch.logits(output)
+        assert found is not None
+        assert torch.equal(found, numbers)
+
+
+@pytest.mark.parametrize(
     "targets",
     [
         torch.randn(20, 3) * 5,  # a regression of three numbers

@@ -362,9 +362,10 @@ class FixedBatch:
         one with as many columns as there are classes. Where the inputs are tokens also (N, T, classes), of which the
         `scored_positions` are taken.
 
-        No scores are: a part as large as an input, which it rebuilds; an output whose targets are numbers (a
-        regression), or a part of it whose own targets, those of its name, are; and embeddings, which are known by their
-        name in the output, by another part of the same width that is not the number of classes, or as `embeds` says.
+        No scores are: a part of two numbers or more, as many as an input, which it rebuilds; an output whose targets
+        are numbers (a regression), or a part of it whose own targets, those of its name, are; and embeddings, which are
+        known by their name in the output, by another part of the same width that is not the number of classes, or as
+        `embeds` says.
         """
         if self.score is not None:
             logits = self.score(output)
@@ -533,8 +534,8 @@ class FixedBatch:
     def _reconstruct(self, parts: Sequence[Tensor]) -> bool:
         """Whether a part of an output has as many values as an input: what rebuilds it (an autoencoder) scores none.
 
-        As many classes as values are believed where the labels say so, or the names of the classes. One number of one
-        is a regression's, or of several inputs that of a time.
+        As many classes as values are believed where the labels say so, or the names of the classes. One number is a
+        score, though an input is one number too: a column of a table, the x of a curve, a time.
         """
         sizes = {x[0].numel() for x in self.float_inputs} - {1, self._classes, len(self.class_names)}
         return any(part[0].numel() in sizes for part in parts)
