@@ -629,6 +629,34 @@ def test_two_inputs_given_as_input_and_target_and_graphs_are_told_how_to_be_give
         FixedBatch(x).run({"": nn.Unflatten(7, (1, 3))})
 
 
+def test_a_model_that_takes_a_mapping_as_it_is_is_told_how_to_be_given() -> None:
+    class Whole(nn.Module):
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return batch["x"] + batch["z"]
+
+    inputs = {"x": torch.randn(6, 3), "z": torch.randn(6, 3)}
+    said = r"raised TypeError.*argument 'x'.*as model\(\*\*inputs\).*forward=lambda model, inputs: model\(inputs\)"
+    with pytest.raises(BatchDoesNotFit, match=said):
+        survey({"": Whole()}, FixedBatch(inputs, torch.arange(6) % 3))
+    batch = FixedBatch(inputs, torch.arange(6) % 3, forward=lambda model, inputs: model(inputs))
+    assert torch.equal(batch.run({"": Whole()}), batch.inputs["x"] + batch.inputs["z"])
+
+
+def test_nodes_and_their_adjacency_are_told_how_to_be_given() -> None:
+    class Dense(nn.Module):
+        def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+            return adjacency @ x
+
+    x, adjacency = torch.randn(40, 3), torch.ones(40, 40)
+    for inputs in ((x, adjacency), {"x": x, "adjacency": adjacency}):
+        with pytest.raises(
+            BatchDoesNotFit, match=r"raised RuntimeError.*a graph.*FixedBatch\(torch.arange\(nodes\), y"
+        ):
+            survey({"": Dense()}, FixedBatch(inputs, torch.arange(40) % 3))
+    with pytest.raises(BatchDoesNotFit, match=r"raised RuntimeError((?!a graph).)*$"):  # alone it is a table
+        survey({"": nn.Linear(5, 3)}, FixedBatch(adjacency))
+
+
 def test_a_graph_that_can_be_called_and_indexed_is_told_how_to_be_given() -> None:
     class Data:
         """As torch_geometric's."""

@@ -138,6 +138,8 @@ class FixedBatch:
         targets = list(targets) if are_mappings(targets) else targets
         # By themselves, for what has no rows may come to be as long as a part of the batch.
         self._constants = [leaf for leaf in leaves((inputs, targets)) if not is_as_long(leaf, number)]
+        tensors = tensors_in(inputs)
+        self._has_adjacency = len(tensors) > 1 and any(not x.is_nested and x.shape == (number, number) for x in tensors)
         self.inputs: Tree = self._take(inputs, self.ids)
         self.targets: Any = self._take(targets, self.ids)
         # Of all examples, here and below: of a few, numbers may be 0 or 1, or between them, by chance.
@@ -349,10 +351,15 @@ class FixedBatch:
                 "the second of batch=(x, y) are targets, which the model is not given: "
                 "two inputs are given as vizlog.FixedBatch((x, t)), with targets as vizlog.FixedBatch((x, t), y)"
             )
+        if isinstance(error, TypeError) and "unexpected keyword" in str(error) and isinstance(self.inputs, Mapping):
+            return (
+                "a mapping goes in as model(**inputs): where the model takes it as it is, give "
+                "vizlog.FixedBatch(inputs, targets, forward=lambda model, inputs: model(inputs))"
+            )
         # Torch raises either where nodes are missing, by what the library gathers them with; of ours none is meant.
         if isinstance(error, IndexError) or type(error) is RuntimeError:
             whole = [x for x in tensors_in(self.inputs) if not self._has_rows(x)]
-            return OF_A_GRAPH if any(map(is_edges, whole)) else ""
+            return OF_A_GRAPH if self._has_adjacency or any(map(is_edges, whole)) else ""
         return ""
 
     def logits(self, output: Any) -> Tensor | None:
