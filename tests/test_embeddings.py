@@ -171,6 +171,9 @@ def test_maps_of_a_named_layer_are_averaged_over_space(digits, small_cnn):
     (embedding,) = embeddings(model, vizlog.Embeddings("3"), (images[:20], labels[:20]))
     assert embedding.tag == "embeddings/3"
     np.testing.assert_allclose(embedding.vectors, evaluated(model[:4], images)[embedding.ids].mean((2, 3)), atol=1e-5)
+    assert f": {embedding.vectors.shape[1]} features, averaged over positions; " in embedding.caption
+    (flat,) = embeddings(model, vizlog.Embeddings("8"), (images[:20], labels[:20]))
+    assert "averaged" not in flat.caption
 
 
 def test_features_are_those_of_the_layer_also_where_the_next_one_works_in_place():
@@ -316,8 +319,10 @@ def test_a_text_with_classes_is_a_point_each_averaged_over_what_is_no_padding():
         expected = model.features()[example, : int(MASK[example].sum())].mean(0)
         np.testing.assert_allclose(embedding.vectors[row], expected, atol=1e-6)
     assert embedding.class_names == ("cats", "dogs")
+    assert ": 5 features, averaged over positions; " in embedding.caption
     by_token = embeddings(model, vizlog.Embeddings(label="token"), batch)[0]
     assert len(by_token.vectors) == 9
+    assert "averaged" not in by_token.caption
 
 
 def test_what_has_no_label_is_a_point_without_a_class():

@@ -179,7 +179,8 @@ class Embeddings(Probe):
         return self._label == "token"
 
     def _caption(self, features: Features, points: Points, vectors: NDArray[np.float32], projected: Projected) -> str:
-        parts = [f"{features} for {points.words}, eval mode: {vectors.shape[1]} features; colour: {points.coloured_by}"]
+        number = f"{vectors.shape[1]} features{', averaged over positions' if features.averaged else ''}"
+        parts = [f"{features} for {points.words}, eval mode: {number}; colour: {points.coloured_by}"]
         shown = len(np.unique(points.labels[points.labels >= 0]))
         if points.coloured_by == "class" and shown < self._classes:
             parts.append(f"{shown} of {self._classes} classes")

@@ -48,6 +48,7 @@ class Features:
         tokens: how many tokens an example has.
         row_numbers: of a layer that gives a row for each node of a graph, which rows are those of the examples.
         nodes: how many it has, whichever examples are run.
+        averaged: whether an example has a vector at several positions, of which a point is the mean.
     """
 
     layer: str
@@ -58,6 +59,7 @@ class Features:
     tokens: int
     row_numbers: Tensor | None = None
     nodes: int = 0
+    averaged: bool = False
 
     @property
     def name(self) -> str:
@@ -204,7 +206,8 @@ def features_of(layer: Layer, batch: FixedBatch, *, is_input: bool, by_token: bo
     has_tokens = tokens > 0 and len(arranged) == 3 and arranged[1] == tokens
     of_tokens = has_tokens if by_token is None else by_token
     nodes = shape[0] if numbers is not None else 0
-    features = Features(layer.name, is_input, of_tokens, channel_dim, examples_dim, tokens, numbers, nodes)
+    averaged = not of_tokens and arranged[1:-1].numel() > 1
+    features = Features(layer.name, is_input, of_tokens, channel_dim, examples_dim, tokens, numbers, nodes, averaged)
     if features.by_token and not has_tokens:
         raise ValueError(
             f"a point for each token needs a layer that gives one vector a token, but the {features} is {shape}: "
