@@ -229,6 +229,26 @@ def test_heads_and_windows_folded_into_the_batch_are_those_of_their_example():
         assert ("4 windows of each example, with 2 heads each" in record.caption) is heads_apart
 
 
+def test_heads_in_the_place_of_the_examples_are_no_examples():
+    class Graph(nn.Module):
+        """Nodes (N, 5) that attend to one another, as 3 heads see it."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = (torch.arange(1.0, 4)[:, None, None] * (x @ x.mT)).softmax(-1)
+            return (self.kept @ x).mean(0)
+
+    x, model = torch.randn(20, 5), Graph()
+    batch = FixedBatch(torch.arange(20), torch.arange(20) % 5, forward=lambda model, nodes: model(x)[nodes])
+    (record,) = maps(AttentionMaps(), model, batch).values()
+    assert list(record.heads) == [0, 1, 2]
+    torch.testing.assert_close(torch.from_numpy(record.weights), model.kept[None])
+    assert "its first dimension, of 3, is not that of the examples: all of it is heads" in record.caption
+    alone = FixedBatch(x[None], forward=lambda model, x: model(x[0])[None])
+    (record,) = maps(AttentionMaps(), model, alone).values()
+    assert record.weights.shape == (1, 3, 20, 20)
+    assert "first dimension" not in record.caption  # heads of the only example
+
+
 def test_queries_that_are_padding_do_not_count():
     class Sink(nn.Module):
         """Tokens look at themselves; padding at the first token."""

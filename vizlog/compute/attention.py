@@ -35,7 +35,8 @@ class Shown:
         heads: at most so many, spread over all of them.
         tokens: at most so many queries and so many keys, the first ones.
         batch: how many examples there are, where known: tells apart what is folded into the batch dimension, an
-            example's heads or windows behind one another; all of it counts as heads.
+            example's heads or windows behind one another; all of it counts as heads. A dimension that is no multiple
+            of it holds no examples and counts as heads of one: those of a graph, of which nodes are the examples.
     """
 
     examples: Sequence[int] = range(2)
@@ -45,7 +46,9 @@ class Shown:
 
     def of(self, rows: int, heads: int) -> _Places:
         """What is shown of a call with so many entries along the batch dimension and so many heads in each."""
-        folded = rows // self.batch if self.batch and rows % self.batch == 0 else 1
+        folded = 1
+        if self.batch:
+            folded = rows if rows % self.batch else rows // self.batch
         examples = [example for example in self.examples if example < rows // folded]
         return _Places(examples, spread(range(folded * heads), self.heads), rows, heads, folded)
 
@@ -97,7 +100,7 @@ class _Places:
         """What is shown, with the numbers of queries and keys of the call."""
         windows = self.folded if self.heads_a_row > 1 else 1  # rows of one head each are heads
         examples, heads = tuple(self.examples), tuple(self.heads)
-        return AttentionCall(weights, entropy, examples, heads, *self.totals, queries, keys, windows)
+        return AttentionCall(weights, entropy, examples, heads, *self.totals, queries, keys, windows, self.folded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +114,7 @@ class AttentionCall:
         total_examples, total_heads, total_queries, total_keys: of the call itself.
         windows: how many separate parts of each example heads attend within (windows of an image). Heads are numbered
             through: head h of window w is w · heads + h.
+        folded: how many entries of the batch dimension an example has.
     """
 
     weights: Tensor
@@ -122,6 +126,7 @@ class AttentionCall:
     total_queries: int
     total_keys: int
     windows: int = 1
+    folded: int = 1
 
 
 def attention_probabilities(

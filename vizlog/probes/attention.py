@@ -64,6 +64,7 @@ class AttentionMaps(Probe):
         self._tokens: list[list[str]] = []
         self._mask: Tensor | None = None
         self._longest = 0
+        self._together = False
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         if survey is None:
@@ -76,6 +77,7 @@ class AttentionMaps(Probe):
         self._layers, self._total_layers = spread(matching, self._most_layers), len(survey.attention)
         shown = survey.batch.part(0, len(self._shown.examples))
         self._ids = shown.ids.tolist()
+        self._together = min(survey.batch.chunk, len(survey.batch)) > 1
         self._tokens, self._mask, self._longest = [], None, 0
         if shown.token_ids is not None and not has_two_texts(survey):
             self._tokens = [shown.token_names(example) for example in range(len(shown))]
@@ -154,6 +156,8 @@ class AttentionMaps(Probe):
     def _caption(self, call: AttentionCall, weights: Floats) -> str:
         _, heads, queries, keys = weights.shape
         parts = ["attention probabilities (softmax over the keys), without dropout"]
+        if self._together and call.total_examples == 1 < call.folded:
+            parts.append(f"its first dimension, of {call.folded}, is not that of the examples: all of it is heads")
         if heads < call.total_heads:
             parts.append(f"{heads} of {call.total_heads} heads, spread over all")
         if call.windows > 1:
