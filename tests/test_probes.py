@@ -207,6 +207,19 @@ def test_activations_of_functions_are_shown_and_their_health_is_as_counted_by_ha
     assert math.isnan(curve(memory, "saturated").get("relu", math.nan))
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_caption_says_where_other_rows_run_beside_the_examples(*, whole: bool) -> None:
+    def forward(model: nn.Module, rows: Tensor) -> Tensor:
+        return model(x)[rows] if whole else model(x[rows])
+
+    x, model = torch.randn(20, 3), nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    memory = seen(model, vizlog.ActivationHistograms(), batch=vizlog.FixedBatch(torch.arange(6), forward=forward))
+    histogram = only(memory, "activations/1")
+    assert histogram.count == (20 if whole else 6) * 4
+    which = "first 6 examples of the fixed batch, eval mode"
+    assert histogram.caption == f"output of 1, {'all rows that run for the ' if whole else ''}{which}"
+
+
 def test_saturation_is_as_counted_by_hand() -> None:
     values = torch.tensor([[-9.0, 0.0, 9.0, 1.0]])
     model = nn.Sequential(nn.Identity(), nn.Sigmoid(), nn.Identity())

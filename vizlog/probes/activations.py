@@ -141,6 +141,7 @@ class ActivationHistograms(Probe):
         self._matches: Matcher = matcher(select) if select is not None else _leaf_or_function
         self._live = source == "live"
         self._examples = self._looked_at = 0
+        self._beyond = False
         self._drawn: list[str] = []
         self._met: set[str] = set()
         self._warned = False
@@ -152,6 +153,7 @@ class ActivationHistograms(Probe):
         self._live = self._source == "live" or survey is None
         self._examples = survey.batch.chunk if survey is not None else 0
         self._looked_at = min(self._examples, len(survey.batch)) if survey is not None else 0
+        self._beyond = survey is not None and _runs_beyond(survey)
         prepare(device_of(models))
         health.prepare()
         modules = named_modules(models)
@@ -197,6 +199,7 @@ class ActivationHistograms(Probe):
             self._drawn += _spread_calls({name: counted[name] for name in new}, room)
         chosen = [name for name in self._drawn if name in counted]
         where = f"first {self._looked_at} examples of the fixed batch, eval mode"  # of few, many units look dead
+        where = f"all rows that run for the {where}" if self._beyond else where
         if self._live:
             forwards = max((len(calls) for calls in measured.values()), default=0)
             where = "live forward of this step" if forwards == 1 else f"{forwards} live forwards of this step"
@@ -207,6 +210,15 @@ class ActivationHistograms(Probe):
             [(f"activations/{name}", counts[name], f"output of {name}, {where}{left_out}") for name in chosen]
         )
         yield from _figures(counted, counts, where)
+
+
+def _runs_beyond(survey: Survey) -> bool:
+    """Whether examples are rows of what runs as a whole for any of them, as nodes of a graph."""
+    numbers = survey.batch.row_numbers
+    if numbers is None:
+        return False
+    most = max(2, int(numbers.max()))  # of the two examples of a first look
+    return any(layer.output_shape[:1] > (most,) for layer in survey.layers)
 
 
 def _spread_calls(seen: Mapping[str, _Seen], most: int) -> list[str]:
