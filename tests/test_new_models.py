@@ -132,6 +132,24 @@ def test_the_caption_of_one_output_speaks_of_no_class() -> None:
     assert "class" not in only(memory, "saliency/gradient").caption
 
 
+@pytest.mark.parametrize(
+    ("inputs", "number", "scored"),
+    [
+        ((torch.randn(20, 6), torch.randn(20, 6)), 2, False),  # two views, as of SimCLR
+        ((torch.randn(20, 6), torch.randn(20, 6), torch.randn(20, 6)), 3, False),  # a triplet
+        ((torch.randint(9, (20, 4)), torch.randint(9, (20, 4))), 2, False),  # sentences
+        ((torch.randn(20, 6), torch.randn(20, 6)), 1, True),  # a classifier of pairs
+        (torch.randn(20, 6), 2, True),  # a classifier with one beside it that helps it learn
+        ({"input_ids": torch.randint(9, (20, 4)), "token_type_ids": torch.zeros(20, 4).long()}, 2, True),
+    ],
+)
+def test_a_view_of_each_of_several_inputs_is_no_class_scores(inputs: Any, number: int, *, scored: bool) -> None:
+    output = tuple(torch.randn(20, 8) for _ in range(number))
+    assert (FixedBatch(inputs).logits(output) is not None) is scored
+    if number > 1:  # labels say how many classes there are
+        assert FixedBatch(inputs, torch.arange(20) % 8).logits(output) is output[0]
+
+
 class Twins(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -371,8 +371,8 @@ class FixedBatch:
 
         No scores are: a part of two numbers or more, as many as an input, which it rebuilds; an output whose targets
         are numbers (a regression), or a part of it whose own targets, those of its name, are; and embeddings, which are
-        known by their name in the output, by another part of the same width that is not the number of classes, or as
-        `embeds` says.
+        known by their name in the output, by another part of the same width that is not the number of classes (where
+        nothing says that number, of inputs that are alike), or as `embeds` says.
         """
         if self.score is not None:
             logits = self.score(output)
@@ -530,6 +530,8 @@ class FixedBatch:
             if len(fitting) > 1 and len(widths) == 1 and min(widths) > known:
                 return None  # two views of an example, which are compared with each other
             each = fitting or each
+        elif len(each) > 1 and len({x.shape for x in each}) == 1 and self._are_twins:
+            return None  # nothing says how many classes there are: a view of each input
         found = next(iter(each), None)
         # One position: a language model that generates, a sequence that was pooled.
         return found[:, 0] if found is not None and found.ndim == 3 and found.shape[1] == 1 else found
@@ -628,6 +630,12 @@ class FixedBatch:
         place = next(number for number, row in enumerate(rows, 1) if row is one)
         name = next((str(name) for name, part in named.items() if part is one), f"number {place}")
         return f"of {len(rows)} inputs {'the first' if name == 'number 1' else name}"
+
+    @property
+    def _are_twins(self) -> bool:
+        """Whether two inputs are alike, as those of a model that compares what it makes of each."""
+        shapes = [x.shape for x in self.float_inputs]
+        return len(set(shapes)) < len(shapes) or self.second_text is not None
 
     @property
     def token_ids(self) -> Tensor | None:
