@@ -207,6 +207,17 @@ def test_activations_of_functions_are_shown_and_their_health_is_as_counted_by_ha
     assert math.isnan(curve(memory, "saturated").get("relu", math.nan))
 
 
+def test_a_caption_says_in_how_many_live_forwards_its_own_layer_ran() -> None:
+    generator, critic, memory = nn.Linear(2, 3), nn.Linear(3, 1), vizlog.Memory()
+    probe = vizlog.ActivationHistograms()
+    with vizlog.Monitor({"G": generator, "D": critic}, [probe], to=memory) as monitor, monitor.step():
+        made = generator(torch.randn(4, 2))
+        (critic(torch.randn(4, 3)) + critic(made.detach()) + critic(made)).sum().backward()
+    assert only(memory, "activations/G").caption == "output of G, live forward of this step"
+    assert only(memory, "activations/D").caption == "output of D, 3 live forwards of this step"
+    assert (only(memory, "activations/G").count, only(memory, "activations/D").count) == (12, 12)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_caption_says_where_other_rows_run_beside_the_examples(*, whole: bool) -> None:
     def forward(model: nn.Module, rows: Tensor) -> Tensor:

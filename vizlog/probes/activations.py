@@ -198,18 +198,22 @@ class ActivationHistograms(Probe):
         elif (room := self._most - len(self._drawn)) > 0:
             self._drawn += _spread_calls({name: counted[name] for name in new}, room)
         chosen = [name for name in self._drawn if name in counted]
-        where = f"first {self._looked_at} examples of the fixed batch, eval mode"  # of few, many units look dead
-        where = f"all rows that run for the {where}" if self._beyond else where
-        if self._live:
-            forwards = max((len(calls) for calls in measured.values()), default=0)
-            where = "live forward of this step" if forwards == 1 else f"{forwards} live forwards of this step"
         skipped = [f"{name}: {seen.skipped}" for name, seen in layers.items() if seen.skipped]
         left_out = f"; {len(skipped)} layers skipped ({skipped[0]})" if skipped else ""
         left_out += f"; {len(chosen)} of {len(counted)} layers are drawn" if len(chosen) < len(counted) else ""
+        where = {name: self._where(len(measured[name])) for name in chosen}
         yield from histograms(
-            [(f"activations/{name}", counts[name], f"output of {name}, {where}{left_out}") for name in chosen]
+            [(f"activations/{name}", counts[name], f"output of {name}, {where[name]}{left_out}") for name in chosen]
         )
-        yield from _figures(counted, counts, where)
+        most = max((len(calls) for calls in measured.values()), default=0)
+        yield from _figures(counted, counts, self._where(most))
+
+    def _where(self, forwards: int) -> str:
+        """What was looked at, for captions; `forwards`: in how many of them, if they are live."""
+        if self._live:
+            return "live forward of this step" if forwards == 1 else f"{forwards} live forwards of this step"
+        examples = f"first {self._looked_at} examples of the fixed batch, eval mode"  # of few, many units look dead
+        return f"all rows that run for the {examples}" if self._beyond else examples
 
 
 def _runs_beyond(survey: Survey) -> bool:
