@@ -510,8 +510,8 @@ def _explains_tokens(shown: FixedBatch, survey: Survey) -> bool:
         return True
     if not shown.float_inputs:
         raise ValueError(
-            "SaliencyMaps needs a floating point input, or token ids (N, T) that go into an nn.Embedding, "
-            f"got {describe(shown.inputs)}"
+            "SaliencyMaps needs a floating point input, or token ids (N, T) that an nn.Embedding takes all at once, "
+            f"got {describe(shown.inputs)}{', taken otherwise' if ids is not None else ''}"
         )
     if not 2 <= shown.float_inputs[0].ndim <= 5:
         raise ValueError(f"SaliencyMaps draws inputs of 2 to 5 dimensions, got {describe(shown.float_inputs[0])}")
