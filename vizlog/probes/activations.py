@@ -168,8 +168,8 @@ class ActivationHistograms(Probe):
     def wants(self, models: Mapping[str, nn.Module]) -> Mapping[str, Request]:
         if self._live and self._source == "auto" and is_compiling():
             self._warn_once(
-                "without batch= sees no activations where a model, or what calls it, is compiled: give batch=, or "
-                "source='live', which runs the steps looked at eagerly"
+                "without batch= sees no activations once anything was compiled in this process, as that may be what "
+                "calls the model: give batch=, or source='live', which runs the steps looked at eagerly"
             )
             return {}
         return {"seen": Outputs(self._matches, _Reduction(), examples=self._examples, live=self._live)}
