@@ -5,8 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 from collections import Counter
-from dataclasses import dataclass
-from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,20 +97,6 @@ def test_of_texts_beside_the_inputs_a_model_gets_those_of_its_examples() -> None
     assert (numbers.tolist(), those, others) == ([2, 3], ["2", "3"], ["a", "b"])
 
 
-def test_floating_class_numbers_are_classes_where_these_have_names() -> None:
-    x, names = torch.randn(4, 2), ["a", "b", "c"]
-    numbers = np.array([2.0, np.nan, 0.0, 1.0])  # as of a table with a gap
-    batch = FixedBatch(x, numbers, class_names=names)
-    assert batch.labels is not None
-    assert dict(zip(batch.ids.tolist(), batch.labels.tolist(), strict=True)) == {0: 2, 1: -100, 2: 0, 3: 1}
-    output = torch.randn(4, 3)
-    assert batch.logits(output) is output
-    for other in (numbers + 1, numbers / 2, numbers * np.nan, -numbers):
-        assert FixedBatch(x, other, class_names=names).labels is None
-    assert FixedBatch(x, numbers).labels is None
-    assert FixedBatch(x, numbers, class_names=names, loss=lambda output, targets: targets).targets.is_floating_point()
-
-
 def test_texts_and_words_that_are_not_one_an_example_are_no_groups() -> None:
     x = torch.randn(40, 2)
     texts = [f"a photo of a thing, number {k}" for k in range(40)]
@@ -165,7 +149,7 @@ def test_labels_of_padding_are_not_looked_at() -> None:
 
 
 def test_a_text_of_padding_alone_is_shown_as_it_is() -> None:
-    batch = FixedBatch(torch.tensor([[0, 0], [3, 0]])).as_met(scored=True, padding=0)
+    batch = FixedBatch(torch.tensor([[0, 0], [3, 0]])).knowing(scored=True, padding=0)
     assert batch.token_mask.tolist() == [[True, True], [True, False]]
 
 
@@ -173,20 +157,6 @@ def test_numbers_without_a_name_are_called_by_themselves() -> None:
     batch = FixedBatch(torch.tensor([[0, 1]]), torch.tensor([0]), tokens=["the", "cat"], class_names=["no", "yes"])
     assert [batch.token_name(number) for number in (-1, 0, 1, 2)] == ["-1", "the", "cat", "2"]
     assert [batch.class_name(number) for number in (-1, 0, 1, 2)] == ["-1", "no", "yes", "2"]
-
-
-def test_of_a_text_the_last_position_with_a_label_is_looked_at() -> None:
-    ids = torch.tensor([[1, 5, 3, 2, 0], [1, 4, 4, 6, 2], [1, 3, 2, 0, 0]])
-    labels = torch.tensor([[-100, 2, 1, -100, -100], [-100, 0, -100, -100, -100], [-100] * 5])
-    inputs = {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels}
-    batch = FixedBatch(inputs)
-    assert batch.scored_positions.tolist() == [2, 1, 2]  # without any label, the last that is no padding
-    assert batch.last_positions.tolist() == [3, 4, 2]
-    scores = torch.randn(3, 5, 4)
-    assert torch.equal(batch.logits(scores), scores[torch.arange(3), [2, 1, 2]])  # type: ignore[arg-type]
-    assert batch.token_labels is not None
-    assert torch.equal(batch.token_labels, labels)
-    assert FixedBatch(ids, torch.tensor([0, 1, 0])).token_labels is None
 
 
 def test_what_has_no_rows_passes_through() -> None:
@@ -253,109 +223,6 @@ def test_forward_says_how_to_call_the_model() -> None:
     assert torch.equal(gan.run(models), torch.full((4, 3), 3.0))
 
 
-@dataclass
-class Output:
-    loss: Tensor
-    logits: Tensor
-
-
-LOGITS = torch.arange(12.0).reshape(4, 3)
-
-
-@pytest.mark.parametrize(
-    "output",
-    [
-        LOGITS,
-        (LOGITS, torch.zeros(4, 3)),
-        (torch.tensor(1.0), LOGITS),
-        {"logits": LOGITS, "other": torch.zeros(4, 3)},
-        {"embedding": torch.zeros(4, 2, 2, 2), "scores": LOGITS},
-        SimpleNamespace(logits=LOGITS),
-        Output(torch.tensor(1.0), LOGITS),
-    ],
-)
-def test_logits_are_found_in_what_models_return(output: Any) -> None:
-    found = FixedBatch(torch.randn(4, 5), torch.arange(4) % 3).logits(output)
-    assert found is LOGITS
-
-
-@pytest.mark.parametrize("output", [torch.zeros(4), torch.zeros(5, 3), "text", {"x": torch.zeros(3, 4).long()}, ()])
-def test_no_logits_are_found_where_there_are_none(output: Any) -> None:
-    assert FixedBatch(torch.randn(4, 5), torch.arange(4) % 3).logits(output) is None
-
-
-def test_of_several_tasks_the_one_whose_targets_are_numbers_scores_no_classes() -> None:
-    output = {"age": torch.randn(4, 2), "kind": LOGITS}
-    batch = FixedBatch(torch.randn(8, 5), {"age": torch.arange(16.0).reshape(8, 2), "kind": torch.arange(8) % 3})
-    assert batch.part(0, 4).logits(output) is LOGITS  # of the first rows alone, numbers may be 0 or 1
-    assert batch.part(0, 4).logits({"age": output["age"]}) is None
-    sets = FixedBatch(torch.randn(4, 5), {"kind": torch.eye(3)[torch.tensor([0, 1, 2, 0])]})
-    assert sets.logits(output | {"kind": LOGITS, "age": None}) is LOGITS
-
-
-def test_a_reconstruction_is_no_class_scores() -> None:
-    batch = FixedBatch(torch.randn(4, 5))
-    assert batch.logits(torch.randn(4, 5)) is None
-    assert batch.logits(torch.randn(4, 6)) is not None
-    one = torch.randn(4, 1)  # of one column a regression, and of an image and a time a critic's
-    assert FixedBatch(torch.randn(4, 1), torch.randn(4)).logits(one) is one
-    assert FixedBatch((torch.randn(4, 3, 8, 8), torch.rand(4))).logits(one) is one
-
-
-def test_token_models_are_scored_at_the_last_token_that_is_no_padding() -> None:
-    ids = torch.arange(8).reshape(2, 4)
-    output = torch.randn(2, 4, 11)
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    padded = FixedBatch({"input_ids": ids, "attention_mask": mask})
-    found = padded.logits(SimpleNamespace(logits=output))
-    assert found is not None
-    assert torch.equal(found, torch.stack([output[0, 3], output[1, 1]]))
-
-
-def test_embeddings_are_no_class_scores() -> None:
-    x, embedded = torch.randn(4, 5), torch.randn(4, 64)
-    hidden = {"last_hidden_state": embedded, "pooler_output": embedded, "image_embeds": embedded}
-    assert FixedBatch(x).logits(nn.functional.normalize(embedded)) is None
-    assert FixedBatch(x).logits(hidden) is None
-    assert FixedBatch(x, class_names=list("abc")).logits(embedded) is None
-    assert FixedBatch(x).logits(hidden | {"scores": LOGITS}) is LOGITS
-    certain = nn.functional.one_hot(torch.tensor([0, 1, 2, 0])).float()  # probabilities, of length 1 too
-    assert FixedBatch(x, class_names=list("abc")).logits(certain) is certain
-    assert FixedBatch(x, class_names=list("ab")).logits(LOGITS) is LOGITS  # a head may be padded
-    assert (
-        FixedBatch(x, torch.tensor([0, 1, 2, 0]), class_names=list("a")).logits(LOGITS) is LOGITS
-    )  # names are missing
-
-
-def test_rows_of_about_length_1_and_heads_that_are_padded_score_classes() -> None:
-    x, labels = torch.randn(6, 4), torch.arange(6) % 3
-    named = FixedBatch(x, labels, class_names=["a", "b", "c"])
-    for columns, scores in ((3, True), (6, True), (7, False)):
-        assert (named.logits(torch.randn(6, columns)) is not None) == scores
-    hundred = FixedBatch(x, labels, class_names=[str(k) for k in range(100)])
-    for columns, scores in ((91, True), (100, True), (112, True), (128, False), (10, True)):
-        assert (hundred.logits(torch.randn(6, columns)) is not None) == scores
-    unnamed = FixedBatch(x)
-    of_length_1 = nn.functional.normalize(torch.randn(6, 5))
-    assert unnamed.logits(of_length_1) is None
-    assert unnamed.logits(of_length_1 * 1.05) is not None
-    assert unnamed.logits(torch.eye(6)) is not None  # sure of one class each
-
-
-def test_how_wide_embeddings_are_and_how_they_are_known_is_said() -> None:
-    x, labels, output = torch.randn(6, 4), torch.arange(6), torch.randn(6, 64)
-    batch, unit = FixedBatch(x, labels), nn.functional.normalize(output)
-    assert batch.embeds(output) == (0, "")
-    assert batch.embeds(unit) == (64, "its rows have length 1")
-    assert batch.embeds({"h": output, "z": unit}) == (0, "")  # the first might be scores
-    assert FixedBatch(x, labels, class_names=list("abcdef")).embeds(output) == (64, "it has 64 columns for 6 classes")
-    assert FixedBatch(x, labels * 40).embeds(output) == (64, "it has 64 columns and there is a class 200")
-    assert FixedBatch(x, labels + 5).embeds(torch.randn(6, 6)) == (0, "")  # a mistake, which is said elsewhere
-    assert FixedBatch(x, output).embeds(unit) == (0, "")  # a regression
-    assert FixedBatch(unit, labels).embeds(unit) == (0, "")  # it rebuilds its input
-    assert FixedBatch(x, score=lambda found: found).embeds(unit) == (0, "")
-
-
 @pytest.mark.parametrize(("names", "classes", "said"), [(None, 32, True), (None, 31, False), (["a"] * 16, 32, False)])
 def test_scores_of_many_more_classes_than_the_targets_have_are_said_to_be_read_so(
     names: list[str] | None, classes: int, *, said: bool, caplog: pytest.LogCaptureFixture
@@ -367,12 +234,6 @@ def test_scores_of_many_more_classes_than_the_targets_have_are_said_to_be_read_s
     assert ("(N, 32) is read as scores of 32 classes, of which the targets have 10 at most" in caplog.text) == said
 
 
-def test_one_number_an_example_is_no_score_of_three_classes() -> None:
-    for classes, scores in ((2, True), (3, False)):
-        batch = FixedBatch(torch.randn(6, 4), torch.arange(6) % classes)
-        assert (batch.logits(torch.randn(6)) is not None) == scores
-
-
 def test_what_is_no_picture_is_not_shown_as_one() -> None:
     assert FixedBatch(torch.randn(3, 1, 1, 50)).images is None  # a sound
     smooth = torch.arange(4.0).repeat_interleave(4).expand(8, 16) + torch.rand(8, 1)
@@ -380,38 +241,6 @@ def test_what_is_no_picture_is_not_shown_as_one() -> None:
     another = FixedBatch((torch.rand(3, 1, 8, 8), torch.rand(3, 1, 6, 6)))
     assert not another.pictures_one_input
     assert FixedBatch((torch.rand(3, 1, 8, 8), torch.rand(3, 5))).pictures_one_input
-
-
-def test_whether_an_output_is_embeddings_is_found_out_once() -> None:
-    """A single example's logits may have the length 1 by chance."""
-    batch = FixedBatch(torch.randn(4, 5), torch.arange(4) % 3)
-    unit = nn.functional.normalize(LOGITS - 5)
-    assert batch.logits(unit) is None
-
-    model = nn.Linear(5, 3)
-    met = survey({"": model}, batch).batch
-    assert met.part(0, 1).logits(unit[:1]) is not None
-    assert met.logits(unit) is unit
-
-    embeds = survey({"": nn.Sequential(model, Normalised())}, batch).batch
-    assert embeds.logits(LOGITS) is None
-    assert batch.logits(LOGITS) is LOGITS  # another model may be shown the same examples
-
-
-class Normalised(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(x)
-
-
-def test_positions_of_a_second_text_are_not_those_of_the_first() -> None:
-    source, target = torch.randint(2, 9, (2, 4)), torch.randint(2, 9, (2, 4))
-    output = torch.randn(2, 4, 11)
-    assert FixedBatch({"input_ids": source, "decoder_input_ids": target}).logits(output) is None
-    assert FixedBatch((source, target), target).logits(output) is None
-    assert FixedBatch(source).logits({"logits": output, "encoder_last_hidden_state": torch.randn(2, 4, 3)}) is None
-    assert FixedBatch({"input_ids": source, "position_ids": torch.arange(4).expand(2, 4)}).logits(output) is not None
-    assert FixedBatch((source, torch.arange(4).expand(2, 4))).logits(output) is not None
-    assert FixedBatch((source[:, :-1], source[:, 1:])).logits(output[:, 1:]) is not None
 
 
 def test_numbers_of_positions_kinds_and_masks_are_no_second_text() -> None:
@@ -427,28 +256,12 @@ def test_numbers_of_positions_kinds_and_masks_are_no_second_text() -> None:
         assert torch.equal(found, other)
 
 
-def test_a_score_of_ones_own_is_checked() -> None:
-    batch = FixedBatch(torch.randn(4, 5), score=lambda output: output["a"])
-    assert batch.logits({"a": LOGITS}) is LOGITS
-    with pytest.raises(BatchDoesNotFit, match=r"must return \(N, classes\) with N=4, got float32 \(3, 3\)"):
-        batch.logits({"a": torch.zeros(3, 3)})
-
-
 @pytest.mark.parametrize("name", ["score", "loss"])
 def test_what_ones_own_function_raises_is_not_laid_to_the_model(name: str) -> None:
     batch = FixedBatch(torch.randn(4, 5), torch.ones(4), **{name: lambda *_: {}["missing"]})
     said = rf"output on the fixed batch is float32 \(2, 3\), of which FixedBatch\({name}=\) raised KeyError: 'missing'"
     with pytest.raises(BatchDoesNotFit, match=said):
         survey({"": nn.Linear(5, 3)}, batch)
-
-
-def test_losses_are_found_or_made() -> None:
-    batch = FixedBatch(torch.randn(4, 5))
-    assert batch.losses(Output(torch.tensor(2.0), LOGITS)) == 2
-    assert batch.losses({"loss": torch.tensor(3.0)}) == 3
-    assert batch.losses(LOGITS) is None
-    made = FixedBatch(torch.randn(4, 5), torch.ones(4), loss=lambda out, y: (out.mean(1) - y) ** 2)
-    assert made.losses(LOGITS).tolist() == [0, 9, 36, 81]  # type: ignore[union-attr]
 
 
 def test_labels_in_a_mapping_are_the_targets() -> None:
@@ -808,16 +621,6 @@ def test_what_has_no_rows_is_never_cut_however_long_a_part_of_the_batch_is() -> 
     torch.testing.assert_close(common.inputs["x"], theirs.inputs["x"][:3])
 
 
-def test_examples_of_another_rank_are_scored_as_there() -> None:
-    x = torch.randn(6, 4)
-    theirs, mine = FixedBatch(x, torch.arange(6) % 3), FixedBatch(x, torch.arange(6) % 5)
-    output = torch.zeros(6, 5), torch.zeros(6, 3)
-    common = mine.with_examples(theirs.examples)
-    for batch in (theirs, common):
-        assert batch.logits(output).shape == (6, 3)  # type: ignore[union-attr]
-        assert batch.labels.tolist() == [0, 1, 2, 0, 1, 2]  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize("classes", [1, 3, 32])
 def test_classes_take_turns_and_the_first_examples_of_each_come_first(classes: int) -> None:
     labels = torch.randint(7, classes + 7, (1000,))
@@ -850,12 +653,6 @@ def test_of_many_classes_those_of_several_examples_come_first() -> None:
 
 def test_classes_of_one_example_each_take_turns_as_they_are() -> None:
     assert FixedBatch(torch.zeros(300), torch.arange(300)).ids.tolist() == list(range(256))
-
-
-def test_classes_with_names_are_believed_where_one_is_missing_from_the_batch() -> None:
-    names, x = list("abcdefghij"), torch.randn(9, 10)
-    logits = torch.randn(9, 10)
-    assert FixedBatch(x, torch.arange(9), class_names=names).logits(logits) is logits
 
 
 def test_names_may_be_given_by_number() -> None:
@@ -961,69 +758,6 @@ def test_targets_by_name_may_be_arrays_and_lists() -> None:
         assert labels.tolist() == kinds[batch.ids[2:6].numpy()].tolist()
 
 
-@dataclass
-class Heads:
-    kind: Any
-    age: Any
-
-
-class Kind(Enum):
-    KIND, AGE = range(2)
-
-
-LABELS, AGES = torch.arange(6) % 3, torch.rand(6) * 80
-SCORES, YEARS = torch.randn(2, 3), torch.randn(2, 1)
-
-
-@pytest.mark.parametrize(
-    ("output", "targets", "task", "scores"),
-    [
-        (SCORES, {"label": LABELS}, (None, "label"), SCORES),
-        ({"logits": SCORES, "features": YEARS}, {"label": LABELS}, (None, "label"), SCORES),
-        ({"out": SCORES}, {"label": {"kind": LABELS.tolist()}}, (None, "label.kind"), SCORES),
-        (YEARS, {"age": AGES}, (None, "age"), YEARS),
-        (YEARS, {"age": torch.arange(6)}, (None, "age"), YEARS),
-        ({"kind": SCORES, "age": YEARS}, {"age": AGES}, ("age", "age"), YEARS),
-        ({"kind": SCORES, "age": YEARS}, {"age": AGES, "kind": LABELS}, ("kind", "kind"), SCORES),
-        ({0: YEARS, 1: SCORES}, {0: AGES, 1: LABELS}, (1, 1), SCORES),
-        ({Kind.AGE: YEARS, Kind.KIND: SCORES}, {Kind.AGE: AGES, Kind.KIND: LABELS}, (Kind.KIND, Kind.KIND), SCORES),
-        (Heads(SCORES, YEARS), {"age": AGES, "kind": LABELS}, ("kind", "kind"), SCORES),
-        ({"heads": {"kind": SCORES, "age": YEARS}}, {"kind": LABELS, "age": AGES}, ("heads.kind", "kind"), SCORES),
-        (Heads(None, YEARS), {"heads": {"age": AGES, "kind": LABELS}}, None, YEARS),
-        ({"heads": Heads(SCORES, YEARS)}, {"heads": {"kind": LABELS}}, ("heads.kind", "heads.kind"), SCORES),
-        ({"kind": SCORES, "age": YEARS}, {"image_id": LABELS}, None, SCORES),
-        ({"kind": SCORES}, {"image_id": LABELS, "label": LABELS}, None, SCORES),
-        (Heads(SCORES, YEARS), LABELS, None, SCORES),
-        ({"maps": {"a": torch.randn(2, 8)}, "out": SCORES}, LABELS, None, SCORES),  # at the surface
-        ({"features": {"a": torch.randn(2, 8)}, "heads": {"a": SCORES}}, LABELS, None, SCORES),
-        ({"pos": SCORES}, {"pos": torch.randn(6, 3)}, ("pos", "pos"), None),
-        ((torch.randn(2, 8), SCORES), {"label": LABELS}, (None, "label"), SCORES),
-        ({"rebuilt": torch.randn(2, 5), "logits": SCORES}, {"rebuilt": torch.randn(6, 5), "of": LABELS}, None, SCORES),
-    ],
-)
-def test_outputs_and_targets_are_matched_by_their_names(output: Any, targets: Any, task: Any, scores: Any) -> None:
-    batch = FixedBatch(torch.randn(6, 5), targets)
-    assert batch.task(output) == task
-    read = batch if task is None else batch.of_task(task)
-    assert read.part(0, 2).logits(output) is scores
-    if task is not None and scores is SCORES:
-        assert read.labels is not None
-        assert read.labels.tolist() == LABELS[batch.ids].tolist()
-
-
-def test_a_target_that_is_the_only_one_may_be_in_words() -> None:
-    x, words = torch.randn(6, 5), ["b", "a", "c"] * 2
-    named = FixedBatch(x, {"label": words}, class_names=["a", "b", "c"]).of_task((None, "label"))
-    assert named.labels is not None
-    assert [["a", "b", "c"][k] for k in named.labels] == [words[k] for k in named.ids]
-    unnamed = FixedBatch(x, {"label": words})
-    assert unnamed.task({"label": SCORES, "other": YEARS}) == ("label", "label")
-    shown = unnamed.of_task((None, "label"))
-    assert shown.labels is None
-    assert shown.groups is not None
-    assert [shown.groups[1][k] for k in shown.groups[0]] == [words[k] for k in shown.ids]
-
-
 def test_classes_of_a_task_are_counted_over_all_examples() -> None:
     class Task(nn.Linear):
         def forward(self, x: Tensor) -> Any:
@@ -1081,34 +815,6 @@ def test_ranks_run_the_model_equally_often_whatever_their_loss_is(loss: float) -
 def test_a_sparse_adjacency_is_told_how_a_graph_is_given() -> None:
     with pytest.raises(TypeError, match=r"a graph, whose nodes .*torch\.arange\(nodes\)"):
         FixedBatch((torch.randn(5, 2), torch.eye(5).to_sparse()))
-
-
-def test_of_several_outputs_the_one_as_wide_as_there_are_classes_scores_them() -> None:
-    x, labels = torch.randn(6, 5), torch.arange(6) % 3
-    features, scores = torch.randn(6, 8), torch.randn(6, 3)
-    assert FixedBatch(x, labels).logits((features, scores)) is scores
-    assert FixedBatch(x, class_names=list("abc")).logits({"hidden": features, "out": scores}) is scores
-    assert FixedBatch(x, labels).logits({"parity": torch.randn(6, 1), "digit": scores}) is scores
-    assert FixedBatch(x, labels).logits((torch.randn(6, 1), torch.randn(6, 4))).shape == (6, 4)  # a class is missing
-    assert FixedBatch(x, labels).logits((features, torch.randn(6, 8))) is None  # two views of an example
-    assert FixedBatch(x).logits((features, scores)) is features  # nobody knows
-
-
-def test_numbers_between_0_and_1_are_no_shares_of_classes() -> None:
-    x, output = torch.randn(64, 5), torch.randn(64, 3)
-    boxes = torch.rand(64, 3)
-    assert FixedBatch(x, boxes).logits(output) is None
-    spread = torch.randn(64, 3) * 5
-    spread[0] = torch.tensor([0.2, 0.5, 0.9])
-    assert survey({"": nn.Linear(5, 3)}, FixedBatch(x, spread)).scored == ""
-    shares = boxes.softmax(1)
-    assert FixedBatch(x, shares).logits(output) is output
-    assert FixedBatch(x, shares).labels is None
-    classes = torch.arange(64) % 3
-    one_hot = FixedBatch(x, nn.functional.one_hot(classes).float())
-    assert one_hot.logits(output) is output
-    assert one_hot.labels is not None
-    assert one_hot.labels.tolist() == classes[one_hot.ids].tolist()
 
 
 def test_labels_of_which_an_example_has_several_are_sets() -> None:
@@ -1170,12 +876,6 @@ def test_a_forward_that_differentiates_its_inputs_is_told_how_to() -> None:
     with pytest.raises(BatchDoesNotFit, match=r"FixedBatch\(forward=…\) may torch\.enable_grad\(\)"):
         survey({"": Residual()}, FixedBatch(torch.randn(4, 2)))
     assert survey({"": Residual()}, FixedBatch(torch.randn(4, 2), forward=with_gradients)).layers
-
-
-def test_one_logit_of_two_classes_goes_before_wider_outputs() -> None:
-    x, labels, logit, wide = torch.randn(6, 5), torch.arange(6) % 2, torch.randn(6, 1), torch.randn(6, 8)
-    assert FixedBatch(x, labels).logits((wide, logit)) is logit
-    assert FixedBatch(x, labels).logits((wide, logit, pair := torch.randn(6, 2))) is pair
 
 
 def test_an_embedding_on_another_device_is_asked_nothing_of_its_ids() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,20 @@ from vizlog.given import (
     makes_a_batch,
     number_of_examples,
 )
-from vizlog.targets import NO_LABEL, as_tensor, balanced, class_numbers, kind_of, names_in, numbered, quantities, whole
+from vizlog.targets import (
+    NO_LABEL,
+    Kind,
+    as_tensor,
+    balanced,
+    class_numbers,
+    names_in,
+    numbered,
+    numbers_among,
+    of_each,
+    only_one,
+    quantities,
+    whole,
+)
 from vizlog.trees import Tree, are_mappings, are_words, is_as_long, is_leaf, leaves, lent, mapped, named, tensors_in
 
 __all__ = ["BatchDoesNotFit", "FixedBatch", "as_fixed_batch", "examples_run", "on_device"]
@@ -36,32 +50,7 @@ CHUNK = 32
 TOKENS = 2048
 """How many examples go through the model at once, and how many tokens, at most; of longer texts one."""
 
-_EMBEDDED = (
-    "hidden_state",
-    "hidden_states",
-    "pooler_output",
-    "embeds",
-    "embedding",
-    "embeddings",
-    "features",
-    "latents",
-)
-"""Endings of the names of an output's parts that are embeddings, and no scores."""
-
-_EMBEDDING = 64
-"""From how many columns on an output is rather embeddings, where it is a little wider than there are classes."""
-
-_OF_EXAMPLES = (
-    "ids",
-    "inputs",
-    "targets",
-    "_constants",
-    "_are_classes",
-    "_classes",
-    "_targets_are",
-    "_regressed",
-    "_words",
-)
+_OF_EXAMPLES = ("ids", "inputs", "targets", "known", "_constants", "_has_adjacency")
 """Attributes of a batch that say what its examples are, not what to do with them."""
 
 _run: ContextVar[int | None] = ContextVar("run", default=None)
@@ -69,6 +58,30 @@ _run: ContextVar[int | None] = ContextVar("run", default=None)
 
 class BatchDoesNotFit(ValueError):
     """The model could not be run on the fixed batch, or its output not be read; says what came and what to give."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """How to read targets and outputs: by all examples, and later by a first output.
+
+    Of all, and not of each part of them: of a few examples numbers may be 0 or 1 by chance.
+
+    Args:
+        kind: what the targets that are shown are.
+        numbers: of targets by name those that are numbers, and no classes.
+        words: the classes that targets in words name.
+        task: of outputs and targets by name those that are shown; the output's is None where there is one target of
+            any output.
+        scored: whether outputs are class scores; None while no output has told.
+        padding: the token that fills texts up.
+    """
+
+    kind: Kind
+    numbers: frozenset[Any] = frozenset()
+    words: tuple[str, ...] = ()
+    task: tuple[Any, Any] | None = None
+    scored: bool | None = None
+    padding: int | None = None
 
 
 class FixedBatch:
@@ -131,10 +144,10 @@ class FixedBatch:
         if loss is None:  # which may want them floating
             targets = whole(targets, len(self.class_names))
         if isinstance(targets, Mapping):
-            targets = _of_each(targets, number, self.class_names)
-        alone = _alone(targets, number)
-        self._words = names_in(alone) if is_leaf(alone) and is_as_long(alone, number) else ()
-        self.ids = balanced(numbered(alone, self._words) if self._words else alone, number, MOST)
+            targets = of_each(targets, number, self.class_names)
+        alone = only_one(targets, number)
+        words = names_in(alone) if is_leaf(alone) and is_as_long(alone, number) else ()
+        self.ids = balanced(numbered(alone, words) if words else alone, number, MOST)
         targets = list(targets) if are_mappings(targets) else targets
         # By themselves, for what has no rows may come to be as long as a part of the batch.
         self._constants = [leaf for leaf in leaves((inputs, targets)) if not is_as_long(leaf, number)]
@@ -142,17 +155,11 @@ class FixedBatch:
         self._has_adjacency = len(tensors) > 1 and any(not x.is_nested and x.shape == (number, number) for x in tensors)
         self.inputs: Tree = self._take(inputs, self.ids)
         self.targets: Any = self._take(targets, self.ids)
-        # Of all examples, here and below: of a few, numbers may be 0 or 1, or between them, by chance.
-        self._are_classes, self._classes, self._targets_are = _reading(self.targets)
-        self._regressed = _numbers_among(self.targets)
-        # Of outputs and targets by name those that are shown, once a first output has told; of one target any output.
-        self._task: tuple[Any, Any] | None = None
-        self._padding: int | None = None  # the token that fills texts up, once a first pass has told
+        self.known = Known(Kind.of(self.targets), numbers_among(self.targets), words)
         self.forward, self.score, self.loss = forward, score, loss
         self.tokens = dict(tokens) if isinstance(tokens, Mapping) else tokens
         self.feature_names = tuple(str(name) for name in feature_names) if feature_names is not None else ()
         self.mean, self.std = mean, std
-        self._scored: bool | None = None  # whether outputs are class scores, once a first one has told
         pictures = self.pictures
         channels = pictures.shape[1] if pictures is not None else 0
         for name, numbers in (("mean", mean), ("std", std)):
@@ -183,20 +190,20 @@ class FixedBatch:
     @property
     def labels(self) -> Tensor | None:
         """(N,) int64 class numbers on the CPU, −100 where there is none; None where the targets are no classes."""
-        return class_numbers(self._shown_targets, known=True) if self._are_classes else None
+        return class_numbers(self.shown_targets, known=True) if self.known.kind.are_classes else None
 
     @property
     def groups(self) -> tuple[Tensor, tuple[str, ...]] | None:
         """Classes, whether the model knows their numbers or not: (N,) int64 on the CPU, negative: none; and names."""
-        words = self._shown_targets
-        if self._words and are_words(words):
-            return numbered(words, self._words), self._words
+        words = self.shown_targets
+        if self.known.words and are_words(words):
+            return numbered(words, self.known.words), self.known.words
         return None if self.labels is None else (self.labels, self.class_names)
 
     @property
     def has_texts(self) -> bool:
         """Whether targets are words that are no classes, being nearly all different."""
-        return are_words(self._shown_targets) and not self._words
+        return are_words(self.shown_targets) and not self.known.words
 
     @property
     def quantity(self) -> Tensor | None:
@@ -204,12 +211,12 @@ class FixedBatch:
 
         NaN where there is none: of whole numbers −100, too.
         """
-        targets = self._shown_targets
+        targets = self.shown_targets
         if not isinstance(targets, Tensor) or self.labels is not None:
             return None
         if targets.is_floating_point():
             return quantities(targets)
-        found = quantities(targets) if self._targets_are == "numbers" else None
+        found = quantities(targets) if self.known.kind.columns == "numbers" else None
         return None if found is None else found.masked_fill(found == NO_LABEL, math.nan)
 
     @property
@@ -218,10 +225,10 @@ class FixedBatch:
 
         The `quantity`; of several columns (N, D) the first that varies, unless they are an input itself.
         """
-        targets, name = self._shown_targets, "target" if self._task is None else str(self._task[1])
+        targets, name = self.shown_targets, "target" if self.known.task is None else str(self.known.task[1])
         if self.quantity is not None:
             return self.quantity, name
-        if self._targets_are != "numbers" or any(_are_alike(x, targets) for x in self.float_inputs):
+        if self.known.kind.columns != "numbers" or any(_are_alike(x, targets) for x in self.float_inputs):
             return None
         columns = targets.detach().cpu().double()
         varies = (columns != columns[:1]).any(0)
@@ -229,13 +236,14 @@ class FixedBatch:
         return columns[:, first], f"{name} {first + 1} of {columns.shape[1]}"
 
     @property
-    def _shown_targets(self) -> Any:
-        return self.targets if self._task is None else named(self.targets)[self._task[1]]
+    def shown_targets(self) -> Any:
+        """The targets, or of several tasks those of the one that is shown."""
+        return self.targets if self.known.task is None else named(self.targets)[self.known.task[1]]
 
     @property
     def token_labels(self) -> Tensor | None:
         """(N, T) int64 on the CPU, a number for each token, −100 where there is none; None for other targets."""
-        ids, targets = self.token_ids, self._shown_targets
+        ids, targets = self.token_ids, self.shown_targets
         if ids is None or not isinstance(targets, Tensor) or targets.shape != ids.shape or self.labels is not None:
             return None
         return targets.detach().cpu().long() if targets.dtype in INTEGERS else None
@@ -243,13 +251,13 @@ class FixedBatch:
     @property
     def label_sets(self) -> Tensor | None:
         """(N, C) bool on the CPU, which of C labels each example has, or None where it has one class or none."""
-        return self._shown_targets.detach().cpu() > 0 if self._targets_are == "sets" else None
+        return self.shown_targets.detach().cpu() > 0 if self.known.kind.columns == "sets" else None
 
     def class_name(self, number: int) -> str:
         """What a class is called: its name where given; the token where tokens are predicted; else its number."""
         if 0 <= number < len(self.class_names):
             return self.class_names[number]
-        targets = self._shown_targets
+        targets = self.shown_targets
         sequences = isinstance(targets, Tensor) and targets.ndim == 2 and not targets.is_floating_point()
         predicts_tokens = sequences and self.labels is None
         return self.token_name(number) if predicts_tokens and self.tokens is not None else str(number)
@@ -362,232 +370,20 @@ class FixedBatch:
             return OF_A_GRAPH if self._has_adjacency or any(map(is_edges, whole)) else ""
         return ""
 
-    def logits(self, output: Any) -> Tensor | None:
-        """(N, classes) pre-softmax scores found in `output`, or None where there are none.
+    def knowing(self, **told: Any) -> FixedBatch:
+        """The same examples, once a first output has told more of what is `known` of them.
 
-        They are `.logits`, or else the first floating point part (N, classes), or (N,) as (N, 1); of several parts the
-        one with as many columns as there are classes. Where the inputs are tokens also (N, T, classes), of which the
-        `scored_positions` are taken.
-
-        No scores are: a part of two numbers or more, as many as an input, which it rebuilds; an output whose targets
-        are numbers (a regression), or a part of it whose own targets, those of its name, are; and embeddings, which are
-        known by their name in the output, by another part of the same width that is not the number of classes (where
-        nothing says that number, of inputs that are alike), or as `embeds` says.
+        The values of later outputs are not asked again: one or two examples may have any length by chance.
         """
-        if self.score is not None:
-            logits = self.score(output)
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(self):
-                raise BatchDoesNotFit(
-                    f"FixedBatch(score=) must return (N, classes) with N={len(self)}, got {describe(logits)}"
-                )
-            return logits
-        parts = self._parts(output)
-        if self._scored is False or self._reconstruct(parts):
-            return None
-        found = self._scoring(parts)
-        if found is None:
-            return parts[0][:, None] if self._scored_alone(parts) else None
-        if found.ndim == 3:
-            if self.token_ids is None or found.shape[1] != self.token_ids.shape[1] or self._of_second_text(output):
-                return None
-            found = found[torch.arange(len(found), device=found.device), on_device(self.scored_positions, found.device)]
-        told = found.shape[1] == 1 or self._scored
-        return found if told or not (self._regresses(found) or self._embeds(found)) else None
-
-    def embeds(self, output: Any) -> tuple[int, str]:
-        """How wide an output is that would be class scores, were it not embeddings, and how that is known; or 0, "".
-
-        As a contrastive model's are: by rows of length 1, by many more columns than there are `class_names`, or by
-        class numbers far beyond all columns.
-        """
-        parts = self._parts(output)
-        found = self._scoring(parts)
-        if self.score is not None or found is None or found.ndim != 2 or found.shape[1] == 1:
-            return 0, ""
-        told = "" if self._reconstruct(parts) or self._regresses(found) else self._embeds(found)
-        return (found.shape[1] if told else 0), told
-
-    def scores_a_position(self, output: Any) -> bool:
-        """Whether `logits` are those of one position alone, of an output that scores each."""
-        found = self._scoring(self._parts(output))
-        return self.score is None and found is not None and found.ndim == 3
-
-    def answers(self, output: Any, logits: Tensor) -> str:
-        """The name of these logits in an output, where they score the tokens of a text (N, T): where an answer starts.
-
-        "" where they are of classes.
-        """
-        if self.token_ids is None or logits.shape != self.token_ids.shape:
-            return ""
-        return next((name for name in ("start_logits", "end_logits") if _named(output, name) is logits), "")
-
-    def as_met(self, *, scored: bool, padding: int | None = None, class_names: tuple[str, ...] = ()) -> FixedBatch:
-        """The same examples, once a first output has told whether it is class scores, and which token is padding.
-
-        The values of later outputs are not asked again: one or two examples may have any length by chance. Names of
-        classes are those that the model knows, for where nobody gave any.
-        """
-        return self._with(_scored=scored, _padding=padding, class_names=self.class_names or class_names)
-
-    def is_rebuilt(self, output: Any) -> bool:
-        """Whether a part of an output has as many values as an input, as an autoencoder's."""
-        return self.score is None and self._reconstruct(self._parts(output))
-
-    def task(self, output: Any) -> tuple[Any, Any] | None:
-        """Of an output and targets by name the names of those that are shown; None where nothing tells.
-
-        The first targets that are classes of the output of their name, else numbers that it predicts. One target alone
-        is shown whatever its name is, where there is one output or outputs have no names: (None, its name).
-        """
-        targets = named(self.targets)
-        outputs = {} if self.score is not None else named(output)
-        pairs = [(name, self._target_of(name)) for name in outputs]
-        pairs = [(name, of) for name, of in pairs if of is not None and _is_one_each(targets[of], len(self))]
-        for fits in (_scores, self._predicts):
-            for name, of in pairs:
-                if isinstance(outputs[name], Tensor) and fits(outputs[name], targets[of]):
-                    return name, of
-        if len(targets) != 1 or not isinstance(self.targets, Mapping):
-            return None
-        (of,) = targets
-        if pairs:
-            return pairs[0] if are_words(targets[of]) else None
-        may = _is_one_each(targets[of], len(self)) and (not outputs or self.part(0, 2).is_one_part(output))
-        return (None, of) if may else None
+        return self._with(known=replace(self.known, **told))
 
     def of_task(self, task: tuple[Any, Any]) -> FixedBatch:
         """The same examples; of outputs and targets by name these are shown."""
-        are_classes, classes, targets_are = _reading(named(self.targets)[task[1]])
-        return self._with(_task=task, _are_classes=are_classes, _classes=classes, _targets_are=targets_are)
+        return self.knowing(task=task, kind=Kind.of(named(self.targets)[task[1]]))
 
-    def _target_of(self, name: Any) -> Any:
-        """The name of the targets of an output: its own, or the last of its names; None where there are none."""
-        targets, last = named(self.targets), name.rpartition(".")[2] if isinstance(name, str) else name
-        return name if name in targets else last if last in targets else None
-
-    def _predicts(self, part: Tensor, target: Any) -> bool:
-        """Whether a part of an output is as many numbers as a target; whole ones with names are classes.
-
-        A part that rebuilds an input is not what examples are told apart by.
-        """
-        if not isinstance(target, Tensor) or part.ndim not in (1, 2) or not part.is_floating_point():
-            return False
-        if self._reconstruct([part]):
-            return False
-        may = target.is_floating_point() or (target.numel() == len(target) and not self.class_names)
-        return may and part[0].numel() == target[0].numel()
-
-    def of_numbers(self) -> FixedBatch:
-        """The same examples; their whole numbers are no classes, for they are predicted by one number each."""
-        return self._with(_are_classes=False, _classes=0, _targets_are="numbers")
-
-    def is_one_part(self, output: Any) -> bool:
-        """Whether an output has one part alone that may be scores."""
-        return len(self._parts(output)) == 1
-
-    def is_one_number(self, output: Any) -> bool:
-        """Whether an output is one real number for each example; a whole one may be the class that was chosen."""
-        parts = self._parts(output)
-        alone = len(parts) == 1 and parts[0].numel() == len(self)
-        return self.score is None and alone and parts[0].is_floating_point()
-
-    @property
-    def has_more_than_two(self) -> bool:
-        """Whether the labels are other numbers than those of two classes, 0 and 1 or −1 and 1."""
-        labels = None if self.labels is None else self.labels[self.labels != NO_LABEL]
-        return labels is not None and bool((labels.abs() > 1).any())
-
-    def _parts(self, output: Any) -> list[Tensor]:
-        """The tensors in an output that may be scores: its `.logits`, those of the task, or else all at its surface."""
-        outputs = named(output)
-        found = outputs.get(self._task[0]) if self._task is not None else None
-        found = _named(output, "logits") if found is None else found
-        parts: Iterable[Any] = ()
-        if isinstance(found, Tensor) or isinstance(output, Tensor):
-            parts = [found if isinstance(found, Tensor) else output]
-        elif outputs:  # at its surface, or else further in
-            parts = self._scores_by_name(named(output, 1)) or self._scores_by_name(outputs)
-        elif isinstance(output, (tuple, list)):
-            parts = output
-        tensors = [part for part in parts if isinstance(part, Tensor) and part.ndim and not part.is_nested]
-        return [tensor for tensor in tensors if len(tensor) == len(self)]
-
-    def _scores_by_name(self, outputs: Mapping[Any, Any]) -> list[Tensor]:
-        """Tensors of these that are by their names no embeddings, and no numbers to be predicted."""
-        scores = {name: part for name, part in outputs.items() if not _names_embeddings(name)}
-        found = [part for name, part in scores.items() if self._target_of(name) not in self._regressed]
-        return [part for part in found if isinstance(part, Tensor)]
-
-    def _scoring(self, parts: Sequence[Tensor]) -> Tensor | None:
-        """Of the parts of an output the one that may score classes, (N, classes) or (N, T, classes)."""
-        each = [x for x in parts if x.ndim in (2, 3) and x.is_floating_point()]
-        in_targets = self._shown_targets.shape[1] if self._targets_are in ("shares", "sets") else self._classes
-        known = len(self.class_names) or in_targets
-        if known and len(each) > 1:
-            exact = [x for width in (known, 1 if known == 2 else known) for x in each if x.shape[-1] == width]
-            fitting = exact or [x for x in each if x.shape[-1] > known]
-            widths = {x.shape[-1] for x in fitting}
-            if len(fitting) > 1 and len(widths) == 1 and min(widths) > known:
-                return None  # two views of an example, which are compared with each other
-            each = fitting or each
-        elif len(each) > 1 and len({x.shape for x in each}) == 1 and self._are_twins:
-            return None  # nothing says how many classes there are: a view of each input
-        found = next(iter(each), None)
-        # One position: a language model that generates, a sequence that was pooled.
-        return found[:, 0] if found is not None and found.ndim == 3 and found.shape[1] == 1 else found
-
-    def _of_second_text(self, output: Any) -> bool:
-        """Whether the positions of an output are a decoder's, and only by chance as many as the tokens that went in."""
-        return self.second_text is not None or _named(output, "encoder_last_hidden_state") is not None
-
-    def _reconstruct(self, parts: Sequence[Tensor]) -> bool:
-        """Whether a part of an output has as many values as an input: what rebuilds it (an autoencoder) scores none.
-
-        As many classes as values are believed where the labels say so, or the names of the classes. One number is a
-        score, though an input is one number too: a column of a table, the x of a curve, a time.
-        """
-        sizes = {x[0].numel() for x in self.float_inputs} - {1, self._classes, len(self.class_names)}
-        return any(part[0].numel() in sizes for part in parts)
-
-    def _scored_alone(self, parts: Sequence[Tensor]) -> bool:
-        """Whether an output is one number an example (N,): a regression's, or a logit of two classes."""
-        return len(parts) == 1 and parts[0].ndim == 1 and parts[0].is_floating_point() and self._classes <= 2
-
-    def _embeds(self, found: Tensor) -> str:
-        """How it is known that an output (N, D) is rather embeddings than scores of the classes; "" where it is not.
-
-        Probabilities of one class alone have rows of length 1 too, but are no negative numbers.
-        """
-        columns, names = found.shape[1], len(self.class_names)
-        known = max(names, self._classes)
-        padded = 2 if columns < _EMBEDDING else 1.2  # a head may be wider, for the background or to be padded
-        if names and columns > padded * known:
-            return f"it has {columns} columns for {known} classes"
-        if self._classes > 2 * columns:  # a few too many are a mistake, which is said where one is explained
-            return f"it has {columns} columns and there is a class {self._classes - 1}"
-        values = found.detach().float()
-        rounding = 1e-4 if found.dtype in (torch.float32, torch.float64) else 2e-2
-        unit = bool(((values.norm(dim=1) - 1).abs() < rounding).all() and (values < 0).any())
-        return "its rows have length 1" if unit else ""
-
-    def _regresses(self, scores: Tensor) -> bool:
-        """Whether the targets are numbers, and no shares of the classes."""
-        targets = self._shown_targets
-        if not isinstance(targets, Tensor) or not targets.is_floating_point():
-            return False
-        return targets.shape != scores.shape or self._targets_are == "numbers"
-
-    def losses(self, output: Any) -> Tensor | None:
-        """(N,) loss of each example, a scalar loss of all, or None where there is no way to tell."""
-        if self.loss is not None:
-            found = self.loss(output, self.targets)
-            if not isinstance(found, Tensor):
-                raise BatchDoesNotFit(
-                    f"FixedBatch(loss=) must return a tensor, (N,) or a scalar, got {describe(found)}"
-                )
-            return found
-        loss = _named(output, "loss")
-        return loss if isinstance(loss, Tensor) else None
+    def calling(self, class_names: tuple[str, ...]) -> FixedBatch:
+        """The same examples, with what the model calls its classes where nobody gave names."""
+        return self._with(class_names=self.class_names or class_names)
 
     @property
     def images(self) -> Tensor | None:
@@ -632,7 +428,7 @@ class FixedBatch:
         return f"of {len(rows)} inputs {'the first' if name == 'number 1' else name}"
 
     @property
-    def _are_twins(self) -> bool:
+    def has_twins(self) -> bool:
         """Whether two inputs are alike, as those of a model that compares what it makes of each."""
         shapes = [x.shape for x in self.float_inputs]
         return len(set(shapes)) < len(shapes) or self.second_text is not None
@@ -682,9 +478,9 @@ class FixedBatch:
         mask = self.inputs.get("attention_mask") if isinstance(self.inputs, Mapping) else None
         if isinstance(mask, Tensor) and mask.shape == ids.shape:
             return mask.detach().cpu().bool()
-        if self._padding is None:
+        if self.known.padding is None:
             return torch.ones(ids.shape, dtype=torch.bool, device="cpu")
-        known = ids.detach().cpu() != self._padding
+        known = ids.detach().cpu() != self.known.padding
         return known | ~known.any(1, keepdim=True)  # a text of nothing else is shown as it is
 
     @property
@@ -820,66 +616,10 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _named(output: Any, name: str) -> Any:
-    """A part of an output by name, or None."""
-    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-
-
-def _names_embeddings(name: Any) -> bool:
-    """Whether a part of an output, or what it is in, is called as embeddings are."""
-    return any(each.endswith(_EMBEDDED) for each in str(name).split("."))
-
-
-def _of_each(part: Any, number: int, class_names: Sequence[str]) -> Any:
-    """Targets by name as tensors; what is not one for each example as it is, for the loss may take anything."""
-    if isinstance(part, Mapping):
-        return {name: _of_each(within, number, class_names) for name, within in part.items()}
-    found = as_tensor(part)
-    if are_words(found) and len(found) == number:
-        return numbered(found, class_names) if {word for word in found if word is not None} <= {*class_names} else found
-    return found if isinstance(found, Tensor) and is_as_long(found, number) else part
-
-
-def _alone(targets: Any, number: int) -> Any:
-    """Of targets by name those that are the only ones, one for each example; all others as they are."""
-    parts = list(named(targets).values()) if isinstance(targets, Mapping) else []
-    return parts[0] if len(parts) == 1 and _is_one_each(parts[0], number) else targets
-
-
-def _is_one_each(target: Any, number: int) -> bool:
-    """Whether a target is a row, or a word, for each example."""
-    return (isinstance(target, Tensor) or are_words(target)) and is_as_long(target, number)
-
-
-def _scores(part: Tensor, target: Any) -> bool:
-    """Whether a part of an output scores the classes of a target: (N, C), or (N,) and (N, 1) as logits of two."""
-    labels = class_numbers(target)
-    width = part.shape[1] if part.ndim == 2 else 1
-    may = labels is not None and part.ndim in (1, 2) and part.is_floating_point()
-    return may and labels is not None and max(width, 2) > int(labels.max()) >= 0
-
-
-def _reading(targets: Any) -> tuple[bool, int, str]:
-    """Whether targets are classes, how many of these there are at least, and what kind of columns they are."""
-    labels = class_numbers(targets)
-    if labels is None or bool((labels == NO_LABEL).all()):
-        return False, 0, kind_of(targets)
-    return True, int(labels.max()) + 1, kind_of(targets)
-
-
 def _are_alike(x: Tensor, targets: Tensor) -> bool:
     """Whether targets (N, D) are the values of an input, whatever its shape: an autoencoder's."""
     given, wanted = (each.detach().cpu().double().flatten() for each in (x, targets))
     return torch.equal(given, wanted)
-
-
-def _numbers_among(targets: Any) -> frozenset[Any]:
-    """Names of the targets, where they are given by name, that are numbers and no classes: a regression's."""
-    if not isinstance(targets, Mapping):
-        return frozenset()
-    floating = {name: x for name, x in named(targets).items() if isinstance(x, Tensor) and x.is_floating_point()}
-    of_classes = {name for name, x in floating.items() if kind_of(x) in ("shares", "sets")}
-    return frozenset(name for name in floating.keys() - of_classes if class_numbers(floating[name]) is None)
 
 
 def _is_picture(squares: Tensor) -> bool:

@@ -16,8 +16,10 @@ from vizlog.channel import RanksApart
 from vizlog.given import describe
 from vizlog.messages import LOG, one_line
 from vizlog.ranks import CommunicatesError, FailedElsewhereError
+from vizlog.reading import Reading
 from vizlog.requests import AttentionCalls, Call, Outputs
 from vizlog.selection import device_of
+from vizlog.targets import NO_LABEL, Kind
 from vizlog.units import shape_of
 
 __all__ = ["Layer", "Survey", "survey"]
@@ -101,9 +103,9 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
             output = first.run(models)
         batch = _read_by(output, batch, first)
         first = batch.part(0, 2, device_of(models))
-        logits = first.logits(output)
+        logits = Reading(first, output).logits()
         if logits is not None and batch.score is None and _is_square(logits, batch, models):
-            batch, first, logits = batch.as_met(scored=False), first.as_met(scored=False), None
+            batch, first, logits = batch.knowing(scored=False), first.knowing(scored=False), None
         scored = "logits" if logits is not None else _scored_by_loss(first, output, models)
     except (CommunicatesError, FailedElsewhereError, RanksApart, BatchDoesNotFit):
         raise
@@ -114,8 +116,9 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
     classes = logits.shape[1] if logits is not None else 0
     embeddings = tuple(dict.fromkeys(calls.token_embeddings))
     padding = embeddings[0].padding_idx if embeddings else None
-    batch = batch.as_met(scored=logits is not None, padding=padding, class_names=_class_names(models, classes))
-    scores_a_position = logits is not None and first.scores_a_position(output)
+    batch = batch.knowing(scored=logits is not None, padding=padding).calling(_class_names(models, classes))
+    read = Reading(first, output)
+    scores_a_position = logits is not None and read.scores_a_position()
     if not scores_a_position:
         _tell_of_many(batch, classes)
     return Survey(
@@ -125,10 +128,10 @@ def survey(models: Mapping[str, nn.Module], batch: FixedBatch) -> Survey:
         scored,
         classes,
         scores_a_position=scores_a_position,
-        answers="" if logits is None else first.answers(output, logits),
-        rebuilds=first.is_rebuilt(output),
+        answers="" if logits is None else read.answers(logits),
+        rebuilds=read.rebuilds(),
         token_embeddings=embeddings,
-        embeds=(0, "") if logits is not None else first.embeds(output),
+        embeds=(0, "") if logits is not None else read.embeds(),
     )
 
 
@@ -164,17 +167,22 @@ def _check_initialised(models: Mapping[str, nn.Module]) -> None:
 
 def _read_by(output: Any, batch: FixedBatch, first: FixedBatch) -> FixedBatch:
     """The batch, with its targets read as the output of its first examples says."""
-    if (task := batch.task(output)) is not None:
+    if (task := Reading(first, output).task(batch.targets, len(batch))) is not None:
         batch = batch.of_task(task)
         first = batch.part(0, len(first))
     _tell_of_words(batch)
-    if batch.has_more_than_two and not batch.class_names and first.is_one_number(output):
-        batch = batch.of_numbers()
+    if _more_than_two(batch.labels) and not batch.class_names and Reading(first, output).is_one_number():
+        batch = batch.knowing(kind=Kind("numbers"))  # predicted by one number each
     sets, groups, shade = batch.label_sets, batch.groups, batch.shade
     kind = "sets of labels" if sets is not None else "classes" if groups else "numbers" if shade else ""
     if task is not None and kind:
         LOG.info("vizlog: of the targets %s those of %r are shown, as %s", describe(batch.targets), task[1], kind)
     return batch
+
+
+def _more_than_two(labels: Tensor | None) -> bool:
+    """Whether labels are other numbers than those of two classes, 0 and 1 or −1 and 1."""
+    return labels is not None and bool((labels[labels != NO_LABEL].abs() > 1).any())
 
 
 def _tell_of_words(batch: FixedBatch) -> None:
@@ -237,7 +245,7 @@ def _scored_by_loss(first: FixedBatch, output: Any, models: Mapping[str, nn.Modu
 
     One number for all is asked again of one example alone; it is 0 where examples are compared with each other (CLIP).
     """
-    loss = first.losses(output)
+    loss = Reading(first, output).losses()
     if loss is None:
         return ""
     if loss.ndim or len(first) < 2:
@@ -246,7 +254,7 @@ def _scored_by_loss(first: FixedBatch, output: Any, models: Mapping[str, nn.Modu
     try:
         # Whatever the loss is: ranks of a sharded model run it equally often, though their losses may differ.
         with torch.no_grad():
-            found = alone.losses(alone.run(models))
+            found = Reading(alone, alone.run(models)).losses()
     except (CommunicatesError, FailedElsewhereError, RanksApart):
         raise
     except Exception:  # noqa: BLE001 -- a model may raise anything of one example; what explains it says so
@@ -260,5 +268,5 @@ def _is_square(logits: Tensor, batch: FixedBatch, models: Mapping[str, nn.Module
         return False
     more = batch.part(0, len(logits) + 1 if len(batch) > len(logits) else 1, device_of(models))
     with torch.no_grad():
-        found = more.logits(more.run(models))
+        found = Reading(more, more.run(models)).logits()
     return found is not None and found.shape[1] == len(more)

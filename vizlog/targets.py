@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vizlog.trees import are_words
+from vizlog.trees import are_words, is_as_long, named
 
 __all__ = [
     "NO_LABEL",
+    "Kind",
     "as_tensor",
     "balanced",
     "class_numbers",
+    "is_one_each",
     "kind_of",
     "names_in",
     "numbered",
+    "numbers_among",
+    "of_each",
+    "only_one",
     "quantities",
     "whole",
 ]
@@ -31,6 +37,29 @@ _FIRST_CLASSES = 32
 """Where there are more classes, the first examples are all of so many of them."""
 
 _NUMBERS = (int, float, np.number, np.bool_)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What targets are.
+
+    Args:
+        columns: what floating columns are, as `kind_of` says.
+        are_classes: whether they are class numbers.
+        classes: how many classes there are at least.
+    """
+
+    columns: Literal["shares", "sets", "numbers", ""] = ""
+    are_classes: bool = False
+    classes: int = 0
+
+    @classmethod
+    def of(cls, targets: Any) -> Kind:
+        """That of targets as `as_tensor` gives them."""
+        labels = class_numbers(targets)
+        if labels is None or bool((labels == NO_LABEL).all()):
+            return cls(kind_of(targets))
+        return cls(kind_of(targets), are_classes=True, classes=int(labels.max()) + 1)
 
 
 def as_tensor(targets: Any) -> Any:
@@ -155,3 +184,33 @@ def balanced(targets: Any, number: int, most: int) -> Tensor:
     first = several[np.linspace(0, len(several) - 1, min(len(several), _FIRST_CLASSES)).round().astype(int)]
     behind = (len(names) > _FIRST_CLASSES) & ~np.isin(classes, first)
     return torch.as_tensor(np.lexsort((classes, turn, behind, unlabelled))[:most], device="cpu")
+
+
+def is_one_each(target: Any, number: int) -> bool:
+    """Whether a target is a row, or a word, for each of so many examples."""
+    return (isinstance(target, Tensor) or are_words(target)) and is_as_long(target, number)
+
+
+def of_each(part: Any, number: int, class_names: Sequence[str]) -> Any:
+    """Targets by name as tensors; what is not one for each example as it is, for the loss may take anything."""
+    if isinstance(part, Mapping):
+        return {name: of_each(within, number, class_names) for name, within in part.items()}
+    found = as_tensor(part)
+    if are_words(found) and len(found) == number:
+        return numbered(found, class_names) if {word for word in found if word is not None} <= {*class_names} else found
+    return found if isinstance(found, Tensor) and is_as_long(found, number) else part
+
+
+def only_one(targets: Any, number: int) -> Any:
+    """Of targets by name those that are the only ones, one for each example; all others as they are."""
+    parts = list(named(targets).values()) if isinstance(targets, Mapping) else []
+    return parts[0] if len(parts) == 1 and is_one_each(parts[0], number) else targets
+
+
+def numbers_among(targets: Any) -> frozenset[Any]:
+    """Names of the targets, where they are given by name, that are numbers and no classes: a regression's."""
+    if not isinstance(targets, Mapping):
+        return frozenset()
+    floating = {name: x for name, x in named(targets).items() if isinstance(x, Tensor) and x.is_floating_point()}
+    of_classes = {name for name, x in floating.items() if kind_of(x) in ("shares", "sets")}
+    return frozenset(name for name in floating.keys() - of_classes if class_numbers(floating[name]) is None)

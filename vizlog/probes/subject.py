@@ -15,6 +15,7 @@ from vizlog.capture import Capture, replaced
 from vizlog.compute.saliency import Score, before_softmax, derivative, gradcam
 from vizlog.given import describe
 from vizlog.isolation import hidden_states
+from vizlog.reading import Reading
 from vizlog.requests import Call, Outputs
 from vizlog.selection import named_modules
 
@@ -65,7 +66,7 @@ class Subject:
 
     def losses(self, output: Any) -> Tensor:
         """(N,) the loss of each example: by the output on all, or where that has one loss for all, by a run of each."""
-        loss = self.batch.losses(output)
+        loss = Reading(self.batch, output).losses()
         if loss is None or loss.ndim:
             return _row_losses(self.batch, output)
         score, rows = self.score(None), torch.arange(len(self.batch), device="cpu")
@@ -103,14 +104,15 @@ def met(models: Mapping[str, nn.Module], batch: FixedBatch, *, tokens: bool) -> 
     else:
         embedding, values, output = _embedded(models, batch)
         subject = Subject(models, batch, restart, values, embedding, chunk)
-    loss = batch.losses(output) if batch.logits(output) is None else None
+    read = Reading(batch, output)
+    loss = read.losses() if read.logits() is None else None
     # One loss for all examples says nothing about each: they are run one by one.
     return (replace(subject, chunk=1) if loss is not None and loss.ndim == 0 else subject), output
 
 
 def logits_of(batch: FixedBatch, output: Any) -> Tensor | None:
     """(N, classes) logits in an output, before a softmax that the model ends in; None where there are no classes."""
-    scores = batch.logits(output)
+    scores = Reading(batch, output).logits()
     return scores if scores is None or batch.score is not None else before_softmax(scores)
 
 
@@ -162,7 +164,7 @@ def _on_call(number: int, values: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _row_losses(batch: FixedBatch, output: Any) -> Tensor:
     """(N,): the loss of each row, averaged over its positions where it has any."""
-    losses = batch.losses(output)
+    losses = Reading(batch, output).losses()
     if losses is None:
         raise BatchDoesNotFit(f"the model's output has no loss any more: {describe(output)}")
     return losses.reshape(len(batch), -1).mean(1)
