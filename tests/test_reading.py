@@ -286,6 +286,37 @@ def test_outputs_and_targets_are_matched_by_their_names(output: Any, targets: An
         assert read.labels.tolist() == LABELS[batch.ids].tolist()
 
 
+@pytest.mark.parametrize(
+    ("outputs", "targets", "task"),
+    [
+        ((SCORES, AGES[:2, None]), (LABELS, AGES[:, None]), (0, 0)),
+        ([AGES[:2], SCORES], [AGES, LABELS.numpy()], (1, 1)),
+        ((SCORES, torch.randn(2, 3, 4, 4)), (LABELS, torch.zeros(6, 4, 4).long()), (0, 0)),  # and a map of classes
+        ((SCORES, AGES[:2, None]), (AGES[:, None], LABELS), None),  # in another order
+        ((SCORES, AGES[:2], AGES[:2]), (LABELS, AGES), None),
+        (SCORES, (LABELS, AGES), None),
+    ],
+)
+def test_outputs_and_targets_without_names_are_matched_by_their_order(
+    outputs: Any, targets: Any, task: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return outputs
+
+    batch = FixedBatch(torch.randn(6, 5), targets)
+    assert Reading(batch.part(0, 2), outputs).task(batch.targets, len(batch)) == task
+    caplog.set_level("INFO", "vizlog")
+    found = survey({"": Model()}, batch).batch
+    if task is None:
+        assert found.labels is None
+        assert "belongs to the output is not known, and none is shown" in caplog.text
+    else:
+        assert found.labels is not None
+        assert found.labels.tolist() == LABELS[batch.ids].tolist()
+        assert f"those of {task[0]} are shown, as classes" in caplog.text
+
+
 def test_a_target_that_is_the_only_one_may_be_in_words() -> None:
     x, words = torch.randn(6, 5), ["b", "a", "c"] * 2
     named = FixedBatch(x, {"label": words}, class_names=["a", "b", "c"]).of_task((None, "label"))

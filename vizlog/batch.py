@@ -100,8 +100,8 @@ class FixedBatch:
             `inputs["labels"]` of a mapping. The number −100, which cross-entropy ignores, is no label. Words are
             classes: by their places in `class_names`, else of numbers that the model does not know. Real numbers, or
             whole ones that the model predicts by one number, are a quantity. Of a mapping, as several tasks have, the
-            first is shown whose name an output of class scores has, else an output of as many numbers; one alone is
-            shown whatever its name is.
+            first is shown whose name an output of class scores has, else an output of as many numbers, and of a tuple
+            the one whose place it has; one alone is shown whatever its name is.
         forward: (model, inputs) -> output, where the model is called in another way; with several models it is given
             all of them as a dict, those of a list under "0", "1" ….
         score: output -> (N, classes) logits, where they cannot be found in the output.
@@ -143,7 +143,7 @@ class FixedBatch:
             targets = numbered(targets, self.class_names)
         if loss is None:  # which may want them floating
             targets = whole(targets, len(self.class_names))
-        if isinstance(targets, Mapping):
+        if isinstance(targets, (Mapping, tuple, list)) and not are_words(targets):
             targets = of_each(targets, number, self.class_names)
         alone = only_one(targets, number)
         words = names_in(alone) if is_leaf(alone) and is_as_long(alone, number) else ()
@@ -225,7 +225,8 @@ class FixedBatch:
 
         The `quantity`; of several columns (N, D) the first that varies, unless they are an input itself.
         """
-        targets, name = self.shown_targets, "target" if self.known.task is None else str(self.known.task[1])
+        targets, name = self.shown_targets, "target" if self.known.task is None else self.known.task[1]
+        name = name if isinstance(name, str) else f"target {name}"
         if self.quantity is not None:
             return self.quantity, name
         if self.known.kind.columns != "numbers" or any(_are_alike(x, targets) for x in self.float_inputs):

@@ -146,6 +146,8 @@ class Reading:
         outputs = {} if self._batch.score is not None else named(self._output)
         pairs = [(name, self._target_of(name)) for name in outputs]
         pairs = [(name, of) for name, of in pairs if of is not None and is_one_each(by_name[of], number)]
+        if isinstance(targets, (tuple, list)) and not self._are_in_one_order(outputs, by_name):
+            return None
         for fits in (_scores, self._predicts):
             for name, of in pairs:
                 if isinstance(outputs[name], Tensor) and fits(outputs[name], by_name[of]):
@@ -155,8 +157,18 @@ class Reading:
         (of,) = by_name
         if pairs:
             return pairs[0] if are_words(by_name[of]) else None
-        may = is_one_each(by_name[of], number) and (not outputs or len(self._parts) == 1)
+        have_names = any(isinstance(name, str) for name in outputs)
+        may = is_one_each(by_name[of], number) and (not have_names or len(self._parts) == 1)
         return (None, of) if may else None
+
+    def _are_in_one_order(self, outputs: Mapping[Any, Any], targets: Mapping[Any, Any]) -> bool:
+        """Whether outputs and targets without names are as many, and no output is of another target than its own."""
+        if outputs.keys() != targets.keys():
+            return False
+        plain = [place for place, part in outputs.items() if isinstance(part, Tensor) and part.ndim in (1, 2)]
+        return all(
+            _scores(outputs[place], targets[place]) or self._predicts(outputs[place], targets[place]) for place in plain
+        )
 
     # What it is made of -----------------------------------------------------------------------------------------------
 

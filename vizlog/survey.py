@@ -20,6 +20,7 @@ from vizlog.reading import Reading
 from vizlog.requests import AttentionCalls, Call, Outputs
 from vizlog.selection import device_of
 from vizlog.targets import NO_LABEL, Kind
+from vizlog.trees import named
 from vizlog.units import shape_of
 
 __all__ = ["Layer", "Survey", "survey"]
@@ -177,6 +178,12 @@ def _read_by(output: Any, batch: FixedBatch, first: FixedBatch) -> FixedBatch:
     kind = "sets of labels" if sets is not None else "classes" if groups else "numbers" if shade else ""
     if task is not None and kind:
         LOG.info("vizlog: of the targets %s those of %r are shown, as %s", describe(batch.targets), task[1], kind)
+    elif task is None and batch.loss is None and len(named(batch.targets)) > 1:
+        LOG.info(
+            "vizlog: which of the targets %s belongs to the output is not known, and none is shown: give it alone, or "
+            "under the name of its output",
+            describe(batch.targets),
+        )
     return batch
 
 

@@ -192,9 +192,11 @@ def is_one_each(target: Any, number: int) -> bool:
 
 
 def of_each(part: Any, number: int, class_names: Sequence[str]) -> Any:
-    """Targets by name as tensors; what is not one for each example as it is, for the loss may take anything."""
+    """Several targets as tensors; what is not one for each example as it is, for the loss may take anything."""
     if isinstance(part, Mapping):
         return {name: of_each(within, number, class_names) for name, within in part.items()}
+    if isinstance(part, (tuple, list)) and len(part) > 1 and all(isinstance(x, (Tensor, np.ndarray)) for x in part):
+        return type(part)(of_each(within, number, class_names) for within in part)
     found = as_tensor(part)
     if are_words(found) and len(found) == number:
         return numbered(found, class_names) if {word for word in found if word is not None} <= {*class_names} else found
@@ -208,9 +210,7 @@ def only_one(targets: Any, number: int) -> Any:
 
 
 def numbers_among(targets: Any) -> frozenset[Any]:
-    """Names of the targets, where they are given by name, that are numbers and no classes: a regression's."""
-    if not isinstance(targets, Mapping):
-        return frozenset()
+    """Names of the targets, where there are several, that are numbers and no classes: a regression's."""
     floating = {name: x for name, x in named(targets).items() if isinstance(x, Tensor) and x.is_floating_point()}
     of_classes = {name for name, x in floating.items() if kind_of(x) in ("shares", "sets")}
     return frozenset(name for name in floating.keys() - of_classes if class_numbers(floating[name]) is None)

@@ -58,7 +58,10 @@ def mapped(function: Callable[[Any], Any], tree: Tree, is_leaf: Callable[[Tree],
 
 
 def named(tree: Tree, depth: int = 3) -> dict[Any, Any]:
-    """The parts of a mapping, a dataclass or a named tuple by name, those within by both names, `heads.a`; else {}."""
+    """The parts of a mapping, a dataclass or a named tuple by name, those within by both names, `heads.a`; else {}.
+
+    Several tensors in a tuple or list are named by their places: 0, 1 ….
+    """
     parts: Mapping[Any, Any] = {}
     if isinstance(tree, Mapping):
         parts = tree
@@ -66,6 +69,8 @@ def named(tree: Tree, depth: int = 3) -> dict[Any, Any]:
         parts = {field.name: getattr(tree, field.name, None) for field in fields(tree)}
     elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
         parts = dict(zip(tree._fields, tree, strict=True))
+    elif isinstance(tree, (tuple, list)) and len(tree) > 1 and all(isinstance(part, Tensor) for part in tree):
+        parts = dict(enumerate(tree))
     found: dict[Any, Any] = {}
     for name, part in parts.items():
         within = named(part, depth - 1) if depth > 1 else {}
