@@ -817,6 +817,38 @@ def test_of_one_logit_that_one_is_explained_and_its_value_noted_beside_the_targe
     assert sorted(title.partition(": ")[2] for title in margin.titles) == ["class -1", "class -1", "class 1"]
 
 
+@pytest.mark.parametrize(
+    ("ends_in", "targets", "over"),
+    [
+        (nn.Identity(), [0, 1, 1, 0], 0.0),
+        (nn.Flatten(0), [0.0, 1.0, 1.0, 0.0], 0.0),
+        (nn.Sigmoid(), [0, 1, 1, 0], 0.5),
+        (nn.Identity(), [-1, 1, 1, -1], 0.0),
+    ],
+)
+def test_of_one_number_for_two_classes_it_is_said_which_one_it_predicts(
+    ends_in: nn.Module, targets: list[float], over: float
+) -> None:
+    model, inputs = nn.Sequential(nn.Linear(5, 1), ends_in), torch.randn(4, 5)
+    batch = FixedBatch(inputs, targets)
+    record = drawn(SaliencyMaps(), model, batch)["saliency/gradient"]
+    assert f"one number an example, over {over:g} class 1; 4 examples" in record.caption
+    for note, value, row in zip(record.notes, model(batch.inputs).flatten().tolist(), batch.ids.tolist(), strict=True):
+        guess = 1 if value > over else int(min(targets))
+        assert note == f"predicted class {guess} (output {value:.3g}{'' if guess == targets[row] else ', wrong'})"
+
+
+def test_one_number_of_an_own_score_or_of_three_named_classes_predicts_none() -> None:
+    inputs, targets = torch.randn(4, 5), torch.tensor([0, 1, 1, 0])
+    for batch in (
+        FixedBatch(inputs, targets, score=lambda output: output),
+        FixedBatch(inputs, targets, class_names=["a", "b", "c"]),
+    ):
+        model = nn.Linear(5, 1)
+        notes = drawn(SaliencyMaps(), model, batch)["saliency/gradient"].notes
+        assert notes == [f"output {value:.3g}" for value in model(batch.inputs)[:, 0].tolist()]
+
+
 def test_attention_after_the_last_convolution_leaves_gradcam_to_be_asked_for() -> None:
     class Vision(nn.Module):
         def __init__(self) -> None:

@@ -108,6 +108,8 @@ class SaliencyMaps(Probe):
         self._where = self._answers = ""
         self._slices = self._axes = self._input = ""
         self._one_number = False
+        self._two: tuple[int, int] | None = None  # that one number tells apart, and where
+        self._threshold = 0.0
         self._shown: FixedBatch | None = None
         self._pictures: Pixels | None = None
 
@@ -123,6 +125,7 @@ class SaliencyMaps(Probe):
             )
         self._shown = survey.batch.part(0, self._examples)
         self._one_number = survey.classes == 1
+        self._two, self._threshold = _two_classes(survey)
         self._at_labels = survey.scores_a_position and _labels_choose_positions(survey.batch)
         self._where = ", at the last position" if survey.scores_a_position else ""
         self._where += " that has a label" if self._at_labels else ""
@@ -356,6 +359,7 @@ class SaliencyMaps(Probe):
             score = "minus the loss"
         elif self._one_number:
             score = "the model's output, one number an example"
+            score += f", over {self._threshold:g} {self._class_name(self._two[1])}" if self._two else ""
         elif question.suffix.startswith("class-"):
             score = f"{logit} of {self._class_name(int(question.targets[0]))}"
         else:
@@ -401,7 +405,12 @@ class SaliencyMaps(Probe):
         labels, positions = self._labels(shown), shown.scored_positions.tolist() if self._at_labels else []
         for i, row in enumerate(found.question.rows.tolist()):
             parts = []
-            if prediction.classes is None:
+            if prediction.kind == "output" and self._two and not prediction.shares[row].isnan():
+                value, label = float(prediction.shares[row]), NO_LABEL if labels is None else int(labels[i])
+                guess = self._two[value > self._threshold]
+                wrong = ", wrong" if label in self._two and guess != label else ""
+                parts.append(f"predicted {self._class_name(guess)} (output {value:.3g}{wrong})")
+            elif prediction.classes is None:
                 parts.append(f"{prediction.kind} {float(prediction.shares[row]):.3g}{targets[i]}")
             elif found.question.targets is not None:
                 guess, share = int(prediction.classes[row]), float(prediction.shares[row])
@@ -539,6 +548,23 @@ def _predicts_tokens(shown: FixedBatch, survey: Survey) -> bool:
     """
     may = shown.tokens is not None or survey.scores_a_position
     return may and not shown.class_names and survey.classes in survey.vocabularies
+
+
+def _two_classes(survey: Survey) -> tuple[tuple[int, int] | None, float]:
+    """Where one number an example tells two classes apart, these, and from where on it is the second; else None.
+
+    That of a sigmoid is a probability, and any other a logit or a margin.
+    """
+    labels, names = survey.batch.labels, survey.batch.class_names
+    if survey.classes != 1 or survey.batch.score is not None or labels is None or len(names) > 2:
+        return None, 0.0
+    known = labels[labels != NO_LABEL]
+    if bool((known.abs() > 1).any()):
+        return None, 0.0
+    number = min(2, len(survey.batch))
+    sigmoids = [layer for layer in survey.layers if layer.kind.lower() == "sigmoid"]
+    ends = any(math.prod(layer.output_shape) == number for layer in sigmoids)
+    return (-1 if bool((known < 0).any()) else 0, 1), 0.5 if ends else 0.0
 
 
 def _true_positions(batch: FixedBatch, scores: str) -> Tensor | None:
