@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import vizlog
 from vizlog.batch import FixedBatch
 from vizlog.capture import replaced
+from vizlog.compute.traces import traces
 from vizlog.compute.transfer import to_host
 from vizlog.isolation import isolated
 from vizlog.probes.base import Context
@@ -815,6 +816,42 @@ def test_of_one_logit_that_one_is_explained_and_its_value_noted_beside_the_targe
     assert alone.notes == [f"output {y:.3g}" for y in outputs]
     margin = drawn(SaliencyMaps(), model, FixedBatch(inputs, torch.tensor([-1, 1, -1])))["saliency/gradient"]
     assert sorted(title.partition(": ")[2] for title in margin.titles) == ["class -1", "class -1", "class 1"]
+
+
+class OverSteps(nn.Module):
+    """A convolution over the steps of (N, C, L), or of (N, L, C) turned."""
+
+    def __init__(self, channels: int, *, turned: bool = False) -> None:
+        super().__init__()
+        self.convolution, self.head, self.turned = nn.Conv1d(channels, 4, 3, padding=1), nn.Linear(4, 3), turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2) if self.turned else x
+        return self.head(self.convolution(x).relu().amax(2))
+
+
+@pytest.mark.parametrize(
+    ("x", "model", "drawn_over"),
+    [
+        (torch.randn(4, 1, 40), OverSteps(1), {"gradient", "gradcam"}),
+        (torch.randn(4, 3, 40), OverSteps(3), {"gradient", "gradcam"}),
+        # Over which of the two dimensions a convolution runs is known of channels first alone.
+        (torch.randn(4, 40, 3), OverSteps(3, turned=True), {"gradient"}),
+        (torch.randn(4, 3, 12), OverSteps(3), set()),
+        (torch.randn(4, 80), nn.Linear(80, 3), {"gradient"}),
+        (torch.randn(4, 40), nn.Linear(40, 3), set()),  # rather a table
+    ],
+)
+def test_a_series_stands_over_its_map_as_lines(x: Tensor, model: nn.Module, drawn_over: set[str]) -> None:
+    batch = FixedBatch(x, torch.arange(4) % 3)
+    records = drawn(SaliencyMaps(target=0), model, batch)
+    assert {tag.split("/")[1] for tag, record in records.items() if record.over is not None} == drawn_over
+    for record in records.values():
+        assert ("; the input on one scale in all examples" in record.caption) is (record.over is not None)
+        if record.over is not None:
+            assert isinstance(batch.inputs, Tensor)
+            series = batch.inputs.transpose(1, 2) if model.__dict__.get("turned") else batch.inputs
+            np.testing.assert_array_equal(record.over, traces(series.reshape(4, -1, series.shape[-1])))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from vizlog.compute.saliency import (
     per_token,
     smoothgrad,
 )
+from vizlog.compute.traces import traces
 from vizlog.given import INTEGERS, describe
 from vizlog.messages import LOG
 from vizlog.probes.base import Context, Probe
@@ -43,6 +44,9 @@ _METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradcam")
 
 _COLUMNS = 64
 """How many columns of a table are numbered, where they have no names: more are rather a signal."""
+
+_STEPS = 16
+"""Of fewer steps a line says less than the map alone."""
 
 _SIDE = 256
 """Larger maps are averaged down to at most this many pixels a side."""
@@ -112,6 +116,7 @@ class SaliencyMaps(Probe):
         self._threshold = 0.0
         self._shown: FixedBatch | None = None
         self._pictures: Pixels | None = None
+        self._series: Pixels | None = None
 
     def bind(self, models: Mapping[str, nn.Module], survey: Survey | None) -> None:
         if survey is None:
@@ -145,6 +150,7 @@ class SaliencyMaps(Probe):
         self._slices = _slices_of(shape)
         self._sums = len(shape) > 3 and max(shape[2:]) > 1 and shape[_channels_in(shape)] > 1
         self._axes = _axes_of(shape) if self._pictures is None else ""
+        self._series = None if self._tokens or self._pictures is not None else _series(self._shown)
         if isinstance(self._baseline, Tensor) and not self._tokens:
             _check_baseline(self._baseline, input_values(self._shown))
         convolution, *self._others = self._convolutions(survey) or [""]
@@ -317,15 +323,23 @@ class SaliencyMaps(Probe):
             _limits(values, signed=signed),
             "diverging" if signed else "sequential",
             column_labels=labels,
-            over=None if one_row else self._below(found.method, rows),
+            over=self._below(found),
             caption=f"{self._what(found.method)}. {self._of_what(found.question, shown)}{self._which(found)}",
         )
 
-    def _below(self, method: str, rows: Tensor) -> Pixels | None:
-        """The pictures that maps are of; which of several images a convolution sees is not known."""
+    def _below(self, found: _Found) -> Pixels | None:
+        """The pictures that maps are of, where Grad-CAM's are known to be of them, side by side."""
         assert self._shown is not None
-        unknown = method == "gradcam" and not self._shown.pictures_one_input
-        return None if self._pictures is None or unknown else self._pictures[rows.numpy()]
+        pictures = self._pictures if self._series is None else self._series
+        cam, one_row = found.method == "gradcam", found.maps.shape[1] == 1
+        if self._series is not None:  # of (N, L, C) nobody knows over which dimension a convolution runs
+            known = not cam or (one_row and not (self._axes and _lies_along_1(input_values(self._shown).shape)))
+        else:  # nor which of several images one sees
+            known = not one_row and (not cam or self._shown.pictures_one_input)
+        if pictures is None or not known:
+            return None
+        shown: Pixels = pictures[found.question.rows.numpy()]
+        return shown
 
     def _what(self, method: str) -> str:
         """What was computed, for the caption."""
@@ -377,6 +391,11 @@ class SaliencyMaps(Probe):
         slices = f"the {self._slices.partition(' ')[2]}" if cam else self._slices
         middle = f"; of {slices} the middle one" if self._slices and not (cam and found.flat) else ""
         which = "" if cam else f"{f'; {self._input} is explained' if self._input else ''}{self._axes}"
+        which += (
+            "; the input on one scale in all examples"
+            if self._below(found) is not None and self._series is not None
+            else ""
+        )
         return f"{which}{middle}{found.left_out}{found.empty}"
 
     def _titles(self, shown: FixedBatch) -> list[str]:
@@ -715,6 +734,16 @@ def _pictures(batch: FixedBatch, examples: int) -> Pixels | None:
     averaged = F.avg_pool2d(channels, _block(pixels.shape[1:3], images=True), ceil_mode=True)
     shrunk: Pixels = averaged.permute(0, 2, 3, 1).round().byte().numpy()
     return shrunk
+
+
+def _series(shown: FixedBatch) -> Pixels | None:
+    """The examples themselves, where they are series: (N, L), longer than most tables, (N, C, L) or (N, L, C)."""
+    values = input_values(shown)
+    shortest = {2: _COLUMNS + 1, 3: _STEPS}.get(values.ndim)
+    if shortest is None or max(values.shape[1:]) < shortest or not values.numel() or shown.feature_names:
+        return None
+    along_1 = values.ndim == 3 and _lies_along_1(values.shape)
+    return traces(values.transpose(1, 2) if along_1 else values.reshape(len(values), -1, values.shape[-1]))
 
 
 def _prediction(logits: Tensor, *, sets: bool) -> _Prediction:

@@ -348,7 +348,9 @@ def _overlay(below: Image.Image, record: Heatmaps, i: int) -> Image.Image:
     """The map over its input in grey: the further a value is from nothing, the more of its colour is seen."""
     at = positions(record.values[i], record.limits)
     # A map coarser than the picture (Grad-CAM's) is smoothed here, and here alone: beside it its own cells are seen.
-    coarse = at.shape[0] * 2 <= below.height and at.shape[0] < record.over.shape[1]  # type: ignore[union-attr]
+    # Not where it is much coarser one way than the other: rows that are channels would run into each other.
+    down, across = below.height / at.shape[0], below.width / at.shape[1]
+    coarse = 2 <= down <= 2 * across and across <= 2 * down and at.shape[0] < record.over.shape[1]  # type: ignore[union-attr]
     smooth = Image.Resampling.BICUBIC if coarse else Image.Resampling.NEAREST
     colors = np.asarray(
         Image.fromarray(colorize(record.values[i], record.limits, record.colormap)).resize(below.size, smooth),
