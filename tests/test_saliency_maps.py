@@ -830,6 +830,31 @@ class OverSteps(nn.Module):
         return self.head(self.convolution(x).relu().amax(2))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_gradcam_of_a_convolution_over_steps_and_channels_lies_as_the_series_does(*, turned: bool) -> None:
+    """Bright where the only bright part is: late, in low channels."""
+
+    class OverBoth(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(1, 1, 1, stride=2)
+            nn.init.ones_(self.convolution.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.transpose(1, 2) if turned else x
+            score = self.convolution(x[:, None]).flatten(1).sum(1)
+            return torch.stack([score, -score], 1)
+
+    x = torch.zeros(4, 60, 20)
+    x[:, 40:50, 2:6] = 1.0
+    record = drawn(SaliencyMaps(methods="gradcam", target=0), OverBoth(), FixedBatch(x))["saliency/gradcam/class-0"]
+    assert record.values.shape == (4, 10, 30)
+    assert record.over is not None
+    bright = np.zeros((10, 30), bool)
+    bright[1:3, 20:25] = True
+    assert (record.values[0][bright] > record.values[0][~bright].max()).all()
+
+
 @pytest.mark.parametrize(
     ("x", "model", "drawn_over"),
     [

@@ -414,6 +414,25 @@ def test_a_map_has_its_title_over_it_and_its_note_under_it(said: Said) -> None:
     assert told == ["one", "first note", "two", "second note"]
 
 
+def test_a_note_has_room_under_a_map_that_is_higher_than_wide(said: Said) -> None:
+    note = "target class 0; predicted class 1 (52%, wrong)"
+    maps = Heatmaps("saliency/gradcam", np.ones((8, 32, 16), np.float32), [""] * 8, [note] * 8, (0.0, 1.0))
+    told = words(said, maps)
+    assert not [text for text in told if "..." in text or "…" in text]
+    assert [text for text in told if "target class 0" in text]
+
+
+def test_a_map_of_rows_that_are_channels_is_not_smoothed_over_them() -> None:
+    over = np.full((1, 96, 800, 1), 255, np.uint8)
+    maps = np.zeros((1, 2, 200), np.float32)
+    maps[0, 0], maps[0, 1] = 1.0, -1.0
+    drawn = raster(Heatmaps("saliency/gradient", maps, ["a"], [""], (-1.0, 1.0), "diverging", over=over))
+    drawn = drawn[90:]  # below the scale
+    top, bottom = (where(drawn, colors.DIVERGING[end]) for end in (254, 0))
+    panels = drawn[top[0].start : bottom[0].stop, top[1]]  # the map, and the map over the input
+    assert len(np.unique(panels.reshape(-1, 3), axis=0)) <= 5  # the two ends, a frame and what is between the panels
+
+
 def test_notes_have_room_for_what_stands_last() -> None:
     """Whether a prediction is wrong, behind two names of ImageNet's."""
     name, maps = "soft-coated wheaten terrier", np.ones((8, 8, 8), np.float32)

@@ -267,6 +267,8 @@ class SaliencyMaps(Probe):
         if method == "gradcam":
             cam = self._gradcam(subject, score)
             maps = _map_of_positions(cam, values, tokens=self._tokens)
+            if self._series is not None and maps.shape[1] > maps.shape[2]:  # a series lies along W
+                maps = maps.transpose(1, 2)
             shrunk = _shrunk(maps, images=images)
             return _Found(method, question, shrunk, gap, tuple(maps.shape[1:]), flat=cam.ndim < 4)
         if method == "gradient":
@@ -332,8 +334,8 @@ class SaliencyMaps(Probe):
         assert self._shown is not None
         pictures = self._pictures if self._series is None else self._series
         cam, one_row = found.method == "gradcam", found.maps.shape[1] == 1
-        if self._series is not None:  # of (N, L, C) nobody knows over which dimension a convolution runs
-            known = not cam or (one_row and not (self._axes and _lies_along_1(input_values(self._shown).shape)))
+        if self._series is not None:
+            known = not cam or _lies_along(found.maps.shape[1:], input_values(self._shown).shape)
         else:  # nor which of several images one sees
             known = not one_row and (not cam or self._shown.pictures_one_input)
         if pictures is None or not known:
@@ -656,6 +658,19 @@ def _channels_in(shape: Sequence[int]) -> int:
 def _lies_along_1(shape: Sequence[int]) -> bool:
     """Whether a series (N, ., .) has its steps in dimension 1, of which there are mostly more than channels."""
     return shape[1] > shape[2]
+
+
+def _lies_along(cam: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether Grad-CAM (h, w) is known to lie as the map of a series of this shape does, its steps along w.
+
+    A convolution over one dimension runs over the last one of (N, C, L); over which of (N, L, C) nobody knows. One over
+    both has its proportions, more or less.
+    """
+    if len(shape) == 2 or min(shape[1:]) == 1:
+        return True
+    if cam[0] == 1:
+        return not _lies_along_1(shape)
+    return 0.5 <= cam[1] / cam[0] * min(shape[1:]) / max(shape[1:]) <= 2 and cam[1] > cam[0]
 
 
 def _axes_of(shape: Sequence[int]) -> str:

@@ -301,7 +301,8 @@ def _maps(record: Heatmaps, width: int, common: Image.Image | None) -> Image.Ima
     across, levels = (1, panels) if stacked else (panels, 1)
     largest = _side(count) if panels == 1 else _side_of_panels(count, shape, width)
     if any(record.notes) and panels == 1:
-        largest = max(largest, _side_of_panels(count, shape, width) if is_wide else _LEGIBLE)
+        upright = min(max(shape[0] / shape[1], 1), 2)  # a note has the width of its map
+        largest = max(largest, _side_of_panels(count, shape, width) if is_wide else round(_LEGIBLE * upright))
     if labelled:
         largest = max(largest, min(2 * _side(count), 34 * max(shape)))
     notes_height = (2 + 3 * any(record.notes)) * line_height()
