@@ -430,6 +430,7 @@ def test_a_map_of_rows_that_are_channels_is_not_smoothed_over_them() -> None:
     drawn = drawn[90:]  # below the scale
     top, bottom = (where(drawn, colors.DIVERGING[end]) for end in (254, 0))
     panels = drawn[top[0].start : bottom[0].stop, top[1]]  # the map, and the map over the input
+    assert len(panels) > 3 * (bottom[0].start - top[0].start)  # two rows of the map, and two over the input
     assert len(np.unique(panels.reshape(-1, 3), axis=0)) <= 5  # the two ends, a frame and what is between the panels
 
 
