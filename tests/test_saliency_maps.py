@@ -911,6 +911,16 @@ def test_one_number_of_an_own_score_or_of_three_named_classes_predicts_none() ->
         assert notes == [f"output {value:.3g}" for value in model(batch.inputs)[:, 0].tolist()]
 
 
+def test_what_rebuilds_an_image_leaves_gradcam_to_be_asked_for() -> None:
+    model, images = (
+        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1)),
+        torch.rand(4, 1, 8, 8),
+    )
+    batch = FixedBatch(images, images, loss=lambda output, targets: (output - targets).square().mean((1, 2, 3)))
+    assert list(drawn(SaliencyMaps(), model, batch)) == ["saliency/gradient"]
+    assert list(drawn(SaliencyMaps(methods="gradcam"), model, batch)) == ["saliency/gradcam"]
+
+
 def test_attention_after_the_last_convolution_leaves_gradcam_to_be_asked_for() -> None:
     class Vision(nn.Module):
         def __init__(self) -> None:

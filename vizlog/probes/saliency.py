@@ -157,10 +157,9 @@ class SaliencyMaps(Probe):
         self._convolution = convolution.partition("@")[0]
         if self._asked is not None:
             self._methods = self._asked
-        elif convolution and "@" not in convolution and not survey.attention and self._has_places(survey, convolution):
-            self._methods = ("gradient", "gradcam")
-        else:  # called again it sees another input; where attention follows, it is of patches, mostly, and says little
-            self._methods = ("gradient",)
+        else:
+            says_much = convolution and not self._says_little(survey, convolution)
+            self._methods = ("gradient", "gradcam") if says_much else ("gradient",)
         if "gradcam" in self._methods and not convolution:
             raise ValueError("Grad-CAM needs a convolution whose output has more than one position; none ran")
 
@@ -206,6 +205,15 @@ class SaliencyMaps(Probe):
         parts = 1 + sum(1 for _ in above)
         last = {path[:parts]: name for path, name in zip(paths, matching, strict=True)}
         return sorted(last.values(), key=matching.index, reverse=True)
+
+    def _says_little(self, survey: Survey, convolution: str) -> bool:
+        """Whether Grad-CAM of this convolution would be hard to make sense of, so that it is to be asked for.
+
+        Called again it sees another input; where attention follows it is of patches, mostly; and what rebuilds an image
+        or its noise ends in a convolution that is the output itself.
+        """
+        rebuilds = survey.scored == "loss" and survey.rebuilds
+        return "@" in convolution or bool(survey.attention) or rebuilds or not self._has_places(survey, convolution)
 
     def _has_places(self, survey: Survey, convolution: str) -> bool:
         """Whether the positions of a convolution are places in what is explained, as those of a generator's are not."""
