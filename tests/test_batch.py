@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 import re
 from collections import Counter
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -756,6 +757,35 @@ def test_targets_by_name_may_be_arrays_and_lists() -> None:
         labels = survey({"": Tasks(5, 4)}, batch).batch.part(2, 6).labels
         assert labels is not None
         assert labels.tolist() == kinds[batch.ids[2:6].numpy()].tolist()
+
+
+class InNamedTuple(NamedTuple):
+    age: Any
+    kind: Any
+
+
+@dataclass
+class InDataclass:
+    age: Any
+    kind: Any
+
+
+@pytest.mark.parametrize("kind", [InNamedTuple, InDataclass])
+def test_targets_by_name_may_lie_in_a_named_tuple_or_a_dataclass(kind: Any) -> None:
+    class Tasks(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            found = super().forward(x)
+            return {"age": found[:, :1], "kind": found[:, 1:]}
+
+    kinds = np.random.default_rng(0).integers(0, 3, 300)
+    batch = survey({"": Tasks(5, 4)}, FixedBatch(torch.randn(300, 5), kind(torch.rand(300), kinds))).batch
+    rows = torch.tensor([7, 2, 200])
+    labels = batch.take(rows).labels
+    assert labels is not None
+    assert labels.tolist() == kinds[batch.ids[rows].numpy()].tolist()
+
+    of_loss = FixedBatch(torch.randn(4, 5), InNamedTuple(torch.rand(4), kinds[:4]), loss=lambda _, targets: targets.age)
+    assert of_loss.part(0, 2).targets.age.shape == (2,)
 
 
 def test_classes_of_a_task_are_counted_over_all_examples() -> None:

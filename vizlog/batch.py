@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ class FixedBatch:
             classes: by their places in `class_names`, else of numbers that the model does not know. Real numbers, or
             whole ones that the model predicts by one number, are a quantity. Of a mapping, as several tasks have, the
             first is shown whose name an output of class scores has, else an output of as many numbers, and of a tuple
-            the one whose place it has; one alone is shown whatever its name is.
+            the one whose place it has; one alone is shown whatever its name is. A dataclass becomes a mapping.
         forward: (model, inputs) -> output, where the model is called in another way; with several models it is given
             all of them as a dict, those of a list under "0", "1" ….
         score: output -> (N, classes) logits, where they cannot be found in the output.
@@ -136,7 +136,7 @@ class FixedBatch:
         if targets is None and isinstance(inputs, Mapping):
             targets = inputs.get("labels")
         check_shown({"class_names": class_names, "feature_names": feature_names}, tokens, {"mean": mean, "std": std})
-        targets = as_tensor(targets)
+        targets = as_tensor(named(targets, 1) if is_dataclass(targets) else targets)
         number = number_of_examples(inputs, targets)
         self.class_names = _in_order(class_names) if class_names is not None else ()
         if names_in(targets) and is_as_long(targets, number) and self.class_names:

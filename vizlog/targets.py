@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizlog.trees import are_words, is_as_long, named
+from vizlog.trees import are_words, is_as_long, mapped, named
 
 __all__ = [
     "NO_LABEL",
@@ -191,16 +191,21 @@ def is_one_each(target: Any, number: int) -> bool:
     return (isinstance(target, Tensor) or are_words(target)) and is_as_long(target, number)
 
 
-def of_each(part: Any, number: int, class_names: Sequence[str]) -> Any:
+def of_each(targets: Any, number: int, class_names: Sequence[str]) -> Any:
     """Several targets as tensors; what is not one for each example as it is, for the loss may take anything."""
-    if isinstance(part, Mapping):
-        return {name: of_each(within, number, class_names) for name, within in part.items()}
-    if isinstance(part, (tuple, list)) and len(part) > 1 and all(isinstance(x, (Tensor, np.ndarray)) for x in part):
-        return type(part)(of_each(within, number, class_names) for within in part)
-    found = as_tensor(part)
-    if are_words(found) and len(found) == number:
-        return numbered(found, class_names) if {word for word in found if word is not None} <= {*class_names} else found
-    return found if isinstance(found, Tensor) and is_as_long(found, number) else part
+
+    def is_one(part: Any) -> bool:
+        are_arrays = isinstance(part, (tuple, list)) and all(isinstance(x, (Tensor, np.ndarray)) for x in part)
+        return not (isinstance(part, Mapping) or hasattr(part, "_fields") or (are_arrays and len(part) > 1))
+
+    def read(part: Any) -> Any:
+        found = as_tensor(part)
+        if are_words(found) and len(found) == number:
+            are_named = {word for word in found if word is not None} <= {*class_names}
+            return numbered(found, class_names) if are_named else found
+        return found if isinstance(found, Tensor) and is_as_long(found, number) else part
+
+    return mapped(read, targets, is_one)
 
 
 def only_one(targets: Any, number: int) -> Any:
