@@ -292,6 +292,7 @@ def test_outputs_and_targets_are_matched_by_their_names(output: Any, targets: An
         ((SCORES, AGES[:2, None]), (LABELS, AGES[:, None]), (0, 0)),
         ([AGES[:2], SCORES], [AGES, LABELS.numpy()], (1, 1)),
         ((SCORES, torch.randn(2, 3, 4, 4)), (LABELS, torch.zeros(6, 4, 4).long()), (0, 0)),  # and a map of classes
+        ((torch.randn(2, 5), SCORES), (torch.randn(6, 5), LABELS), (1, 1)),  # and an input, rebuilt
         ((SCORES, AGES[:2, None]), (AGES[:, None], LABELS), None),  # in another order
         ((SCORES, AGES[:2], AGES[:2]), (LABELS, AGES), None),
         (SCORES, (LABELS, AGES), None),
@@ -310,6 +311,7 @@ def test_outputs_and_targets_without_names_are_matched_by_their_order(
     found = survey({"": Model()}, batch).batch
     if task is None:
         assert found.labels is None
+        assert Reading(found.part(0, 2), outputs).logits() is SCORES
         assert "belongs to the output is not known, and none is shown" in caplog.text
     else:
         assert found.labels is not None

@@ -68,7 +68,7 @@ class Known:
 
     Args:
         kind: what the targets that are shown are.
-        numbers: of targets by name those that are numbers, and no classes.
+        numbers: of targets by name, and not by place, those that are numbers, and no classes.
         words: the classes that targets in words name.
         task: of outputs and targets by name those that are shown; the output's is None where there is one target of
             any output.

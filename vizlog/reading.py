@@ -167,7 +167,8 @@ class Reading:
             return False
         plain = [place for place, part in outputs.items() if isinstance(part, Tensor) and part.ndim in (1, 2)]
         return all(
-            _scores(outputs[place], targets[place]) or self._predicts(outputs[place], targets[place]) for place in plain
+            _scores(outputs[place], targets[place]) or self._is_as_many(outputs[place], targets[place])
+            for place in plain
         )
 
     # What it is made of -----------------------------------------------------------------------------------------------
@@ -279,13 +280,12 @@ class Reading:
         return targets.shape != scores.shape or self._known.kind.columns == "numbers"
 
     def _predicts(self, part: Tensor, target: Any) -> bool:
-        """Whether a part is as many numbers as a target; whole ones with names are classes.
+        """Whether a part is as many numbers as a target, and rebuilds no input: that tells no examples apart."""
+        return self._is_as_many(part, target) and not self._reconstruct([part])
 
-        A part that rebuilds an input is not what examples are told apart by.
-        """
+    def _is_as_many(self, part: Tensor, target: Any) -> bool:
+        """Whether a part is as many numbers as a target; whole ones with names are classes."""
         if not isinstance(target, Tensor) or part.ndim not in (1, 2) or not part.is_floating_point():
-            return False
-        if self._reconstruct([part]):
             return False
         may = target.is_floating_point() or (target.numel() == len(target) and not self._batch.class_names)
         return may and part[0].numel() == target[0].numel()

@@ -215,7 +215,12 @@ def only_one(targets: Any, number: int) -> Any:
 
 
 def numbers_among(targets: Any) -> frozenset[Any]:
-    """Names of the targets, where there are several, that are numbers and no classes: a regression's."""
-    floating = {name: x for name, x in named(targets).items() if isinstance(x, Tensor) and x.is_floating_point()}
+    """Names of the targets, where they have some, that are numbers and no classes: a regression's.
+
+    Places are no names: which output is of the first target is not known before the output has told.
+    """
+    have_names = not isinstance(targets, (tuple, list)) or hasattr(targets, "_fields")
+    parts = named(targets) if have_names else {}
+    floating = {name: x for name, x in parts.items() if isinstance(x, Tensor) and x.is_floating_point()}
     of_classes = {name for name, x in floating.items() if kind_of(x) in ("shares", "sets")}
     return frozenset(name for name in floating.keys() - of_classes if class_numbers(floating[name]) is None)
