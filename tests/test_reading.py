@@ -271,6 +271,7 @@ SCORES, YEARS = torch.randn(2, 3), torch.randn(2, 1)
         (Heads(SCORES, YEARS), LABELS, None, SCORES),
         ({"maps": {"a": torch.randn(2, 8)}, "out": SCORES}, LABELS, None, SCORES),  # at the surface
         ({"features": {"a": torch.randn(2, 8)}, "heads": {"a": SCORES}}, LABELS, None, SCORES),
+        ({"loss": torch.tensor(1.0), "heads": {"a": SCORES}}, LABELS, None, SCORES),
         ({"pos": SCORES}, {"pos": torch.randn(6, 3)}, ("pos", "pos"), None),
         ((torch.randn(2, 8), SCORES), {"label": LABELS}, (None, "label"), SCORES),
         ({"rebuilt": torch.randn(2, 5), "logits": SCORES}, {"rebuilt": torch.randn(6, 5), "of": LABELS}, None, SCORES),

@@ -194,7 +194,7 @@ class Reading:
         """Tensors of these that are by their names no embeddings, and no numbers to be predicted."""
         scores = {name: part for name, part in outputs.items() if not _names_embeddings(name)}
         found = [part for name, part in scores.items() if self._target_of(name) not in self._known.numbers]
-        return [part for part in found if isinstance(part, Tensor)]
+        return [part for part in found if isinstance(part, Tensor) and part.ndim]
 
     @cached_property
     def _scoring(self) -> Tensor | None:
