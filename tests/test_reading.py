@@ -260,6 +260,7 @@ SCORES, YEARS = torch.randn(2, 3), torch.randn(2, 1)
         (YEARS, {"age": torch.arange(6)}, (None, "age"), YEARS),
         ({"kind": SCORES, "age": YEARS}, {"age": AGES}, ("age", "age"), YEARS),
         ({"kind": SCORES, "age": YEARS}, {"age": AGES, "kind": LABELS}, ("kind", "kind"), SCORES),
+        ({"box": SCORES, "age": YEARS}, {"box": torch.rand(6, 3), "age": AGES}, ("age", "age"), YEARS),
         ({0: YEARS, 1: SCORES}, {0: AGES, 1: LABELS}, (1, 1), SCORES),
         ({Kind.AGE: YEARS, Kind.KIND: SCORES}, {Kind.AGE: AGES, Kind.KIND: LABELS}, (Kind.KIND, Kind.KIND), SCORES),
         (Heads(SCORES, YEARS), {"age": AGES, "kind": LABELS}, ("kind", "kind"), SCORES),

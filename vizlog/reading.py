@@ -135,8 +135,9 @@ class Reading:
     def task(self, targets: Any, number: int) -> tuple[Any, Any] | None:
         """Of an output and targets by name the names of those that are shown; None where nothing tells.
 
-        The first targets that are classes of the output of their name, else numbers that it predicts. One target alone
-        is shown whatever its name is, where there is one output or outputs have no names: (None, its name).
+        The first targets that are classes of the output of their name, else one number that it predicts, which can be
+        explained, else several. One target alone is shown whatever its name is, where there is one output or outputs
+        have no names: (None, its name).
 
         Args:
             targets: those of all examples, for of a few numbers may be 0 or 1 by chance.
@@ -148,7 +149,7 @@ class Reading:
         pairs = [(name, of) for name, of in pairs if of is not None and is_one_each(by_name[of], number)]
         if isinstance(targets, (tuple, list)) and not self._are_in_one_order(outputs, by_name):
             return None
-        for fits in (_scores, self._predicts):
+        for fits in (_scores, self._predicts_one, self._predicts):
             for name, of in pairs:
                 if isinstance(outputs[name], Tensor) and fits(outputs[name], by_name[of]):
                     return name, of
@@ -282,6 +283,10 @@ class Reading:
     def _predicts(self, part: Tensor, target: Any) -> bool:
         """Whether a part is as many numbers as a target, and rebuilds no input: that tells no examples apart."""
         return self._is_as_many(part, target) and not self._reconstruct([part])
+
+    def _predicts_one(self, part: Tensor, target: Any) -> bool:
+        """Whether a part is the one number that each target is."""
+        return self._predicts(part, target) and part.numel() == len(part)
 
     def _is_as_many(self, part: Tensor, target: Any) -> bool:
         """Whether a part is as many numbers as a target; whole ones with names are classes."""
