@@ -155,6 +155,9 @@ def test_how_wide_embeddings_are_and_how_they_are_known_is_said() -> None:
     views = torch.randn(6, 3), torch.randn(6, 3)
     assert Reading(FixedBatch((x, x + 1)), views).embeds() == (3, "it has one part for each of several inputs")
     assert Reading(FixedBatch((x, x + 1), labels), views).embeds() == (0, "")
+    for other in (views[0][:, 0], views[0].reshape(6, 1, 1, 3)):  # one number each, and maps
+        assert Reading(FixedBatch((x, x + 1)), (other, other.clone())).embeds() == (0, "")
+    assert Reading(FixedBatch(x, labels).knowing(scored=False), torch.randn(6, 2)).embeds() == (0, "")
     assert Reading(FixedBatch(x), views).embeds() == (0, "")
 
 

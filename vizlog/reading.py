@@ -102,10 +102,12 @@ class Reading:
         As a contrastive model's are: by rows of length 1, by many more columns than there are `class_names`, by class
         numbers far beyond all columns, or by being a view of each of several inputs.
         """
-        if self._batch.score is None and self._are_views:
-            return self._parts[0].shape[-1], "it has one part for each of several inputs"
+        if self._batch.score is not None or self._known.scored is False:  # the latter: examples are compared
+            return 0, ""
+        if self._are_views and self._parts[0].ndim == 2:
+            return self._parts[0].shape[1], "it has one part for each of several inputs"
         found = self._scoring
-        if self._batch.score is not None or found is None or found.ndim != 2 or found.shape[1] == 1:
+        if found is None or found.ndim != 2 or found.shape[1] == 1:
             return 0, ""
         told = "" if self._reconstruct(self._parts) or self._regresses(found) else self._embedding(found)
         return (found.shape[1] if told else 0), told
