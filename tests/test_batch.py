@@ -90,8 +90,9 @@ def test_words_are_numbered_by_their_places_among_the_names_of_the_classes() -> 
         FixedBatch(x, words, class_names=["cart", "b", "a"])
 
 
-def test_of_texts_beside_the_inputs_a_model_gets_those_of_its_examples() -> None:
-    texts, given = [str(k) for k in range(6)], []
+@pytest.mark.parametrize("make", [list, tuple])  # a loader makes a tuple
+def test_of_texts_beside_the_inputs_a_model_gets_those_of_its_examples(make: Any) -> None:
+    texts, given = make(str(k) for k in range(6)), []
     batch = FixedBatch((torch.arange(6.0), texts, ["a", "b"]), forward=lambda _, inputs: given.append(inputs))
     batch.part(2, 4).run({"": nn.Identity()})
     ((numbers, those, others),) = given

@@ -79,8 +79,11 @@ def named(tree: Tree, depth: int = 3) -> dict[Any, Any]:
 
 
 def is_leaf(part: Tree) -> bool:
-    """Whether this is what rows are taken out of: a tensor, or a list of a mapping or a string for each example."""
-    return isinstance(part, Tensor) or (isinstance(part, list) and (are_mappings(part) or are_words(part)))
+    """Whether this is what rows are taken out of: a tensor, or a list of a mapping or a string for each example.
+
+    A loader gives strings in a tuple.
+    """
+    return isinstance(part, Tensor) or are_words(part) or (isinstance(part, list) and are_mappings(part))
 
 
 def leaves(tree: Tree) -> list[Any]:
