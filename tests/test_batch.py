@@ -108,6 +108,8 @@ def test_texts_and_words_that_are_not_one_an_example_are_no_groups() -> None:
     assert FixedBatch(x, texts, class_names=["a", "b"]).labels is None
     assert FixedBatch(x, texts[:20] * 2).groups is not None
     assert FixedBatch(x, ["a", "b"], loss=lambda output, _: output[:, 0]).groups is None
+    with pytest.raises(ValueError, match="one for each of the 40 examples, got 39 words"):
+        FixedBatch(x, ["a"] * 39)
     assert FixedBatch(x[:3], list("abc")).groups is not None  # few examples, one of each class
 
 

@@ -19,6 +19,7 @@ from vizlog.given import (
     OF_AN_OBJECT,
     PLAIN,
     check_shown,
+    check_words,
     describe,
     is_edges,
     is_graph,
@@ -141,7 +142,8 @@ class FixedBatch:
         self.class_names = _in_order(class_names) if class_names is not None else ()
         if names_in(targets) and is_as_long(targets, number) and self.class_names:
             targets = numbered(targets, self.class_names)
-        if loss is None:  # which may want them floating
+        if loss is None:  # which may take anything, and may want them floating
+            check_words(targets, number)
             targets = whole(targets, len(self.class_names))
         if isinstance(targets, (Mapping, tuple, list)) and not are_words(targets):
             targets = of_each(targets, number, self.class_names)

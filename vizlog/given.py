@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from vizlog.trees import Tree, are_mappings, tensors_in
+from vizlog.trees import Tree, are_mappings, are_words, tensors_in
 
 __all__ = [
     "INTEGERS",
@@ -19,6 +19,7 @@ __all__ = [
     "OF_A_GRAPH",
     "PLAIN",
     "check_shown",
+    "check_words",
     "describe",
     "is_edges",
     "is_graph",
@@ -127,6 +128,12 @@ def number_of_examples(inputs: Tree, targets: Any) -> int:
     if isinstance(targets, Tensor) and (targets.ndim == 0 or len(targets) != number):
         raise ValueError(_not_one_each(inputs, targets, number))
     return number
+
+
+def check_words(targets: Any, number: int) -> None:
+    """Raises where targets are words, and not one for each of so many examples."""
+    if are_words(targets) and len(targets) != number:
+        raise ValueError(f"targets must be one for each of the {number} examples, got {len(targets)} words")
 
 
 def _not_one_each(inputs: Tree, targets: Tensor, number: int) -> str:
