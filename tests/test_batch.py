@@ -791,6 +791,11 @@ def test_targets_by_name_may_lie_in_a_named_tuple_or_a_dataclass(kind: Any) -> N
     assert of_loss.part(0, 2).targets.age.shape == (2,)
 
 
+def test_targets_without_a_name_are_called_by_their_place() -> None:
+    batch = FixedBatch(torch.randn(4, 5), (torch.randn(4, 2), torch.randn(4)))
+    assert [batch.of_task((k, k)).shade[1] for k in (0, 1)] == ["target[0] 1 of 2", "target[1]"]  # type: ignore[index]
+
+
 def test_classes_of_a_task_are_counted_over_all_examples() -> None:
     class Task(nn.Linear):
         def forward(self, x: Tensor) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -441,9 +442,10 @@ def test_of_a_model_that_embeds_its_own_output_is_shown_and_why_nothing_is_expla
     assert "read as embeddings since its rows have length 1: give FixedBatch(score=…)" in caplog.text
 
 
-def test_the_first_of_several_numbers_to_be_predicted_colours_and_scores_the_points():
+@pytest.mark.parametrize("said", [2.0, math.nan])
+def test_the_first_of_several_numbers_to_be_predicted_colours_and_scores_the_points(said):
     x = torch.randn(40, 5)
-    targets = torch.stack([torch.full((40,), 2.0), x[:, 0], x[:, 1]], 1)  # of which the first says nothing
+    targets = torch.stack([torch.full((40,), said), x[:, 0], x[:, 1]], 1)  # of which the first says nothing
     found = look(nn.Sequential(nn.Linear(5, 3)), vizlog.Embeddings(methods=["pca"]), (x, targets))
     embedding, score = found
     np.testing.assert_allclose(embedding.labels, targets[embedding.ids, 1])

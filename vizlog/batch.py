@@ -228,13 +228,13 @@ class FixedBatch:
         The `quantity`; of several columns (N, D) the first that varies, unless they are an input itself.
         """
         targets, name = self.shown_targets, "target" if self.known.task is None else self.known.task[1]
-        name = name if isinstance(name, str) else f"target {name}"
+        name = name if isinstance(name, str) else f"target[{name}]"
         if self.quantity is not None:
             return self.quantity, name
         if self.known.kind.columns != "numbers" or any(_are_alike(x, targets) for x in self.float_inputs):
             return None
         columns = targets.detach().cpu().double()
-        varies = (columns != columns[:1]).any(0)
+        varies = ((columns != columns[:1]) & ~columns.isnan()).any(0)
         first = int(varies.int().argmax())
         return columns[:, first], f"{name} {first + 1} of {columns.shape[1]}"
 
