@@ -301,6 +301,7 @@ def test_outputs_and_targets_are_matched_by_their_names(output: Any, targets: An
         ((SCORES, AGES[:2, None]), (AGES[:, None], LABELS), None),  # in another order
         ((SCORES, AGES[:2], AGES[:2]), (LABELS, AGES), None),
         (SCORES, (LABELS, AGES), None),
+        (SCORES, [LABELS, tuple("abcdef")], None),  # and the names of files
     ],
 )
 def test_outputs_and_targets_without_names_are_matched_by_their_order(

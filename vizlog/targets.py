@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizlog.trees import are_words, is_as_long, mapped, named
+from vizlog.trees import are_several, are_words, is_as_long, mapped, named
 
 __all__ = [
     "NO_LABEL",
@@ -195,8 +195,8 @@ def of_each(targets: Any, number: int, class_names: Sequence[str]) -> Any:
     """Several targets as tensors; what is not one for each example as it is, for the loss may take anything."""
 
     def is_one(part: Any) -> bool:
-        are_arrays = isinstance(part, (tuple, list)) and all(isinstance(x, (Tensor, np.ndarray)) for x in part)
-        return not (isinstance(part, Mapping) or hasattr(part, "_fields") or (are_arrays and len(part) > 1))
+        several = isinstance(part, (tuple, list)) and are_several(part, (Tensor, np.ndarray))
+        return not (isinstance(part, Mapping) or hasattr(part, "_fields") or several)
 
     def read(part: Any) -> Any:
         found = as_tensor(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 __all__ = [
     "Tree",
     "are_mappings",
+    "are_several",
     "are_words",
     "is_as_long",
     "is_leaf",
@@ -60,7 +61,7 @@ def mapped(function: Callable[[Any], Any], tree: Tree, is_leaf: Callable[[Tree],
 def named(tree: Tree, depth: int = 3) -> dict[Any, Any]:
     """The parts of a mapping, a dataclass or a named tuple by name, those within by both names, `heads.a`; else {}.
 
-    Several tensors in a tuple or list are named by their places: 0, 1 ….
+    Several tensors in a tuple or list, and words beside them, are named by their places: 0, 1 ….
     """
     parts: Mapping[Any, Any] = {}
     if isinstance(tree, Mapping):
@@ -69,13 +70,19 @@ def named(tree: Tree, depth: int = 3) -> dict[Any, Any]:
         parts = {field.name: getattr(tree, field.name, None) for field in fields(tree)}
     elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
         parts = dict(zip(tree._fields, tree, strict=True))
-    elif isinstance(tree, (tuple, list)) and len(tree) > 1 and all(isinstance(part, Tensor) for part in tree):
+    elif isinstance(tree, (tuple, list)) and are_several(tree, Tensor):
         parts = dict(enumerate(tree))
     found: dict[Any, Any] = {}
     for name, part in parts.items():
         within = named(part, depth - 1) if depth > 1 else {}
         found |= {f"{name}.{inner}": leaf for inner, leaf in within.items()} or {name: part}
     return found
+
+
+def are_several(parts: Sequence[Any], of: type | tuple[type, ...]) -> bool:
+    """Whether these are two parts or more, some of a type, such as tensors, all others words."""
+    others = [part for part in parts if not isinstance(part, of)]
+    return len(others) < len(parts) > 1 and all(map(are_words, others))
 
 
 def is_leaf(part: Tree) -> bool:
