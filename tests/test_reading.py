@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -243,6 +243,11 @@ class Heads:
     age: Any
 
 
+class Named(NamedTuple):
+    age: Any
+    kind: Any
+
+
 class Kind(Enum):
     KIND, AGE = range(2)
 
@@ -264,6 +269,7 @@ SCORES, YEARS = torch.randn(2, 3), torch.randn(2, 1)
         ({"kind": SCORES, "age": YEARS}, {"age": AGES}, ("age", "age"), YEARS),
         ({"kind": SCORES, "age": YEARS}, {"age": AGES, "kind": LABELS}, ("kind", "kind"), SCORES),
         ({"box": SCORES, "age": YEARS}, {"box": torch.rand(6, 3), "age": AGES}, ("age", "age"), YEARS),
+        ({"kind": SCORES, "age": YEARS, "of": SCORES}, Named(AGES, LABELS), ("kind", "kind"), SCORES),
         ({0: YEARS, 1: SCORES}, {0: AGES, 1: LABELS}, (1, 1), SCORES),
         ({Kind.AGE: YEARS, Kind.KIND: SCORES}, {Kind.AGE: AGES, Kind.KIND: LABELS}, (Kind.KIND, Kind.KIND), SCORES),
         (Heads(SCORES, YEARS), {"age": AGES, "kind": LABELS}, ("kind", "kind"), SCORES),

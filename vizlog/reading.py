@@ -12,7 +12,7 @@ from torch import Tensor
 from vizlog.batch import BatchDoesNotFit, FixedBatch, on_device
 from vizlog.given import describe
 from vizlog.targets import Kind, class_numbers, is_one_each
-from vizlog.trees import are_words, named
+from vizlog.trees import are_words, has_places, named
 
 __all__ = ["Reading"]
 
@@ -149,7 +149,7 @@ class Reading:
         outputs = {} if self._batch.score is not None else named(self._output)
         pairs = [(name, self._target_of(name)) for name in outputs]
         pairs = [(name, of) for name, of in pairs if of is not None and is_one_each(by_name[of], number)]
-        if isinstance(targets, (tuple, list)) and not self._are_in_one_order(outputs, by_name):
+        if has_places(targets) and not self._are_in_one_order(outputs, by_name):
             return None
         for fits in (_scores, self._predicts_one, self._predicts):
             for name, of in pairs:

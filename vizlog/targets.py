@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vizlog.trees import are_several, are_words, is_as_long, mapped, named
+from vizlog.trees import are_several, are_words, has_places, is_as_long, mapped, named
 
 __all__ = [
     "NO_LABEL",
@@ -219,8 +219,7 @@ def numbers_among(targets: Any) -> frozenset[Any]:
 
     Places are no names: which output is of the first target is not known before the output has told.
     """
-    have_names = not isinstance(targets, (tuple, list)) or hasattr(targets, "_fields")
-    parts = named(targets) if have_names else {}
+    parts = {} if has_places(targets) else named(targets)
     floating = {name: x for name, x in parts.items() if isinstance(x, Tensor) and x.is_floating_point()}
     of_classes = {name for name, x in floating.items() if kind_of(x) in ("shares", "sets")}
     return frozenset(name for name in floating.keys() - of_classes if class_numbers(floating[name]) is None)

@@ -14,6 +14,7 @@ __all__ = [
     "are_mappings",
     "are_several",
     "are_words",
+    "has_places",
     "is_as_long",
     "is_leaf",
     "leaves",
@@ -77,6 +78,11 @@ def named(tree: Tree, depth: int = 3) -> dict[Any, Any]:
         within = named(part, depth - 1) if depth > 1 else {}
         found |= {f"{name}.{inner}": leaf for inner, leaf in within.items()} or {name: part}
     return found
+
+
+def has_places(tree: Tree) -> bool:
+    """Whether its parts have places, and no names: a tuple or list, and no named tuple."""
+    return isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields")
 
 
 def are_several(parts: Sequence[Any], of: type | tuple[type, ...]) -> bool:
