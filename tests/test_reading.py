@@ -359,6 +359,15 @@ def test_of_several_outputs_the_one_as_wide_as_there_are_classes_scores_them() -
     assert Reading(FixedBatch(x), (features, scores)).logits() is features  # nobody knows
 
 
+def test_of_exits_that_are_alike_the_first_scores_classes_where_one_of_these_is_missing() -> None:
+    x, exits = torch.randn(6, 5), (torch.randn(6, 10), torch.randn(6, 10))
+    for labels in (torch.arange(6), torch.zeros(6).long()):
+        assert Reading(FixedBatch(x, labels), exits).logits() is exits[0]
+        assert Reading(FixedBatch((x, x + 1), labels), exits).logits() is None  # what it makes of each
+    assert Reading(FixedBatch(x, torch.arange(6) % 4), exits).logits() is None  # views, rather than six classes more
+    assert Reading(FixedBatch(x, class_names=list("abcdefghi")), exits).logits() is exits[0]  # and the background
+
+
 def test_numbers_between_0_and_1_are_no_shares_of_classes() -> None:
     x, output = torch.randn(64, 5), torch.randn(64, 3)
     boxes = torch.rand(64, 3)

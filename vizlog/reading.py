@@ -209,9 +209,11 @@ class Reading:
         if known and len(each) > 1:
             exact = [x for width in (known, 1 if known == 2 else known) for x in each if x.shape[-1] == width]
             fitting = exact or [x for x in each if x.shape[-1] > known]
-            widths = {x.shape[-1] for x in fitting}
-            if len(fitting) > 1 and len(widths) == 1 and min(widths) > known:
-                return None  # two views of an example, which are compared with each other
+            width, *others = {x.shape[-1] for x in fitting} or [known]
+            are_alike = len(fitting) > 1 and not others and width > known
+            # Two views of an example, which are compared with each other; or exits, and a class is missing.
+            if are_alike and (self._batch.has_twins or (known > 1 and _is_beyond(width, known))):
+                return None
             each = fitting or each
         elif self._are_views:
             return None
@@ -265,8 +267,7 @@ class Reading:
         """
         columns, names, classes = found.shape[1], len(self._batch.class_names), self._known.kind.classes
         known = max(names, classes)
-        padded = 2 if columns < _WIDE else 1.2  # a head may be wider, for the background or to be padded
-        if names and columns > padded * known:
+        if names and _is_beyond(columns, known):
             return f"it has {columns} columns for {known} classes"
         if classes > 2 * columns:  # a few too many are a mistake, which is said where one is explained
             return f"it has {columns} columns and there is a class {classes - 1}"
@@ -296,6 +297,11 @@ class Reading:
             return False
         may = target.is_floating_point() or (target.numel() == len(target) and not self._batch.class_names)
         return may and part[0].numel() == target[0].numel()
+
+
+def _is_beyond(columns: int, classes: int) -> bool:
+    """Whether an output is too wide to score classes: a head may be a little wider, for the background or padded."""
+    return columns > (2 if columns < _WIDE else 1.2) * classes
 
 
 def _names_embeddings(name: Any) -> bool:
