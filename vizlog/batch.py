@@ -425,9 +425,9 @@ class FixedBatch:
         rows = self._rows
         if len(rows) < 2:
             return ""
-        named = self.inputs if isinstance(self.inputs, Mapping) else {}
+        by_name = self.inputs if isinstance(self.inputs, Mapping) else {}
         place = next(number for number, row in enumerate(rows, 1) if row is one)
-        name = next((str(name) for name, part in named.items() if part is one), f"number {place}")
+        name = next((str(name) for name, part in by_name.items() if part is one), f"number {place}")
         return f"of {len(rows)} inputs {'the first' if name == 'number 1' else name}"
 
     @property
@@ -459,8 +459,8 @@ class FixedBatch:
         if ids is None:
             return None
         beside = ("position_ids", "token_type_ids", "labels", "mask")
-        named = self.inputs.items() if isinstance(self.inputs, Mapping) else (("", part) for part in [self.inputs])
-        others = [x for name, part in named if not str(name).endswith(beside) for x in tensors_in(part) if x is not ids]
+        parts = self.inputs.items() if isinstance(self.inputs, Mapping) else (("", part) for part in [self.inputs])
+        others = [x for name, part in parts if not str(name).endswith(beside) for x in tensors_in(part) if x is not ids]
         return next((x for x in others if x.shape[:1] == ids.shape[:1] and _is_another_text(x, ids)), None)
 
     def is_token_ids(self, given: Tensor | None) -> bool:

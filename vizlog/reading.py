@@ -52,8 +52,8 @@ class Reading:
 
         No scores are: a part of two numbers or more, as many as an input, which it rebuilds; an output whose targets
         are numbers (a regression), or a part of it whose own targets, those of its name, are; and embeddings, which are
-        known by their name in the output, by another part of the same width that is not the number of classes (where
-        nothing says that number, of inputs that are alike), or as `embeds` says.
+        known by their name in the output, by another part of the same width that is far beyond the number of classes
+        (of inputs that are alike: that is not this number), or as `embeds` says.
 
         Raises:
             BatchDoesNotFit: what `score` returns is no such scores.
