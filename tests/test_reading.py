@@ -277,7 +277,7 @@ SCORES, YEARS = torch.randn(2, 3), torch.randn(2, 1)
         (Heads(None, YEARS), {"heads": {"age": AGES, "kind": LABELS}}, None, YEARS),
         ({"heads": Heads(SCORES, YEARS)}, {"heads": {"kind": LABELS}}, ("heads.kind", "heads.kind"), SCORES),
         ({"kind": SCORES, "age": YEARS}, {"image_id": LABELS}, None, SCORES),
-        ({"kind": SCORES}, {"image_id": LABELS, "label": LABELS}, None, SCORES),
+        ({"kind": SCORES}, {"image_id": LABELS, "label": LABELS}, (None, "label"), SCORES),
         (Heads(SCORES, YEARS), LABELS, None, SCORES),
         ({"maps": {"a": torch.randn(2, 8)}, "out": SCORES}, LABELS, None, SCORES),  # at the surface
         ({"features": {"a": torch.randn(2, 8)}, "heads": {"a": SCORES}}, LABELS, None, SCORES),
@@ -285,6 +285,9 @@ SCORES, YEARS = torch.randn(2, 3), torch.randn(2, 1)
         ({"pos": SCORES}, {"pos": torch.randn(6, 3)}, ("pos", "pos"), None),
         ((torch.randn(2, 8), SCORES), {"label": LABELS}, (None, "label"), SCORES),
         ({"rebuilt": torch.randn(2, 5), "logits": SCORES}, {"rebuilt": torch.randn(6, 5), "of": LABELS}, None, SCORES),
+        (SCORES, {"id": torch.arange(6), "label": LABELS}, (None, "label"), SCORES),
+        ({"logits": SCORES, "loss": torch.tensor(1.0)}, {"id": LABELS, "y": LABELS, "z": AGES}, (None, "y"), SCORES),
+        (SCORES, {"label": LABELS, "y": LABELS}, None, SCORES),
     ],
 )
 def test_outputs_and_targets_are_matched_by_their_names(output: Any, targets: Any, task: Any, scores: Any) -> None:

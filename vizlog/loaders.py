@@ -26,6 +26,7 @@ from vizlog.contents import contents_kept, generators_kept, is_generator
 from vizlog.ranks import has_memory
 from vizlog.selection import bare
 from vizlog.setting import Setting
+from vizlog.targets import TARGET_NAMES
 
 __all__ = ["asked_for", "inputs_and_targets", "only_tensor", "spread_examples"]
 
@@ -33,9 +34,6 @@ T = TypeVar("T")
 
 _BYTES = 64 << 20
 """How large the examples may be together; 32 are taken whatever they weigh."""
-
-_TARGETS = ("labels", "label", "targets", "target", "y")
-"""What targets are called in batches that are mappings."""
 
 
 def spread_examples(loader: Any) -> Any:
@@ -142,7 +140,7 @@ def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
     """(inputs, targets) of a batch, by the names and the number of what the model's forward takes."""
     taken = list(inspect.signature(bare(model).forward).parameters.values())
     if isinstance(batch, Mapping):
-        targets = next((batch[name] for name in _TARGETS if name in batch), None)
+        targets = next((batch[name] for name in TARGET_NAMES if name in batch), None)
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
             return batch, targets
         named = {parameter.name: batch[parameter.name] for parameter in taken if parameter.name in batch}
@@ -165,7 +163,7 @@ def only_tensor(inputs: Any) -> Tensor | None:
     """The only floating tensor in a mapping that a model is given whole, targets aside; None of other inputs."""
     if not (isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(inputs[0], Mapping)):
         return None
-    values = [value for name, value in inputs[0].items() if name not in _TARGETS]
+    values = [value for name, value in inputs[0].items() if name not in TARGET_NAMES]
     found = [value for value in values if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1]
     return found[0] if len(found) == 1 else None
 

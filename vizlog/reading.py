@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vizlog.batch import BatchDoesNotFit, FixedBatch, on_device
 from vizlog.given import describe
-from vizlog.targets import Kind, class_numbers, is_one_each
+from vizlog.targets import TARGET_NAMES, Kind, class_numbers, is_one_each
 from vizlog.trees import are_words, has_places, named
 
 __all__ = ["Reading"]
@@ -138,8 +138,8 @@ class Reading:
         """Of an output and targets by name the names of those that are shown; None where nothing tells.
 
         The first targets that are classes of the output of their name, else one number that it predicts, which can be
-        explained, else several. One target alone is shown whatever its name is, where there is one output or outputs
-        have no names: (None, its name).
+        explained, else several. One target alone is shown whatever its name is, and beside others the one that is
+        called as targets are, where there is one output or outputs have no names: (None, its name).
 
         Args:
             targets: those of all examples, for of a few numbers may be 0 or 1 by chance.
@@ -155,11 +155,12 @@ class Reading:
             for name, of in pairs:
                 if isinstance(outputs[name], Tensor) and fits(outputs[name], by_name[of]):
                     return name, of
-        if len(by_name) != 1 or not isinstance(targets, Mapping):
+        alone = list(by_name) if len(by_name) == 1 else [name for name in by_name if name in TARGET_NAMES]
+        if len(alone) != 1 or not isinstance(targets, Mapping):
             return None
-        (of,) = by_name
+        (of,) = alone
         if pairs:
-            return pairs[0] if are_words(by_name[of]) else None
+            return pairs[0] if are_words(by_name[of]) and len(by_name) == 1 else None
         have_names = any(isinstance(name, str) for name in outputs)
         may = is_one_each(by_name[of], number) and (not have_names or len(self._parts) == 1)
         return (None, of) if may else None

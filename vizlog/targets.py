@@ -15,6 +15,7 @@ from vizlog.trees import are_several, are_words, has_places, is_as_long, mapped,
 
 __all__ = [
     "NO_LABEL",
+    "TARGET_NAMES",
     "Kind",
     "as_tensor",
     "balanced",
@@ -29,6 +30,9 @@ __all__ = [
     "quantities",
     "whole",
 ]
+
+TARGET_NAMES = ("labels", "label", "targets", "target", "y")
+"""What targets are called in batches that are mappings."""
 
 NO_LABEL = -100
 """What cross-entropy ignores, and Hugging Face writes where there is nothing to learn."""
