@@ -218,7 +218,10 @@ def _backend(logger: Any) -> Any:
     # By name, since `pytorch_lightning` and `lightning.pytorch` have each a class of their own.
     kinds = {kind.__name__ for kind in type(logger).__mro__}
     if "TensorBoardLogger" in kinds:
-        return TensorBoard(logger.experiment)
+        writer = logger.experiment
+        # The Trainer has closed it after an earlier fit, validation or test, and opens it again at its next scalar.
+        writer._get_file_writer()  # noqa: SLF001 -- it has no public way to be opened without writing
+        return TensorBoard(writer)
     if "WandbLogger" in kinds:
         return WandB(logger.experiment, step_key="trainer/global_step")
     return None

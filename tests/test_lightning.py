@@ -1005,6 +1005,23 @@ def test_a_second_fit_goes_on(data: dict[str, Any]) -> None:
     assert steps(memory, "weights/head.weight") == list(range(2 * STEPS))
 
 
+@pytest.mark.parametrize("before", ["validate", "test", "fit"])
+def test_a_fit_after_the_trainer_has_closed_its_logger(before: str, data: dict[str, Any], tmp_path: Path) -> None:
+    module = Classifier()
+    module.test_step = module.validation_step
+    logger = TensorBoardLogger(tmp_path, name=None, version="")
+    made = trainer(VizLog([vizlog.WeightHistograms("head.weight", every=1)]), logger=logger)
+    if before == "fit":
+        made.fit(module, **data)
+        made.fit_loop.max_epochs = 2
+    else:
+        getattr(made, before)(module, data["val_dataloaders"], verbose=False)
+    made.fit(module, **data)
+    written = EventAccumulator(str(tmp_path)).Reload()
+    epochs = 2 if before == "fit" else 1
+    assert [event.step for event in written.Tensors("weights/head.weight")] == list(range(epochs * STEPS))
+
+
 def test_a_callback_serves_another_trainer(data: dict[str, Any]) -> None:
     memory = vizlog.Memory()
     callback = VizLog(probes(every=2), to=memory)
