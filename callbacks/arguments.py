@@ -13,7 +13,7 @@ from vizlog.backends.open import check_destination
 from vizlog.batch import FixedBatch
 from vizlog.budget import check_pace
 from vizlog.loaders import only_tensor
-from vizlog.messages import LOG
+from vizlog.messages import LOG, show
 from vizlog.monitor import Monitor
 from vizlog.probes.base import Probe, as_probes
 from vizlog.schedules import Schedule
@@ -38,6 +38,7 @@ class Arguments:
     stop_when: StopWhen | None
 
     def __post_init__(self) -> None:
+        show()  # a callback has something to say before it makes a monitor: which data it takes
         check_pace(self.probes, self.every, self.budget)
         if self.to is not None:
             check_destination(self.to)

@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader
 
 import vizlog
 from vizlog.backends.event_file import EventFile, event_files
+from vizlog.callbacks.lightning import VizLog
 from vizlog.delivery import Delivery
 from vizlog.logged import _Waiting
 from vizlog.messages import LOG, one_line, show
@@ -527,6 +528,13 @@ def test_messages_are_shown_once_to_who_has_set_up_no_logging(capsys: pytest.Cap
         logging.getLogger().addHandler(logging.NullHandler())
         LOG.warning("said 2")
         assert capsys.readouterr().err == ""
+
+
+def test_what_a_callback_says_before_it_makes_a_monitor_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with no_logging():
+        VizLog()
+        LOG.info("vizlog looks at examples of the first of 2 dataloaders")
+        assert capsys.readouterr().err == "vizlog looks at examples of the first of 2 dataloaders\n"
 
 
 def test_the_level_that_a_person_chose_stays() -> None:
