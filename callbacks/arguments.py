@@ -89,7 +89,7 @@ class Arguments:
             # A step takes batch["image"] out of the mapping itself, and names it as forward does not.
             if (alone := only_tensor(batch.inputs)) is not None:
                 with suppress(Exception):
-                    return made(FixedBatch(alone, batch.targets, forward=batch.forward, tokens=batch.tokens))
+                    return made(batch.with_examples({"inputs": alone}))
             monitor = made(None)  # raises again, where it was another argument that did not fit
             LOG.warning("vizlog goes on without pictures of examples: %s; or give VizLog(batch=…)", reason)
             return monitor

@@ -627,7 +627,8 @@ def test_batches_that_are_mappings(kind: Any, pairs: TensorDataset, caplog: pyte
     memory = vizlog.Memory()
     fit(kind(), {"train_dataloaders": loader, "val_dataloaders": loader}, VizLog(probes(), to=memory))
     assert shown(memory) == {0, 1, 2, 3}
-    assert first(memory, "embeddings/head.input").labels is not None
+    points = first(memory, "embeddings/head.input")
+    assert points.labels.tolist() == pairs.tensors[1][points.ids].tolist()
     assert said(caplog) == []
 
 
