@@ -632,6 +632,39 @@ def test_batches_that_are_mappings(kind: Any, pairs: TensorDataset, caplog: pyte
     assert said(caplog) == []
 
 
+class TakesPair(Classifier):
+    def forward(self, batch: Any) -> Tensor:
+        x, _ = batch
+        return Classifier.forward(self, x)
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        return F.cross_entropy(self(batch), batch[1])
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self(batch)
+
+
+class CallsImagesBatch(Classifier):
+    def forward(self, batch: Tensor) -> Tensor:
+        return Classifier.forward(self, batch)
+
+
+@pytest.mark.parametrize("kind", [TakesPair, CallsImagesBatch])
+def test_a_forward_that_takes_the_batch(
+    kind: Any, data: dict[str, Any], held_out: TensorDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory, module = vizlog.Memory(), kind()
+    fit(module, data, VizLog([vizlog.Embeddings(methods=["pca"]), vizlog.SaliencyMaps()], to=memory), max_steps=1)
+    points, maps = first(memory, "embeddings/head.input"), first(memory, "saliency/gradient")
+    chosen = torch.linspace(0, len(held_out) - 1, 256).round().long()
+    labels = held_out.tensors[1][chosen]
+    assert points.labels.tolist() == labels[points.ids].tolist()
+    features = module.eval().body(held_out.tensors[0][chosen][points.ids]).detach()
+    np.testing.assert_allclose(points.vectors, features.numpy(), atol=1e-5)
+    assert len(maps.values) == 8
+    assert said(caplog) == []
+
+
 def test_two_inputs_and_a_target(digits: tuple[Tensor, Tensor]) -> None:
     class Pair(Classifier):
         def forward(self, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:

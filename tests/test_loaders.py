@@ -215,6 +215,10 @@ X, M, Y = torch.zeros(2), torch.ones(2), torch.arange(2)
         ("x", {"x": X, "id": M, "labels": Y}, {"x": X}, Y),
         ("**all", {"x": X, "y": Y}, {"x": X, "y": Y}, Y),
         ("batch", {"x": X, "target": Y}, ({"x": X, "target": Y},), Y),
+        ("batch", [X, Y], ([X, Y],), Y),
+        ("batch", [[X, M], Y], ([[X, M], Y],), Y),
+        ("batch, index=0", (X,), ((X,),), None),
+        ("batch, mask", [X, M, Y], (X, M), Y),
     ],
 )
 def test_which_part_of_a_batch_is_input(signature: str, batch: Any, inputs: Any, targets: Any) -> None:

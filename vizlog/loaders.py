@@ -147,6 +147,9 @@ def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
         return named or (batch,), targets  # no name fits: forward takes the mapping itself
     if not isinstance(batch, (tuple, list)):
         return batch, None
+    needed = [p for p in taken if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if [parameter.name for parameter in needed] == ["batch"]:  # forward takes it apart itself
+        return (batch,), batch[1] if len(batch) > 1 else None
     if not isinstance(batch[0], Tensor):
         targets = batch[1] if len(batch) > 1 else None
         if not isinstance(batch[0], (list, tuple)):
@@ -154,15 +157,19 @@ def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
         at_most = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in taken)
         takes_all = len(batch[0]) <= at_most or any(p.kind is p.VAR_POSITIONAL for p in taken)
         return tuple(batch[0]) if takes_all else (batch[0],), targets  # forward takes them in one piece
-    needed = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in taken)
-    number = min(max(needed, 1), len(batch))
+    number = min(max(len(needed), 1), len(batch))
     return tuple(batch[:number]), batch[number] if number < len(batch) else None
 
 
 def only_tensor(inputs: Any) -> Tensor | None:
-    """The only floating tensor in a mapping that a model is given whole, targets aside; None of other inputs."""
-    if not (isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(inputs[0], Mapping)):
+    """The tensor a step takes out of a batch that a model is given whole; None of other inputs, or where none is it.
+
+    Of a tuple or a list the first part, of a mapping the only floating one, targets aside.
+    """
+    if not (isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(inputs[0], (Mapping, tuple, list))):
         return None
+    if not isinstance(inputs[0], Mapping):
+        return next((part for part in inputs[0][:1] if isinstance(part, Tensor)), None)
     values = [value for name, value in inputs[0].items() if name not in TARGET_NAMES]
     found = [value for value in values if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1]
     return found[0] if len(found) == 1 else None
