@@ -187,12 +187,12 @@ def _inferred_batch(
 
     None, which is said, where there are none that a picture can be made of.
     """
-    batch = _examples(trainer, train_loader, model, say)
+    batch, numbers = _examples(trainer, train_loader, model, say)
     if batch is None:
         return None
     try:
         inputs, targets = inputs_and_targets(batch, model)
-        fixed = FixedBatch(inputs, targets, tokens=_tokens(processing))
+        fixed = FixedBatch(inputs, targets, tokens=_tokens(processing)).numbered(numbers)
     except Exception as reason:  # noqa: BLE001 -- data may be anything, and nobody asked for its pictures
         say("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)
         return None
@@ -201,8 +201,13 @@ def _inferred_batch(
     return fixed
 
 
-def _examples(trainer: Trainer | None, train_loader: Any, model: nn.Module, say: Callable[..., None]) -> Any:
-    """A batch of examples spread over the evaluation data, else over the training data, else None."""
+def _examples(
+    trainer: Trainer | None, train_loader: Any, model: nn.Module, say: Callable[..., None]
+) -> tuple[Any, list[int]]:
+    """A batch of examples spread over the evaluation data, else over the training data, else None.
+
+    With it, which of the dataset each example is.
+    """
     why: list[str] = []
     if trainer is None or trainer.eval_dataset is None:
         why.append("there is no evaluation dataset")
@@ -214,13 +219,13 @@ def _examples(trainer: Trainer | None, train_loader: Any, model: nn.Module, say:
             why.append(f"the evaluation data cannot be asked by index ({str(error) or type(error).__name__})")
     try:
         with isolated([model]):
-            batch = spread_examples(train_loader)
+            batch, numbers = spread_examples(train_loader)
     except Exception as error:  # noqa: BLE001 -- a dataset may raise anything
         why.append(f"the training data cannot be asked by index ({str(error) or type(error).__name__})")
         say("vizlog makes no pictures of examples, since %s; or give VizLog(batch=…)", " and ".join(why))
-        return None
+        return None, []
     say("vizlog: %s, so pictures are made of training examples; or give VizLog(batch=…)", *why)
-    return batch
+    return batch, numbers
 
 
 def _evaluation_loader(trainer: Trainer) -> Any:

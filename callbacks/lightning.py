@@ -115,10 +115,10 @@ class VizLog(Callback):
         if self._given.batch is not None:
             self._start(trainer, pl_module, _given_batch(self._given.batch, trainer, pl_module))
             return
-        batch = _examples(trainer, pl_module, seen)
+        batch, numbers = _examples(trainer, pl_module, seen)
         self._waits_for_batch = batch is None
         if not self._waits_for_batch:
-            self._start(trainer, pl_module, _inferred_batch(batch, pl_module))
+            self._start(trainer, pl_module, _inferred_batch(batch, pl_module, numbers))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._waits_for_batch:
@@ -243,11 +243,11 @@ def _gradient_norm(optimizer: Any) -> Tensor | None:
 # The fixed batch ------------------------------------------------------------------------------------------------------
 
 
-def _examples(trainer: Trainer, pl_module: LightningModule, seen: Any) -> Any:
+def _examples(trainer: Trainer, pl_module: LightningModule, seen: Any) -> tuple[Any, list[int]]:
     """A batch as validation_step gets it, of examples spread over the validation data, or over the training data.
 
-    Where neither can be asked by index, the first batch of the sanity check (`seen`), else None: take the first
-    training batch that passes.
+    With it, which of the dataset each example is. Where neither can be asked by index, the first batch of the sanity
+    check (`seen`), else None: take the first training batch that passes.
     """
     reason = "there is no validation data"
     if trainer.enable_validation:
@@ -255,13 +255,13 @@ def _examples(trainer: Trainer, pl_module: LightningModule, seen: Any) -> Any:
             return _fetch(lambda: _validation_loaders(trainer), trainer, pl_module)
         except Exception as error:  # noqa: BLE001 -- a dataset may raise anything
             if seen is not None:
-                return seen
+                return seen, []
             reason = f"the validation data cannot be asked by index ({str(error) or type(error).__name__})"
     LOG.warning("vizlog: %s, so pictures are made of training examples; or give VizLog(batch=…)", reason)
     try:
         return _fetch(lambda: trainer.train_dataloader, trainer, pl_module)
     except Exception:  # noqa: BLE001 -- a dataset may raise anything
-        return None
+        return None, []
 
 
 def _validation_loaders(trainer: Trainer) -> Any:
@@ -271,14 +271,15 @@ def _validation_loaders(trainer: Trainer) -> Any:
     return loaders
 
 
-def _fetch(loaders: Callable[[], Any], trainer: Trainer, pl_module: LightningModule) -> Any:
+def _fetch(loaders: Callable[[], Any], trainer: Trainer, pl_module: LightningModule) -> tuple[Any, list[int]]:
     """Examples spread evenly over a map-style dataset, collated, converted and moved as for a validation step."""
     trainer.validating = True  # hooks that augment in training must not
     try:
         with isolated([pl_module]):
-            batch = trainer.precision_plugin.convert_input(spread_examples(_first_loader(loaders())))
+            examples, numbers = spread_examples(_first_loader(loaders()))
+            batch = trainer.precision_plugin.convert_input(examples)
             batch = pl_module._on_before_batch_transfer(batch)  # noqa: SLF001 -- it has no public name
-            return trainer.strategy.batch_to_device(batch)
+            return trainer.strategy.batch_to_device(batch), numbers
     finally:
         trainer.training = True
 
@@ -305,8 +306,11 @@ def _given_batch(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Fi
     return fixed
 
 
-def _inferred_batch(batch: Any, pl_module: LightningModule) -> FixedBatch | None:
-    """A batch of the data -> what of it the model takes, and targets; None, which is said, where there is no such."""
+def _inferred_batch(batch: Any, pl_module: LightningModule, numbers: Sequence[int] = ()) -> FixedBatch | None:
+    """A batch of the data -> what of it the model takes, and targets; None, which is said, where there is no such.
+
+    `numbers`: which of the dataset each example is, where that is known.
+    """
     try:
         model = _model(pl_module)
         inputs, targets = inputs_and_targets(batch, model)
@@ -318,7 +322,7 @@ def _inferred_batch(batch: Any, pl_module: LightningModule) -> FixedBatch | None
                 describe(inputs),
                 type(pl_module).__name__,
             )
-        return FixedBatch(inputs, targets, forward=_forward(pl_module))
+        return FixedBatch(inputs, targets, forward=_forward(pl_module)).numbered(numbers)
     except Exception as reason:  # noqa: BLE001 -- data may be anything, and nobody asked for its pictures
         LOG.warning("vizlog makes no pictures of examples, since the data is %s: %s", describe(batch), reason)
         return None

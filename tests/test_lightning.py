@@ -544,6 +544,21 @@ def test_batches_that_pass_have_been_through_the_hooks_once(data: dict[str, Any]
         assert seen[1] is None  # no batch is held longer than needed
 
 
+def test_examples_have_their_numbers_in_the_dataset(data: dict[str, Any], held_out: TensorDataset) -> None:
+    memory, module = vizlog.Memory(), Classifier()
+    mine = torch.arange(len(held_out))  # a label of one's own for each example of the dataset
+    looks = [vizlog.Embeddings(methods=["pca"], label=mine), vizlog.SaliencyMaps(methods=["gradient"])]
+    fit(module, data, VizLog(looks, to=memory), max_steps=1)
+    points, maps = first(memory, "embeddings/head.input"), first(memory, "saliency/gradient")
+    expected = set(np.linspace(0, len(held_out) - 1, 256).round().astype(int).tolist())
+    assert set(points.ids.tolist()) == expected
+    features = module.eval().body(held_out.tensors[0][points.ids]).detach()
+    np.testing.assert_allclose(points.vectors, features.numpy(), atol=1e-5)
+    assert [int(points.class_names[label]) for label in points.labels] == points.ids.tolist()
+    labels = held_out.tensors[1]
+    assert maps.titles == [f"example {number}: class {int(labels[number])}" for number in points.ids[:8]]
+
+
 def test_keys_that_are_no_numbers(data: dict[str, Any], held_out: TensorDataset) -> None:
     named = Named(*held_out.tensors)
     loader = DataLoader(named, batch_size=50, sampler=list(named.named))
@@ -656,10 +671,8 @@ def test_a_forward_that_takes_the_batch(
     memory, module = vizlog.Memory(), kind()
     fit(module, data, VizLog([vizlog.Embeddings(methods=["pca"]), vizlog.SaliencyMaps()], to=memory), max_steps=1)
     points, maps = first(memory, "embeddings/head.input"), first(memory, "saliency/gradient")
-    chosen = torch.linspace(0, len(held_out) - 1, 256).round().long()
-    labels = held_out.tensors[1][chosen]
-    assert points.labels.tolist() == labels[points.ids].tolist()
-    features = module.eval().body(held_out.tensors[0][chosen][points.ids]).detach()
+    assert points.labels.tolist() == held_out.tensors[1][points.ids].tolist()
+    features = module.eval().body(held_out.tensors[0][points.ids]).detach()
     np.testing.assert_allclose(points.vectors, features.numpy(), atol=1e-5)
     assert len(maps.values) == 8
     assert said(caplog) == []

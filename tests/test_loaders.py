@@ -105,13 +105,14 @@ def test_generators_that_the_data_keeps_are_left_as_they_were(keeper: str) -> No
 
 
 def test_examples_are_spread_from_the_first_to_the_last() -> None:
-    found = spread_examples(DataLoader(list(torch.arange(1000.0)), batch_size=4, shuffle=True))
+    found, numbers = spread_examples(DataLoader(list(torch.arange(1000.0)), batch_size=4, shuffle=True))
     expected = np.linspace(0, 999, 256).round()
     np.testing.assert_array_equal(found.numpy(), expected)
+    np.testing.assert_array_equal(numbers, expected)
 
 
 def test_large_examples_are_fewer() -> None:
-    found = spread_examples(DataLoader(list(torch.zeros(100, 1 << 20)), batch_size=4))  # 4 MB each
+    found, _ = spread_examples(DataLoader(list(torch.zeros(100, 1 << 20)), batch_size=4))  # 4 MB each
     assert len(found) == 32
 
 
@@ -158,7 +159,7 @@ def test_data_that_opens_a_file_when_first_asked_has_not_been_asked(tmp_path: Pa
             return torch.tensor([self.file.read(1)[0], self.of_list[0].random() + self.of_dict["rng"].random()])
 
     data = OfFile()
-    examples = spread_examples(DataLoader(data, batch_size=4))
+    examples, _ = spread_examples(DataLoader(data, batch_size=4))
     assert examples[:, 0].tolist() == list(range(64))
     assert data.file is None
     assert data.asked == 0
@@ -185,7 +186,7 @@ def test_data_that_cannot_be_asked_by_index_is_named(loader: Any, said: str) -> 
 
 
 def test_examples_without_tensors_are_spread_too() -> None:
-    assert spread_examples(DataLoader(["a", "b"])) == ["a", "b"]
+    assert spread_examples(DataLoader(["a", "b"])) == (["a", "b"], [0, 1])
 
 
 def takes(signature: str) -> nn.Module:
@@ -322,7 +323,7 @@ class Buffering:
 
 def test_a_batch_in_memory_that_the_collator_keeps_is_that_batch() -> None:
     loader = DataLoader(list(torch.arange(1.0, 17)[:, None]), batch_size=16, collate_fn=Buffering())
-    spread, array = spread_examples(loader)
+    (spread, array), _ = spread_examples(loader)
     asked = asked_for(lambda: next(iter(loader))[0], FixedBatch)
     expected = list(range(1, 17))
     assert [spread.flatten().tolist(), array.tolist(), asked.inputs.flatten().tolist()] == [expected] * 3

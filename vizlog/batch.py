@@ -384,6 +384,13 @@ class FixedBatch:
         """The same examples; of outputs and targets by name these are shown."""
         return self.knowing(task=task, kind=Kind.of(named(self.targets)[task[1]]))
 
+    def numbered(self, numbers: Sequence[int]) -> FixedBatch:
+        """The same examples, with what they are in the dataset that they were taken of as their `ids`.
+
+        Where it is not one number for each, as of texts that were packed, they keep the ids that they have.
+        """
+        return self if len(numbers) != len(self) else self._with(ids=torch.tensor(numbers, device="cpu")[self.ids])
+
     def calling(self, class_names: tuple[str, ...]) -> FixedBatch:
         """The same examples, with what the model calls its classes where nobody gave names."""
         return self._with(class_names=self.class_names or class_names)

@@ -36,11 +36,14 @@ _BYTES = 64 << 20
 """How large the examples may be together; 32 are taken whatever they weigh."""
 
 
-def spread_examples(loader: Any) -> Any:
+def spread_examples(loader: Any) -> tuple[Any, list[int]]:
     """A batch of examples spread evenly over a loader's dataset, collated as the loader does; the caller isolates.
 
     At most 256 examples, and 64 MB of them. Attributes of the dataset and the collator, and random generators that they
     keep, such as the one of a seeded masking, are afterwards as they were: the training uses them too.
+
+    Returns:
+        The batch, and which of the dataset each of its examples is.
 
     Raises:
         TypeError: the data cannot be asked by index; says what it is.
@@ -56,7 +59,7 @@ def spread_examples(loader: Any) -> Any:
         size = sum(x.nbytes for x in tree_leaves(dataset[0]) if isinstance(x, (Tensor, np.ndarray)))
         number = min(len(dataset), MOST, max(32, _BYTES // max(size, 1)))
         indices = torch.linspace(0, len(dataset) - 1, number, device="cpu").round().long().tolist()
-        return tree_map(_apart, collate([dataset[index] for index in indices]))
+        return tree_map(_apart, collate([dataset[index] for index in indices])), indices
 
 
 def _apart(leaf: Any) -> Any:
