@@ -24,6 +24,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard_run import values
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 from wandb_file import WrittenRun, read_run
@@ -1064,9 +1065,8 @@ def test_a_fit_after_the_trainer_has_closed_its_logger(before: str, data: dict[s
     else:
         getattr(made, before)(module, data["val_dataloaders"], verbose=False)
     made.fit(module, **data)
-    written = EventAccumulator(str(tmp_path)).Reload()
-    epochs = 2 if before == "fit" else 1
-    assert [event.step for event in written.Tensors("weights/head.weight")] == list(range(epochs * STEPS))
+    written = [step for step, tag in values(tmp_path) if tag == "weights/head.weight"]
+    assert sorted(written) == list(range((2 if before == "fit" else 1) * STEPS))
 
 
 def test_a_callback_serves_another_trainer(data: dict[str, Any]) -> None:
