@@ -876,6 +876,39 @@ def test_classes_are_called_as_the_models_configuration_calls_them() -> None:
     assert survey({"": Configured(4, 5)}, FixedBatch(x, y)).batch.class_names == ()  # those of a vocabulary, say
 
 
+class SpeciesForImageClassification(nn.Linear):
+    def __init__(self, *names: str) -> None:
+        super().__init__(4, 3)
+        self.config = SimpleNamespace(id2label=dict(enumerate(names)))
+
+
+class AnEncoder(SpeciesForImageClassification):
+    """Its names are those of what it was trained for before."""
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([SpeciesForImageClassification("cat", "dog", "hat")], ("cat", "dog", "hat")),
+        ([SpeciesForImageClassification("cat", "dog", "hat"), AnEncoder("no", "yes", "so")], ("cat", "dog", "hat")),
+        ([SpeciesForImageClassification("a", "b", "c"), SpeciesForImageClassification("d", "e", "f")], ()),
+        ([AnEncoder("no", "yes", "so")], ()),
+    ],
+)
+def test_classes_are_called_as_the_classifier_within_a_module_calls_them(
+    parts: list[nn.Module], expected: tuple[str, ...]
+) -> None:
+    class Wraps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(parts)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.parts[0](x)
+
+    assert survey({"": Wraps()}, FixedBatch(torch.zeros(3, 4), torch.arange(3))).batch.class_names == expected
+
+
 def test_padding_is_what_the_embedding_of_the_tokens_says_it_is() -> None:
     class Tagger(nn.Module):
         def __init__(self) -> None:

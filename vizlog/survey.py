@@ -18,7 +18,7 @@ from vizlog.messages import LOG, one_line
 from vizlog.ranks import CommunicatesError, FailedElsewhereError
 from vizlog.reading import Reading
 from vizlog.requests import AttentionCalls, Call, Outputs
-from vizlog.selection import device_of
+from vizlog.selection import device_of, named_modules
 from vizlog.targets import NO_LABEL, Kind
 from vizlog.trees import named
 from vizlog.units import shape_of
@@ -220,11 +220,17 @@ def _tell_of_many(batch: FixedBatch, classes: int) -> None:
 
 
 def _class_names(models: Mapping[str, nn.Module], classes: int) -> tuple[str, ...]:
-    """What a Hugging Face model's configuration calls its classes; () where it names others, as a language model's."""
-    for model in models.values():
-        names = getattr(getattr(model, "config", None), "id2label", None)
-        if classes > 1 and isinstance(names, Mapping) and set(names) == set(range(classes)):
-            return tuple(str(names[number]) for number in range(classes))
+    """What a Hugging Face model's configuration calls its classes; () where it names others, as a language model's.
+
+    Of models inside another, such as a LightningModule, only of classifiers: an encoder's are of an earlier training.
+    """
+    inside = [part for part in named_modules(models).values() if type(part).__name__.endswith("Classification")]
+    for parts in (models.values(), inside):
+        configured = [getattr(getattr(part, "config", None), "id2label", None) for part in parts]
+        fitting = [names for names in configured if isinstance(names, Mapping) and set(names) == set(range(classes))]
+        found = {tuple(str(names[number]) for number in range(classes)) for names in fitting}
+        if classes > 1 and len(found) == 1:  # of two that call them otherwise the scores are of either
+            return found.pop()
     return ()
 
 
