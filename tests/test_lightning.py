@@ -679,6 +679,32 @@ def test_a_forward_that_takes_the_batch(
     assert said(caplog) == []
 
 
+@dataclasses.dataclass
+class Sample:
+    image: Tensor
+    label: Tensor
+    names: list[str]
+
+
+def test_batches_that_are_dataclasses(pairs: TensorDataset, caplog: pytest.LogCaptureFixture) -> None:
+    class TakesParts(Classifier):
+        def training_step(self, batch: Any, index: int) -> Any:
+            return F.cross_entropy(self(batch.image), batch.label)
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            self(batch.image)
+
+    def collate(examples: list[Any]) -> Sample:
+        return Sample(*default_collate(examples), names=["a"] * len(examples))
+
+    loader = DataLoader(pairs, batch_size=16, collate_fn=collate)
+    memory = vizlog.Memory()
+    fit(TakesParts(), {"train_dataloaders": loader, "val_dataloaders": loader}, VizLog(probes(), to=memory))
+    points = first(memory, "embeddings/head.input")
+    assert points.labels.tolist() == pairs.tensors[1][points.ids].tolist()
+    assert said(caplog) == []
+
+
 def test_two_inputs_and_a_target(digits: tuple[Tensor, Tensor]) -> None:
     class Pair(Classifier):
         def forward(self, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:

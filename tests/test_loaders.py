@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,6 +199,12 @@ def takes(signature: str) -> nn.Module:
 X, M, Y = torch.zeros(2), torch.ones(2), torch.arange(2)
 
 
+@dataclass
+class Sample:
+    x: Tensor
+    label: Tensor
+
+
 @pytest.mark.parametrize(
     ("signature", "batch", "inputs", "targets"),
     [
@@ -216,6 +223,8 @@ X, M, Y = torch.zeros(2), torch.ones(2), torch.arange(2)
         ("x", {"x": X, "id": M, "labels": Y}, {"x": X}, Y),
         ("**all", {"x": X, "y": Y}, {"x": X, "y": Y}, Y),
         ("batch", {"x": X, "target": Y}, ({"x": X, "target": Y},), Y),
+        ("x", Sample(X, Y), {"x": X}, Y),
+        ("image", Sample(X, Y), ({"x": X, "label": Y},), Y),
         ("batch", [X, Y], ([X, Y],), Y),
         ("batch", [[X, M], Y], ([[X, M], Y],), Y),
         ("batch, index=0", (X,), ((X,),), None),

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from functools import partial
 from itertools import islice
 from types import ModuleType
@@ -142,6 +143,8 @@ def _closed_over(function: Any) -> dict[str, Any]:
 def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
     """(inputs, targets) of a batch, by the names and the number of what the model's forward takes."""
     taken = list(inspect.signature(bare(model).forward).parameters.values())
+    if is_dataclass(batch) and not isinstance(batch, type):
+        batch = {field.name: getattr(batch, field.name) for field in fields(batch)}
     if isinstance(batch, Mapping):
         targets = next((batch[name] for name in TARGET_NAMES if name in batch), None)
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
