@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subs
 
 import vizlog
 from vizlog.batch import FixedBatch
-from vizlog.loaders import _held, _small, asked_for, inputs_and_targets, spread_examples
+from vizlog.loaders import _held, _small, asked_for, inputs_and_targets, only_tensor, spread_examples
 
 
 class Noisy(Dataset[Any]):
@@ -197,6 +197,7 @@ def takes(signature: str) -> nn.Module:
 
 
 X, M, Y = torch.zeros(2), torch.ones(2), torch.arange(2)
+W = torch.zeros(2, 3)
 
 
 @dataclass
@@ -235,6 +236,24 @@ def test_which_part_of_a_batch_is_input(signature: str, batch: Any, inputs: Any,
     found_inputs, found_targets = inputs_and_targets(batch, takes(signature))
     assert str(found_inputs) == str(inputs)
     assert found_targets is targets
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        (([W, Y],), W),
+        (((W.long(), Y, X),), W.long()),
+        (([W, W + 1],), None),  # two views, or a pair: a label may be of both
+        (([W, [W, Y]],), W),
+        (({"a": W, "label": W, "id": Y},), W),
+        (({"a": W, "b": W},), None),
+        ((W,), None),
+        (([W, Y], Y), None),
+        (W, None),
+    ],
+)
+def test_what_a_step_may_take_out_of_a_batch(inputs: Any, expected: Tensor | None) -> None:
+    assert str(only_tensor(inputs)) == str(expected)
 
 
 def first(loader: Any) -> Any:

@@ -168,16 +168,17 @@ def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
 
 
 def only_tensor(inputs: Any) -> Tensor | None:
-    """The tensor a step takes out of a batch that a model is given whole; None of other inputs, or where none is it.
+    """The tensor a step takes out of a batch that a model was given whole; None where it is not the only one.
 
-    Of a tuple or a list the first part, of a mapping the only floating one, targets aside.
+    Of a mapping the only floating one, targets aside; of a tuple or a list the only one with more than a number each.
     """
-    if not (isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(inputs[0], (Mapping, tuple, list))):
-        return None
-    if not isinstance(inputs[0], Mapping):
-        return next((part for part in inputs[0][:1] if isinstance(part, Tensor)), None)
-    values = [value for name, value in inputs[0].items() if name not in TARGET_NAMES]
-    found = [value for value in values if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1]
+    whole = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else None
+    if isinstance(whole, Mapping):
+        values = [value for name, value in whole.items() if name not in TARGET_NAMES]
+        found = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+    else:
+        found = [value for value in whole if isinstance(value, Tensor)] if isinstance(whole, (tuple, list)) else []
+    found = [value for value in found if value.ndim > 1]
     return found[0] if len(found) == 1 else None
 
 
