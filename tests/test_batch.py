@@ -864,6 +864,11 @@ def test_labels_of_which_an_example_has_several_are_sets() -> None:
     assert FixedBatch(x, torch.randn(4, 3)).label_sets is None
 
 
+def test_a_batch_is_told_in_a_few_words() -> None:
+    batch = FixedBatch({"x": torch.zeros(40, 3), "path": [f"{n}.png" for n in range(40)]}, ["cat", "dog"] * 20)
+    assert repr(batch) == "FixedBatch({x: float32 (40, 3), path: strings (40,)}, targets=strings (40,))"
+
+
 def test_classes_are_called_as_the_models_configuration_calls_them() -> None:
     class Configured(nn.Linear):
         config = SimpleNamespace(id2label={0: "cat", 2: "hat", 1: "dog"})

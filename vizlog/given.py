@@ -53,6 +53,8 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         end = ", …}" if len(value) > 8 else "}"
         return "{" + ", ".join(f"{name}: {describe(part)}" for name, part in list(value.items())[:8]) + end
+    if isinstance(value, (tuple, list)) and len(value) > 1 and are_words(value):
+        return f"strings ({len(value)},)"
     if isinstance(value, (tuple, list)):
         end = ", …)" if len(value) > 8 else ",)" if len(value) == 1 else ")"
         return "(" + ", ".join(describe(part) for part in value[:8]) + end
