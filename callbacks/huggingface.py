@@ -91,7 +91,7 @@ class VizLog(TrainerCallback):  # type: ignore[misc]
         processing_class: Any = None,
         **_: Any,
     ) -> None:
-        self._stop()  # of a training that raised, such as one whose batches did not fit in memory
+        self._stop(looks=False)  # of a training that raised, such as one whose batches did not fit in memory
         trainer, writes = _calling_trainer(), state.is_world_process_zero
         batch = self._given.batch
         if batch is None:
@@ -120,15 +120,15 @@ class VizLog(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         # The last log before on_train_end, where TensorBoardCallback closes its writer.
         if logs and "train_runtime" in logs:
-            self._stop()
+            self._stop(looks=not args.load_best_model_at_end)  # the best is not that of the last step
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._stop()
+        self._stop(looks=False)
 
-    def _stop(self) -> None:
+    def _stop(self, *, looks: bool) -> None:
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
-            monitor.close()
+            monitor.close(looks=looks)
 
 
 # The Trainer ----------------------------------------------------------------------------------------------------------

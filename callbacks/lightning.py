@@ -155,7 +155,7 @@ class VizLog(Callback):
             self._monitor.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop()
+        self._stop(looks=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
@@ -177,12 +177,12 @@ class VizLog(Callback):
         if resumed:
             self._monitor.load_state_dict(resumed)
 
-    def _stop(self) -> None:
+    def _stop(self, *, looks: bool = True) -> None:
         self._latest = self.state_dict()
         monitor, self._monitor = self._monitor, None
         self._seen, self._waits_for_batch = None, False
         if monitor is not None:
-            monitor.close()
+            monitor.close(looks=looks)
 
 
 def _in_words(probe: Probe) -> str:

@@ -136,6 +136,16 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name == "vizlog" and r.levelno >= logging.WARNING]
 
 
+@pytest.mark.parametrize("best", [False, True])
+def test_a_short_training_is_looked_at_once_more_as_it_ends(*, best: bool, tmp_path: Path) -> None:
+    """Not where the best model takes the last one's place before that."""
+    saving = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    memory = vizlog.Memory()
+    options = saving | {"load_best_model_at_end": True, "output_dir": str(tmp_path)} if best else {}
+    trained(classifier, VizLog(to=memory), max_steps=3, **options)
+    assert steps(memory, "weights/classifier.weight") == ([1] if best else [1, 3])
+
+
 # Training is left alone -----------------------------------------------------------------------------------------------
 
 
@@ -575,7 +585,7 @@ def test_a_batch_that_does_not_fit_raises_where_it_was_given_and_is_said_where_i
     shifted = [{**one, "input_ids": [number + 256 for number in one["input_ids"]]} for one in passages()]
     memory = vizlog.Memory()
     trained(classifier, VizLog(to=memory), kind=OwnLoss, train_dataset=shifted, eval_dataset=shifted, max_steps=2)
-    assert steps(memory, "weights/classifier.weight") == [1]
+    assert steps(memory, "weights/classifier.weight") == [1, 2]
     assert [message for message in said(caplog) if "goes on without pictures of examples" in message]
     with pytest.raises(vizlog.batch.BatchDoesNotFit, match="could not be run on the fixed batch"):
         trained(classifier, VizLog(batch={"input_ids": torch.full((2, 4), 256)}), max_steps=2)

@@ -793,7 +793,7 @@ def test_a_module_without_forward_whose_data_are_mappings(pairs: TensorDataset) 
     memory = vizlog.Memory()
     loader = DataLoader(AsMapping(*pairs.tensors), batch_size=16)
     fit(Mapped(), {"train_dataloaders": loader}, VizLog([vizlog.SaliencyMaps(methods=["gradient"])], to=memory))
-    assert shown(memory) == {0}
+    assert shown(memory) == {0, 3}
 
 
 def test_an_inferred_batch_that_does_not_fit_is_said_once(
@@ -1010,7 +1010,7 @@ def test_rehearsals_write_nothing_and_say_nothing(
     assert memory.records == []
     assert said(caplog) == []
     made.fit(Classifier(), **data)
-    assert steps(memory, "weights/head.weight") == [0]
+    assert steps(memory, "weights/head.weight") == [0, 3]
 
 
 def test_the_batch_size_finder_writes_nothing(
@@ -1213,6 +1213,24 @@ def test_what_was_seen_before_an_exception_is_written(
     assert callback.monitor is None
     assert tensorboard_steps(logger.log_dir)["weights/head.weight"] == [0, 1]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+def test_a_short_fit_is_looked_at_once_more_as_it_ends_but_not_where_it_raised(data: dict[str, Any]) -> None:
+    class Breaking(Classifier):
+        def training_step(self, batch: Any, index: int) -> Any:
+            if index == 3:
+                raise RuntimeError("enough")
+            return super().training_step(batch, index)
+
+    memory, module = vizlog.Memory(), Classifier()
+    fit(module, data, VizLog(to=memory))
+    assert steps(memory, "weights/head.weight") == steps(memory, "saliency/gradient") == [0, 3]
+    last = memory.of("weights/head.weight")[-1][1]
+    assert last.max == pytest.approx(module.head.weight.max().item())  # type: ignore[union-attr]
+    memory = vizlog.Memory()
+    with pytest.raises(RuntimeError, match="enough"):
+        fit(Breaking(), data, VizLog(to=memory))
+    assert steps(memory, "weights/head.weight") == [0]
 
 
 def test_an_idle_step_attaches_nothing(data: dict[str, Any]) -> None:

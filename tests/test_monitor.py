@@ -10,7 +10,7 @@ import threading
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -530,15 +530,93 @@ def test_a_state_is_gone_on_from_wherever_the_monitor_was() -> None:
             with first.step(step, epoch=2):
                 pass
         state = first.state_dict()
-    assert steps(memory, "weights/0.weight") == [0]
+    assert steps(memory, "weights/0.weight") == [0, 2]
     del state["health"]  # an older version's
     with monitor(vizlog.GradientHistograms(every=5)) as second:
         second.load_state_dict(state)
         for step, epoch in ((3, 2), (4, 3), (5, 4)):
             with second.step(step, epoch=epoch):
                 model(X).sum().backward()
-    assert steps(memory, "weights/0.weight") == [0, 5]
+    assert steps(memory, "weights/0.weight") == [0, 2, 5]
     assert steps(memory, "gradients/0.weight") == [3, 5]
+
+
+def trained_for(number: int, *probes: vizlog.Probe, ends: str = "close", **how: Any) -> tuple[nn.Module, vizlog.Memory]:
+    """Watched for so many steps, and what there is once the monitor is closed."""
+    model, memory = net(), vizlog.Memory()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = vizlog.watch(model, optimizer, to=memory, probes=list(probes) or None, **how)
+    with pytest.raises(KeyError) if ends == "raises" else nullcontext(), monitor:
+        for _ in range(number):
+            optimizer.zero_grad()
+            model(X).sum().backward()
+            optimizer.step()
+        if ends == "raises":
+            raise KeyError
+        if ends == "looks=False":
+            monitor.close(looks=False)
+    return model, memory
+
+
+def test_a_run_too_short_for_a_second_look_is_looked_at_once_more_as_it_ends() -> None:
+    model, memory = trained_for(7, batch=X)
+    assert steps(memory, "weights/0.weight") == steps(memory, "activations/0") == [0, 6]
+    assert steps(memory, "gradients/0.weight") == steps(memory, "updates/0.weight") == [0]  # no step is under way
+    last = memory.of("weights/0.weight")[-1][1]
+    assert isinstance(last, vizlog.Histogram)
+    weight = next(model.parameters())
+    assert (last.min, last.max) == pytest.approx((weight.min().item(), weight.max().item()))
+    assert max(len(memory.of(tag)) for tag in {record.tag for _, record in memory.records}) == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "schedule", "how", "expected"),
+    [
+        (1, 100, {}, [0]),  # the first look is at the last step
+        (6, 5, {}, [0, 5]),
+        (7, 5, {}, [0, 5]),
+        (7, vizlog.AtSteps(0), {}, [0]),  # nothing more was planned
+        (7, 100, {"budget": 0.5}, [0]),
+        (7, 100, {"ends": "raises"}, [0]),
+        (7, 100, {"ends": "looks=False"}, [0]),
+        (0, 100, {}, []),
+    ],
+)
+def test_no_other_run_is_looked_at_once_more(
+    number: int, schedule: Any, how: dict[str, Any], expected: list[int]
+) -> None:
+    _, memory = trained_for(number, vizlog.WeightHistograms(every=schedule), **how)
+    assert steps(memory, "weights/0.weight") == expected
+
+
+def test_the_last_look_leaves_out_what_another_probe_has_just_shown() -> None:
+    """Health figures, and what vizlog costs, come once a step."""
+    _, memory = trained_for(7, vizlog.WeightHistograms(every=100), vizlog.GradientHistograms(every=1))
+    assert steps(memory, "weights/0.weight") == [0]
+    assert steps(memory, "health/nonfinite_worst") == list(range(7))
+
+
+def test_a_last_look_that_fails_is_said_and_closes_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    class Once(vizlog.Probe):
+        looks = 0
+
+        def measure(self, context: Any) -> float:
+            self.looks += 1
+            if self.looks > 1:
+                raise ValueError("gone")
+            return 1.0
+
+        def finish(self, measured: float) -> Any:
+            yield vizlog.Scalar("mine/one", measured)
+
+    _, memory = trained_for(7, Once(every=100), vizlog.WeightHistograms(every=100))
+    assert steps(memory, "mine/one") == [0]
+    assert steps(memory, "weights/0.weight") == [0, 6]
+    assert [
+        message
+        for message in caplog.messages
+        if "Once failed at measure(), off from now on: ValueError: gone" in message
+    ]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from vizlog.selection import device_of
 
 __all__ = ["DueStep", "Part", "Turn"]
 
+_NEVER = 1 << 60
 Key = tuple["Turn", str]
 Part: TypeAlias = list[tuple[int, str, bytes]]
 """What one rank read of its shards: number of the turn, key of the request, and the pickled results by name."""
@@ -49,7 +50,8 @@ class Turn:
         self.next_epoch: int | None = None
         self.stretch = 1
         self._latest: int | None = None  # the latest due step
-        self._passed = 1 << 60  # steps between the two latest ones
+        self._passed = _NEVER  # steps between the two latest ones
+        self._resumes = False
         self.seconds = 0.0
         self.latest_seconds = 0.0
         self.disabled = False
@@ -80,6 +82,16 @@ class Turn:
         elif self.next_epoch is None:
             self.next_epoch = schedule.next_epoch(-1)  # as soon as one is known
 
+    def waits_in_vain(self, step: int) -> bool:
+        """Whether a run that ends with this step has seen it due but once, earlier, while more was planned."""
+        plans = not self.disabled and (self.next_step, self.next_epoch) != (None, None)
+        once = self._passed == _NEVER and not self._resumes
+        return plans and once and self._latest is not None and self._latest < step
+
+    def was_due_at(self, step: int) -> bool:
+        """Whether this step is the latest at which it was due."""
+        return self._latest == step
+
     def interval(self, step: int) -> int:
         """Steps from `step` to the next due one, were nothing stretched."""
         following = self.probe.schedule.next_step(step)
@@ -102,6 +114,7 @@ class Turn:
             step: the step to come.
             stretches: whether there is a budget to stretch for.
         """
+        self._resumes = True
         self.next_step, self.next_epoch = state["next_step"], state["next_epoch"]
         self.stretch = state["stretch"] if stretches else 1
         planned = self.probe.schedule.next_step(step - 1)
@@ -157,8 +170,13 @@ class DueStep:
         self._live: Capture | None = None
         self._silent = silent or (Silent(), Silent())
 
-    def add(self, turns: Iterable[Turn], *, forward_passed: bool = False) -> None:
-        """Asks probes that are due what they want; those that want a training forward which has passed are left out."""
+    def add(self, turns: Iterable[Turn], *, forward_passed: bool = False, step_passed: bool = False) -> None:
+        """Asks probes that are due what they want; those that want of a step what has passed are left out.
+
+        Args:
+            forward_passed: whether the training's forward has.
+            step_passed: whether the gradients and updates have.
+        """
         for turn in turns:
             if turn in self.due:
                 continue
@@ -168,7 +186,9 @@ class DueStep:
             with self.guarded(turn, "wants()"), turn.timed():
                 turn.latest_seconds = 0.0
                 asked = turn.probe.wants(self.models)
-                if not (forward_passed and any(getattr(request, "live", False) for request in asked.values())):
+                gone = (forward_passed and getattr(request, "live", False) for request in asked.values())
+                over = (step_passed and isinstance(request, (Gradients, Updates)) for request in asked.values())
+                if not any((*gone, *over)):
                     self.due.append(turn)
                     self.turns.append(turn)
                     self._asked.update({(turn, key): request for key, request in asked.items()})

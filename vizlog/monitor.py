@@ -243,17 +243,24 @@ class Monitor:
         """Waits until everything under way has been written."""
         self._delivery.flush()
 
-    def close(self) -> None:
-        """Finishes what is under way, closes what vizlog opened, and says what it cost; may be called twice."""
+    def close(self, *, looks: bool = True) -> None:
+        """Finishes what is under way, closes what vizlog opened, and says what it cost; may be called twice.
+
+        Args:
+            looks: whether to look once more at a model whose run was too short for a second look, as it is now: the
+                first is of a model that has hardly trained. Not where there is a budget, and of a sharded model never.
+        """
         if self._closed:
             return
         self._closed = True
-        trained = self._cost.elapsed  # what is waited for below is no training
         _OPEN.discard(self)
         # At the exit of one rank the others may be elsewhere: none waits for them there.
         if self._due is not None and self._due.step is not None and self._due.ended and not self._ranks.sharded:
             self._finish(self._due)
         self._forget()
+        if looks:
+            self._look_once_more()
+        trained = self._cost.elapsed  # what is waited for below is no training
         self._hooks.remove()
         self._ranks.leave()
         self._delivery.close()
@@ -271,8 +278,8 @@ class Monitor:
     def __enter__(self) -> Monitor:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exception: object) -> None:
+        self.close(looks=kind is None)
 
     @property
     def probes(self) -> tuple[Probe, ...]:
@@ -399,7 +406,7 @@ class Monitor:
 
     def _take_over(self, earlier: Monitor) -> None:
         earlier._followed = True
-        earlier.close()
+        earlier.close(looks=False)
 
     def _writes_alike(self, other: Monitor) -> bool:
         """Whether another monitor has tags like this one's, for the same folder."""
@@ -681,6 +688,21 @@ class Monitor:
             if self._ranks.writes:
                 self._delivery.send(due.step, measured, self._cost.share)
 
+    def _look_once_more(self) -> None:
+        """At the end of a run that has been looked at only once, shows what has become of the model."""
+        if self._budget is not None or self._ranks.sharded or not self._ranks.writes or self._count <= self._latest:
+            return
+        turns = [turn for turn in self._turns if turn.waits_in_vain(self._latest)]
+        if self._nobody_looks or not turns or any(turn.was_due_at(self._latest) for turn in self._turns):
+            return  # at one step there are health figures, and what things cost, but once
+        due = DueStep(self._models, self._disable, self._ranks, self._silent)
+        due.step, due.epoch = self._latest, self._epoch
+        with self._contained("a last look"), named_once():
+            self._check_parameters(due)
+            due.add(turns, forward_passed=True, step_passed=True)
+            if due.turns:
+                self._finish(due)
+
     def _bring_together(self, due: DueStep) -> None:
         """What all ranks have read of their shards comes together on the one that writes."""
         parts = self._ranks.gather((due.step, due.own_part()))
@@ -877,7 +899,7 @@ def _close_at_exit(monitor: Monitor, delivery: Delivery, attached: ExitStack) ->
     def close() -> None:
         alive = reference()
         if alive is not None and os.getpid() == process:  # what is under way belongs to the parent of a fork
-            alive.close()
+            alive.close(looks=False)
 
     def leave() -> None:  # nobody holds the monitor any more
         attached.close()  # an armed live look has compiled models run eagerly
