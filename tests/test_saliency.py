@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vizlog.compute import saliency
-from vizlog.probes.saliency import _map_of_positions
+from vizlog.probes.inputs import map_of_positions
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients:UserWarning:captum")
 
@@ -258,7 +258,7 @@ def test_gradcam_weighs_channels_by_their_mean_gradient_in_one_two_and_three_dim
 def test_a_map_over_tokens_is_stretched_linearly_between_their_centres() -> None:
     line = torch.tensor([[0.0, 1.0]])
     expected = torch.tensor([0, 0.25, 0.75, 1])
-    torch.testing.assert_close(_map_of_positions(line, torch.zeros(1, 4, 8), tokens=True)[0, 0], expected)
+    torch.testing.assert_close(map_of_positions(line, torch.zeros(1, 4, 8), tokens=True)[0, 0], expected)
 
 
 def test_a_sum_of_embeddings_gives_each_token_its_own_part() -> None:

@@ -19,7 +19,8 @@ from vizlog.compute.traces import traces
 from vizlog.compute.transfer import to_host
 from vizlog.isolation import isolated
 from vizlog.probes.base import Context
-from vizlog.probes.saliency import SaliencyMaps, _block
+from vizlog.probes.inputs import block_of
+from vizlog.probes.saliency import SaliencyMaps
 from vizlog.records import Heatmaps
 from vizlog.survey import survey
 
@@ -709,8 +710,8 @@ def test_channels_that_come_last_or_alone_are_told_from_places() -> None:
 
 
 def test_of_large_maps_images_alone_keep_their_proportions() -> None:
-    assert [_block(shape, images=False) for shape in ((256, 512), (257, 10))] == [[1, 2], [2, 1]]
-    assert [_block(shape, images=True) for shape in ((256, 512), (1, 512))] == [[2, 2], [1, 2]]
+    assert [block_of(shape, images=False) for shape in ((256, 512), (257, 10))] == [[1, 2], [2, 1]]
+    assert [block_of(shape, images=True) for shape in ((256, 512), (1, 512))] == [[2, 2], [1, 2]]
 
 
 def test_a_recurrent_model_is_explained() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vizlog.batch import FixedBatch
 from vizlog.compute.saliency import (
@@ -26,11 +25,23 @@ from vizlog.compute.saliency import (
     per_token,
     smoothgrad,
 )
-from vizlog.compute.traces import traces
 from vizlog.given import INTEGERS, describe
 from vizlog.messages import LOG
 from vizlog.probes.base import Context, Probe
 from vizlog.probes.features import classifies_tokens
+from vizlog.probes.inputs import (
+    COLUMNS,
+    as_images,
+    axes_of,
+    channels_in,
+    lies_along,
+    map_of_positions,
+    map_of_values,
+    pictures_of,
+    series_of,
+    shrunk,
+    slices_of,
+)
 from vizlog.probes.subject import Subject, input_values, logits_of, met
 from vizlog.records import Floats, Heatmaps, Pixels
 from vizlog.schedules import LogSpaced, Schedule
@@ -41,15 +52,6 @@ from vizlog.targets import NO_LABEL, as_tensor, class_numbers
 __all__ = ["SaliencyMaps"]
 
 _METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradcam")
-
-_COLUMNS = 64
-"""How many columns of a table are numbered, where they have no names: more are rather a signal."""
-
-_STEPS = 16
-"""Of fewer steps a line says less than the map alone."""
-
-_SIDE = 256
-"""Larger maps are averaged down to at most this many pixels a side."""
 
 
 class SaliencyMaps(Probe):
@@ -142,15 +144,15 @@ class SaliencyMaps(Probe):
         self._next_tokens = self._tokens and not self._answers and _predicts_tokens(self._shown, survey)
         self._hidden_tokens = self._next_tokens and _hides_tokens(survey.batch)
         self._of_tokens = self._hidden_tokens or classifies_tokens(survey)
-        self._pictures = _pictures(survey.batch if self._tokens else _as_images(survey.batch), self._examples)
+        self._pictures = pictures_of(survey.batch if self._tokens else as_images(survey.batch), self._examples)
         explained = self._shown.token_ids if self._tokens else input_values(self._shown)
         self._input = self._shown.of_several(explained) if explained is not None else ""
         shape = () if self._tokens else input_values(self._shown).shape
         self._is_table = len(shape) == 2
-        self._slices = _slices_of(shape)
-        self._sums = len(shape) > 3 and max(shape[2:]) > 1 and shape[_channels_in(shape)] > 1
-        self._axes = _axes_of(shape) if self._pictures is None else ""
-        self._series = None if self._tokens or self._pictures is not None else _series(self._shown)
+        self._slices = slices_of(shape)
+        self._sums = len(shape) > 3 and max(shape[2:]) > 1 and shape[channels_in(shape)] > 1
+        self._axes = axes_of(shape) if self._pictures is None else ""
+        self._series = None if self._tokens or self._pictures is not None else series_of(self._shown)
         if isinstance(self._baseline, Tensor) and not self._tokens:
             _check_baseline(self._baseline, input_values(self._shown))
         convolution, *self._others = self._convolutions(survey) or [""]
@@ -274,11 +276,11 @@ class SaliencyMaps(Probe):
         images = self._pictures is not None
         if method == "gradcam":
             cam = self._gradcam(subject, score)
-            maps = _map_of_positions(cam, values, tokens=self._tokens)
+            maps = map_of_positions(cam, values, tokens=self._tokens)
             if self._series is not None and maps.shape[1] > maps.shape[2]:  # a series lies along W
                 maps = maps.transpose(1, 2)
-            shrunk = _shrunk(maps, images=images)
-            return _Found(method, question, shrunk, gap, tuple(maps.shape[1:]), flat=cam.ndim < 4)
+            sides = tuple(maps.shape[1:])
+            return _Found(method, question, shrunk(maps, images=images), gap, sides, flat=cam.ndim < 4)
         if method == "gradient":
             found = gradient(score, values, chunk=subject.chunk)
         elif method == "smoothgrad":
@@ -288,10 +290,10 @@ class SaliencyMaps(Probe):
                 score, values, baseline=self._baseline, steps=self._steps, chunk=subject.chunk
             )
         if not self._tokens:
-            maps = _map_of_values(found)
+            maps = map_of_values(found)
             if images and found.ndim == 2:  # pixels laid flat
                 maps = maps.unflatten(2, (math.isqrt(maps.shape[2]), -1)).squeeze(1)
-            return _Found(method, question, _shrunk(maps, images=images), gap, tuple(maps.shape[1:]))
+            return _Found(method, question, shrunk(maps, images=images), gap, tuple(maps.shape[1:]))
         # The dimensions of an embedding mean nothing by themselves. The gradient along the embedding does: what the
         # token adds to the score, to first order. Integrated gradients are that already.
         parts = found if gap is not None else found * values.float()
@@ -323,7 +325,7 @@ class SaliencyMaps(Probe):
             labels = [shown.token_names(i)[: values.shape[-1]] for i in range(len(shown))]
         elif one_row and values.shape[-1] == len(shown.feature_names):
             labels = [list(shown.feature_names)] * len(shown)
-        elif one_row and signed and self._is_table and values.shape[-1] <= _COLUMNS:
+        elif one_row and signed and self._is_table and values.shape[-1] <= COLUMNS:
             labels = [[f"x{column}" for column in range(values.shape[-1])]] * len(shown)
         return Heatmaps(
             "/".join(part for part in ("saliency", found.method, found.question.suffix) if part),
@@ -343,7 +345,7 @@ class SaliencyMaps(Probe):
         pictures = self._pictures if self._series is None else self._series
         cam, one_row = found.method == "gradcam", found.maps.shape[1] == 1
         if self._series is not None:
-            known = not cam or _lies_along(found.maps.shape[1:], input_values(self._shown).shape)
+            known = not cam or lies_along(found.maps.shape[1:], input_values(self._shown).shape)
         else:  # nor which of several images one sees
             known = not one_row and (not cam or self._shown.pictures_one_input)
         if pictures is None or not known:
@@ -640,133 +642,6 @@ def _recurrent_backward(models: Mapping[str, nn.Module]) -> AbstractContextManag
     if any(isinstance(module, nn.RNNBase) for module in named_modules(models).values()):
         return torch.backends.cudnn.flags(enabled=False)
     return nullcontext()
-
-
-def _map_of_values(found: Tensor) -> Tensor:
-    """Attributions of an input as maps (N, H, W): channels are summed, of a volume or a video the middle is shown.
-
-    A series lies along W, whichever of its dimensions comes first in the input.
-    """
-    if found.ndim == 2:
-        return found[:, None]
-    if found.ndim == 4 and found.shape[2:] == (1, 1):
-        return found.flatten(1)[:, None]
-    if found.ndim == 3:
-        return found.transpose(1, 2) if _lies_along_1(found.shape) else found
-    return _middle(found.sum(_channels_in(found.shape)))
-
-
-def _channels_in(shape: Sequence[int]) -> int:
-    """Which dimension of an input of four or five holds channels: the last where only that may be colours."""
-    if len(shape) == 4 and shape[-1] in (1, 3, 4) and shape[1] not in (1, 3, 4):
-        return 3
-    return 2 if _is_video(shape) else 1
-
-
-def _lies_along_1(shape: Sequence[int]) -> bool:
-    """Whether a series (N, ., .) has its steps in dimension 1, of which there are mostly more than channels."""
-    return shape[1] > shape[2]
-
-
-def _lies_along(cam: Sequence[int], shape: Sequence[int]) -> bool:
-    """Whether Grad-CAM (h, w) is known to lie as the map of a series of this shape does, its steps along w.
-
-    A convolution over one dimension runs over the last one of (N, C, L); over which of (N, L, C) nobody knows. One over
-    both has its proportions, more or less.
-    """
-    if len(shape) == 2 or min(shape[1:]) == 1:
-        return True
-    if cam[0] == 1:
-        return not _lies_along_1(shape)
-    return 0.5 <= cam[1] / cam[0] * min(shape[1:]) / max(shape[1:]) <= 2 and cam[1] > cam[0]
-
-
-def _axes_of(shape: Sequence[int]) -> str:
-    """For the caption: which dimension of a series is which axis of its map; "" for one channel, and other inputs."""
-    if len(shape) != 3 or min(shape[1:]) == 1:
-        return ""
-    rows, columns = (2, 1) if _lies_along_1(shape) else (1, 2)
-    return f"; rows: dimension {rows} of the input, columns: dimension {columns}"
-
-
-def _is_video(shape: Sequence[int]) -> bool:
-    """Whether an input is frames (N, T, C, H, W), and no volume (N, C, D, H, W); four frames of colours are."""
-    if len(shape) != 5:
-        return False
-    return (shape[1] not in (1, 3, 4) and shape[2] in (1, 3, 4)) or tuple(shape[1:3]) == (4, 3)
-
-
-def _slices_of(shape: Sequence[int]) -> str:
-    """For the caption: of how many slices of an input the middle one is shown; those of colours are frames."""
-    if len(shape) != 5:
-        return ""
-    channels = _channels_in(shape)
-    return f"{shape[3 - channels]} {'frames' if channels == 2 or shape[1] == 3 else 'slices'}"
-
-
-def _map_of_positions(cam: Tensor, values: Tensor, *, tokens: bool) -> Tensor:
-    """Grad-CAM of a convolution over one, two or three dimensions as maps (N, H, W)."""
-    if cam.ndim == 2:
-        cam = cam[:, None]
-        return F.interpolate(cam, values.shape[1:2], mode="linear") if tokens else cam
-    return _middle(cam)
-
-
-def _middle(maps: Tensor) -> Tensor:
-    return maps[:, maps.shape[1] // 2] if maps.ndim == 4 else maps
-
-
-def _shrunk(maps: Tensor, *, images: bool) -> Tensor:
-    """Fewer where a side is longer than 256, of each block the value furthest from 0; images keep their proportions.
-
-    An average would lose what is of either sign in turn, as gradients are.
-    """
-    block = _block(maps.shape[1:], images=images)
-    if max(block) == 1:
-        return maps
-    high, low = (F.max_pool2d(sign * maps[:, None], block, ceil_mode=True)[:, 0] for sign in (1, -1))
-    return torch.where(high >= low, high, -low)
-
-
-def _block(shape: Sequence[int], *, images: bool) -> list[int]:
-    """How many values along each side are shown as one."""
-    block = [-(-side // _SIDE) for side in shape]
-    return [min(max(block), side) for side in shape] if images else block
-
-
-def _as_images(batch: FixedBatch) -> FixedBatch:
-    """The examples, to be looked at: of a video or a volume the slice of which the map is; of images channels first."""
-    values = next(iter(batch.float_inputs), None)
-    if batch.images is not None or values is None or values.ndim not in (4, 5):
-        return batch
-    channels = _channels_in(values.shape)
-    seen = values.movedim(channels, 1)
-    if seen.shape[1] == 4:  # rather what was measured at each place than colours
-        return batch
-    seen = seen[:, :, seen.shape[2] // 2] if values.ndim == 5 else seen
-    normalised = [np.size(each) for each in (batch.mean, batch.std) if each is not None]
-    return batch.substitute(values, seen) if {*normalised} <= {1, seen.shape[1]} else batch
-
-
-def _pictures(batch: FixedBatch, examples: int) -> Pixels | None:
-    """The examples themselves, (N, H, W, C), where they are images."""
-    pixels = batch.thumbnails(examples)
-    if pixels is None or max(pixels.shape[1:3]) <= _SIDE:
-        return pixels
-    channels = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2)
-    averaged = F.avg_pool2d(channels, _block(pixels.shape[1:3], images=True), ceil_mode=True)
-    shrunk: Pixels = averaged.permute(0, 2, 3, 1).round().byte().numpy()
-    return shrunk
-
-
-def _series(shown: FixedBatch) -> Pixels | None:
-    """The examples themselves, where they are series: (N, L), longer than most tables, (N, C, L) or (N, L, C)."""
-    values = input_values(shown)
-    shortest = {2: _COLUMNS + 1, 3: _STEPS}.get(values.ndim)
-    if shortest is None or max(values.shape[1:]) < shortest or not values.numel() or shown.feature_names:
-        return None
-    along_1 = values.ndim == 3 and _lies_along_1(values.shape)
-    return traces(values.transpose(1, 2) if along_1 else values.reshape(len(values), -1, values.shape[-1]))
 
 
 def _prediction(logits: Tensor, *, sets: bool) -> _Prediction:
