@@ -881,6 +881,33 @@ def test_a_series_stands_over_its_map_as_lines(x: Tensor, model: nn.Module, draw
 
 
 @pytest.mark.parametrize(
+    ("other", "stands"),
+    [
+        (torch.randn(4, 1, 80), False),
+        (torch.randn(4, 80), False),
+        (torch.ones(4, 40), True),  # a mask
+        (torch.randn(4, 3), True),
+        (torch.full((4,), 40), True),
+    ],
+)
+def test_gradcam_stands_on_a_series_where_no_other_input_is_one(other: Tensor, *, stands: bool) -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(2, 3, 3), nn.Conv1d(1, 3, 3)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            if stands:
+                return self.a(a).mean(2) + b.reshape(len(b), -1).float().sum(1, keepdim=True)
+            return self.a(a).mean(2) + self.b(b.view(len(b), 1, -1)).mean(2)
+
+    batch = FixedBatch((torch.randn(4, 2, 40), other), torch.tensor([0, 1, 2, 0]))
+    records = drawn(SaliencyMaps(methods=["gradient", "gradcam"], target=0), Beside(), batch)
+    assert records["saliency/gradient/class-0"].over is not None
+    assert (records["saliency/gradcam/class-0"].over is not None) is stands
+
+
+@pytest.mark.parametrize(
     ("ends_in", "targets", "over"),
     [
         (nn.Identity(), [0, 1, 1, 0], 0.0),

@@ -20,6 +20,7 @@ __all__ = [
     "axes_of",
     "block_of",
     "channels_in",
+    "is_only_series",
     "lies_along",
     "map_of_positions",
     "map_of_values",
@@ -164,3 +165,10 @@ def series_of(shown: FixedBatch) -> Pixels | None:
         return None
     along_1 = values.ndim == 3 and _lies_along_1(values.shape)
     return traces(values.transpose(1, 2) if along_1 else values.reshape(len(values), -1, values.shape[-1]))
+
+
+def is_only_series(shown: FixedBatch) -> bool:
+    """Whether there is no other input that a convolution could as well run over; a mask of a series has its length."""
+    values = input_values(shown)
+    others = [x.shape[1:] for x in shown.float_inputs if x is not values]
+    return not any(len(s) > 1 or (len(s) == 1 and s[0] > COLUMNS and s[0] not in values.shape[1:]) for s in others)

@@ -34,6 +34,7 @@ from vizlog.probes.inputs import (
     as_images,
     axes_of,
     channels_in,
+    is_only_series,
     lies_along,
     map_of_positions,
     map_of_values,
@@ -345,7 +346,8 @@ class SaliencyMaps(Probe):
         pictures = self._pictures if self._series is None else self._series
         cam, one_row = found.method == "gradcam", found.maps.shape[1] == 1
         if self._series is not None:
-            known = not cam or lies_along(found.maps.shape[1:], input_values(self._shown).shape)
+            alike = lies_along(found.maps.shape[1:], input_values(self._shown).shape)
+            known = not cam or (alike and is_only_series(self._shown))
         else:  # nor which of several images one sees
             known = not one_row and (not cam or self._shown.pictures_one_input)
         if pictures is None or not known:
