@@ -928,6 +928,34 @@ def test_of_one_number_for_two_classes_it_is_said_which_one_it_predicts(
         assert note == f"predicted class {guess} (output {value:.3g}{'' if guess == targets[row] else ', wrong'})"
 
 
+class Gated(nn.Module):
+    """One logit, of what a gate lets through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.head = nn.Sequential(nn.Linear(5, 1), nn.Sigmoid()), nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x * self.gate(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "over"), [(Gated(), 0.0), (nn.Sequential(nn.Linear(5, 1), nn.Hardsigmoid(), nn.Flatten(0)), 0.5)]
+)
+def test_a_gate_makes_no_probability_of_a_logit_and_a_hard_sigmoid_does(model: nn.Module, over: float) -> None:
+    batch = FixedBatch(torch.randn(4, 5), [0, 1, 1, 0])
+    assert f"over {over:g} class 1" in drawn(SaliencyMaps(), model, batch)["saliency/gradient"].caption
+
+
+def test_the_classes_of_a_margin_have_their_names() -> None:
+    model, names = nn.Linear(5, 1), ["no", "yes"]
+    batch = FixedBatch(torch.randn(4, 5), torch.tensor([-1, 1, 1, -1]), class_names=names)
+    record = drawn(SaliencyMaps(), model, batch)["saliency/gradient"]
+    assert sorted(record.titles) == ["example 0: no", "example 1: yes", "example 2: yes", "example 3: no"]
+    guesses = ["yes" if value > 0 else "no" for value in model(batch.inputs).flatten().tolist()]
+    assert [note.split()[1] for note in record.notes] == guesses
+
+
 def test_one_number_of_an_own_score_or_of_three_named_classes_predicts_none() -> None:
     inputs, targets = torch.randn(4, 5), torch.tensor([0, 1, 1, 0])
     for batch in (

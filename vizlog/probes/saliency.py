@@ -470,7 +470,7 @@ class SaliencyMaps(Probe):
             named = shown is not None and shown.tokens is not None
             return f"position {number}{f', {shown.token_names(example)[number]!r}' if shown and named else ''}"
         if self._shown.class_names:
-            return self._shown.class_name(number)
+            return self._shown.class_name(max(number, 0) if self._two else number)  # of a margin −1 is the first
         if self._next_tokens:
             return repr(self._shown.token_name(number)) if self._shown.tokens is not None else f"token {number}"
         return f"class {number}"
@@ -595,8 +595,12 @@ def _two_classes(survey: Survey) -> tuple[tuple[int, int] | None, float]:
     if bool((known.abs() > 1).any()):
         return None, 0.0
     number = min(2, len(survey.batch))
-    sigmoids = [layer for layer in survey.layers if layer.kind.lower() == "sigmoid"]
-    ends = any(math.prod(layer.output_shape) == number for layer in sigmoids)
+    # A gate's is a share as well, but other layers follow it.
+    sigmoids, weighs = ("sigmoid", "hardsigmoid"), (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    single = [layer for layer in survey.layers if math.prod(layer.output_shape) == number]
+    shares = [layer.kind.lower() in sigmoids for layer in single]
+    telling = [share for share, layer in zip(shares, single, strict=True) if share or isinstance(layer.module, weighs)]
+    ends = telling[-1:] == [True]
     return (-1 if bool((known < 0).any()) else 0, 1), 0.5 if ends else 0.0
 
 
