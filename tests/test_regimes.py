@@ -384,7 +384,10 @@ def test_parameters_that_are_replaced_in_the_optimizer_too_go_on(caplog: pytest.
     assert len(memory.of("updates/1.weight")) == 4
 
 
-def test_a_model_that_is_sharded_after_watch_is_left_alone_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("every", [1, 100])  # a run of the second ends before its second look
+def test_a_model_that_is_sharded_after_watch_is_left_alone_and_it_is_said(
+    every: int, caplog: pytest.LogCaptureFixture
+) -> None:
     from torch import distributed
     from torch.distributed.fsdp import fully_shard
 
@@ -392,7 +395,7 @@ def test_a_model_that_is_sharded_after_watch_is_left_alone_and_it_is_said(caplog
     optimizer = SGD(model.parameters(), lr=0.1)
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        with vizlog.watch(model, optimizer, to=memory, every=1):
+        with vizlog.watch(model, optimizer, to=memory, every=every):
             train(model, optimizer, 1)
             fully_shard(model)
             optimizer.param_groups[0]["params"] = list(model.parameters())

@@ -698,8 +698,8 @@ class Monitor:
         due = DueStep(self._models, self._disable, self._ranks, self._silent)
         due.step, due.epoch = self._latest, self._epoch
         with self._contained("a last look"), named_once():
-            self._check_parameters(due)
-            due.add(turns, forward_passed=True, step_passed=True)
+            self._check_parameters(due)  # of a model that has been sharded since none is left
+            due.add([turn for turn in turns if not turn.disabled], forward_passed=True, step_passed=True)
             if due.turns:
                 self._finish(due)
 
