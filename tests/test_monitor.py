@@ -596,6 +596,52 @@ def test_the_last_look_leaves_out_what_another_probe_has_just_shown() -> None:
     assert steps(memory, "health/nonfinite_worst") == list(range(7))
 
 
+def test_a_last_look_in_inference_mode_has_gradients(caplog: pytest.LogCaptureFixture) -> None:
+    model, memory = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 2)), vizlog.Memory()
+    optimizer, images = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(4, 1, 8, 8)
+    probe = vizlog.SaliencyMaps(methods=["gradient", "gradcam"], target=0, every=100)
+    monitor = vizlog.watch(model, optimizer, to=memory, batch=(images, torch.tensor([0, 1, 0, 1])), probes=[probe])
+    for _ in range(3):
+        model(images).sum().backward()
+        optimizer.step()
+    with torch.inference_mode():
+        monitor.close()
+    assert steps(memory, "saliency/gradcam/class-0") == steps(memory, "saliency/gradient/class-0") == [0, 2]
+    assert "without Grad-CAM" not in caplog.text
+
+
+def test_a_last_look_that_is_interrupted_closes_all_the_same() -> None:
+    class Long(vizlog.Probe):
+        looks = 0
+
+        def measure(self, context: Any) -> float:
+            self.looks += 1
+            if self.looks > 1:
+                raise KeyboardInterrupt
+            return 1.0
+
+        def finish(self, measured: float) -> Any:
+            yield vizlog.Scalar("mine/one", measured)
+
+    class Kept(vizlog.Memory):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    model, memory = net(), Kept()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = vizlog.watch(model, optimizer, to=memory, probes=[Long(every=100)])
+    for _ in range(3):
+        model(X).sum().backward()
+        optimizer.step()
+    with pytest.raises(KeyboardInterrupt):
+        monitor.close()
+    assert memory.closed
+    assert steps(memory, "mine/one") == [0]
+    assert not optimizer._optimizer_step_pre_hooks
+
+
 def test_a_last_look_that_fails_is_said_and_closes_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     class Once(vizlog.Probe):
         looks = 0

@@ -258,8 +258,14 @@ class Monitor:
         if self._due is not None and self._due.step is not None and self._due.ended and not self._ranks.sharded:
             self._finish(self._due)
         self._forget()
-        if looks:
-            self._look_once_more()
+        try:
+            if looks:
+                self._look_once_more()
+        finally:  # Ctrl-C ends the look alone
+            self._leave()
+
+    def _leave(self) -> None:
+        """The end: waits for what is under way, closes what vizlog opened, and says what it cost."""
         trained = self._cost.elapsed  # what is waited for below is no training
         self._hooks.remove()
         self._ranks.leave()
@@ -731,7 +737,8 @@ class Monitor:
         """Runs the fixed batch and what the probes `measure`; isolated, where any of that may run a model."""
         looks = due.wants_batch or any(measures(turn.probe) for turn in due.turns)
         measured = []
-        with ExitStack() as stack, torch.no_grad():
+        # A monitor may be closed in inference mode, where no gradient of a probe's own can be had.
+        with ExitStack() as stack, torch.inference_mode(mode=False), torch.no_grad():
             if looks:
                 stack.enter_context(unseen())
                 stack.enter_context(isolated(self._models.values()))
