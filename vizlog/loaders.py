@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import partial
 from itertools import islice
 from types import ModuleType
@@ -28,6 +28,7 @@ from vizlog.ranks import has_memory
 from vizlog.selection import bare
 from vizlog.setting import Setting
 from vizlog.targets import TARGET_NAMES
+from vizlog.trees import named
 
 __all__ = ["asked_for", "inputs_and_targets", "only_tensor", "spread_examples"]
 
@@ -144,13 +145,13 @@ def inputs_and_targets(batch: Any, model: nn.Module) -> tuple[Any, Any]:
     """(inputs, targets) of a batch, by the names and the number of what the model's forward takes."""
     taken = list(inspect.signature(bare(model).forward).parameters.values())
     if is_dataclass(batch) and not isinstance(batch, type):
-        batch = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        batch = named(batch, 1)
     if isinstance(batch, Mapping):
         targets = next((batch[name] for name in TARGET_NAMES if name in batch), None)
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
             return batch, targets
-        named = {parameter.name: batch[parameter.name] for parameter in taken if parameter.name in batch}
-        return named or (batch,), targets  # no name fits: forward takes the mapping itself
+        given = {parameter.name: batch[parameter.name] for parameter in taken if parameter.name in batch}
+        return given or (batch,), targets  # no name fits: forward takes the mapping itself
     if not isinstance(batch, (tuple, list)):
         return batch, None
     needed = [p for p in taken if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -266,7 +266,7 @@ class _Reduction:
         if handed_on and version == self._version and call.channel_dim == self._dim:
             return _Seen(self._seen.counts, self._seen.alive, skipped=self._seen.skipped, passed_on=True)
         seen = _reduced(call, tensor)
-        seen.learns = call.module is not None and any(True for _ in call.module.parameters(recurse=False))
+        seen.learns = call.module is not None and bool(call.module._parameters)
         seen.passed_on = type(call.module) in _PASS_ON or _pads(call.module)
         seen.blends = isinstance(call.module, _BLEND)
         self._latest, self._version, self._dim, self._seen = weakref.ref(tensor), version, call.channel_dim, seen
